@@ -1,0 +1,71 @@
+"""Experience replay for one big machine: actors in subprocesses, rows in shared memory, a learner that never waits.
+
+async with areplay.Replay(spec, capacity=100_000) as replay:
+    async with replay.actors(explore, 4) as actors, replay.batches(batch_size=256) as batches:
+        async for batch in batches:
+            learn(batch["obs"], batch["action"], batch["reward"])
+"""
+
+from areplay.actor import Actor, Actors, Report
+from areplay.batch import Batch
+from areplay.errors import (
+    ActorFailed,
+    AreplayError,
+    BatchReleased,
+    ChildFailed,
+    Closed,
+    DescriptorLimitExceeded,
+    InboxFull,
+    LayoutMismatch,
+    MemoryLimitExceeded,
+    ResourceUnavailable,
+    SamplerFailed,
+    SpecMismatch,
+    Stalled,
+    WaitTimeout,
+    WouldBlock,
+)
+from areplay.items import Item, Rows
+from areplay.prefetch import Batches
+from areplay.replay import Replay, run
+from areplay.select import Selector, Uniform
+from areplay.spec import Field, Spec
+from areplay.statistics import ActorStatistics, BatchesStatistics, Statistics
+from areplay.weights import Weights
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Actor",
+    "ActorFailed",
+    "ActorStatistics",
+    "Actors",
+    "AreplayError",
+    "Batch",
+    "BatchReleased",
+    "Batches",
+    "BatchesStatistics",
+    "ChildFailed",
+    "Closed",
+    "DescriptorLimitExceeded",
+    "Field",
+    "InboxFull",
+    "Item",
+    "LayoutMismatch",
+    "MemoryLimitExceeded",
+    "Replay",
+    "Report",
+    "ResourceUnavailable",
+    "Rows",
+    "SamplerFailed",
+    "Selector",
+    "Spec",
+    "SpecMismatch",
+    "Stalled",
+    "Statistics",
+    "Uniform",
+    "WaitTimeout",
+    "Weights",
+    "WouldBlock",
+    "run",
+]

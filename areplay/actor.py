@@ -1,0 +1,322 @@
+"""Actors: what a user's coroutine sees in its own process, and the group of them that the learner's process sees.
+
+An actor knows its inbox and nothing behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from areplay.crew import Crew, CrewOptions
+from areplay.errors import ActorFailed, Closed, InboxFull, WaitTimeout, WouldBlock
+from areplay.inbox import Inbox, Inboxes
+from areplay.process import READY, REPORT, Channel
+from areplay.spec import Spec
+from areplay.statistics import ActorStatistics
+from areplay.waiting import Sleeper, Turns, run_to_completion
+from areplay.weights import Weights
+
+ActorFunction = Callable[..., Awaitable[None]]
+Scalar = float | int | str | bool
+
+MAX_REPORTS = 10_000
+
+
+class Actor:
+    """The way from an environment into the replay. Handed to the coroutine function given to `Replay.actors`.
+
+    Attributes:
+        index: which of the actors this is, from 0.
+        seed: an int of 32 bits, different for each actor and each restart, the same for the same `Replay(seed=)`.
+        rng: numpy generator, seeded likewise.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        spec: Spec,
+        inbox: Inbox,
+        index: int,
+        seeds: np.random.SeedSequence,
+        weights: Weights | None,
+        timeout_s: float | None,
+    ) -> None:
+        self.index = index
+        self.seed = int(seeds.generate_state(1)[0])
+        self.rng = np.random.default_rng(seeds)
+        self._channel, self._spec, self._inbox, self._weights = channel, spec, inbox, weights
+        self._timeout_s = timeout_s
+        self._room = Sleeper(inbox.room_bell)
+        self._turns = Turns()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the learner's side has asked this actor to end. Look at it in your loop."""
+        return self._inbox.is_stopping
+
+    @property
+    def weights(self) -> Weights:
+        """What the learner publishes: `version, arrays = actor.weights.latest()`."""
+        if self._weights is None:
+            raise ValueError("these actors were started without weights; pass weights= to Replay.actors")
+        return self._weights
+
+    async def add(self, **row: Any) -> None:
+        """Hand in one row, waiting while the inbox is full. When this returns, the row is safe: it will be stored
+        even if this process is killed at the next instruction.
+
+        Cancelled while waiting: the row has not been handed in.
+
+        Args:
+            row: each field of the spec, of its shape and dtype; plain numbers are taken by value.
+
+        Raises:
+            SpecMismatch: a field is missing, extra, or does not fit. Nothing was handed in; the actor can go on.
+            InboxFull: no room came within the `timeout_s` given to `Replay.actors`.
+        """
+        await self._turns.take(time.monotonic())
+        try:
+            self._inbox.put(row)
+        except WouldBlock:
+            await self._wait_room(1)
+            self._inbox.put(row)
+
+    async def extend(self, columns: Mapping[str, Any]) -> None:
+        """Hand in n rows at once, waiting until there is room for all of them. When this returns, they are safe.
+
+        Cancelled while waiting, or killed: all of them or none, if n is at most `inbox_rows`; of more, a prefix of
+        whole inboxes may have been handed in.
+
+        Args:
+            columns: field name -> array of shape `(n, *field.shape)`, dtype as in the spec, n at least 1.
+
+        Raises:
+            SpecMismatch: a field is missing, extra, or has the wrong shape or dtype. Nothing was handed in.
+            InboxFull: no room came within the `timeout_s` given to `Replay.actors`.
+        """
+        rows, arrays = self._spec.convert_columns(columns)
+        await self._turns.take(time.monotonic())
+        for start in range(0, rows, self._inbox.inbox_rows):
+            stop = min(rows, start + self._inbox.inbox_rows)
+            await self._wait_room(stop - start)
+            self._inbox.extend(arrays, start, stop)
+
+    async def flush(self) -> None:
+        """Wait until every row handed in so far can be sampled. Cancelled: nothing is lost.
+
+        Raises:
+            WaitTimeout: that took longer than the `timeout_s` given to `Replay.actors`.
+        """
+        target = self._inbox.rows_put
+        await self._wait_taken(lambda: self._inbox.rows_put - self._inbox.used >= target, WaitTimeout)
+
+    def report(self, **values: Scalar) -> None:
+        """Send scalars to the learner's side, where `actors.reports()` returns them. Never waits.
+
+        A report is dropped if the learner's side is more than some hundred of them behind.
+
+        Raises:
+            TypeError: a value is no scalar.
+        """
+        scalars: dict[str, Scalar] = {}
+        for name, value in values.items():
+            plain = value.item() if isinstance(value, (np.generic, np.ndarray)) and value.size == 1 else value
+            if not isinstance(plain, (float, int, str, bool)):
+                raise TypeError(f"report {name}= must be a number, a bool or a str, got {type(value).__name__}")
+            scalars[name] = plain
+        self._channel.send_nowait(REPORT, (time.time(), scalars))
+
+    async def _wait_room(self, rows: int) -> None:
+        if self._inbox.room < rows:
+            await self._wait_taken(lambda: self._inbox.room >= rows, InboxFull)
+
+    async def _wait_taken(self, is_ready: Callable[[], bool], error: type[WaitTimeout]) -> None:
+        """Wait until the coordinator has taken enough; it is asked to hurry."""
+        self._inbox.hurry()
+        await self._room.wait(is_ready, self._reason, self._timeout_s, error)
+
+    def _reason(self) -> str:
+        return (
+            f"actor {self.index} waits for the coordinator: {self._inbox.used:,} of {self._inbox.inbox_rows:,} rows of "
+            f"its inbox are not yet taken"
+        )
+
+
+async def run_actor(
+    channel: Channel,
+    function: ActorFunction,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    inboxes: Inboxes,
+    index: int,
+    seeds: np.random.SeedSequence,
+    weights: Weights | None,
+    timeout_s: float | None,
+) -> None:
+    """What an actor's process runs."""
+    actor = Actor(channel, inboxes.spec, inboxes.inbox(index), index, seeds, weights, timeout_s)
+    channel.send(READY)
+    await function(actor, *args, **kwargs)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What an actor sent with `Actor.report`."""
+
+    actor: int
+    time_s: float
+    """When, in seconds since the epoch."""
+    values: dict[str, Scalar]
+
+
+class Actors:
+    """A group of actors: an async context manager, made by `Replay.actors`. Leaving it stops them in order.
+
+    Args:
+        settle: awaited with an index when that actor's process has ended: takes all that it left in its inbox.
+        on_change: called when an actor finished or failed for good.
+    """
+
+    def __init__(
+        self,
+        function: ActorFunction,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        spec: Spec,
+        count: int,
+        inbox_rows: int,
+        seeds: Callable[[int, int], np.random.SeedSequence],
+        weights: Weights | None,
+        timeout_s: float | None,
+        options: CrewOptions,
+        *,
+        attach: Callable[[Inbox, int], Awaitable[None]],
+        settle: Callable[[Inbox], Awaitable[None]],
+        detach: Callable[[Inbox], Awaitable[None]],
+        on_change: Callable[[], None],
+    ) -> None:
+        self._spec, self._count, self._inbox_rows = spec, count, inbox_rows
+        self._function, self._args, self._kwargs = function, args, kwargs
+        self._seeds, self._weights, self._timeout_s = seeds, weights, timeout_s
+        self._attach, self._settle, self._detach, self._on_change = attach, settle, detach, on_change
+        self._options = options
+        self._reports: deque[Report] = deque(maxlen=MAX_REPORTS)
+        self._inboxes: Inboxes | None = None
+        self._inbox: list[Inbox] = []
+        self._crew: Crew | None = None
+        self._gone = asyncio.Event()
+        self.is_closed = False
+
+    async def __aenter__(self) -> Actors:
+        """Start the actors; returns when all have said READY.
+
+        Raises:
+            MemoryLimitExceeded, DescriptorLimitExceeded, ResourceUnavailable: before any actor was started.
+            ActorFailed: one could not be started. None is left.
+        """
+        if self._inboxes is not None:
+            raise Closed("this group of actors, which was opened before,")
+        self._inboxes = Inboxes(self._spec, self._count, self._inbox_rows)
+        self._inbox = [self._inboxes.inbox(index) for index in range(self._count)]
+        self._crew = Crew(
+            "actor",
+            self._count,
+            run_actor,
+            self._arguments,
+            self._options,
+            ActorFailed,
+            ask=lambda index: self._inbox[index].stop(),
+            after_exit=lambda index: self._settle(self._inbox[index]),
+            on_change=self._member_changed,
+            on_report=lambda index, report: self._reports.append(Report(index, *report)),
+        )
+        try:
+            for index, inbox in enumerate(self._inbox):
+                await self._attach(inbox, index)
+            await self._crew.start()
+        except BaseException:
+            await run_to_completion(self._close())
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await run_to_completion(self._close())
+
+    def reports(self) -> list[Report]:
+        """What the actors reported since the last call, oldest first; at most the newest 10,000."""
+        taken = list(self._reports)
+        self._reports.clear()
+        return taken
+
+    async def wait(self) -> None:
+        """Wait until all actors have returned by themselves. Cancelled: nothing changed.
+
+        Raises:
+            ActorFailed: one of them failed for good; the others go on.
+        """
+        while not self.failures and self.alive:
+            self._gone.clear()
+            await self._gone.wait()
+        if self.failures:
+            raise self.failures[0]
+
+    @property
+    def alive(self) -> int:
+        """How many actors are running, or being restarted."""
+        return self._crew.alive if self._crew is not None and not self.is_closed else 0
+
+    @property
+    def failures(self) -> list[ActorFailed]:
+        """The actors that failed for good, as the errors that tell why."""
+        failures = self._crew.failures if self._crew is not None else []
+        return [failure for failure in failures if isinstance(failure, ActorFailed)]
+
+    def statistics(self) -> tuple[ActorStatistics, ...]:
+        """One record an actor."""
+        if self._crew is None:
+            return ()
+        return tuple(
+            ActorStatistics(
+                index=member.index,
+                pid=member.child.pid if member.child is not None else 0,
+                is_alive=member.is_alive,
+                restarts=member.restarts,
+                rows=inbox.rows_put,
+                waiting_rows=inbox.used,
+                inbox_rows=inbox.inbox_rows,
+            )
+            for member, inbox in zip(self._crew.members, self._inbox, strict=True)
+        )
+
+    def _arguments(self, index: int, run: int) -> tuple[Any, ...]:
+        seeds = self._seeds(index, run)
+        return (self._function, self._args, self._kwargs, self._inboxes, index, seeds, self._weights, self._timeout_s)
+
+    def _member_changed(self) -> None:
+        self._gone.set()
+        self._on_change()
+
+    async def _close(self) -> None:
+        """Stop the actors, take what is in their inboxes, give everything back. May be called twice."""
+        if self.is_closed:
+            return
+        assert self._crew is not None and self._inboxes is not None
+        try:
+            await self._crew.stop()
+        finally:
+            self.is_closed = True
+            for inbox in self._inbox:
+                await self._detach(inbox)
+            self._inboxes.close()
+            self._gone.set()
+            self._on_change()

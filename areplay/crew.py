@@ -1,0 +1,212 @@
+"""Crews: several children of one kind, each kept alive, all stopped in order.
+
+Each place in a crew has a task that starts its child, waits for its end and decides: a child whose coroutine returned
+is done; any other is restarted after a back-off, until it has failed more than `max_restarts` times within a minute.
+Before a successor starts, `after_exit` brings what the dead one left in order.
+
+Stopping is a ladder, each rung logged: ask, wait `grace_s`, SIGTERM, wait `grace_s`, SIGKILL, reap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from areplay.errors import ChildFailed, ResourceUnavailable
+from areplay.limits import check_descriptors
+from areplay.process import DESCRIPTORS_A_CHILD, Body, Child, Exit
+from areplay.waiting import run_to_completion
+
+logger = logging.getLogger(__name__)
+
+_RESTART_WINDOW_S = 60.0
+_FIRST_BACK_OFF_S = 0.05
+_LONGEST_BACK_OFF_S = 5.0
+
+
+@dataclass(frozen=True)
+class CrewOptions:
+    """How a crew treats its children; see `Replay.actors` and `Replay.batches`."""
+
+    max_restarts: int
+    start_timeout_s: float
+    grace_s: float
+
+
+@dataclass
+class Member:
+    """One place in a crew, and what became of it."""
+
+    index: int
+    child: Child | None = None
+    restarts: int = 0
+    is_alive: bool = False
+    has_finished: bool = False
+    failure: ChildFailed | None = None
+    deaths: deque[float] = field(default_factory=deque)  # monotonic seconds, of the last minute
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it has finished or failed for good."""
+        return self.has_finished or self.failure is not None
+
+
+class Crew:
+    """`count` children running `body(channel, *arguments(index, run))`.
+
+    Args:
+        ask: asks the child at that index to end, by other means than a signal.
+        after_exit: awaited after each end of a child, before anything else is done about it.
+        on_change: called when a member finished or failed for good.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        count: int,
+        body: Body,
+        arguments: Callable[[int, int], tuple[Any, ...]],
+        options: CrewOptions,
+        failure: type[ChildFailed],
+        *,
+        ask: Callable[[int], None],
+        after_exit: Callable[[int], Awaitable[None]],
+        on_change: Callable[[], None],
+        on_report: Callable[[int, Any], None] = lambda index, report: None,
+    ) -> None:
+        self.kind, self.options = kind, options
+        self.members = [Member(index) for index in range(count)]
+        self._body, self._arguments, self._failure = body, arguments, failure
+        self._ask, self._after_exit, self._on_change, self._on_report = ask, after_exit, on_change, on_report
+        self._stopping = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+
+    @property
+    def alive(self) -> int:
+        """How many members have a running child, or will have one again."""
+        return sum(not member.is_gone for member in self.members)
+
+    @property
+    def failures(self) -> list[ChildFailed]:
+        """The failures for good, one a member at most."""
+        return [member.failure for member in self.members if member.failure is not None]
+
+    async def start(self) -> None:
+        """Start all children; returns when all have said READY. Cancelled: none is left.
+
+        Raises:
+            DescriptorLimitExceeded: before any child was started.
+            ChildFailed: one ended, or said nothing for `start_timeout_s`, before it was ready. None is left.
+        """
+        check_descriptors(f"{len(self.members)} {self.kind}s", DESCRIPTORS_A_CHILD * len(self.members))
+        loop = asyncio.get_running_loop()
+        started: list[asyncio.Future[None]] = [loop.create_future() for _ in self.members]
+        self._keeper = asyncio.create_task(self._keep(started), name=f"areplay {self.kind}s")
+        try:
+            await asyncio.gather(*started)
+        except BaseException:
+            await run_to_completion(self.stop())
+            for future in started:
+                future.cancel()
+            raise
+
+    async def stop(self) -> None:
+        """Bring every child to its end, and reap it. May be called twice, and from every state.
+
+        Cancelled: all children that are left are killed, and reaped by and by.
+        """
+        if self._keeper is None:
+            return
+        self._stopping.set()
+        try:
+            for member in self.members:
+                self._ask(member.index)
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                if await self._all_ended():
+                    break
+                for child in self._running():
+                    logger.warning("%s (pid %d) has not ended, sending %s", child.name, child.pid, number.name)
+                    child.signal(number)
+            await self._keeper
+        finally:
+            for child in self._running():
+                child.kill()
+
+    async def _all_ended(self) -> bool:
+        assert self._keeper is not None
+        done, _ = await asyncio.wait({self._keeper}, timeout=self.options.grace_s)
+        return bool(done)
+
+    def _running(self) -> list[Child]:
+        return [m.child for m in self.members if m.child is not None and m.child.exit is None and m.child.pid]
+
+    async def _keep(self, started: list[asyncio.Future[None]]) -> None:
+        async with asyncio.TaskGroup() as group:
+            for member, future in zip(self.members, started, strict=True):
+                group.create_task(self._supervise(member, future), name=f"areplay {self.kind} {member.index}")
+
+    async def _supervise(self, member: Member, started: asyncio.Future[None]) -> None:
+        """Keep one place filled until its child finishes, fails for good, or the crew stops."""
+        while True:
+            exit_ = await self._run_once(member, started)
+            await self._after_exit(member.index)
+            if self._stopping.is_set() or exit_.finished:
+                member.has_finished = True
+                break
+            member.deaths.append(time.monotonic())
+            while member.deaths[0] < time.monotonic() - _RESTART_WINDOW_S:
+                member.deaths.popleft()
+            if not started.done() or len(member.deaths) > self.options.max_restarts:
+                self._give_up(member, exit_, started)
+                break
+            member.restarts += 1
+            logger.warning("%s %d (pid %d) ended, restarting it: %s", self.kind, member.index, exit_.pid, exit_.details)
+            await self._back_off(len(member.deaths))
+        if not started.done():
+            started.set_result(None)
+        self._on_change()
+
+    async def _run_once(self, member: Member, started: asyncio.Future[None]) -> Exit:
+        """Start a child for this place and wait for its end."""
+        index, run = member.index, member.restarts
+        child = Child(
+            f"{self.kind} {index}",
+            self._body,
+            self._arguments(index, run),
+            run,
+            lambda report: self._on_report(index, report),
+        )
+        member.child = child
+        try:
+            member.is_alive = await child.start(self.options.start_timeout_s)
+            if self._stopping.is_set():
+                self._ask(index)
+            if member.is_alive and not started.done():
+                started.set_result(None)
+            return await child.wait_exit()
+        except ResourceUnavailable as error:
+            return Exit(child.pid, 1, False, str(error))
+        finally:
+            member.is_alive = False
+            child.kill()
+
+    def _give_up(self, member: Member, exit_: Exit, started: asyncio.Future[None]) -> None:
+        name = f"{self.kind} {member.index}"
+        member.failure = self._failure(name, exit_.pid, exit_.code, member.restarts, exit_.details)
+        if started.done():
+            logger.error("%s", member.failure)
+        else:
+            started.set_exception(member.failure)
+
+    async def _back_off(self, deaths: int) -> None:
+        try:
+            async with asyncio.timeout(min(_LONGEST_BACK_OFF_S, _FIRST_BACK_OFF_S * 2 ** (deaths - 1))):
+                await self._stopping.wait()
+        except TimeoutError:
+            pass

@@ -1,0 +1,195 @@
+"""Inboxes: each actor's ring of rows towards the coordinator, one producer and one consumer.
+
+`put` writes a row behind the tail and then publishes the tail with one aligned store. From that store on the row is
+safe, whatever happens to the actor, because the coordinator reads on after its death; before it, the row never was.
+
+Shared words of each inbox (int64, a cache line each):
+
+    tail       rows put since the start. Written by the actor. A dead actor's successor goes on from it.
+    head       rows taken since the start. Written by the coordinator, after the rows are in the ring.
+    wake_at    the tail from which the actor rings the coordinator. Written by the coordinator before it sleeps.
+    hurry      the tail up to which the actor (that waits for room, or flushes) wants its rows taken at once.
+               Written by the actor.
+    rows_sleep, room_sleep   the two doorbells: the coordinator sleeps until rows are there, the actor until room is.
+    stopping   1 when the actor is to end. Written by the learner's process.
+
+head <= tail <= head + inbox_rows at every instant. The rows from head to tail belong to the coordinator, the others to
+the actor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from areplay.doorbell import Doorbell, EventDescriptor
+from areplay.errors import WouldBlock
+from areplay.fence import order
+from areplay.kill_points import kill_point
+from areplay.layout import WORDS_A_LINE, Layout, word
+from areplay.segment import Segment
+from areplay.spec import Array, RowWriter, Spec
+
+_TARGET_BYTES = 16 << 20  # tens of milliseconds at 20,000 Atari rows a second, and still small beside the ring
+_MAX_ROWS = 8_192
+_MIN_ROWS = 16
+_WORDS = 7
+
+
+def default_inbox_rows(spec: Spec) -> int:
+    """Rows an inbox: about 16 MiB of them, from 16 to 8,192."""
+    return min(_MAX_ROWS, max(_MIN_ROWS, _TARGET_BYTES // spec.row_bytes))
+
+
+class Inboxes:
+    """The inboxes of one group of actors, in one segment. Pickles into an actor that is being spawned."""
+
+    def __init__(self, spec: Spec, count: int, inbox_rows: int) -> None:
+        self.spec, self.count, self.inbox_rows = spec, count, inbox_rows
+        columns = {f"column:{f.name}": ((count, inbox_rows, *f.shape), f.dtype) for f in spec.values()}
+        layout = Layout("inboxes", {"words": ((count, _WORDS, WORDS_A_LINE), np.int64), **columns})
+        self._segment = Segment(layout, f"{count} inboxes of {inbox_rows:,} rows of {spec.row_bytes:,} bytes")
+        self._rows_events = [EventDescriptor("a coordinator's doorbell") for _ in range(count)]
+        self._room_events = [EventDescriptor("an actor's doorbell") for _ in range(count)]
+
+    def inbox(self, index: int) -> Inbox:
+        """Inbox number `index`, as this process sees it."""
+        arrays = self._segment.arrays
+        columns = {name: arrays[f"column:{name}"][index] for name in self.spec}
+        return Inbox(self.spec, columns, arrays["words"][index], self._rows_events[index], self._room_events[index])
+
+    def close(self) -> None:
+        """Give back all descriptors. The memory stays mapped for as long as a view of it lives."""
+        self._segment.close()
+        for event in (*self._rows_events, *self._room_events):
+            event.close()
+
+
+class Inbox:
+    """One inbox. The actor uses `put`, `extend` and `hurry`; the coordinator `peek`, `consume` and `set_wake`."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        columns: Mapping[str, Array],
+        words: Array,
+        rows_event: EventDescriptor,
+        room_event: EventDescriptor,
+    ) -> None:
+        self._columns = columns
+        self.inbox_rows = len(next(iter(columns.values())))
+        self._tail, self._head, self._wake_at, self._hurry = (word(words, k) for k in range(4))
+        self.rows_bell = Doorbell(rows_event, word(words, 4))
+        self.room_bell = Doorbell(room_event, word(words, 5))
+        self._stopping = word(words, 6)
+        self._writer = RowWriter(spec, columns)
+
+    @property
+    def used(self) -> int:
+        """Rows put and not yet taken."""
+        used: int = self._tail[0] - self._head[0]
+        return used
+
+    @property
+    def room(self) -> int:
+        """Rows that can be put at once."""
+        return self.inbox_rows - self.used
+
+    @property
+    def rows_put(self) -> int:
+        """Rows put since the start, by all the actors that had this inbox."""
+        put: int = self._tail[0]
+        return put
+
+    # The actor's side.
+
+    def put(self, row: Mapping[str, object]) -> None:
+        """Put one row; it is safe when this returns.
+
+        Raises:
+            WouldBlock: the inbox is full.
+            SpecMismatch: the row does not fit the spec. Either way nothing was put.
+        """
+        tail = self._tail[0]
+        if tail - self._head[0] >= self.inbox_rows:
+            raise WouldBlock("the inbox is full")
+        kill_point("add.before")
+        self._writer.write(tail % self.inbox_rows, row)
+        kill_point("add.written")
+        self._publish(tail + 1)
+        kill_point("add.published")
+
+    def extend(self, columns: Mapping[str, Array], start: int, stop: int) -> None:
+        """Put rows `start` to `stop` of checked columns; they become safe together, when this returns.
+
+        Raises:
+            WouldBlock: there is not room for all of them. Nothing was put.
+        """
+        tail, count = self._tail[0], stop - start
+        if tail - self._head[0] + count > self.inbox_rows:
+            raise WouldBlock("the inbox is full")
+        kill_point("add.before")
+        at = tail % self.inbox_rows
+        before_seam = min(count, self.inbox_rows - at)
+        for name, column in self._columns.items():
+            column[at : at + before_seam] = columns[name][start : start + before_seam]
+            if before_seam < count:
+                column[: count - before_seam] = columns[name][start + before_seam : stop]
+        kill_point("add.written")
+        self._publish(tail + count)
+        kill_point("add.published")
+
+    def hurry(self) -> None:
+        """Ask the coordinator to take all that was put without waiting for more."""
+        self._hurry[0] = self._tail[0]
+        self.rows_bell.ring()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the actor is to end."""
+        return bool(self._stopping[0])
+
+    def _publish(self, tail: int) -> None:
+        order()  # the rows before the tail that makes them the coordinator's
+        self._tail[0] = tail
+        if tail >= self._wake_at[0]:
+            self.rows_bell.ring()
+
+    # The coordinator's side.
+
+    def peek(self) -> tuple[Mapping[str, Array], int, int]:
+        """`(columns, start, stop)`: the oldest rows, as many as lie in one piece."""
+        head, tail = self._head[0], self._tail[0]
+        order()
+        at = head % self.inbox_rows
+        return self._columns, at, min(at + tail - head, self.inbox_rows)
+
+    def consume(self, count: int) -> None:
+        """Give the room of the oldest `count` rows back to the actor, and wake it if it sleeps."""
+        assert 0 <= count <= self.used, self
+        order()  # what was read from the rows, before they may be written again
+        self._head[0] += count
+        self.room_bell.ring()
+
+    def set_wake(self, rows: int) -> None:
+        """Have the actor ring when `rows` more than were taken are there."""
+        self._wake_at[0] = self._head[0] + rows
+
+    @property
+    def is_hurried(self) -> bool:
+        """Whether the actor waits for its rows to be taken."""
+        hurried: bool = self._hurry[0] > self._head[0]
+        return hurried
+
+    def stop(self) -> None:
+        """Ask the actor to end."""
+        self._stopping[0] = 1
+        self.room_bell.event.notify()
+
+    def check(self) -> None:
+        """Assert what must always hold."""
+        assert 0 <= self.used <= self.inbox_rows, self
+
+    def __repr__(self) -> str:
+        return f"<Inbox {self.used} of {self.inbox_rows} rows, {self._head[0]} taken>"

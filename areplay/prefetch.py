@@ -1,0 +1,247 @@
+"""The prefetch queue: a stream of batches for the learner, kept near capacity by sampler processes.
+
+`async for batch in batches` takes a ready slot without suspending, and gives the previous one back. It knows the slots
+and the samplers' crew; what rows there are, and who makes them, it asks a `Supply`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+
+from areplay.batch import Batch
+from areplay.crew import Crew, CrewOptions
+from areplay.errors import Closed, SamplerFailed, Stalled
+from areplay.items import Item
+from areplay.ring import Ring
+from areplay.sampler import run_sampler
+from areplay.select import Selector
+from areplay.slots import LENT, READY, Slots
+from areplay.statistics import BatchesStatistics
+from areplay.waiting import Sleeper, Turns, run_to_completion
+
+
+@dataclass(frozen=True, slots=True)
+class Supply:
+    """Where the rows come from, at one moment, for messages and for the decision that no more can come."""
+
+    actors_alive: int
+    is_exhausted: bool
+    """There were actors, all are gone, and nobody else ever added a row."""
+    last_row: str
+    failure: BaseException | None
+    """Why there will be no more rows, if something failed."""
+
+
+class Batches(AsyncIterator[Batch]):
+    """A stream of batches: an async context manager and iterator, made by `Replay.batches`.
+
+    One coroutine iterates over it. Leaving the context stops its samplers; whoever still waits gets `Closed`.
+    """
+
+    def __init__(
+        self,
+        ring: Ring,
+        item: Item,
+        selector: Selector,
+        batch_size: int,
+        samplers: int,
+        prefetch: int,
+        min_size_to_sample: int,
+        seeds: Callable[[int, int], np.random.SeedSequence],
+        timeout_s: float | None,
+        options: CrewOptions,
+        supply: Callable[[], Supply],
+    ) -> None:
+        self._ring, self._item, self._selector, self._seeds, self._supply = ring, item, selector, seeds, supply
+        self._batch_size, self._samplers, self._prefetch = batch_size, samplers, prefetch
+        self._min_size, self._timeout_s, self._options = min_size_to_sample, timeout_s, options
+        self._slots: Slots | None = None
+        self._crew: Crew | None = None
+        self._ready: Sleeper | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._current: Batch | None = None
+        self._turns = Turns()
+        self._gate_guard = threading.Lock()
+        self._delivered = self._waits = 0
+        self._waited_s = self._peak_wait_s = 0.0
+        self.is_closed = False
+
+    async def __aenter__(self) -> Batches:
+        """Start the samplers; returns when all have said READY. They begin to fill the queue at once.
+
+        Raises:
+            MemoryLimitExceeded, DescriptorLimitExceeded, ResourceUnavailable: before any sampler was started.
+            SamplerFailed: one could not be started. None is left.
+        """
+        if self._slots is not None:
+            raise Closed("this stream of batches, which was opened before,")
+        self._loop = asyncio.get_running_loop()
+        fields = self._item.fields(self._ring.spec)
+        # One slot more than `prefetch`, for the batch that the learner holds.
+        self._slots = slots = Slots(fields, self._batch_size, self._prefetch + 1, self._samplers)
+        self._ready = Sleeper(slots.learner_bell)
+        self._crew = Crew(
+            "sampler",
+            self._samplers,
+            run_sampler,
+            lambda index, run: (self._ring, slots, index, self._item, self._selector, self._seeds(index, run)),
+            self._options,
+            SamplerFailed,
+            ask=lambda index: slots.stop(),
+            after_exit=self._recover,
+            on_change=self.look_again,
+        )
+        try:
+            self.on_rows()
+            await self._crew.start()
+        except BaseException:
+            await run_to_completion(self._close())
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await run_to_completion(self._close())
+
+    async def __anext__(self) -> Batch:
+        """The next batch, a view valid until the next call; waits if none is ready, at most `timeout_s`.
+
+        The previous batch is given back first. Cancelled: no batch has been taken.
+
+        Raises:
+            Closed: the context was left.
+            Stalled: no row can come any more, and too few are there to begin; says why.
+            SamplerFailed: all samplers failed for good.
+            WaitTimeout: none was ready within the `timeout_s` given to `Replay.batches`.
+        """
+        if self._current is not None:
+            self._current.release()
+            self._current = None
+        self._current = await self.get(self._timeout_s)
+        return self._current
+
+    async def get(self, timeout_s: float | None = None) -> Batch:
+        """A batch that stays valid until its `release()`. While it is held, the queue has one slot less.
+
+        Cancelled: no batch has been taken. Raises as `__anext__` does.
+        """
+        await self._turns.take(time.monotonic())
+        slot = self._lend()
+        if slot is None:
+            slot = await self._wait_ready(timeout_s)
+        self._delivered += 1
+        slots = self._slots
+        assert slots is not None
+        return Batch(slots.batch(slot), lambda: slots.give_back(slot))
+
+    def statistics(self) -> BatchesStatistics:
+        """The state of the queue at this moment."""
+        slots, crew = self._slots, self._crew
+        ready = slots.count(READY) if slots is not None and not self.is_closed else 0
+        return BatchesStatistics(
+            batch_size=self._batch_size,
+            prefetch=self._prefetch,
+            ready=ready,
+            fill=min(1.0, ready / self._prefetch),
+            lent=slots.count(LENT) if slots is not None else 0,
+            batches_delivered=self._delivered,
+            rows_redrawn=slots.rows_redrawn if slots is not None else 0,
+            samplers_alive=sum(member.is_alive for member in crew.members) if crew is not None else 0,
+            restarts=sum(member.restarts for member in crew.members) if crew is not None else 0,
+            learner_waits=self._waits,
+            learner_waited_s=self._waited_s,
+            peak_learner_wait_s=self._peak_wait_s,
+        )
+
+    def on_rows(self) -> None:
+        """Open the gate once there are rows enough. Called after rows were written, from any thread."""
+        slots = self._slots
+        if slots is not None and not slots.is_open and self._ring.rows_now[0] >= self._min_size:
+            with self._gate_guard:
+                if not self.is_closed:
+                    slots.open_gate()
+
+    def look_again(self) -> None:
+        """Let a waiting learner look again: something has changed about samplers or actors. From any thread."""
+        if self._slots is not None and not self.is_closed:
+            self._slots.learner_bell.event.notify()
+
+    def _lend(self) -> int | None:
+        if self.is_closed or self._slots is None:
+            raise Closed("this stream of batches")
+        return self._slots.lend()
+
+    async def _wait_ready(self, timeout_s: float | None) -> int:
+        """Wait for a slot, and take it."""
+        assert self._ready is not None
+        started = time.monotonic()
+        taken: list[int] = []
+
+        def took_one() -> bool:
+            slot = self._lend()
+            if slot is None:
+                self._raise_if_hopeless()
+                return False
+            taken.append(slot)
+            return True
+
+        self._waits += 1
+        try:
+            await self._ready.wait(took_one, self._reason, timeout_s)
+        finally:
+            waited = time.monotonic() - started
+            self._waited_s += waited
+            self._peak_wait_s = max(self._peak_wait_s, waited)
+        return taken[0]
+
+    def _raise_if_hopeless(self) -> None:
+        assert self._crew is not None and self._slots is not None
+        if self._crew.alive == 0:
+            failures = self._crew.failures
+            raise failures[0] if failures else Closed("each sampler of this stream of batches")
+        if not self._slots.is_open:
+            supply = self._supply()
+            if supply.is_exhausted or supply.failure is not None:
+                reason = f"{self._reason()}; no more rows can come"
+                raise Stalled(f"{reason}: {supply.failure}" if supply.failure else reason) from supply.failure
+
+    def _reason(self) -> str:
+        assert self._slots is not None and self._crew is not None
+        if not self._slots.is_open:
+            supply = self._supply()
+            return (
+                f"learner waits: {self._ring.rows_now[0]:,} of {self._min_size:,} rows needed by min_size_to_sample; "
+                f"{supply.actors_alive} actors alive, {supply.last_row}"
+            )
+        return (
+            f"learner waits for a batch: {self._slots!r}, {self._crew.alive} of {self._samplers} samplers alive; "
+            f"release() batches that were taken with get()"
+        )
+
+    async def _recover(self, index: int) -> None:
+        assert self._slots is not None
+        self._slots.recover(index)
+
+    async def _close(self) -> None:
+        """Stop the samplers, wake whoever waits, give everything back. May be called twice."""
+        if self.is_closed:
+            return
+        assert self._slots is not None and self._crew is not None and self._ready is not None
+        try:
+            await self._crew.stop()
+        finally:
+            with self._gate_guard:
+                self.is_closed = True
+            if self._current is not None:
+                self._current.release()
+                self._current = None
+            self._ready.close()
+            self._slots.close()

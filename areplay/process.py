@@ -1,0 +1,312 @@
+"""Child processes: starting one, knowing that it runs, hearing from it, and seeing it end.
+
+A child is a coroutine function run by `aiomultiprocess.Process` (spawn, uvloop). aiomultiprocess is a launcher here and
+nothing else, and no other module imports it: its constructor would start a hidden manager process that outlives a
+killed parent, so a plain namespace is put in its place; its `join` polls, so the kernel tells us of a death (pidfd).
+
+A child and its parent hold the ends of one socket, which keeps messages whole (SOCK_SEQPACKET): READY, reports, and a
+traceback if the child's code raised. The life of a child:
+
+    start() ---> STARTING ---READY---> RUNNING ---> EXITED (reaped, `exit` is set)
+                    |  no READY within start_timeout_s: killed  ^
+                    +-------------------------------------------+
+
+No child outlives its parent: it asks the kernel to be killed with it (PR_SET_PDEATHSIG, which follows the thread that
+started it) and then looks whether the parent is still there. It does so before it imports the user's main module, which
+may take seconds: the request travels inside the process's *name*, the first thing that a spawned child unpickles.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import aiomultiprocess
+import aiomultiprocess.core
+import uvloop
+
+from areplay.errors import ResourceUnavailable
+from areplay.kill_points import disarm
+
+logger = logging.getLogger(__name__)
+
+READY, REPORT, FAILED, FINISHED = "ready", "report", "failed", "finished"
+_MAX_MESSAGE_BYTES = 64 << 10  # well below what a socket's buffer takes whole
+DESCRIPTORS_A_CHILD = 4  # in the parent: its socket, its pidfd, and two that multiprocessing keeps
+
+Body = Callable[..., Awaitable[None]]
+
+
+class _WithoutManager:
+    """Stands in for the manager that aiomultiprocess would start: its namespace is of no use to us."""
+
+    Namespace = SimpleNamespace
+
+
+aiomultiprocess.core.get_manager = _WithoutManager
+
+
+class _GuardedName(str):
+    """A process name that, when a child unpickles it, ties the child's life to its parent's and mutes Ctrl-C."""
+
+    parent: int
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        kill, interrupt, ignore = int(signal.SIGKILL), int(signal.SIGINT), int(signal.SIG_IGN)
+        code = (
+            f"(__import__('signal').signal({interrupt}, {ignore}), "
+            f"__import__('ctypes').CDLL(None).prctl(1, {kill}, 0, 0, 0), "
+            f"__import__('os').getppid() == {self.parent} or __import__('os')._exit(1), "
+            f"{str(self)!r})[-1]"
+        )
+        return eval, (code,)
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a child ended: `code` is negative for a signal; `finished` if its coroutine returned; `details` if not."""
+
+    pid: int
+    code: int
+    finished: bool
+    details: str
+
+
+class Channel:
+    """The child's end of its socket."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+
+    def send(self, kind: str, payload: object = None) -> None:
+        """Send a message; waits for the parent if the buffer is full. Silent if the parent is gone: so are we, soon."""
+        with contextlib.suppress(OSError):
+            self._end.setblocking(True)
+            self._end.send(pickle.dumps((kind, payload)))
+
+    def send_nowait(self, kind: str, payload: object) -> bool:
+        """Send a message if there is room for it; `False` if it was dropped."""
+        message = pickle.dumps((kind, payload))
+        if len(message) > _MAX_MESSAGE_BYTES:
+            raise ValueError(f"a report may have {_MAX_MESSAGE_BYTES:,} bytes, this one has {len(message):,}")
+        try:
+            self._end.setblocking(False)
+            self._end.send(message)
+        except OSError:
+            return False
+        return True
+
+
+class Child:
+    """One child process, from its start to its end. Use it on one event loop.
+
+    Args:
+        name: what messages call it, such as "actor 3".
+        body: importable coroutine function, called in the child as `body(channel, *args)`.
+        run: 0 for the first child in its place, 1 for its first successor, and so on.
+        on_report: called with each payload that the child reports.
+    """
+
+    def __init__(
+        self, name: str, body: Body, args: tuple[Any, ...], run: int, on_report: Callable[[Any], None]
+    ) -> None:
+        self.name = name
+        self.pid = 0
+        self.exit: Exit | None = None
+        self.is_ready = False
+        self._body, self._args, self._run, self._on_report = body, args, run, on_report
+        self._changed = asyncio.Event()
+        self._details = ""
+        self._finished = False
+        self._pidfd = -1
+        self._socket: socket.socket | None = None
+
+    async def start(self, timeout_s: float) -> bool:
+        """Start the process; `True` once it says READY, `False` if it ended before, or was killed after `timeout_s`.
+
+        Cancelled: the process goes on starting; `kill` it.
+
+        Raises:
+            ResourceUnavailable: no descriptor or process to be had, or arguments that do not pickle. Nothing is left.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            self._launch()
+            self._pidfd = os.pidfd_open(self.pid)
+        except Exception as error:  # the system's refusal, or arguments that do not pickle
+            if self.pid:
+                self._process.kill()
+                self._process.aio_process.join()
+            self._release()
+            raise ResourceUnavailable("starting a process", self.name, repr(error)) from error
+        assert self._socket is not None
+        loop.add_reader(self._socket.fileno(), self._on_message)
+        loop.add_reader(self._pidfd, self._on_exit)
+        logger.info("%s started, pid %d", self.name, self.pid)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self.is_ready and self.exit is None:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            self._details = f"it did not say READY within start_timeout_s = {timeout_s:g} s"
+            self.kill()
+            await self.wait_exit()
+        return self.exit is None
+
+    async def wait_exit(self) -> Exit:
+        """How it ended, once it has. Cancelled: nothing changed."""
+        while self.exit is None:
+            self._changed.clear()
+            await self._changed.wait()
+        return self.exit
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal, if the process is still there."""
+        if self.exit is None and self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    def kill(self) -> None:
+        """Send SIGKILL, if the process is still there."""
+        self.signal(signal.SIGKILL)
+
+    def _launch(self) -> None:
+        parents_end, childs_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket = parents_end
+        parents_end.setblocking(False)
+        with childs_end:
+            name = _GuardedName(f"areplay {self.name}")
+            name.parent = os.getpid()
+            self._process = aiomultiprocess.Process(
+                target=_main,
+                name=name,
+                args=(childs_end, self._body, self._args, self._run),
+                loop_initializer=uvloop.new_event_loop,
+                daemon=True,
+            )
+            self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    def _on_message(self) -> None:
+        assert self._socket is not None
+        while True:
+            try:
+                message = self._socket.recv(1 << 20)
+            except BlockingIOError:
+                return
+            except OSError:
+                message = b""
+            if not message:  # the child's end is closed
+                asyncio.get_running_loop().remove_reader(self._socket.fileno())
+                return
+            self._receive(message)
+
+    def _receive(self, message: bytes) -> None:
+        kind, payload = pickle.loads(message)
+        if kind == READY:
+            self.is_ready = True
+        elif kind == FAILED:
+            self._details = payload
+        elif kind == FINISHED:
+            self._finished = True
+        else:
+            self._on_report(payload)
+        self._changed.set()
+
+    def _on_exit(self) -> None:
+        code = self._process.exitcode
+        if code is None:  # the kernel says it is gone, so the next look reaps it
+            return
+        self._on_message_left()
+        self._release()
+        details = self._details or self._guess(code)
+        self.exit = Exit(self.pid, code, self._finished and code == 0, details)
+        logger.info("%s (pid %d) ended with %d", self.name, self.pid, code)
+        self._changed.set()
+
+    def _on_message_left(self) -> None:
+        """Read what the child said last: its end and its death may be seen in either order."""
+        if self._socket is not None:
+            self._on_message()
+
+    def _guess(self, code: int) -> str:
+        if self._finished and code == 0:
+            return ""
+        if code < 0:
+            return f"signal {-code} ended it; kernel log or supervisor may say who sent it"
+        if not self.is_ready:
+            return (
+                "it ended before it said READY, see its output above; a script that starts actors needs the line "
+                "`if __name__ == '__main__':` around its `areplay.run(...)`"
+            )
+        return "it ended without a word, by os._exit or in native code"
+
+    def _release(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._pidfd >= 0:
+            loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+        if self._socket is not None:
+            loop.remove_reader(self._socket.fileno())
+            self._socket.close()
+            self._socket = None
+        if self.pid:
+            with contextlib.suppress(ValueError):
+                self._process.close()
+
+    def __repr__(self) -> str:
+        state = "starting" if not self.is_ready else "running"
+        return f"<Child {self.name}, pid {self.pid}, {self.exit or state}>"
+
+
+async def _main(end: socket.socket, body: Body, args: tuple[Any, ...], run: int) -> None:
+    """What runs in the child: `body`, between READY and a last word."""
+    logging.getLogger("aiomultiprocess.core").disabled = True  # the parent reports failures, with the traceback
+    multiprocessing.current_process().daemon = False  # so that it may have children of its own, such as environments
+    if run > 0:
+        disarm()
+    channel = Channel(end)
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task is not None
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        await body(channel, *args)
+    except asyncio.CancelledError:
+        await _end_loop(loop)
+        channel.send(FINISHED)
+    except BaseException as error:
+        text = "".join(traceback.format_exception(error))
+        with contextlib.suppress(Exception):
+            await _end_loop(loop)
+        channel.send(FAILED, text[-_MAX_MESSAGE_BYTES // 2 :])
+        raise SystemExit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1) from None
+    else:
+        await _end_loop(loop)
+        channel.send(FINISHED)
+    finally:
+        sys.stdout.flush()
+
+
+async def _end_loop(loop: asyncio.AbstractEventLoop) -> None:
+    """Cancel what the user's code left running, and let it end."""
+    left = asyncio.all_tasks(loop) - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+    await loop.shutdown_asyncgens()

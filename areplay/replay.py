@@ -1,0 +1,407 @@
+"""The replay: opens the ring, the coordinator and all that hangs on them, and closes them in order.
+
+Closing, whatever the reason: actors stop -> their inboxes are emptied into blocks -> samplers stop -> waiting learners
+get `Closed` -> children are reaped -> descriptors are closed. The memory goes with its last view.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pickle
+import signal
+import threading
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+import uvloop
+
+from areplay.actor import ActorFunction, Actors
+from areplay.batch import Batch
+from areplay.coordinator import Coordinator
+from areplay.crew import CrewOptions
+from areplay.errors import Closed, Stalled
+from areplay.inbox import default_inbox_rows
+from areplay.items import Item, Rows
+from areplay.limits import check_memory
+from areplay.options import optional_seconds, seconds, whole_number
+from areplay.prefetch import Batches, Supply
+from areplay.reader import BatchArrays, Reader
+from areplay.ring import MIN_BLOCKS, Indices, Ring, StreamWriter, default_block_rows
+from areplay.select import Selector, Uniform
+from areplay.spec import Spec
+from areplay.statistics import Statistics
+from areplay.waiting import run_to_completion
+from areplay.weights import Weights
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+_INLINE_BYTES = 4 << 20  # what `extend` copies on the loop; more is copied in a thread meanwhile
+_OWNER, _ACTORS, _BATCHES = range(3)  # kinds of random generators
+
+
+class Replay:
+    """A replay buffer in shared memory: an async context manager.
+
+    Args:
+        spec: the fields of a row.
+        capacity: rows to keep, the newest ones; rounded up to whole blocks, see `capacity_rows`.
+        seed: makes the draws of `sample`, and the seeds of actors and samplers, the same each time.
+        block_rows: rows a block; there is hardly ever a reason to give it.
+        prefault: touch all the memory when opening, rather than as rows come in.
+        on_prefault: called as `on_prefault(done_bytes, size_bytes)` meanwhile, from another thread.
+
+    Raises:
+        ValueError, TypeError: an option is not what it should be.
+        MemoryLimitExceeded: the rows would need more memory than this process may take.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        capacity: int,
+        *,
+        seed: int | None = None,
+        block_rows: int | None = None,
+        prefault: bool = False,
+        on_prefault: Callable[[int, int], None] | None = None,
+    ) -> None:
+        if not isinstance(spec, Spec):
+            raise TypeError(f"spec must be an areplay.Spec, got {type(spec).__name__}")
+        self.spec = spec
+        capacity = whole_number("capacity", capacity, at_most=1 << 40)
+        if block_rows is None:
+            self._block_rows = default_block_rows(spec, capacity)
+        else:
+            self._block_rows = whole_number("block_rows", block_rows, at_most=1 << 20)
+        self._blocks = max(MIN_BLOCKS, -(-capacity // self._block_rows))
+        if seed is not None:
+            seed = whole_number("seed", seed, at_least=0)
+        self._entropy = np.random.SeedSequence(seed).entropy
+        self._rng = np.random.default_rng(self._seeds(_OWNER))
+        self._prefault, self._on_prefault = bool(prefault), on_prefault
+        if self.capacity_rows != capacity:
+            logger.info("capacity %d rounded up to %d rows, whole blocks", capacity, self.capacity_rows)
+        parts = {field.name: field.row_bytes * self.capacity_rows for field in spec.values()}
+        check_memory(f"a replay of {self.capacity_rows:,} rows of {spec.row_bytes:,} bytes", parts)
+        self._guard = threading.Lock()
+        self._groups: list[Actors] = []
+        self._streams: list[Batches] = []
+        self._ring: Ring | None = None
+        self._writer: StreamWriter | None = None
+        self._owner_lock = asyncio.Lock()
+        self._owner_added = False
+        self._coordinator: Coordinator | None = None
+        self._is_closed = False
+
+    @property
+    def capacity_rows(self) -> int:
+        """Rows that fit: `capacity` rounded up to whole blocks, at least 4 of them."""
+        return self._blocks * self._block_rows
+
+    async def __aenter__(self) -> Replay:
+        """Allocate the memory, off the loop.
+
+        Raises:
+            MemoryLimitExceeded, ResourceUnavailable: nothing was left allocated.
+        """
+        if self._ring is not None or self._is_closed:
+            raise Closed("this replay, which was opened before,")
+        await run_to_completion(asyncio.to_thread(self._open))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await run_to_completion(self._close())
+
+    def _open(self) -> None:
+        ring = Ring(self.spec, self._blocks, self._block_rows)
+        try:
+            if self._prefault:
+                ring.segment.prefault(self._on_prefault)
+            self._writer = StreamWriter(ring, ring.block_locks(), self._guard)
+            self._reading_locks = ring.block_locks()
+        except BaseException:
+            ring.segment.close()
+            raise
+        self._ring = ring
+        self._coordinator = Coordinator(ring, self._guard, self._on_rows, self._on_change)
+
+    def actors(
+        self,
+        function: ActorFunction,
+        count: int = 1,
+        *,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        weights: Weights | None = None,
+        inbox_rows: int | None = None,
+        timeout_s: float | None = None,
+        max_restarts: int = 3,
+        start_timeout_s: float = 60.0,
+        grace_s: float = 2.0,
+    ) -> Actors:
+        """`count` processes that run `await function(actor, *args, **kwargs)`: an async context manager.
+
+        A process that dies or raises is restarted; its rows so far are kept. One whose function returns is done.
+        Leaving the context stops the actors and takes all their rows.
+
+        Args:
+            function: a coroutine function that can be imported, at the top level of its module.
+            weights: what `actor.weights` reads.
+            inbox_rows: rows that an actor may be ahead of the coordinator.
+            timeout_s: how long `Actor.add` waits for room before it raises `InboxFull`; None for ever.
+            max_restarts: within a minute, of one actor, before it counts as failed.
+            start_timeout_s: until a process is ready, its imports included.
+            grace_s: how long an actor that is asked to end may take, before SIGTERM, and then again before SIGKILL.
+
+        Raises:
+            ValueError, TypeError: an option is not what it should be.
+        """
+        self._opened()
+        if not asyncio.iscoroutinefunction(function):
+            raise TypeError(f"actors need a coroutine function (async def), got {function!r}")
+        try:
+            pickle.dumps(function)
+        except Exception as error:
+            raise ValueError(f"{function!r} cannot reach another process, define it at module level: {error}") from None
+        if weights is not None and not isinstance(weights, Weights):
+            raise TypeError(f"weights must be an areplay.Weights, got {type(weights).__name__}")
+        if inbox_rows is None:
+            inbox_rows = default_inbox_rows(self.spec)
+        group = len(self._groups)
+        actors = Actors(
+            function,
+            tuple(args),
+            dict(kwargs or {}),
+            self.spec,
+            whole_number("count", count, at_most=10_000),
+            whole_number("inbox_rows", inbox_rows, at_most=1 << 30),
+            lambda index, run: self._seeds(_ACTORS, group, index, run),
+            weights,
+            optional_seconds("timeout_s", timeout_s),
+            _crew_options(max_restarts, start_timeout_s, grace_s),
+            attach=lambda inbox, index: self._coordinator_now().attach(inbox, f"actor {index}"),
+            settle=lambda inbox: self._coordinator_now().settle(inbox),
+            detach=lambda inbox: self._coordinator_now().detach(inbox),
+            on_change=self._on_change,
+        )
+        self._groups.append(actors)
+        return actors
+
+    def batches(
+        self,
+        item: Item | None = None,
+        batch_size: int = 256,
+        *,
+        samplers: int = 1,
+        prefetch: int = 16,
+        selector: Selector | None = None,
+        min_size_to_sample: int = 1,
+        timeout_s: float | None = None,
+        max_restarts: int = 3,
+        start_timeout_s: float = 60.0,
+        grace_s: float = 2.0,
+    ) -> Batches:
+        """An endless stream of batches, drawn ahead of time by sampler processes: async context manager and iterator.
+
+        Args:
+            item: what a batch consists of; `Rows()` by default.
+            batch_size: items a batch; sampled with replacement, at most `capacity_rows`.
+            samplers: processes that fill the queue.
+            prefetch: batches that are kept ready, beside the one that the learner holds; at least one a sampler.
+            selector: how rows are drawn; `Uniform()` by default.
+            min_size_to_sample: rows that must be there before the first batch is drawn; at most `capacity_rows`.
+            timeout_s: how long a step of the loop waits for a batch before it raises `WaitTimeout`; None for ever.
+            max_restarts, start_timeout_s, grace_s: as for `actors`.
+
+        Raises:
+            ValueError, TypeError: an option is not what it should be.
+        """
+        ring = self._opened()
+        samplers = whole_number("samplers", samplers, at_most=1_000)
+        group = len(self._streams)
+        stream = Batches(
+            ring,
+            Rows() if item is None else item,
+            Uniform() if selector is None else selector,
+            whole_number("batch_size", batch_size, at_most=self.capacity_rows),
+            samplers,
+            whole_number("prefetch", prefetch, at_least=samplers, at_most=100_000),
+            whole_number("min_size_to_sample", min_size_to_sample, at_most=self.capacity_rows),
+            lambda index, run: self._seeds(_BATCHES, group, index, run),
+            optional_seconds("timeout_s", timeout_s),
+            _crew_options(max_restarts, start_timeout_s, grace_s),
+            self._supply,
+        )
+        self._streams.append(stream)
+        return stream
+
+    async def add(self, **row: Any) -> int:
+        """Write one row from this process; its index. It can be sampled when this returns.
+
+        Raises:
+            SpecMismatch: the row does not fit the spec. Nothing was written.
+        """
+        self._opened()
+        async with self._owner_lock:
+            index = self._writer_now().write_row(row)
+        self._owner_added = True
+        self._on_rows()
+        return index
+
+    async def extend(self, columns: Mapping[str, Any]) -> Indices:
+        """Write n rows from this process, all or none; their indices, (n,) int64.
+
+        More than a few megabytes are copied off the loop. Cancelled before the copy begins: none were written;
+        meanwhile: all of them, and the cancellation is delivered after that.
+
+        Args:
+            columns: field name -> array of shape `(n, *field.shape)`, dtype as in the spec, 1 <= n <= capacity_rows.
+
+        Raises:
+            SpecMismatch: a field is missing, extra, or has the wrong shape or dtype. Nothing was written.
+            ValueError: more rows than fit.
+        """
+        self._opened()
+        rows, arrays = self.spec.convert_columns(columns)
+        if rows > self.capacity_rows:
+            raise ValueError(f"extend takes at most capacity_rows = {self.capacity_rows:,} rows, got {rows:,}")
+        async with self._owner_lock:
+            writer = self._writer_now()
+            if rows * self.spec.row_bytes <= _INLINE_BYTES:
+                indices = writer.write(arrays, 0, rows)
+            else:
+                indices = await run_to_completion(asyncio.to_thread(writer.write, arrays, 0, rows))
+        self._owner_added = True
+        self._on_rows()
+        return indices
+
+    def sample(self, batch_size: int, item: Item | None = None, selector: Selector | None = None) -> Batch:
+        """A batch drawn in this process at once, in memory of its own; the same each time under the same seed.
+
+        Raises:
+            Stalled: the replay has no rows.
+            ValueError: batch_size is out of range.
+        """
+        ring = self._opened()
+        batch_size = whole_number("batch_size", batch_size, at_most=self.capacity_rows)
+        item = Rows() if item is None else item
+        reader = Reader(ring, self._reading_locks, item, Uniform() if selector is None else selector, self._rng)
+        shapes = {field.name: (field.shape, field.dtype) for field in item.fields(self.spec).values()}
+        arrays = BatchArrays.empty(batch_size, shapes)
+        if not reader.fill(arrays):
+            raise Stalled("sample() on a replay without rows; add some first, or use batches(), which waits for them")
+        return Batch(arrays)
+
+    def statistics(self) -> Statistics:
+        """Counts and states at this moment."""
+        ring = self._opened()
+        return Statistics(
+            rows=len(self),
+            capacity_rows=self.capacity_rows,
+            rows_inserted=ring.rows_inserted[0],
+            row_bytes=self.spec.row_bytes,
+            blocks=ring.blocks,
+            block_rows=ring.block_rows,
+            blocks_started=ring.next_serial[0],
+            actors=tuple(record for group in self._groups for record in group.statistics()),
+            batches=tuple(stream.statistics() for stream in self._streams),
+        )
+
+    def __len__(self) -> int:
+        """Rows that can be sampled now."""
+        rows: int = self._opened().rows_now[0]
+        return rows
+
+    def __bool__(self) -> bool:
+        """True: a replay without rows is still a replay."""
+        return True
+
+    def _opened(self) -> Ring:
+        if self._ring is None or self._is_closed:
+            raise Closed("this replay")
+        return self._ring
+
+    def _seeds(self, *key: int) -> np.random.SeedSequence:
+        return np.random.SeedSequence(self._entropy, spawn_key=key)
+
+    def _writer_now(self) -> StreamWriter:
+        self._opened()
+        assert self._writer is not None
+        return self._writer
+
+    def _coordinator_now(self) -> Coordinator:
+        assert self._coordinator is not None
+        return self._coordinator
+
+    def _on_rows(self) -> None:
+        for stream in self._streams:
+            stream.on_rows()
+
+    def _on_change(self) -> None:
+        for stream in self._streams:
+            stream.look_again()
+
+    def _supply(self) -> Supply:
+        coordinator = self._coordinator_now()
+        alive = sum(group.alive for group in self._groups)
+        failures: list[BaseException] = [failure for group in self._groups for failure in group.failures]
+        last = coordinator.last_rows_at
+        opened = any(group.statistics() for group in self._groups)
+        exhausted = opened and alive == 0 and not self._owner_added
+        return Supply(
+            actors_alive=alive,
+            is_exhausted=exhausted,
+            last_row=f"last row {time.monotonic() - last:.1f} s ago" if last else "no row from them yet",
+            failure=coordinator.failure or (failures[0] if exhausted and failures else None),
+        )
+
+    async def _close(self) -> None:
+        if self._is_closed or self._ring is None:
+            return
+        for group in self._groups:
+            await group.__aexit__(None, None, None)
+        await self._coordinator_now().stop()
+        for stream in self._streams:
+            await stream.__aexit__(None, None, None)
+        async with self._owner_lock:
+            self._writer_now().close()
+            self._reading_locks.close()
+            self._is_closed = True
+        self._ring.segment.close()
+
+    def __repr__(self) -> str:
+        return f"<Replay {'closed' if self._is_closed else self._ring or 'not open'}>"
+
+
+def run(main: Coroutine[Any, Any, T], *, debug: bool | None = None) -> T:
+    """Run a program's main coroutine on uvloop, as `asyncio.run` does; SIGTERM ends it as orderly as Ctrl-C.
+
+    One Ctrl-C cancels `main`, so that replays close in order; a second one interrupts at once.
+    """
+
+    async def with_sigterm() -> T:
+        task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        assert task is not None
+        if threading.current_thread() is threading.main_thread():
+            loop.add_signal_handler(signal.SIGTERM, task.cancel)
+        return await main
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop, debug=debug) as runner:
+        return runner.run(with_sigterm())
+
+
+def _crew_options(max_restarts: int, start_timeout_s: float, grace_s: float) -> CrewOptions:
+    return CrewOptions(
+        max_restarts=whole_number("max_restarts", max_restarts, at_least=0),
+        start_timeout_s=seconds("start_timeout_s", start_timeout_s),
+        grace_s=seconds("grace_s", grace_s),
+    )

@@ -1,0 +1,272 @@
+"""The ring of blocks: where rows live, who may write them, and how a reader knows that they are still the same.
+
+A block is a fixed run of rows of one stream. Blocks get ever-growing *serials*; a block's place is `serial % blocks`.
+A row's *index* is `serial * block_rows + offset`: it names that row for ever, and since a recycled place gets a new
+serial, a stale index is recognised. `index % capacity_rows` is the row's *position* in the columns.
+
+        reserve a serial       first chunk           later chunks            its place is due again
+  FREE ------------------> RECYCLING --------> OPEN ------------> OPEN/FULL ----------------------> RECYCLING
+        serial = -1           serial = s         rows grows
+
+Shared words and arrays (int64), all written by the owner's process alone, by whichever of its threads holds what is
+named; read by everyone without a lock. If the owner dies, everything here ends with it.
+
+    next_serial         under the guard. A reader that sees an old value misses the newest block.
+    rows_now, rows_inserted, next_stream   under the guard. For statistics and gates; never trusted for memory safety.
+    serials[place]      under the block's lock. -1 while the block's rows are being replaced.
+    rows[place]         under the block's lock. Committed rows: the rows are written first, the count is published then.
+    streams, previous, following [place]   under the block's lock (`following` under the predecessor's stream's
+                        writer): the chain of blocks of one stream, by serial, -1 at its ends. Good while serials match.
+
+Readers take no lock. They read a serial and a count, copy rows, and then read the serial again: if it is unchanged the
+rows are whole, since a writer sets it to -1 before it touches a row. Nobody ever waits: a writer that finds a block
+locked by a reader (see `areplay.reader`) leaves that block alone for one more lap and takes the next.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from areplay.fence import fence, order
+from areplay.kill_points import kill_point
+from areplay.layout import WORDS_A_LINE, Layout, word
+from areplay.locks import BlockLocks
+from areplay.segment import Segment
+from areplay.spec import Columns, RowWriter, Spec
+
+Indices = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+logger = logging.getLogger(__name__)
+
+MIN_BLOCKS = 4
+_TARGET_BLOCK_BYTES = 2 << 20  # a chunk is at most one block: this long one copy may keep a thread busy (0.2 ms)
+_TARGET_BLOCKS = 256  # enough that recycling one forgets little at once, few enough that a sum over all is short
+
+
+def default_block_rows(spec: Spec, capacity: int) -> int:
+    """Rows a block: a power of two from 16 to 4,096 that makes blocks of about 2 MiB, and about 256 of them."""
+    rows = min(_TARGET_BLOCK_BYTES // spec.row_bytes, capacity // _TARGET_BLOCKS)
+    return 1 << (min(4_096, max(16, rows)).bit_length() - 1)
+
+
+class Ring:
+    """The blocks as any process sees them. Reads only; `StreamWriter` writes.
+
+    Args:
+        blocks, block_rows: the geometry; `capacity_rows` is their product.
+    """
+
+    def __init__(self, spec: Spec, blocks: int, block_rows: int) -> None:
+        self.spec, self.blocks, self.block_rows = spec, blocks, block_rows
+        capacity = blocks * block_rows
+        columns = {f"column:{f.name}": ((capacity, *f.shape), f.dtype) for f in spec.values()}
+        tables = dict.fromkeys(("serials", "rows", "streams", "previous", "following"), ((blocks,), np.int64))
+        layout = Layout(
+            "ring",
+            {"words": ((4, WORDS_A_LINE), np.int64), "holders": ((blocks,), np.int64), **tables, **columns},
+        )
+        self.segment = Segment(layout, f"a replay of {capacity:,} rows of {spec.row_bytes:,} bytes")
+        self._view()
+        for table in (self.serials, self._previous, self._following):
+            table.fill(-1)
+
+    def _view(self) -> None:
+        arrays = self.segment.arrays
+        words = arrays["words"]
+        self.capacity_rows = self.blocks * self.block_rows
+        self.next_serial, self.rows_now = word(words, 0), word(words, 1)
+        self.rows_inserted, self.next_stream = word(words, 2), word(words, 3)
+        self.serials, self.rows = arrays["serials"], arrays["rows"]
+        self._streams, self._previous, self._following = arrays["streams"], arrays["previous"], arrays["following"]
+        self.columns: Columns = {name: arrays[f"column:{name}"] for name in self.spec}
+
+    def block_locks(self) -> BlockLocks:
+        """Locks of the blocks, for one thread of this process."""
+        return BlockLocks(self.segment.descriptor, self.segment.arrays["holders"])
+
+    def names(self) -> tuple[int, int]:
+        """`(first, end)`: each row that exists has an index from `first` and below `end`, though not all of those exist."""
+        end = self.next_serial[0]
+        return max(0, end - self.blocks) * self.block_rows, end * self.block_rows
+
+    def positions(self, indices: Indices) -> Indices:
+        """Where in the columns the rows of these indices are, if they exist."""
+        return indices % self.capacity_rows
+
+    def committed(self, indices: Indices) -> Mask:
+        """Which of the indices name a row that is written and not yet overwritten."""
+        places, serials = self._places(indices)
+        alive = self.serials.take(places, mode="clip") == serials
+        order()  # the serial before the count: the other way round, the count could be that of a predecessor
+        there: Mask = indices - serials * self.block_rows < self.rows.take(places, mode="clip")
+        return alive & there
+
+    def unchanged(self, indices: Indices) -> Mask:
+        """Which of the indices, all committed before, still name the same row. Call it after copying."""
+        order()
+        places, serials = self._places(indices)
+        same: Mask = self.serials.take(places, mode="clip") == serials
+        return same
+
+    def occupied(self) -> tuple[Indices, Indices]:
+        """The serials of all blocks that hold rows, and for each the number of its rows."""
+        serials = self.serials.copy()
+        order()
+        rows = self.rows.copy()
+        kept = (serials >= max(0, self.next_serial[0] - self.blocks)) & (rows > 0)
+        return serials[kept], rows[kept]
+
+    def chain(self, serial: int) -> tuple[int, int, int]:
+        """`(stream, previous, following)` of the block with that serial; serials, or -1 at an end of the stream."""
+        place = serial % self.blocks
+        found = int(self._streams[place]), int(self._previous[place]), int(self._following[place])
+        order()
+        if self.serials[place] != serial:
+            raise KeyError(serial)
+        return found
+
+    def _places(self, indices: Indices) -> tuple[Indices, Indices]:
+        serials = indices // self.block_rows
+        return serials % self.blocks, serials
+
+    def __getstate__(self) -> dict[str, object]:
+        return {key: self.__dict__[key] for key in ("spec", "blocks", "block_rows", "segment")}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._view()
+
+    def __repr__(self) -> str:
+        return (
+            f"<Ring {self.rows_now[0]:,} of {self.capacity_rows:,} rows in {self.blocks} blocks of {self.block_rows}, "
+            f"next serial {self.next_serial[0]}>"
+        )
+
+
+class StreamWriter:
+    """Writes the rows of one stream, in order, into blocks of its own. One thread at a time uses it.
+
+    Args:
+        locks: this writer's own, closed with it.
+        guard: held for a few stores wherever a shared word of the ring changes; one for all writers of a ring.
+    """
+
+    def __init__(self, ring: Ring, locks: BlockLocks, guard: threading.Lock) -> None:
+        self._ring, self._locks, self._guard = ring, locks, guard
+        with guard:
+            self.stream: int = ring.next_stream[0]
+            ring.next_stream[0] = self.stream + 1
+        self._serial = -1  # our open block, or -1
+        self._used = 0
+        self._last_serial = -1  # the block before it in our chain
+        self._row_writer = RowWriter(ring.spec, ring.columns)
+
+    def write(self, columns: Columns, start: int, stop: int) -> Indices:
+        """Append rows `start` to `stop` of `columns` (checked arrays, as of `Spec.convert_columns`); their indices.
+
+        Each chunk is visible to readers when it is whole; a chunk is the part that goes into one block.
+        """
+        indices = np.empty(stop - start, np.int64)
+        done = start
+        while done < stop:
+            place = self._lock_open_block()
+            try:
+                n = min(stop - done, self._ring.block_rows - self._used)
+                at = place * self._ring.block_rows + self._used
+                kill_point("ring.write")
+                for name, column in self._ring.columns.items():
+                    column[at : at + n] = columns[name][done : done + n]
+                first = self._publish(place, n)
+            finally:
+                self._locks.release(place)
+            indices[done - start : done - start + n] = np.arange(first, first + n)
+            done += n
+        return indices
+
+    def write_row(self, row: Mapping[str, object]) -> int:
+        """Append one row, checked as it is written; its index.
+
+        Raises:
+            SpecMismatch: the row does not fit the spec. Nothing was appended.
+        """
+        place = self._lock_open_block()
+        try:
+            self._row_writer.write(place * self._ring.block_rows + self._used, row)
+            return self._publish(place, 1)
+        finally:
+            self._locks.release(place)
+
+    def seal(self) -> None:
+        """End the open block, full or not: the next row goes into a new one."""
+        if self._serial >= 0 and self._used > 0:
+            self._last_serial = self._serial
+        self._serial = -1
+
+    def close(self) -> None:
+        """End the stream, and give back the locks."""
+        self.seal()
+        self._locks.close()
+
+    def _publish(self, place: int, n: int) -> int:
+        """Make `n` rows after the used ones visible; the index of the first of them."""
+        ring = self._ring
+        first = self._serial * ring.block_rows + self._used
+        # Rows, then count, then (of a new block) the serial. A reader that sees the old count misses the newest rows,
+        # which is harmless; the reverse order would show it garbage. The large copies before end with a fence of
+        # their own, so that on x86-64 plain stores keep that order.
+        order()
+        self._used += n
+        ring.rows[place] = self._used
+        order()
+        ring.serials[place] = self._serial
+        with self._guard:
+            ring.rows_now[0] += n
+            ring.rows_inserted[0] += n
+        return first
+
+    def _lock_open_block(self) -> int:
+        """The place of our open block, with room for a row, and locked exclusively."""
+        ring = self._ring
+        if self._serial >= 0 and self._used < ring.block_rows:
+            place = self._serial % ring.blocks
+            if self._locks.try_exclusive(place):
+                # While nobody held it, other writers may have gone once around the ring and recycled it.
+                if self._serial >= ring.next_serial[0] - ring.blocks:
+                    return place
+                self._locks.release(place)
+        self.seal()
+        return self._lock_new_block()
+
+    def _lock_new_block(self) -> int:
+        """Recycle the oldest block that nobody holds; its place, locked exclusively and empty."""
+        ring = self._ring
+        while True:
+            with self._guard:
+                serial: int = ring.next_serial[0]
+                ring.next_serial[0] = serial + 1
+            place = serial % ring.blocks
+            if self._locks.try_exclusive(place):
+                break
+            # A reader copies under the lock, or another writer is in it: leave it for another lap, wait for nobody.
+            logger.warning("block %d is held by process %d, left for another lap", place, self._locks.holder(place))
+        # -1 before anything else changes: a reader that copied before or during what follows will see it. The fence
+        # is for the non-temporal stores of a large copy, which could overtake this one.
+        ring.serials[place] = -1
+        fence()
+        with self._guard:
+            ring.rows_now[0] -= int(ring.rows[place])
+        ring.rows[place] = 0
+        ring._streams[place] = self.stream
+        ring._previous[place] = self._last_serial
+        ring._following[place] = -1
+        if self._last_serial >= 0 and ring.serials[self._last_serial % ring.blocks] == self._last_serial:
+            ring._following[self._last_serial % ring.blocks] = serial
+        self._serial, self._used = serial, 0
+        kill_point("ring.recycle")
+        return place

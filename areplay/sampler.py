@@ -1,0 +1,43 @@
+"""Samplers: the processes that fill the slots. One loop: lease a slot, fill it, publish it; sleep if none is free."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import numpy as np
+
+from areplay.items import Item
+from areplay.process import READY, Channel
+from areplay.reader import Reader
+from areplay.ring import Ring
+from areplay.select import Selector
+from areplay.slots import Slots
+from areplay.waiting import Sleeper, Turns
+
+_EMPTY_RING_S = 0.001  # between two looks at a ring that has lost all its rows for a moment
+
+
+async def run_sampler(
+    channel: Channel,
+    ring: Ring,
+    slots: Slots,
+    index: int,
+    item: Item,
+    selector: Selector,
+    seeds: np.random.SeedSequence,
+) -> None:
+    """What a sampler's process runs, until it is asked to stop."""
+    reader = Reader(ring, ring.block_locks(), item, selector, np.random.default_rng(seeds))
+    freed, turns = Sleeper(slots.sampler_bells[index]), Turns()
+    channel.send(READY)
+    while not slots.is_stopping:
+        slot = slots.lease(index)
+        if slot is None:
+            await freed.wait(lambda: slots.is_stopping or slots.can_lease(index), None)
+        elif reader.fill(slots.batch(slot)):
+            slots.publish(slot, reader.rows_redrawn)
+            await turns.take(time.monotonic())
+        else:
+            slots.abandon(slot)
+            await asyncio.sleep(_EMPTY_RING_S)

@@ -1,0 +1,55 @@
+"""Selectors: which items are drawn, and with which probability.
+
+A selector draws indices of rows that are committed at that moment. By the time they are copied some may be gone;
+`areplay.reader` notices and draws again.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from areplay.ring import Indices, Ring
+
+
+class Selector(Protocol):
+    """A way to draw."""
+
+    def draw(self, ring: Ring, count: int, rng: np.random.Generator) -> tuple[Indices, float]:
+        """`count` indices of committed rows, and the probability that each of them had in one draw.
+
+        Empty if the ring has no row.
+        """
+        ...
+
+
+class Uniform:
+    """Every committed row that has not been overwritten, each with the same probability, with replacement."""
+
+    def draw(self, ring: Ring, count: int, rng: np.random.Generator) -> tuple[Indices, float]:
+        """See `Selector.draw`."""
+        first, end = ring.names()
+        rows = max(1, ring.rows_now[0])
+        if 2 * rows < end - first:  # mostly empty blocks: guessing would rarely hit a row
+            return self._draw_counted(ring, count, rng), 1 / rows
+        # Guess names and keep those that exist: each that is kept is uniform among those that exist. A few more
+        # guesses than needed make up for the open blocks' ends. 12 us for 256, however many blocks there are.
+        guesses = rng.integers(first, end, size=count + count // 8 + 8)
+        indices = guesses[ring.committed(guesses)][:count]
+        if len(indices) < count:
+            indices = np.concatenate([indices, self._draw_counted(ring, count - len(indices), rng)])
+        return indices, 1 / rows
+
+    def _draw_counted(self, ring: Ring, count: int, rng: np.random.Generator) -> Indices:
+        """The same by counting the rows of all blocks: hits always, but takes longer the more blocks there are."""
+        serials, rows = ring.occupied()
+        if len(serials) == 0:
+            return np.empty(0, np.int64)
+        ends = np.cumsum(rows)
+        ordinals = rng.integers(0, ends[-1], size=count)
+        blocks = ends.searchsorted(ordinals, side="right")
+        return serials[blocks] * ring.block_rows + ordinals - (ends[blocks] - rows[blocks])
+
+    def __repr__(self) -> str:
+        return "Uniform()"

@@ -1,0 +1,212 @@
+"""Batch slots: fixed places in shared memory where samplers leave batches and the learner finds them.
+
+Rule: a slot has exactly one owner in every state but FREE, and changes state in the same statement that chooses the
+owner. Slot k belongs to sampler `k % samplers` for its whole life, so each change has one process that may make it,
+and plain aligned stores suffice. Nothing here waits, and nothing here knows what a batch means.
+
+         lease(sampler)      publish(slot)       lend()          give_back(slot)
+   FREE --------------> FILLING ----------> READY ------> LENT ------------------> FREE
+             sampler    |          sampler        learner          learner         ^
+                        +----------------------------------------------------------+
+                          recover(sampler), by the learner's process, when the sampler is dead and reaped
+
+Shared words (int64):
+
+    states[slot]     written by whom the drawing names. A sampler that dies leaves its slot FILLING until `recover`.
+    ready_ns[slot]   by the sampler before READY: CLOCK_MONOTONIC, so that the learner takes the oldest batch first.
+    redrawn[sampler]       by that sampler: rows copied in vain since its start.
+    learner_sleep          by the learner: its doorbell, rung by samplers.
+    sampler_sleep[sampler] by that sampler: its doorbell, rung by the learner's process.
+    gate             by the learner's process: 0 until sampling may begin, then 1.
+    stopping         by the learner's process: 1 when the samplers are to end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import numpy as np
+
+from areplay.doorbell import Doorbell, EventDescriptor
+from areplay.fence import order
+from areplay.kill_points import kill_point
+from areplay.layout import WORDS_A_LINE, Layout, word, words_of
+from areplay.reader import BatchArrays
+from areplay.segment import Segment
+from areplay.spec import Field
+
+FREE, FILLING, READY, LENT = range(4)
+_STATE_LETTERS = "frRL"
+
+
+class Slots:
+    """The slots of one stream of batches. Pickles into a sampler that is being spawned.
+
+    Args:
+        fields: of one item, see `areplay.items.Item.fields`.
+        slots: how many; at least one a sampler.
+    """
+
+    def __init__(self, fields: Mapping[str, Field], batch_size: int, slots: int, samplers: int) -> None:
+        assert slots >= samplers >= 1
+        self.fields, self.batch_size, self.slots, self.samplers = dict(fields), batch_size, slots, samplers
+        columns = {f"field:{f.name}": ((slots, batch_size, *f.shape), f.dtype) for f in fields.values()}
+        layout = Layout(
+            "slots",
+            {
+                "states": ((slots,), np.int64),
+                "ready_ns": ((slots,), np.int64),
+                "words": ((3 + 2 * samplers, WORDS_A_LINE), np.int64),
+                "indices": ((slots, batch_size), np.int64),
+                "weights": ((slots, batch_size), np.float32),
+                "probabilities": ((slots, batch_size), np.float64),
+                **columns,
+            },
+        )
+        self._segment = Segment(layout, f"{slots} slots for batches of {batch_size:,}")
+        self._learner_event = EventDescriptor("the learner's doorbell")
+        self._sampler_events = [EventDescriptor("a sampler's doorbell") for _ in range(samplers)]
+        self._view()
+
+    def _view(self) -> None:
+        arrays = self._segment.arrays
+        words = arrays["words"]
+        self._states, self._ready_ns = words_of(arrays["states"]), words_of(arrays["ready_ns"])
+        self._gate, self._stopping = word(words, 0), word(words, 1)
+        self._redrawn = [word(words, 3 + self.samplers + k) for k in range(self.samplers)]
+        self.learner_bell = Doorbell(self._learner_event, word(words, 2))
+        self.sampler_bells = [Doorbell(event, word(words, 3 + k)) for k, event in enumerate(self._sampler_events)]
+        self._batches = [
+            BatchArrays(
+                arrays["indices"][slot],
+                arrays["weights"][slot],
+                arrays["probabilities"][slot],
+                {name: arrays[f"field:{name}"][slot] for name in self.fields},
+            )
+            for slot in range(self.slots)
+        ]
+
+    def batch(self, slot: int) -> BatchArrays:
+        """The memory of one slot, for its owner."""
+        return self._batches[slot]
+
+    # The sampler's side.
+
+    def lease(self, sampler: int) -> int | None:
+        """A free slot of this sampler, now FILLING and its own; `None` if it has none or may not begin yet."""
+        slot = self._free_slot(sampler)
+        if slot is not None:
+            self._states[slot] = FILLING
+        return slot
+
+    def can_lease(self, sampler: int) -> bool:
+        """Whether `lease` would find a slot."""
+        return self._free_slot(sampler) is not None
+
+    def abandon(self, slot: int) -> None:
+        """Return a leased slot unfilled."""
+        assert self._states[slot] == FILLING, self
+        self._states[slot] = FREE
+
+    def publish(self, slot: int, rows_redrawn: int = 0) -> None:
+        """Pass a filled slot to the learner, and wake it if it sleeps."""
+        assert self._states[slot] == FILLING, self
+        self._ready_ns[slot] = time.monotonic_ns()
+        self._redrawn[slot % self.samplers][0] = rows_redrawn
+        kill_point("sampler.publish")
+        order()
+        self._states[slot] = READY
+        self.learner_bell.ring()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the samplers are to end."""
+        return bool(self._stopping[0])
+
+    # The learner's side.
+
+    def lend(self) -> int | None:
+        """The slot that has been READY longest, now LENT and the learner's; `None` if none is ready."""
+        ready = [slot for slot, state in enumerate(self._states.tolist()) if state == READY]
+        if not ready:
+            return None
+        order()
+        slot = ready[0] if len(ready) == 1 else min(ready, key=self._ready_ns.__getitem__)
+        self._states[slot] = LENT
+        return slot
+
+    def give_back(self, slot: int) -> None:
+        """Return a lent slot to its sampler, and wake that one if it sleeps."""
+        assert self._states[slot] == LENT, self
+        order()  # what was read from the slot, before it may be written again
+        self._states[slot] = FREE
+        self.sampler_bells[slot % self.samplers].ring()
+
+    def recover(self, sampler: int) -> int:
+        """Free the slots that a sampler, dead and reaped, was filling; how many. Its ready batches stay."""
+        mine = range(sampler, self.slots, self.samplers)
+        torn = [slot for slot in mine if self._states[slot] == FILLING]
+        for slot in torn:
+            self._states[slot] = FREE
+        return len(torn)
+
+    def open_gate(self) -> None:
+        """Let the samplers begin. They stay allowed."""
+        self._gate[0] = 1
+        self._ring_samplers()
+
+    def stop(self) -> None:
+        """Ask the samplers to end."""
+        self._stopping[0] = 1
+        self._ring_samplers()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the samplers may sample."""
+        return bool(self._gate[0])
+
+    @property
+    def rows_redrawn(self) -> int:
+        """Rows that the samplers copied in vain, since their last start."""
+        return sum(count[0] for count in self._redrawn)
+
+    def count(self, state: int) -> int:
+        """How many slots are in that state."""
+        return self._states.tolist().count(state)
+
+    def close(self) -> None:
+        """Give back all descriptors. The memory stays mapped for as long as a view of it lives."""
+        self._segment.close()
+        for event in (self._learner_event, *self._sampler_events):
+            event.close()
+
+    def check(self) -> None:
+        """Assert what must always hold."""
+        assert all(state in (FREE, FILLING, READY, LENT) for state in self._states.tolist()), self
+        for sampler in range(self.samplers):
+            filling = [s for s in range(sampler, self.slots, self.samplers) if self._states[s] == FILLING]
+            assert len(filling) <= 1, f"sampler {sampler} fills {filling} at once: {self}"
+
+    def _free_slot(self, sampler: int) -> int | None:
+        if self._gate[0]:
+            for slot in range(sampler, self.slots, self.samplers):
+                if self._states[slot] == FREE:
+                    return slot
+        return None
+
+    def _ring_samplers(self) -> None:
+        for event in self._sampler_events:
+            event.notify()
+
+    def __getstate__(self) -> dict[str, object]:
+        kept = ("fields", "batch_size", "slots", "samplers", "_segment", "_learner_event", "_sampler_events")
+        return {key: self.__dict__[key] for key in kept}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._view()
+
+    def __repr__(self) -> str:
+        states = "".join(_STATE_LETTERS[state] for state in self._states.tolist())
+        return f"<Slots {states} ({self.count(READY)} ready, {self.count(LENT)} lent)>"

@@ -1,0 +1,235 @@
+"""The spec: which fields a row has, and the check that data fits them.
+
+Rule: data is stored bit for bit or refused. A value is refused if its shape differs or if its dtype could lose
+information; plain Python numbers, lists of them and single numpy scalars have no dtype of their own worth keeping, so
+they are judged by value instead. Nothing is broadcast, nothing is dropped, nothing is guessed.
+
+Knows nothing of where rows are stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from areplay.errors import SpecMismatch
+
+Array = NDArray[Any]
+Columns = Mapping[str, Array]
+
+_KINDS = "biufc"  # bool, signed, unsigned, float, complex: fixed size and no pointers, so bytes can be shared
+_INTEGER_SCALARS = (int, np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64)
+_FLOAT_SCALARS = (float, np.float16, np.float32, np.float64)
+
+
+@dataclass(frozen=True)
+class Field:
+    """One named part of a row: `shape` without the row axis, and a native numpy dtype."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of this field in one row."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        return f"shape {self.shape} of {self.dtype.name}"
+
+    def convert(self, value: object, rows: tuple[int, ...] = ()) -> Array:
+        """`value` as an array of shape `(*rows, *shape)` and exactly this dtype; no copy if it is one already.
+
+        Raises:
+            SpecMismatch: the shape differs, or the dtype could lose information.
+        """
+        shape = rows + self.shape
+        try:
+            given = np.asarray(value)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise self._mismatch(shape, f"{type(value).__name__} that is no array ({error})") from None
+        if given.shape != shape:
+            raise self._mismatch(shape, f"shape {given.shape}", "nothing is broadcast or reshaped for you")
+        if given.dtype == self.dtype and given.dtype.isnative:
+            return given
+        if isinstance(value, (bool, int, float, complex, list, tuple, np.generic)):
+            converted = self._converted_by_value(given)
+            if converted is not None:
+                return converted
+        elif given.dtype.isnative and given.dtype.kind in _KINDS and np.can_cast(given.dtype, self.dtype, "safe"):
+            return given.astype(self.dtype)
+        order = "" if given.dtype.isnative else " in foreign byte order"
+        raise self._mismatch(
+            shape, f"{given.dtype.name}{order}", f"convert it yourself, for example .astype({self.dtype.name!r})"
+        )
+
+    def _converted_by_value(self, given: Array) -> Array | None:
+        """`given` in this dtype if each of its values survives (floats may be rounded), else `None`."""
+        if not given.dtype.isnative or given.dtype.kind not in _KINDS:
+            return None
+        if _KINDS.index(given.dtype.kind) > _KINDS.index(self.dtype.kind) and {given.dtype.kind, self.dtype.kind} != {
+            "i",
+            "u",
+        }:
+            return None  # a float for an integer, a complex for a float, a number for a bool
+        with np.errstate(all="ignore"):
+            converted = given.astype(self.dtype)
+        if given.dtype.kind in "fc":  # rounding to a shorter float is what the spec asks for, an overflow is not
+            survives = bool(np.array_equal(np.isfinite(given), np.isfinite(converted)))
+        elif self.dtype.kind in "iu":
+            low, high = np.iinfo(self.dtype).min, np.iinfo(self.dtype).max
+            survives = given.size == 0 or (low <= int(given.min()) and int(given.max()) <= high)
+        else:
+            survives = bool(np.array_equal(given, converted.astype(given.dtype)))
+        return converted if survives else None
+
+    def _mismatch(self, shape: tuple[int, ...], got: str, remedy: str = "") -> SpecMismatch:
+        remedy = remedy or "give an array of that shape"
+        return SpecMismatch(self.name, f"shape {shape} of {self.dtype.name}", got, remedy)
+
+
+class Spec(Mapping[str, Field]):
+    """The fields of a row: `Spec(obs=((4, 84, 84), "uint8"), action=((), "int32"))`. Each is a `(shape, dtype)`.
+
+    A mapping of name to `Field`, in the order given.
+
+    Raises:
+        ValueError: no field, an axis that is no whole number of at least 1, or a dtype that cannot be shared between
+            processes (objects, strings, structures) or is in foreign byte order.
+    """
+
+    def __init__(self, **fields: tuple[tuple[int, ...], DTypeLike]) -> None:
+        if not fields:
+            raise ValueError("a Spec needs at least one field, for example Spec(obs=((4,), 'float32'))")
+        self._fields = {name: _field(name, given) for name, given in fields.items()}
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row, all fields together."""
+        return sum(field.row_bytes for field in self._fields.values())
+
+    def convert_columns(self, columns: Mapping[str, object]) -> tuple[int, dict[str, Array]]:
+        """The number of rows and the checked arrays of `columns`: field name -> array of shape `(n, *field.shape)`.
+
+        Raises:
+            SpecMismatch: a field is missing or extra, or has the wrong shape or dtype; fields differ in their number
+                of rows; there are 0 rows.
+        """
+        self.check_names(columns)
+        rows = _length_of(next(iter(self._fields)), columns)
+        for name in self._fields:
+            if (length := _length_of(name, columns)) != rows:
+                first = next(iter(self._fields))
+                raise SpecMismatch(name, f"{rows} rows, as in {first!r}", f"{length}", "all columns need one length")
+        if rows == 0:
+            raise SpecMismatch(next(iter(self._fields)), "at least 1 row", "0 rows", "leave the call out")
+        return rows, {name: field.convert(columns[name], (rows,)) for name, field in self._fields.items()}
+
+    def check_names(self, row: Mapping[str, object]) -> None:
+        """Raise `SpecMismatch` if `row` does not have exactly the fields of this spec."""
+        if row.keys() == self._fields.keys():
+            return
+        known = ", ".join(self._fields)
+        for name in row:
+            if name not in self._fields:
+                raise SpecMismatch(name, f"one of the fields {known}", "a field that the spec lacks", "check its name")
+        missing = next(name for name in self._fields if name not in row)
+        raise SpecMismatch(missing, str(self._fields[missing]), "nothing", f"a row needs all of {known}")
+
+    def __getitem__(self, name: str) -> Field:
+        return self._fields[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Spec) and list(self.values()) == list(other.values())
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._fields.values()))
+
+    def __repr__(self) -> str:
+        return f"Spec({', '.join(f'{f.name}=({f.shape}, {f.dtype.name!r})' for f in self._fields.values())})"
+
+
+class RowWriter:
+    """Writes checked single rows into the columns of a `Spec`: the fast way in, for one row at a time."""
+
+    def __init__(self, spec: Spec, columns: Columns) -> None:
+        self._spec = spec
+        self._fields = [
+            (name, columns[name], field.shape, field.dtype, *_scalars_taken_as_they_are(field))
+            for name, field in spec.items()
+        ]
+        self._count = len(self._fields)
+
+    def write(self, at: int, row: Mapping[str, Any]) -> None:
+        """Write `row` into position `at` of each column.
+
+        If it raises, some fields of position `at` may have been written: the caller has not published the row yet.
+
+        Raises:
+            SpecMismatch: a field is missing or extra, or has the wrong shape or dtype.
+        """
+        if len(row) != self._count:
+            self._spec.check_names(row)
+        for name, column, shape, dtype, types, low, high in self._fields:
+            try:
+                value = row[name]
+            except KeyError:
+                self._spec.check_names(row)
+                raise
+            kind = type(value)
+            if (kind in types and low <= value <= high) or (
+                kind is np.ndarray and value.dtype is dtype and value.shape == shape
+            ):
+                column[at] = value
+            else:
+                column[at] = self._spec[name].convert(value)
+
+
+def _scalars_taken_as_they_are(field: Field) -> tuple[frozenset[type], Any, Any]:
+    """The scalar types and the range that need no further look; whatever lies outside goes through `convert`."""
+    if field.shape != () or field.dtype.kind == "c":
+        return frozenset(), 0, 0
+    if field.dtype.kind == "b":
+        return frozenset({bool, np.bool_}), False, True
+    if field.dtype.kind == "f":
+        return frozenset(_FLOAT_SCALARS), float(np.finfo(field.dtype).min), float(np.finfo(field.dtype).max)
+    return frozenset(_INTEGER_SCALARS), int(np.iinfo(field.dtype).min), int(np.iinfo(field.dtype).max)
+
+
+def _field(name: str, given: object) -> Field:
+    try:
+        shape, dtype_like = cast(tuple[tuple[int, ...], DTypeLike], given)
+        axes = tuple(shape)
+    except (TypeError, ValueError):
+        raise ValueError(f"field {name!r} must be (shape, dtype), such as ((4,), 'float32'), got {given!r}") from None
+    if any(isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1 for n in axes):
+        raise ValueError(f"field {name!r}: each axis must be a whole number of at least 1, got shape {shape!r}")
+    dtype = np.dtype(dtype_like)
+    if dtype.kind not in _KINDS:
+        raise ValueError(f"field {name!r}: {dtype} cannot be shared; use a bool, integer, float or complex dtype")
+    if not dtype.isnative:
+        raise ValueError(f"field {name!r}: {dtype.str} is in foreign byte order; use {dtype.newbyteorder('=').str}")
+    if dtype.itemsize > 16 or dtype.char in "gG":
+        raise ValueError(f"field {name!r}: {dtype} differs between machines; use float64 or complex128")
+    return Field(name, tuple(int(n) for n in axes), dtype)
+
+
+def _length_of(name: str, columns: Mapping[str, object]) -> int:
+    value = columns[name]
+    try:
+        return len(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise SpecMismatch(
+            name, "a column: an array with a row axis", repr(value)[:80], "use add for one row"
+        ) from None

@@ -1,0 +1,66 @@
+"""What `Replay.statistics()` returns: frozen records of counts and states at one moment, cheap to take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ActorStatistics:
+    """One actor."""
+
+    index: int
+    pid: int
+    """Of its present or last process."""
+    is_alive: bool
+    restarts: int
+    rows: int
+    """Handed in since the start, by all of its runs."""
+    waiting_rows: int
+    """In its inbox, not yet taken by the coordinator."""
+    inbox_rows: int
+    """Capacity of its inbox."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchesStatistics:
+    """One stream of batches."""
+
+    batch_size: int
+    prefetch: int
+    """Capacity of the prefetch queue, in batches, beside the one that the learner holds."""
+    ready: int
+    """Batches in the queue."""
+    fill: float
+    """`ready / prefetch`, at most 1."""
+    lent: int
+    """Batches that the learner holds."""
+    batches_delivered: int
+    rows_redrawn: int
+    """Rows that samplers copied in vain because they were overwritten meanwhile, since the samplers' last start."""
+    samplers_alive: int
+    restarts: int
+    """Of all samplers together."""
+    learner_waits: int
+    """How often the learner found no batch ready."""
+    learner_waited_s: float
+    """How long it waited then, in total."""
+    peak_learner_wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """A whole replay."""
+
+    rows: int
+    """Rows that can be sampled now."""
+    capacity_rows: int
+    rows_inserted: int
+    """Since the start."""
+    row_bytes: int
+    blocks: int
+    block_rows: int
+    blocks_started: int
+    """Since the start; above `blocks`, each one recycled another."""
+    actors: tuple[ActorStatistics, ...]
+    batches: tuple[BatchesStatistics, ...]

@@ -1,0 +1,157 @@
+"""Waiting: the one way in which a coroutine of areplay sleeps, so that no wait is silent and none is without an end.
+
+A `Sleeper` waits on a doorbell until a condition holds. It gives up after a timeout if the caller has one, and says in
+a warning who waits for whom and why if it takes long. The condition may raise, for example `Closed` or `Stalled`:
+that is how a waiter notices that whoever it waits for is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from areplay.doorbell import Doorbell
+from areplay.errors import WaitTimeout
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+WARN_AFTER_S = 5.0
+_LOOK_AGAIN_S = 1.0  # conditions can also change without a doorbell, by a death that nobody could announce
+TURN_S = 0.002  # who works without ever waiting lets its event loop turn at least this often
+
+
+class Sleeper:
+    """Sleeps on one doorbell, for any number of coroutines of one event loop."""
+
+    def __init__(self, bell: Doorbell) -> None:
+        self._bell = bell
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._asleep: set[asyncio.Future[None]] = set()
+        self._waiters = 0
+
+    async def wait(
+        self,
+        is_ready: Callable[[], bool],
+        reason: Callable[[], str] | None,
+        timeout_s: float | None = None,
+        error: type[WaitTimeout] = WaitTimeout,
+    ) -> None:
+        """Return when `is_ready()`; at once, without suspending, if it is so already.
+
+        Cancelled: nothing has changed. `reason()` says who waits for whom and why, for warnings and the error; `None`
+        for one who rests between two tasks and has nothing to complain about.
+
+        Raises:
+            WaitTimeout: or the given subclass of it, after `timeout_s`.
+        """
+        if is_ready():
+            return
+        loop = asyncio.get_running_loop()
+        self._attach(loop)
+        started = loop.time()
+        deadline = started + (float("inf") if timeout_s is None else timeout_s)
+        warn_after = WARN_AFTER_S
+        self._waiters += 1
+        try:
+            while True:
+                self._bell.arm()
+                if is_ready():
+                    return
+                waited = loop.time() - started
+                if timeout_s is not None and waited >= timeout_s:
+                    raise error(reason() if reason else "nothing came", timeout_s)
+                if reason and waited >= warn_after:
+                    logger.warning("%s; waiting for %.0f s", reason(), waited)
+                    warn_after *= 2
+                await self._sleep(loop, min(deadline, loop.time() + _LOOK_AGAIN_S))
+        finally:
+            self._waiters -= 1
+            if self._waiters == 0:
+                self._bell.disarm()
+
+    async def linger(self, is_ready: Callable[[], bool], seconds: float) -> None:
+        """Return when `is_ready()` or after `seconds`, whichever is first."""
+        loop = asyncio.get_running_loop()
+        self._attach(loop)
+        until = loop.time() + seconds
+        self._waiters += 1
+        try:
+            while True:
+                self._bell.arm()
+                if is_ready() or loop.time() >= until:
+                    return
+                await self._sleep(loop, until)
+        finally:
+            self._waiters -= 1
+            if self._waiters == 0:
+                self._bell.disarm()
+
+    def wake(self) -> None:
+        """Let every waiter look at its condition again. Call it on the loop of the waiters."""
+        for future in self._asleep:
+            if not future.done():
+                future.set_result(None)
+
+    def close(self) -> None:
+        """Stop watching the doorbell; waiters look once more. Call it before the doorbell's descriptor is closed."""
+        loop, self._loop = self._loop, None
+        if loop is not None and not loop.is_closed():
+            loop.remove_reader(self._bell.event.descriptor)
+            self.wake()
+
+    async def _sleep(self, loop: asyncio.AbstractEventLoop, until: float) -> None:
+        future: asyncio.Future[None] = loop.create_future()
+        self._asleep.add(future)
+        timer = loop.call_at(until, self._end_nap, future)
+        try:
+            await future
+        finally:
+            timer.cancel()
+            self._asleep.discard(future)
+
+    @staticmethod
+    def _end_nap(future: asyncio.Future[None]) -> None:
+        if not future.done():
+            future.set_result(None)
+
+    def _attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._loop is not loop:
+            self._loop = loop
+            loop.add_reader(self._bell.event.descriptor, self._on_ring)
+
+    def _on_ring(self) -> None:
+        self._bell.event.clear()
+        self.wake()
+
+
+async def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
+    """Finish `work` even if cancelled meanwhile, then deliver the cancellation."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is None:
+        return task.result()
+    if not task.cancelled() and (failure := task.exception()) is not None:
+        raise failure from cancelled
+    raise cancelled
+
+
+class Turns:
+    """Lets the event loop turn every few milliseconds on behalf of a coroutine that may never have to wait."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    async def take(self, now: float) -> None:
+        """Let the loop turn if it has not for `TURN_S`; `now` is `time.monotonic()`."""
+        if now - self._last >= TURN_S:
+            await asyncio.sleep(0)
+            self._last = now

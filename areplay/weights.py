@@ -1,0 +1,122 @@
+"""Weights: named arrays that the learner publishes and the actors read, whole and without waiting.
+
+There are three copies. The learner writes version v into copy v % 3 while readers look at older ones, so a reader is
+disturbed only if two more versions are published while it copies; then it copies anew.
+
+Shared words (int64):
+
+    begun     written by the publisher before it touches copy `begun % 3`
+    version   written by the publisher when that copy is whole; -1 before the first
+
+A publisher that dies leaves the last whole version readable. Readers write nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import numpy as np
+
+from areplay.errors import SpecMismatch
+from areplay.fence import fence, order
+from areplay.layout import WORDS_A_LINE, Layout, word
+from areplay.segment import Segment
+from areplay.spec import Array, Field
+
+_COPIES = 3
+
+
+class Weights:
+    """Arrays by name, in shared memory: `weights = Weights({"w": w0, "b": b0})`; they are version 0.
+
+    Made by the learner, handed to `Replay.actors(weights=...)`, read in each actor as `actor.weights`. One process
+    publishes, any number read. Several actors groups may share one.
+
+    Raises:
+        ValueError: no arrays, or arrays of a dtype that cannot be shared.
+        MemoryLimitExceeded: three copies of them are more than this process may take.
+    """
+
+    def __init__(self, arrays: Mapping[str, Array]) -> None:
+        if not isinstance(arrays, Mapping) or not arrays:
+            raise ValueError(f"weights must be a mapping of names to at least one array, got {type(arrays).__name__}")
+        given = {name: np.asarray(array) for name, array in arrays.items()}
+        for name, array in given.items():
+            if array.dtype.kind not in "biufc" or not array.dtype.isnative:
+                raise ValueError(f"weights {name!r}: {array.dtype.str} cannot be shared; use a native numeric dtype")
+        self._fields = {name: Field(name, array.shape, array.dtype) for name, array in given.items()}
+        copies = {f"array:{f.name}": ((_COPIES, *f.shape), f.dtype) for f in self._fields.values()}
+        layout = Layout("weights", {"words": ((2, WORDS_A_LINE), np.int64), **copies})
+        self._segment = Segment(layout, f"weights of {sum(f.row_bytes for f in self._fields.values()):,} bytes")
+        self._view()
+        self._begun[0] = self._version[0] = -1
+        self.publish(given)
+
+    def _view(self) -> None:
+        arrays = self._segment.arrays
+        self._begun, self._version = word(arrays["words"], 0), word(arrays["words"], 1)
+        self._copies = {name: arrays[f"array:{name}"] for name in self._fields}
+        self._latest: tuple[int, Mapping[str, Array]] = (-1, {})
+
+    @property
+    def version(self) -> int:
+        """Number of the newest whole version; the first is 0."""
+        version: int = self._version[0]
+        return version
+
+    def publish(self, arrays: Mapping[str, Array]) -> int:
+        """Make these arrays the newest version, all at once for every reader; its number.
+
+        Args:
+            arrays: the same names, shapes and dtypes as at the start.
+
+        Raises:
+            SpecMismatch: a name, shape or dtype differs. The newest version stays what it was.
+            Closed: after `close`.
+        """
+        if arrays.keys() != self._fields.keys():
+            wrong = next(iter(arrays.keys() ^ self._fields.keys()))
+            raise SpecMismatch(wrong, f"exactly the arrays {', '.join(self._fields)}", ", ".join(arrays), "publish all")
+        checked = {name: field.convert(arrays[name]) for name, field in self._fields.items()}
+        self._segment.descriptor  # noqa: B018  raises Closed
+        version = self.version + 1
+        self._begun[0] = version
+        fence()  # a reader of the copy that is now overwritten must be able to see that it is
+        for name, copy in self._copies.items():
+            copy[version % _COPIES] = checked[name]
+        order()
+        self._version[0] = version
+        return version
+
+    def latest(self) -> tuple[int, Mapping[str, Array]]:
+        """`(version, arrays)`: the newest whole version, as arrays of this process's own that nobody changes.
+
+        As long as the version stays the same so does the mapping, and the call costs half a microsecond.
+        """
+        version = self.version
+        while version != self._latest[0]:
+            order()
+            arrays = {name: copy[version % _COPIES].copy() for name, copy in self._copies.items()}
+            order()
+            if self._begun[0] < version + _COPIES:  # nobody has begun to overwrite that copy
+                for array in arrays.values():
+                    array.flags.writeable = False
+                self._latest = version, MappingProxyType(arrays)
+                break
+            version = self.version
+        return self._latest
+
+    def close(self) -> None:
+        """Give back the descriptor. What readers hold stays readable; nothing more can be published."""
+        self._segment.close()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"_fields": self._fields, "_segment": self._segment}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._view()
+
+    def __repr__(self) -> str:
+        return f"<Weights version {self.version} of {', '.join(self._fields)}>"
