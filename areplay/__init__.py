@@ -1,9 +1,11 @@
 """Experience replay for one big machine: actors in subprocesses, rows in shared memory, a learner that never waits.
 
-async with areplay.Replay(spec, capacity=100_000) as replay:
-    async with replay.actors(explore, 4) as actors, replay.batches(batch_size=256) as batches:
-        async for batch in batches:
-            learn(batch["obs"], batch["action"], batch["reward"])
+In short::
+
+    async with areplay.Replay(spec, capacity=100_000) as replay:
+        async with replay.actors(explore, 4) as actors, replay.batches(batch_size=256) as batches:
+            async for batch in batches:
+                learn(batch["obs"], batch["action"], batch["reward"])
 """
 
 from areplay.actor import Actor, Actors, Report

@@ -26,6 +26,10 @@ from areplay.slots import LENT, READY, Slots
 from areplay.statistics import BatchesStatistics
 from areplay.waiting import Sleeper, Turns, run_to_completion
 
+_SPIN_S = 0.0001
+"""How long a learner that found no batch ready looks again, letting its loop turn, before it sleeps. Small batches
+come every 30 us, and a sleep costs both sides about as much: 2.5 times the batches/s for a learner that only takes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Supply:
@@ -195,6 +199,10 @@ class Batches(AsyncIterator[Batch]):
 
         self._waits += 1
         try:
+            while time.monotonic() - started < _SPIN_S:
+                await asyncio.sleep(0)
+                if took_one():
+                    return taken[0]
             await self._ready.wait(took_one, self._reason, timeout_s)
         finally:
             waited = time.monotonic() - started

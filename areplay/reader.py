@@ -66,7 +66,7 @@ class Reader:
         kill_point("sampler.gather")
         out.indices[:] = indices
         whole = self._ring.unchanged(indices)
-        if not whole.all() and not self._mend(out, np.flatnonzero(~whole)):
+        if np.count_nonzero(whole) < len(whole) and not self._mend(out, np.flatnonzero(~whole)):
             return False
         out.weights.fill(1.0)
         out.probabilities.fill(probability)

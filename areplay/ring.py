@@ -91,7 +91,7 @@ class Ring:
         return BlockLocks(self.segment.descriptor, self.segment.arrays["holders"])
 
     def names(self) -> tuple[int, int]:
-        """`(first, end)`: each row that exists has an index from `first` and below `end`, though not all of those exist."""
+        """`(first, end)`: every row that exists has an index in that range, but not every index in it has a row."""
         end = self.next_serial[0]
         return max(0, end - self.blocks) * self.block_rows, end * self.block_rows
 
@@ -104,8 +104,9 @@ class Ring:
         places, serials = self._places(indices)
         alive = self.serials.take(places, mode="clip") == serials
         order()  # the serial before the count: the other way round, the count could be that of a predecessor
-        there: Mask = indices - serials * self.block_rows < self.rows.take(places, mode="clip")
-        return alive & there
+        there = indices - serials * self.block_rows < self.rows.take(places, mode="clip")
+        both: Mask = alive & there
+        return both
 
     def unchanged(self, indices: Indices) -> Mask:
         """Which of the indices, all committed before, still name the same row. Call it after copying."""

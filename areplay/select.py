@@ -35,7 +35,7 @@ class Uniform:
             return self._draw_counted(ring, count, rng), 1 / rows
         # Guess names and keep those that exist: each that is kept is uniform among those that exist. A few more
         # guesses than needed make up for the open blocks' ends. 12 us for 256, however many blocks there are.
-        guesses = rng.integers(first, end, size=count + count // 8 + 8)
+        guesses = _integers(rng, first, end, count + count // 16 + 8)
         indices = guesses[ring.committed(guesses)][:count]
         if len(indices) < count:
             indices = np.concatenate([indices, self._draw_counted(ring, count - len(indices), rng)])
@@ -47,9 +47,21 @@ class Uniform:
         if len(serials) == 0:
             return np.empty(0, np.int64)
         ends = np.cumsum(rows)
-        ordinals = rng.integers(0, ends[-1], size=count)
+        ordinals = _integers(rng, 0, int(ends[-1]), count)
         blocks = ends.searchsorted(ordinals, side="right")
         return serials[blocks] * ring.block_rows + ordinals - (ends[blocks] - rows[blocks])
 
     def __repr__(self) -> str:
         return "Uniform()"
+
+
+def _integers(rng: np.random.Generator, low: int, high: int, count: int) -> Indices:
+    """`count` integers from `low` below `high`, by way of doubles: half the time of `rng.integers` for so few.
+
+    53 random bits over a span of n leave a bias of n / 2^53 at most, below 1e-6 for any replay that fits in memory.
+    """
+    doubles = rng.random(count)
+    doubles *= high - low
+    integers: Indices = doubles.astype(np.int64)
+    integers += low
+    return integers

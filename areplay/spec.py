@@ -230,6 +230,4 @@ def _length_of(name: str, columns: Mapping[str, object]) -> int:
     try:
         return len(value)  # type: ignore[arg-type]
     except TypeError:
-        raise SpecMismatch(
-            name, "a column: an array with a row axis", repr(value)[:80], "use add for one row"
-        ) from None
+        raise SpecMismatch(name, "an array with a row axis", repr(value)[:80], "use add for one row") from None
