@@ -213,7 +213,7 @@ class Actors:
         self._inbox: list[Inbox] = []
         self._crew: Crew | None = None
         self._gone = asyncio.Event()
-        self.is_closed = False
+        self._closing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Actors:
         """Start the actors; returns when all have said READY.
@@ -243,14 +243,28 @@ class Actors:
                 await self._attach(inbox, index)
             await self._crew.start()
         except BaseException:
-            await run_to_completion(self._close())
+            await self.close()
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await run_to_completion(self._close())
+        await self.close()
+
+    async def close(self) -> None:
+        """Stop the actors and take all their rows; leaving the context does it. May be called twice.
+
+        Cancelled: it is closed all the same, then the cancellation is delivered.
+        """
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(), name="areplay closes actors")
+        await run_to_completion(self._closing)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has been entered, and not begun to close."""
+        return self._crew is not None and self._closing is None
 
     def reports(self) -> list[Report]:
         """What the actors reported since the last call, oldest first; at most the newest 10,000."""
@@ -273,7 +287,7 @@ class Actors:
     @property
     def alive(self) -> int:
         """How many actors are running, or being restarted."""
-        return self._crew.alive if self._crew is not None and not self.is_closed else 0
+        return self._crew.alive if self._crew is not None and self._closing is None else 0
 
     @property
     def failures(self) -> list[ActorFailed]:
@@ -307,14 +321,11 @@ class Actors:
         self._on_change()
 
     async def _close(self) -> None:
-        """Stop the actors, take what is in their inboxes, give everything back. May be called twice."""
-        if self.is_closed:
+        if self._crew is None or self._inboxes is None:  # never entered
             return
-        assert self._crew is not None and self._inboxes is not None
         try:
             await self._crew.stop()
         finally:
-            self.is_closed = True
             for inbox in self._inbox:
                 await self._detach(inbox)
             self._inboxes.close()

@@ -20,6 +20,7 @@ from typing import Any
 
 import uvloop
 
+from areplay.errors import Closed
 from areplay.inbox import Inbox
 from areplay.ring import Ring, StreamWriter
 from areplay.waiting import Sleeper, run_to_completion
@@ -64,9 +65,16 @@ class Coordinator:
         self._ending = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
         self._thread: threading.Thread | None = None
+        self._is_stopped = False
 
     async def attach(self, inbox: Inbox, name: str) -> None:
-        """Begin to read an inbox, as a new stream."""
+        """Begin to read an inbox, as a new stream.
+
+        Raises:
+            Closed: after `stop`.
+        """
+        if self._is_stopped:
+            raise Closed("this replay")
         if self._thread is None:
             await self._begin()
         await self._in_thread(self._attach(inbox, name))
@@ -81,6 +89,7 @@ class Coordinator:
 
     async def stop(self) -> None:
         """Detach every inbox and end the thread. May be called twice."""
+        self._is_stopped = True
         thread, self._thread = self._thread, None
         if thread is None:
             return
@@ -94,7 +103,7 @@ class Coordinator:
         announce = lambda: callers_loop.call_soon_threadsafe(started.set_result, None)  # noqa: E731
         self._thread = threading.Thread(target=self._run, args=(announce,), name="areplay-coordinator", daemon=True)
         self._thread.start()
-        await run_to_completion(_until(started))
+        await run_to_completion(started)
 
     async def _in_thread(self, work: Coroutine[Any, Any, None]) -> None:
         """Run `work` on the coordinator's loop, to its end even if cancelled meanwhile."""
@@ -106,7 +115,7 @@ class Coordinator:
         except RuntimeError:  # its loop has just closed, by a failure that is reported elsewhere
             work.close()
             return
-        await run_to_completion(_until(asyncio.wrap_future(future)))
+        await run_to_completion(asyncio.wrap_future(future))
 
     # What follows runs in the coordinator's thread.
 
@@ -181,7 +190,3 @@ class Coordinator:
 
     def _new_writer(self) -> StreamWriter:
         return StreamWriter(self._ring, self._ring.block_locks(), self._guard)
-
-
-async def _until(future: asyncio.Future[None]) -> None:
-    await future

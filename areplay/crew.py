@@ -113,7 +113,8 @@ class Crew:
         except BaseException:
             await run_to_completion(self.stop())
             for future in started:
-                future.cancel()
+                if not future.cancel() and not future.cancelled():
+                    future.exception()  # seen: the first one is raised, the others are of the same start
             raise
 
     async def stop(self) -> None:

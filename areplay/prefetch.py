@@ -75,6 +75,7 @@ class Batches(AsyncIterator[Batch]):
         self._gate_guard = threading.Lock()
         self._delivered = self._waits = 0
         self._waited_s = self._peak_wait_s = 0.0
+        self._closing: asyncio.Task[None] | None = None
         self.is_closed = False
 
     async def __aenter__(self) -> Batches:
@@ -106,14 +107,23 @@ class Batches(AsyncIterator[Batch]):
             self.on_rows()
             await self._crew.start()
         except BaseException:
-            await run_to_completion(self._close())
+            await self.close()
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await run_to_completion(self._close())
+        await self.close()
+
+    async def close(self) -> None:
+        """Stop the samplers; whoever waits for a batch gets `Closed`. Leaving the context does it. May be called twice.
+
+        Cancelled: it is closed all the same, then the cancellation is delivered.
+        """
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(), name="areplay closes batches")
+        await run_to_completion(self._closing)
 
     async def __anext__(self) -> Batch:
         """The next batch, a view valid until the next call; waits if none is ready, at most `timeout_s`.
@@ -239,10 +249,9 @@ class Batches(AsyncIterator[Batch]):
         self._slots.recover(index)
 
     async def _close(self) -> None:
-        """Stop the samplers, wake whoever waits, give everything back. May be called twice."""
-        if self.is_closed:
+        if self._slots is None or self._crew is None or self._ready is None:  # never entered
+            self.is_closed = True
             return
-        assert self._slots is not None and self._crew is not None and self._ready is not None
         try:
             await self._crew.stop()
         finally:

@@ -97,7 +97,7 @@ class Replay:
         self._owner_lock = asyncio.Lock()
         self._owner_added = False
         self._coordinator: Coordinator | None = None
-        self._is_closed = False
+        self._closing: asyncio.Task[None] | None = None
 
     @property
     def capacity_rows(self) -> int:
@@ -110,7 +110,7 @@ class Replay:
         Raises:
             MemoryLimitExceeded, ResourceUnavailable: nothing was left allocated.
         """
-        if self._ring is not None or self._is_closed:
+        if self._ring is not None or self._closing is not None:
             raise Closed("this replay, which was opened before,")
         await run_to_completion(asyncio.to_thread(self._open))
         return self
@@ -118,7 +118,16 @@ class Replay:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await run_to_completion(self._close())
+        await self.close()
+
+    async def close(self) -> None:
+        """Close everything that hangs on this replay, and itself; leaving the context does it. May be called twice.
+
+        Cancelled: it is closed all the same, then the cancellation is delivered.
+        """
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(), name="areplay closes a replay")
+        await run_to_completion(self._closing)
 
     def _open(self) -> None:
         ring = Ring(self.spec, self._blocks, self._block_rows)
@@ -325,7 +334,7 @@ class Replay:
         return True
 
     def _opened(self) -> Ring:
-        if self._ring is None or self._is_closed:
+        if self._ring is None or self._closing is not None:
             raise Closed("this replay")
         return self._ring
 
@@ -354,8 +363,7 @@ class Replay:
         alive = sum(group.alive for group in self._groups)
         failures: list[BaseException] = [failure for group in self._groups for failure in group.failures]
         last = coordinator.last_rows_at
-        opened = any(group.statistics() for group in self._groups)
-        exhausted = opened and alive == 0 and not self._owner_added
+        exhausted = any(group.is_open for group in self._groups) and alive == 0 and not self._owner_added
         return Supply(
             actors_alive=alive,
             is_exhausted=exhausted,
@@ -364,21 +372,21 @@ class Replay:
         )
 
     async def _close(self) -> None:
-        if self._is_closed or self._ring is None:
+        if self._ring is None:  # never entered
             return
         for group in self._groups:
-            await group.__aexit__(None, None, None)
+            await group.close()
         await self._coordinator_now().stop()
         for stream in self._streams:
-            await stream.__aexit__(None, None, None)
+            await stream.close()
         async with self._owner_lock:
-            self._writer_now().close()
+            assert self._writer is not None
+            self._writer.close()
             self._reading_locks.close()
-            self._is_closed = True
         self._ring.segment.close()
 
     def __repr__(self) -> str:
-        return f"<Replay {'closed' if self._is_closed else self._ring or 'not open'}>"
+        return f"<Replay {'closed' if self._closing is not None else self._ring or 'not open'}>"
 
 
 def run(main: Coroutine[Any, Any, T], *, debug: bool | None = None) -> T:

@@ -128,7 +128,7 @@ class Sleeper:
         self.wake()
 
 
-async def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
+async def run_to_completion(work: Coroutine[Any, Any, T] | asyncio.Future[T]) -> T:
     """Finish `work` even if cancelled meanwhile, then deliver the cancellation."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None

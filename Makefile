@@ -1,0 +1,27 @@
+# The environment is made by whatever needs it first: git, make and a Python >= 3.11 with venv are all it takes.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: cartpole test lint bench clean
+
+cartpole: .venv/ready          ## train a CartPole agent, and watch it
+	$(BIN)/python examples/cartpole.py
+
+test: lint                     ## everything that has to hold
+	$(BIN)/python -m pytest -q
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/ready             ## the figures of the README, on this machine (several minutes)
+	$(BIN)/python -m benchmarks
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
