@@ -170,9 +170,10 @@ class Coordinator:
                 await rows.wait(lambda: inbox.used > 0, None)
                 inbox.set_wake(feed.chunk_rows)
                 await rows.linger(has_chunk, LINGER_S)
-                while inbox.used > 0:
-                    self._take_chunk(feed)  # from the look at the rows to their publication: no await
+                self._take_chunk(feed)  # from the look at the rows to their publication: no await
+                while has_chunk():
                     await asyncio.sleep(0)
+                    self._take_chunk(feed)
         finally:
             rows.close()
 

@@ -147,7 +147,8 @@ class Batches(AsyncIterator[Batch]):
 
         Cancelled: no batch has been taken. Raises as `__anext__` does.
         """
-        await self._turns.take(time.monotonic())
+        if self._turns.is_due():
+            await asyncio.sleep(0)
         slot = self._lend()
         if slot is None:
             slot = await self._wait_ready(timeout_s)

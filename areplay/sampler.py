@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import numpy as np
 
@@ -37,7 +36,8 @@ async def run_sampler(
             await freed.wait(lambda: slots.is_stopping or slots.can_lease(index), None)
         elif reader.fill(slots.batch(slot)):
             slots.publish(slot, reader.rows_redrawn)
-            await turns.take(time.monotonic())
+            if turns.is_due():
+                await asyncio.sleep(0)
         else:
             slots.abandon(slot)
             await asyncio.sleep(_EMPTY_RING_S)

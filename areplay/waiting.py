@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -150,8 +151,10 @@ class Turns:
     def __init__(self) -> None:
         self._last = 0.0
 
-    async def take(self, now: float) -> None:
-        """Let the loop turn if it has not for `TURN_S`; `now` is `time.monotonic()`."""
-        if now - self._last >= TURN_S:
-            await asyncio.sleep(0)
-            self._last = now
+    def is_due(self) -> bool:
+        """Whether it is time for `await asyncio.sleep(0)`; if so, the caller must do that."""
+        now = time.monotonic()
+        if now - self._last < TURN_S:
+            return False
+        self._last = now
+        return True
