@@ -100,7 +100,10 @@ class Coordinator:
     async def _begin(self) -> None:
         started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         callers_loop = started.get_loop()
-        announce = lambda: callers_loop.call_soon_threadsafe(started.set_result, None)  # noqa: E731
+
+        def announce() -> None:
+            callers_loop.call_soon_threadsafe(started.set_result, None)
+
         self._thread = threading.Thread(target=self._run, args=(announce,), name="areplay-coordinator", daemon=True)
         self._thread.start()
         await run_to_completion(started)
@@ -163,7 +166,10 @@ class Coordinator:
         """Move rows whenever there are some, until cancelled."""
         inbox = feed.inbox
         rows = Sleeper(inbox.rows_bell)
-        has_chunk = lambda: inbox.used >= feed.chunk_rows or inbox.is_hurried  # noqa: E731
+
+        def has_chunk() -> bool:
+            return inbox.used >= feed.chunk_rows or inbox.is_hurried
+
         try:
             while True:
                 inbox.set_wake(1)
