@@ -17,8 +17,9 @@ import numpy as np
 
 from areplay.crew import Crew, CrewOptions
 from areplay.errors import ActorFailed, Closed, InboxFull, WaitTimeout, WouldBlock
-from areplay.inbox import Inbox, Inboxes
-from areplay.process import READY, REPORT, Channel
+from areplay.inbox import DESCRIPTORS_AN_INBOX, Inbox, Inboxes
+from areplay.limits import check_descriptors
+from areplay.process import DESCRIPTORS_A_CHILD, DESCRIPTORS_TO_START, READY, REPORT, Channel
 from areplay.spec import Spec
 from areplay.statistics import ActorStatistics
 from areplay.waiting import Sleeper, Turns, run_to_completion
@@ -226,6 +227,8 @@ class Actors:
         """
         if self._inboxes is not None:
             raise Closed("this group of actors, which was opened before,")
+        needed = self._count * (DESCRIPTORS_A_CHILD + DESCRIPTORS_AN_INBOX) + DESCRIPTORS_TO_START
+        check_descriptors(f"{self._count} actors", needed)
         self._inboxes = Inboxes(self._spec, self._count, self._inbox_rows)
         self._inbox = [self._inboxes.inbox(index) for index in range(self._count)]
         self._crew = Crew(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import time
 from collections import deque
@@ -19,8 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from areplay.errors import ChildFailed, ResourceUnavailable
-from areplay.limits import check_descriptors
-from areplay.process import DESCRIPTORS_A_CHILD, Body, Child, Exit
+from areplay.process import Body, Child, Exit
 from areplay.waiting import run_to_completion
 
 logger = logging.getLogger(__name__)
@@ -85,6 +85,8 @@ class Crew:
         self._body, self._arguments, self._failure = body, arguments, failure
         self._ask, self._after_exit, self._on_change, self._on_report = ask, after_exit, on_change, on_report
         self._stopping = asyncio.Event()
+        # So many at a time: a hundred that import torch at once would each take longer than start_timeout_s.
+        self._starters = asyncio.Semaphore(max(2, os.cpu_count() or 1))
         self._keeper: asyncio.Task[None] | None = None
 
     @property
@@ -101,10 +103,8 @@ class Crew:
         """Start all children; returns when all have said READY. Cancelled: none is left.
 
         Raises:
-            DescriptorLimitExceeded: before any child was started.
             ChildFailed: one ended, or said nothing for `start_timeout_s`, before it was ready. None is left.
         """
-        check_descriptors(f"{len(self.members)} {self.kind}s", DESCRIPTORS_A_CHILD * len(self.members))
         loop = asyncio.get_running_loop()
         started: list[asyncio.Future[None]] = [loop.create_future() for _ in self.members]
         self._keeper = asyncio.create_task(self._keep(started), name=f"areplay {self.kind}s")
@@ -185,7 +185,8 @@ class Crew:
         )
         member.child = child
         try:
-            member.is_alive = await child.start(self.options.start_timeout_s)
+            async with self._starters:
+                member.is_alive = await child.start(self.options.start_timeout_s)
             if self._stopping.is_set():
                 self._ask(index)
             if member.is_alive and not started.done():

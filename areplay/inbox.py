@@ -35,6 +35,7 @@ _TARGET_BYTES = 16 << 20  # tens of milliseconds at 20,000 Atari rows a second, 
 _MAX_ROWS = 8_192
 _MIN_ROWS = 16
 _WORDS = 7
+DESCRIPTORS_AN_INBOX = 3  # two doorbells, and the block locks of the coordinator for it
 
 
 def default_inbox_rows(spec: Spec) -> int:

@@ -19,6 +19,8 @@ from areplay.batch import Batch
 from areplay.crew import Crew, CrewOptions
 from areplay.errors import Closed, SamplerFailed, Stalled
 from areplay.items import Item
+from areplay.limits import check_descriptors
+from areplay.process import DESCRIPTORS_A_CHILD, DESCRIPTORS_TO_START
 from areplay.ring import Ring
 from areplay.sampler import run_sampler
 from areplay.select import Selector
@@ -69,7 +71,6 @@ class Batches(AsyncIterator[Batch]):
         self._slots: Slots | None = None
         self._crew: Crew | None = None
         self._ready: Sleeper | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._current: Batch | None = None
         self._turns = Turns()
         self._gate_guard = threading.Lock()
@@ -87,7 +88,9 @@ class Batches(AsyncIterator[Batch]):
         """
         if self._slots is not None:
             raise Closed("this stream of batches, which was opened before,")
-        self._loop = asyncio.get_running_loop()
+        check_descriptors(
+            f"{self._samplers} samplers", self._samplers * (DESCRIPTORS_A_CHILD + 1) + DESCRIPTORS_TO_START
+        )
         fields = self._item.fields(self._ring.spec)
         # One slot more than `prefetch`, for the batch that the learner holds.
         self._slots = slots = Slots(fields, self._batch_size, self._prefetch + 1, self._samplers)

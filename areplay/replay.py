@@ -7,6 +7,7 @@ get `Closed` -> children are reaped -> descriptors are closed. The memory goes w
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import pickle
 import signal
@@ -174,7 +175,7 @@ class Replay:
             ValueError, TypeError: an option is not what it should be.
         """
         self._opened()
-        if not asyncio.iscoroutinefunction(function):
+        if not inspect.iscoroutinefunction(function):
             raise TypeError(f"actors need a coroutine function (async def), got {function!r}")
         try:
             pickle.dumps(function)
@@ -392,19 +393,31 @@ class Replay:
 def run(main: Coroutine[Any, Any, T], *, debug: bool | None = None) -> T:
     """Run a program's main coroutine on uvloop, as `asyncio.run` does; SIGTERM ends it as orderly as Ctrl-C.
 
-    One Ctrl-C cancels `main`, so that replays close in order; a second one interrupts at once.
+    One Ctrl-C cancels `main`, so that replays close in order, and `KeyboardInterrupt` is raised; a second one interrupts
+    at once. SIGTERM cancels likewise, and `SystemExit(143)` is raised.
     """
+    terminated = False
 
     async def with_sigterm() -> T:
         task = asyncio.current_task()
-        loop = asyncio.get_running_loop()
         assert task is not None
+
+        def terminate() -> None:
+            nonlocal terminated
+            terminated = True
+            task.cancel()
+
         if threading.current_thread() is threading.main_thread():
-            loop.add_signal_handler(signal.SIGTERM, task.cancel)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
         return await main
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop, debug=debug) as runner:
-        return runner.run(with_sigterm())
+        try:
+            return runner.run(with_sigterm())
+        except asyncio.CancelledError:
+            if terminated:
+                raise SystemExit(128 + signal.SIGTERM) from None
+            raise
 
 
 def _crew_options(max_restarts: int, start_timeout_s: float, grace_s: float) -> CrewOptions:
