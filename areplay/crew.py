@@ -154,12 +154,13 @@ class Crew:
 
     async def _supervise(self, member: Member, started: asyncio.Future[None]) -> None:
         """Keep one place filled until its child finishes, fails for good, or the crew stops."""
-        while True:
+        while not self._stopping.is_set():
             exit_ = await self._run_once(member, started)
             await self._after_exit(member.index)
-            if self._stopping.is_set() or exit_.finished:
-                member.has_finished = True
+            if exit_.finished:
                 break
+            if self._stopping.is_set():
+                continue
             member.deaths.append(time.monotonic())
             while member.deaths[0] < time.monotonic() - _RESTART_WINDOW_S:
                 member.deaths.popleft()
@@ -169,6 +170,7 @@ class Crew:
             member.restarts += 1
             logger.warning("%s %d (pid %d) ended, restarting it: %s", self.kind, member.index, exit_.pid, exit_.details)
             await self._back_off(len(member.deaths))
+        member.has_finished = member.failure is None
         if not started.done():
             started.set_result(None)
         self._on_change()
@@ -186,6 +188,8 @@ class Crew:
         member.child = child
         try:
             async with self._starters:
+                if self._stopping.is_set():
+                    return Exit(0, 0, True, "")
                 member.is_alive = await child.start(self.options.start_timeout_s)
             if self._stopping.is_set():
                 self._ask(index)

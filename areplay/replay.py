@@ -393,8 +393,8 @@ class Replay:
 def run(main: Coroutine[Any, Any, T], *, debug: bool | None = None) -> T:
     """Run a program's main coroutine on uvloop, as `asyncio.run` does; SIGTERM ends it as orderly as Ctrl-C.
 
-    One Ctrl-C cancels `main`, so that replays close in order, and `KeyboardInterrupt` is raised; a second one interrupts
-    at once. SIGTERM cancels likewise, and `SystemExit(143)` is raised.
+    One Ctrl-C cancels `main`, so that replays close in order, and `KeyboardInterrupt` is raised; a second one
+    interrupts at once. SIGTERM cancels likewise, and `SystemExit(143)` is raised.
     """
     terminated = False
 
