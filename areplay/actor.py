@@ -176,7 +176,7 @@ class Report:
 
     actor: int
     time_s: float
-    """When, in seconds since the epoch."""
+    """When, in seconds since the epoch, as `time.time()`."""
     values: dict[str, Scalar]
 
 

@@ -10,6 +10,7 @@ Stopping is a ladder, each rung logged: ask, wait `grace_s`, SIGTERM, wait `grac
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import os
 import signal
@@ -96,8 +97,8 @@ class Crew:
 
     @property
     def failures(self) -> list[ChildFailed]:
-        """The failures for good, one a member at most."""
-        return [member.failure for member in self.members if member.failure is not None]
+        """The failures for good, one a member at most; copies, since raising one ties it to the frames it passes."""
+        return [copy.copy(member.failure) for member in self.members if member.failure is not None]
 
     async def start(self) -> None:
         """Start all children; returns when all have said READY. Cancelled: none is left.
@@ -206,7 +207,7 @@ class Crew:
         name = f"{self.kind} {member.index}"
         member.failure = self._failure(name, exit_.pid, exit_.code, member.restarts, exit_.details)
         if started.done():
-            logger.error("%s", member.failure)
+            logger.error("%s", str(member.failure))  # as text: a record must not keep the error and its frames alive
         else:
             started.set_exception(member.failure)
 

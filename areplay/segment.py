@@ -5,7 +5,8 @@ small /dev/shm, and the kernel frees it with its last user, however that one die
 that no process can turn another's access into a SIGBUS, and allocated in full before it is used, so that a lack of
 memory is an error here and not a kill later.
 
-Each process maps it once. The mapping lives as long as a view into it does: `close` gives back the descriptor only.
+Each process maps it once. The mapping lives as long as a view into it does: `close` gives back the descriptor only, and
+Python's mmap holds another one until then.
 """
 
 from __future__ import annotations

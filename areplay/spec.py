@@ -9,6 +9,7 @@ Knows nothing of where rows are stored.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -23,7 +24,6 @@ Columns = Mapping[str, Array]
 
 _KINDS = "biufc"  # bool, signed, unsigned, float, complex: fixed size and no pointers, so bytes can be shared
 _INTEGER_SCALARS = (int, np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64)
-_FLOAT_SCALARS = (float, np.float16, np.float32, np.float64)
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Field:
     @property
     def row_bytes(self) -> int:
         """Bytes of this field in one row."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def __str__(self) -> str:
         return f"shape {self.shape} of {self.dtype.name}"
@@ -77,15 +77,16 @@ class Field:
             "u",
         }:
             return None  # a float for an integer, a complex for a float, a number for a bool
-        with np.errstate(all="ignore"):
-            converted = given.astype(self.dtype)
-        if given.dtype.kind in "fc":  # rounding to a shorter float is what the spec asks for, an overflow is not
-            survives = bool(np.array_equal(np.isfinite(given), np.isfinite(converted)))
-        elif self.dtype.kind in "iu":
+        if self.dtype.kind in "iu":
             low, high = np.iinfo(self.dtype).min, np.iinfo(self.dtype).max
             survives = given.size == 0 or (low <= int(given.min()) and int(given.max()) <= high)
-        else:
-            survives = bool(np.array_equal(given, converted.astype(given.dtype)))
+            return given.astype(self.dtype) if survives else None
+        with np.errstate(all="ignore"):
+            converted = given.astype(self.dtype)
+            if given.dtype.kind in "fc":  # rounding to a shorter float is what the spec asks for, an overflow is not
+                survives = bool(np.array_equal(np.isfinite(given), np.isfinite(converted)))
+            else:  # whole numbers must come out as they went in; compared as Python's, which do not round
+                survives = bool(np.isfinite(converted).all()) and given.tolist() == converted.real.tolist()
         return converted if survives else None
 
     def _mismatch(self, shape: tuple[int, ...], got: str, remedy: str = "") -> SpecMismatch:
@@ -203,7 +204,11 @@ def _scalars_taken_as_they_are(field: Field) -> tuple[frozenset[type], Any, Any]
     if field.dtype.kind == "b":
         return frozenset({bool, np.bool_}), False, True
     if field.dtype.kind == "f":
-        return frozenset(_FLOAT_SCALARS), float(np.finfo(field.dtype).min), float(np.finfo(field.dtype).max)
+        return (
+            frozenset({float, np.float64, field.dtype.type}),
+            -float(largest := np.finfo(field.dtype).max),
+            float(largest),
+        )
     return frozenset(_INTEGER_SCALARS), int(np.iinfo(field.dtype).min), int(np.iinfo(field.dtype).max)
 
 
@@ -215,7 +220,10 @@ def _field(name: str, given: object) -> Field:
         raise ValueError(f"field {name!r} must be (shape, dtype), such as ((4,), 'float32'), got {given!r}") from None
     if any(isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1 for n in axes):
         raise ValueError(f"field {name!r}: each axis must be a whole number of at least 1, got shape {shape!r}")
-    dtype = np.dtype(dtype_like)
+    try:
+        dtype = np.dtype(dtype_like)
+    except TypeError as error:
+        raise ValueError(f"field {name!r}: {error}; use a name such as 'float32'") from None
     if dtype.kind not in _KINDS:
         raise ValueError(f"field {name!r}: {dtype} cannot be shared; use a bool, integer, float or complex dtype")
     if not dtype.isnative:
