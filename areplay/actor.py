@@ -22,7 +22,7 @@ from areplay.limits import check_descriptors
 from areplay.process import DESCRIPTORS_A_CHILD, DESCRIPTORS_TO_START, READY, REPORT, Channel
 from areplay.spec import Spec
 from areplay.statistics import ActorStatistics
-from areplay.waiting import Sleeper, Turns, run_to_completion
+from areplay.waiting import Sleeper, Turns, ended, opened, run_to_completion
 from areplay.weights import Weights
 
 ActorFunction = Callable[..., Awaitable[None]]
@@ -186,6 +186,7 @@ class Actors:
     Args:
         settle: awaited with an index when that actor's process has ended: takes all that it left in its inbox.
         on_change: called when an actor finished or failed for good.
+        check_open: raises `Closed` once the replay is closed.
     """
 
     def __init__(
@@ -205,7 +206,9 @@ class Actors:
         settle: Callable[[Inbox], Awaitable[None]],
         detach: Callable[[Inbox], Awaitable[None]],
         on_change: Callable[[], None],
+        check_open: Callable[[], object],
     ) -> None:
+        self._check_open = check_open
         self._spec, self._count, self._inbox_rows = spec, count, inbox_rows
         self._function, self._args, self._kwargs = function, args, kwargs
         self._seeds, self._weights, self._timeout_s = seeds, weights, timeout_s
@@ -216,6 +219,7 @@ class Actors:
         self._inbox: list[Inbox] = []
         self._crew: Crew | None = None
         self._gone = asyncio.Event()
+        self._opening: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Actors:
@@ -225,8 +229,14 @@ class Actors:
             MemoryLimitExceeded, DescriptorLimitExceeded, ResourceUnavailable: before any actor was started.
             ActorFailed: one could not be started. None is left.
         """
-        if self._inboxes is not None:
+        self._check_open()
+        if self._opening is not None or self._closing is not None:
             raise Closed("this group of actors, which was opened before,")
+        self._opening = asyncio.create_task(self._open(), name="areplay opens actors")
+        await opened(self._opening, self.close, "this group of actors")
+        return self
+
+    async def _open(self) -> None:
         needed = self._count * (DESCRIPTORS_A_CHILD + DESCRIPTORS_AN_INBOX) + DESCRIPTORS_TO_START
         check_descriptors(f"{self._count} actors", needed)
         self._inboxes = Inboxes(self._spec, self._count, self._inbox_rows)
@@ -243,14 +253,9 @@ class Actors:
             on_change=self._member_changed,
             on_report=lambda index, report: self._reports.append(Report(index, *report)),
         )
-        try:
-            for index, inbox in enumerate(self._inbox):
-                await self._attach(inbox, index)
-            await self._crew.start()
-        except BaseException:
-            await self.close()
-            raise
-        return self
+        for index, inbox in enumerate(self._inbox):
+            await self._attach(inbox, index)
+        await self._crew.start()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -326,6 +331,7 @@ class Actors:
         self._on_change()
 
     async def _close(self) -> None:
+        await ended(self._opening)
         if self._crew is None or self._inboxes is None:  # never entered
             return
         try:

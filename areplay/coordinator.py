@@ -22,7 +22,7 @@ import uvloop
 
 from areplay.errors import Closed
 from areplay.inbox import Inbox
-from areplay.ring import Ring, StreamWriter
+from areplay.ring import Ring, RingGuard, StreamWriter
 from areplay.waiting import Sleeper, run_to_completion
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,6 @@ class Coordinator:
     """Moves rows from inboxes to blocks, in order, each exactly once.
 
     Args:
-        guard: the ring's guard, see `StreamWriter`.
         on_rows: called in the coordinator's thread after rows were written; must be quick.
         on_failure: called in the coordinator's thread when it ends by an error.
 
@@ -55,7 +54,7 @@ class Coordinator:
     """
 
     def __init__(
-        self, ring: Ring, guard: threading.Lock, on_rows: Callable[[], None], on_failure: Callable[[], None]
+        self, ring: Ring, guard: RingGuard, on_rows: Callable[[], None], on_failure: Callable[[], None]
     ) -> None:
         self.last_rows_at = 0.0
         self.failure: BaseException | None = None

@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from areplay.errors import ChildFailed, ResourceUnavailable
+from areplay.errors import ChildFailed
 from areplay.process import Body, Child, Exit
 from areplay.waiting import run_to_completion
 
@@ -127,6 +127,7 @@ class Crew:
             return
         self._stopping.set()
         try:
+            logger.debug("stopping: %d %ss are asked to end", self.alive, self.kind)
             for member in self.members:
                 self._ask(member.index)
             for number in (signal.SIGTERM, signal.SIGKILL):
@@ -197,8 +198,8 @@ class Crew:
             if member.is_alive and not started.done():
                 started.set_result(None)
             return await child.wait_exit()
-        except ResourceUnavailable as error:
-            return Exit(child.pid, 1, False, str(error))
+        except Exception as error:  # no child: out of descriptors, or arguments that do not pickle
+            return Exit(child.pid, 1, False, f"it could not be started: {error!r}")
         finally:
             member.is_alive = False
             child.kill()

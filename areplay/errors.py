@@ -128,10 +128,8 @@ class ChildFailed(AreplayError):
 
     def __str__(self) -> str:
         how = f"killed by signal {-self.exit_code}" if self.exit_code < 0 else f"exit code {self.exit_code}"
-        return (
-            f"{self.child} (pid {self.pid}, {how}) failed after {self.restarts} restarts; "
-            f"mend the cause below, or raise max_restarts\n{self.details}"
-        )
+        again = f" after {self.restarts} restarts, as many as max_restarts allows" if self.restarts else ""
+        return f"{self.child} (pid {self.pid}, {how}) failed{again}; mend the cause:\n{self.details}"
 
 
 class ActorFailed(ChildFailed):

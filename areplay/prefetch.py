@@ -26,7 +26,7 @@ from areplay.sampler import run_sampler
 from areplay.select import Selector
 from areplay.slots import LENT, READY, Slots
 from areplay.statistics import BatchesStatistics
-from areplay.waiting import Sleeper, Turns, run_to_completion
+from areplay.waiting import Sleeper, Turns, ended, opened, run_to_completion
 
 _SPIN_S = 0.0001
 """How long a learner that found no batch ready looks again, letting its loop turn, before it sleeps. Small batches
@@ -64,7 +64,9 @@ class Batches(AsyncIterator[Batch]):
         timeout_s: float | None,
         options: CrewOptions,
         supply: Callable[[], Supply],
+        check_open: Callable[[], object],
     ) -> None:
+        self._check_open = check_open
         self._ring, self._item, self._selector, self._seeds, self._supply = ring, item, selector, seeds, supply
         self._batch_size, self._samplers, self._prefetch = batch_size, samplers, prefetch
         self._min_size, self._timeout_s, self._options = min_size_to_sample, timeout_s, options
@@ -76,6 +78,7 @@ class Batches(AsyncIterator[Batch]):
         self._gate_guard = threading.Lock()
         self._delivered = self._waits = 0
         self._waited_s = self._peak_wait_s = 0.0
+        self._opening: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self.is_closed = False
 
@@ -86,8 +89,14 @@ class Batches(AsyncIterator[Batch]):
             MemoryLimitExceeded, DescriptorLimitExceeded, ResourceUnavailable: before any sampler was started.
             SamplerFailed: one could not be started. None is left.
         """
-        if self._slots is not None:
+        self._check_open()
+        if self._opening is not None or self._closing is not None:
             raise Closed("this stream of batches, which was opened before,")
+        self._opening = asyncio.create_task(self._open(), name="areplay opens batches")
+        await opened(self._opening, self.close, "this stream of batches")
+        return self
+
+    async def _open(self) -> None:
         check_descriptors(
             f"{self._samplers} samplers", self._samplers * (DESCRIPTORS_A_CHILD + 1) + DESCRIPTORS_TO_START
         )
@@ -106,13 +115,8 @@ class Batches(AsyncIterator[Batch]):
             after_exit=self._recover,
             on_change=self.look_again,
         )
-        try:
-            self.on_rows()
-            await self._crew.start()
-        except BaseException:
-            await self.close()
-            raise
-        return self
+        self.on_rows()
+        await self._crew.start()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -253,6 +257,7 @@ class Batches(AsyncIterator[Batch]):
         self._slots.recover(index)
 
     async def _close(self) -> None:
+        await ended(self._opening)
         if self._slots is None or self._crew is None or self._ready is None:  # never entered
             self.is_closed = True
             return

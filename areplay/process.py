@@ -140,18 +140,21 @@ class Child:
         Cancelled: the process goes on starting; `kill` it.
 
         Raises:
-            ResourceUnavailable: no descriptor or process to be had, or arguments that do not pickle. Nothing is left.
+            ResourceUnavailable: no descriptor or process to be had. Nothing is left.
+            Exception: whatever pickling the arguments raised. Nothing is left.
         """
         loop = asyncio.get_running_loop()
         try:
             self._launch()
             self._pidfd = os.pidfd_open(self.pid)
-        except Exception as error:  # the system's refusal, or arguments that do not pickle
+        except BaseException as error:  # the system's refusal, or arguments that do not pickle
             if self.pid:
                 self._process.kill()
                 self._process.aio_process.join()
             self._release()
-            raise ResourceUnavailable("starting a process", self.name, repr(error)) from error
+            if isinstance(error, OSError):
+                raise ResourceUnavailable("starting a process", self.name, str(error)) from error
+            raise
         assert self._socket is not None
         loop.add_reader(self._socket.fileno(), self._on_message)
         loop.add_reader(self._pidfd, self._on_exit)
@@ -285,23 +288,33 @@ async def _main(end: socket.socket, body: Body, args: tuple[Any, ...], run: int)
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     assert task is not None
-    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    terminated = False
+
+    def terminate() -> None:
+        nonlocal terminated
+        terminated = True
+        task.cancel()
+
+    loop.add_signal_handler(signal.SIGTERM, terminate)
     try:
         await body(channel, *args)
-    except asyncio.CancelledError:
-        await _end_loop(loop)
-        channel.send(FINISHED)
     except BaseException as error:
-        text = "".join(traceback.format_exception(error))
+        text = "SIGTERM ended it" if terminated else "".join(traceback.format_exception(error))
         with contextlib.suppress(Exception):
             await _end_loop(loop)
         channel.send(FAILED, text[-_MAX_MESSAGE_BYTES // 2 :])
-        raise SystemExit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1) from None
+        raise SystemExit(_exit_code(error, terminated)) from None
     else:
         await _end_loop(loop)
         channel.send(FINISHED)
     finally:
         sys.stdout.flush()
+
+
+def _exit_code(error: BaseException, terminated: bool) -> int:
+    if terminated:
+        return 128 + signal.SIGTERM
+    return error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
 
 
 async def _end_loop(loop: asyncio.AbstractEventLoop) -> None:

@@ -31,11 +31,11 @@ from areplay.limits import check_memory
 from areplay.options import optional_seconds, seconds, whole_number
 from areplay.prefetch import Batches, Supply
 from areplay.reader import BatchArrays, Reader
-from areplay.ring import MIN_BLOCKS, Indices, Ring, StreamWriter, default_block_rows
+from areplay.ring import MIN_BLOCKS, Indices, Ring, RingGuard, StreamWriter, default_block_rows
 from areplay.select import Selector, Uniform
 from areplay.spec import Spec
 from areplay.statistics import Statistics
-from areplay.waiting import run_to_completion
+from areplay.waiting import ended, opened, run_to_completion
 from areplay.weights import Weights
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ class Replay:
             logger.info("capacity %d rounded up to %d rows, whole blocks", capacity, self.capacity_rows)
         parts = {field.name: field.row_bytes * self.capacity_rows for field in spec.values()}
         check_memory(f"a replay of {self.capacity_rows:,} rows of {spec.row_bytes:,} bytes", parts)
-        self._guard = threading.Lock()
+        self._guard = RingGuard()
         self._groups: list[Actors] = []
         self._streams: list[Batches] = []
         self._ring: Ring | None = None
@@ -98,6 +98,7 @@ class Replay:
         self._owner_lock = asyncio.Lock()
         self._owner_added = False
         self._coordinator: Coordinator | None = None
+        self._opening: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
 
     @property
@@ -111,9 +112,11 @@ class Replay:
         Raises:
             MemoryLimitExceeded, ResourceUnavailable: nothing was left allocated.
         """
-        if self._ring is not None or self._closing is not None:
+        if self._opening is not None or self._closing is not None:
             raise Closed("this replay, which was opened before,")
-        await run_to_completion(asyncio.to_thread(self._open))
+        work = run_to_completion(asyncio.to_thread(self._open))
+        self._opening = asyncio.create_task(work, name="areplay opens a replay")
+        await opened(self._opening, self.close, "this replay")
         return self
 
     async def __aexit__(
@@ -201,6 +204,7 @@ class Replay:
             settle=lambda inbox: self._coordinator_now().settle(inbox),
             detach=lambda inbox: self._coordinator_now().detach(inbox),
             on_change=self._on_change,
+            check_open=self._opened,
         )
         self._groups.append(actors)
         return actors
@@ -249,6 +253,7 @@ class Replay:
             optional_seconds("timeout_s", timeout_s),
             _crew_options(max_restarts, start_timeout_s, grace_s),
             self._supply,
+            self._opened,
         )
         self._streams.append(stream)
         return stream
@@ -373,6 +378,7 @@ class Replay:
         )
 
     async def _close(self) -> None:
+        await ended(self._opening)
         if self._ring is None:  # never entered
             return
         for group in self._groups:

@@ -150,15 +150,33 @@ class Ring:
         )
 
 
+class RingGuard:
+    """What the writers of one ring share, in the owner's process: a lock, held for a few stores at a time.
+
+    Attributes:
+        left: places of blocks that were due to be recycled but held by somebody, until they are due again. Their rows
+            are out of every reader's range, and no longer counted.
+    """
+
+    def __init__(self) -> None:
+        self.left: set[int] = set()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+
 class StreamWriter:
     """Writes the rows of one stream, in order, into blocks of its own. One thread at a time uses it.
 
     Args:
         locks: this writer's own, closed with it.
-        guard: held for a few stores wherever a shared word of the ring changes; one for all writers of a ring.
     """
 
-    def __init__(self, ring: Ring, locks: BlockLocks, guard: threading.Lock) -> None:
+    def __init__(self, ring: Ring, locks: BlockLocks, guard: RingGuard) -> None:
         self._ring, self._locks, self._guard = ring, locks, guard
         with guard:
             self.stream: int = ring.next_stream[0]
@@ -166,7 +184,8 @@ class StreamWriter:
         self._serial = -1  # our open block, or -1
         self._used = 0
         self._last_serial = -1  # the block before it in our chain
-        self._row_writer = RowWriter(ring.spec, ring.columns)
+        self._row = {field.name: np.empty((1, *field.shape), field.dtype) for field in ring.spec.values()}
+        self._row_writer = RowWriter(ring.spec, self._row)
 
     def write(self, columns: Columns, start: int, stop: int) -> Indices:
         """Append rows `start` to `stop` of `columns` (checked arrays, as of `Spec.convert_columns`); their indices.
@@ -191,17 +210,13 @@ class StreamWriter:
         return indices
 
     def write_row(self, row: Mapping[str, object]) -> int:
-        """Append one row, checked as it is written; its index.
+        """Append one row; its index.
 
         Raises:
-            SpecMismatch: the row does not fit the spec. Nothing was appended.
+            SpecMismatch: the row does not fit the spec. Nothing was appended, and no block recycled for it.
         """
-        place = self._lock_open_block()
-        try:
-            self._row_writer.write(place * self._ring.block_rows + self._used, row)
-            return self._publish(place, 1)
-        finally:
-            self._locks.release(place)
+        self._row_writer.write(0, row)
+        return int(self.write(self._row, 0, 1)[0])
 
     def seal(self) -> None:
         """End the open block, full or not: the next row goes into a new one."""
@@ -223,12 +238,13 @@ class StreamWriter:
         # their own, so that on x86-64 plain stores keep that order.
         order()
         self._used += n
-        ring.rows[place] = self._used
+        with self._guard:
+            ring.rows[place] = self._used
+            ring.rows_inserted[0] += n
+            if place not in self._guard.left:
+                ring.rows_now[0] += n
         order()
         ring.serials[place] = self._serial
-        with self._guard:
-            ring.rows_now[0] += n
-            ring.rows_inserted[0] += n
         return first
 
     def _lock_open_block(self) -> int:
@@ -255,14 +271,21 @@ class StreamWriter:
             if self._locks.try_exclusive(place):
                 break
             # A reader copies under the lock, or another writer is in it: leave it for another lap, wait for nobody.
+            with self._guard:
+                if place not in self._guard.left:
+                    self._guard.left.add(place)
+                    ring.rows_now[0] -= int(ring.rows[place])
             logger.warning("block %d is held by process %d, left for another lap", place, self._locks.holder(place))
         # -1 before anything else changes: a reader that copied before or during what follows will see it. The fence
         # is for the non-temporal stores of a large copy, which could overtake this one.
         ring.serials[place] = -1
         fence()
         with self._guard:
-            ring.rows_now[0] -= int(ring.rows[place])
-        ring.rows[place] = 0
+            if place in self._guard.left:
+                self._guard.left.remove(place)
+            else:
+                ring.rows_now[0] -= int(ring.rows[place])
+            ring.rows[place] = 0
         ring._streams[place] = self.stream
         ring._previous[place] = self._last_serial
         ring._following[place] = -1

@@ -204,11 +204,8 @@ def _scalars_taken_as_they_are(field: Field) -> tuple[frozenset[type], Any, Any]
     if field.dtype.kind == "b":
         return frozenset({bool, np.bool_}), False, True
     if field.dtype.kind == "f":
-        return (
-            frozenset({float, np.float64, field.dtype.type}),
-            -float(largest := np.finfo(field.dtype).max),
-            float(largest),
-        )
+        largest = float(np.finfo(field.dtype).max)
+        return frozenset({float, np.float64, field.dtype.type}), -largest, largest
     return frozenset(_INTEGER_SCALARS), int(np.iinfo(field.dtype).min), int(np.iinfo(field.dtype).max)
 
 

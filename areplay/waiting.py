@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from areplay.doorbell import Doorbell
-from areplay.errors import WaitTimeout
+from areplay.errors import Closed, WaitTimeout
 
 T = TypeVar("T")
 
@@ -143,6 +143,32 @@ async def run_to_completion(work: Coroutine[Any, Any, T] | asyncio.Future[T]) ->
     if not task.cancelled() and (failure := task.exception()) is not None:
         raise failure from cancelled
     raise cancelled
+
+
+async def opened(opening: asyncio.Task[None], close: Callable[[], Awaitable[None]], what: str) -> None:
+    """Wait until `opening` is done. If it fails, or is cancelled with us, `close` is awaited before that is raised.
+
+    Raises:
+        Closed: somebody else closed `what` meanwhile, which cancels `opening`.
+    """
+    try:
+        await opening
+    except asyncio.CancelledError:
+        await close()
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise Closed(what) from None
+    except BaseException:
+        await close()
+        raise
+
+
+async def ended(opening: asyncio.Task[None] | None) -> None:
+    """Cancel `opening` if it is not done, and wait until it is."""
+    if opening is not None and not opening.done():
+        opening.cancel()
+        await asyncio.wait({opening})
 
 
 class Turns:
