@@ -117,10 +117,11 @@ class Ring:
 
     def occupied(self) -> tuple[Indices, Indices]:
         """The serials of all blocks that hold rows, and for each the number of its rows."""
+        floor = max(0, self.next_serial[0] - self.blocks)  # first: stopped here for a lap, we still find blocks
         serials = self.serials.copy()
         order()
         rows = self.rows.copy()
-        kept = (serials >= max(0, self.next_serial[0] - self.blocks)) & (rows > 0)
+        kept = (serials >= floor) & (rows > 0)
         return serials[kept], rows[kept]
 
     def chain(self, serial: int) -> tuple[int, int, int]:

@@ -38,7 +38,8 @@ class Uniform:
         guesses = _integers(rng, first, end, count + count // 16 + 8)
         indices = guesses[ring.committed(guesses)][:count]
         if len(indices) < count:
-            indices = np.concatenate([indices, self._draw_counted(ring, count - len(indices), rng)])
+            others = self._draw_counted(ring, count - len(indices), rng)
+            indices = np.concatenate([indices, others]) if len(others) else others
         return indices, 1 / rows
 
     def _draw_counted(self, ring: Ring, count: int, rng: np.random.Generator) -> Indices:
