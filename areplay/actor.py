@@ -29,6 +29,7 @@ ActorFunction = Callable[..., Awaitable[None]]
 Scalar = float | int | str | bool
 
 MAX_REPORTS = 10_000
+_TURN_S = 0.002  # an actor that never waits lets its loop turn so often, for its other tasks and for cancellation
 
 
 class Actor:
@@ -56,7 +57,7 @@ class Actor:
         self._channel, self._spec, self._inbox, self._weights = channel, spec, inbox, weights
         self._timeout_s = timeout_s
         self._room = Sleeper(inbox.room_bell)
-        self._turns = Turns()
+        self._turns = Turns(_TURN_S)
 
     @property
     def stopping(self) -> bool:

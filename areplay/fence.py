@@ -12,18 +12,25 @@ moved by the interpreter. So:
 
 from __future__ import annotations
 
-import _thread
 import ctypes
 import platform
+import threading
 from collections.abc import Callable
 
 _SEQ_CST = 5
 _X86 = platform.machine() in ("x86_64", "AMD64")
 
 
-def _locked_instruction() -> None:
-    # A lock of its own for each call: a shared one would deadlock when a signal handler interrupts its holder.
-    _thread.allocate_lock().acquire(False)
+def _locked_instruction() -> Callable[[], None]:
+    # Re-entrant, or a signal handler that needs a fence would deadlock when it interrupts the holder.
+    lock = threading.RLock()
+    acquire, release = lock.acquire, lock.release
+
+    def fence() -> None:
+        acquire()
+        release()
+
+    return fence
 
 
 def _libatomic() -> Callable[[], None]:
@@ -42,5 +49,5 @@ def _nothing() -> None:
     pass
 
 
-fence: Callable[[], None] = _locked_instruction if _X86 else _libatomic()
+fence: Callable[[], None] = _locked_instruction() if _X86 else _libatomic()
 order: Callable[[], None] = _nothing if _X86 else fence

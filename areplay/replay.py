@@ -229,7 +229,8 @@ class Replay:
             item: what a batch consists of; `Rows()` by default.
             batch_size: items a batch; sampled with replacement, at most `capacity_rows`.
             samplers: processes that fill the queue.
-            prefetch: batches that are kept ready, beside the one that the learner holds; at least one a sampler.
+            prefetch: batches that are kept ready, beside the one that the learner holds and one that each sampler is
+                filling; at least one a sampler.
             selector: how rows are drawn; `Uniform()` by default.
             min_size_to_sample: rows that must be there before the first batch is drawn; at most `capacity_rows`.
             timeout_s: how long a step of the loop waits for a batch before it raises `WaitTimeout`; None for ever.

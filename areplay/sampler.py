@@ -12,8 +12,9 @@ from areplay.reader import Reader
 from areplay.ring import Ring
 from areplay.select import Selector
 from areplay.slots import Slots
-from areplay.waiting import Sleeper, Turns
+from areplay.waiting import Naps, Sleeper, Turns
 
+_TURN_S = 0.002  # so often signals are looked at
 _EMPTY_RING_S = 0.001  # between two looks at a ring that has lost all its rows for a moment
 
 
@@ -28,16 +29,18 @@ async def run_sampler(
 ) -> None:
     """What a sampler's process runs, until it is asked to stop."""
     reader = Reader(ring, ring.block_locks(), item, selector, np.random.default_rng(seeds))
-    freed, turns = Sleeper(slots.sampler_bells[index]), Turns()
+    freed, naps, turns = Sleeper(slots.sampler_bells[index]), Naps(), Turns(_TURN_S)
     channel.send(READY)
     while not slots.is_stopping:
         slot = slots.lease(index)
         if slot is None:
-            await freed.wait(lambda: slots.is_stopping or slots.can_lease(index), None)
+            if not slots.is_open or not naps.nap():
+                await freed.wait(lambda: slots.is_stopping or slots.can_lease(index), None)
         elif reader.fill(slots.batch(slot)):
             slots.publish(slot, reader.rows_redrawn)
-            if turns.is_due():
-                await asyncio.sleep(0)
+            naps.reset()
         else:
             slots.abandon(slot)
             await asyncio.sleep(_EMPTY_RING_S)
+        if turns.is_due():
+            await asyncio.sleep(0)

@@ -13,7 +13,6 @@ and plain aligned stores suffice. Nothing here waits, and nothing here knows wha
 Shared words (int64):
 
     states[slot]     written by whom the drawing names. A sampler that dies leaves its slot FILLING until `recover`.
-    ready_ns[slot]   by the sampler before READY: CLOCK_MONOTONIC, so that the learner takes the oldest batch first.
     redrawn[sampler]       by that sampler: rows copied in vain since its start.
     learner_sleep          by the learner: its doorbell, rung by samplers.
     sampler_sleep[sampler] by that sampler: its doorbell, rung by the learner's process.
@@ -23,7 +22,6 @@ Shared words (int64):
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 
 import numpy as np
@@ -56,7 +54,6 @@ class Slots:
             "slots",
             {
                 "states": ((slots,), np.int64),
-                "ready_ns": ((slots,), np.int64),
                 "words": ((3 + 2 * samplers, WORDS_A_LINE), np.int64),
                 "indices": ((slots, batch_size), np.int64),
                 "weights": ((slots, batch_size), np.float32),
@@ -72,7 +69,8 @@ class Slots:
     def _view(self) -> None:
         arrays = self._segment.arrays
         words = arrays["words"]
-        self._states, self._ready_ns = words_of(arrays["states"]), words_of(arrays["ready_ns"])
+        self._states = words_of(arrays["states"])
+        self._next = 0  # where the learner looks first
         self._gate, self._stopping = word(words, 0), word(words, 1)
         self._redrawn = [word(words, 3 + self.samplers + k) for k in range(self.samplers)]
         self.learner_bell = Doorbell(self._learner_event, word(words, 2))
@@ -112,7 +110,6 @@ class Slots:
     def publish(self, slot: int, rows_redrawn: int = 0) -> None:
         """Pass a filled slot to the learner, and wake it if it sleeps."""
         assert self._states[slot] == FILLING, self
-        self._ready_ns[slot] = time.monotonic_ns()
         self._redrawn[slot % self.samplers][0] = rows_redrawn
         kill_point("sampler.publish")
         order()
@@ -127,14 +124,20 @@ class Slots:
     # The learner's side.
 
     def lend(self) -> int | None:
-        """The slot that has been READY longest, now LENT and the learner's; `None` if none is ready."""
-        ready = [slot for slot, state in enumerate(self._states.tolist()) if state == READY]
-        if not ready:
-            return None
-        order()
-        slot = ready[0] if len(ready) == 1 else min(ready, key=self._ready_ns.__getitem__)
-        self._states[slot] = LENT
-        return slot
+        """A READY slot, now LENT and the learner's; `None` if none is ready.
+
+        They are taken in turn, so that no batch is passed over for longer than one round; in a full queue, which is
+        filled where it was emptied, that is the order in which they were drawn.
+        """
+        states, slot = self._states, self._next
+        for _ in range(self.slots):
+            if states[slot] == READY:
+                order()
+                states[slot] = LENT
+                self._next = (slot + 1) % self.slots
+                return slot
+            slot = (slot + 1) % self.slots
+        return None
 
     def give_back(self, slot: int) -> None:
         """Return a lent slot to its sampler, and wake that one if it sleeps."""

@@ -28,7 +28,7 @@ class BatchesStatistics:
 
     batch_size: int
     prefetch: int
-    """Capacity of the prefetch queue, in batches, beside the one that the learner holds."""
+    """Capacity of the prefetch queue, in batches."""
     ready: int
     """Batches in the queue."""
     fill: float
