@@ -126,8 +126,12 @@ class Coordinator:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(self._main(announce))
         except BaseException as error:
+            while isinstance(error, BaseExceptionGroup):  # of the task group: its first error made the others end
+                error = error.exceptions[0]
             self.failure = error
             logger.exception("the coordinator failed; no more rows come in")
+            for feed in self._feeds.values():
+                feed.writer.close()
             self._on_failure()
 
     async def _main(self, announce: Callable[[], None]) -> None:

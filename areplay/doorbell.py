@@ -35,7 +35,9 @@ class EventDescriptor:
             raise ResourceUnavailable("eventfd", what, str(error)) from error
 
     def notify(self) -> None:
-        """Make the descriptor readable."""
+        """Make the descriptor readable. Does nothing once it is closed: there is nobody to wake."""
+        if self.descriptor < 0:
+            return
         with contextlib.suppress(BlockingIOError):  # the counter is full: it is readable already
             os.eventfd_write(self.descriptor, 1)
 

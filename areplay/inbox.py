@@ -51,20 +51,28 @@ class Inboxes:
         columns = {f"column:{f.name}": ((count, inbox_rows, *f.shape), f.dtype) for f in spec.values()}
         layout = Layout("inboxes", {"words": ((count, _WORDS, WORDS_A_LINE), np.int64), **columns})
         self._segment = Segment(layout, f"{count} inboxes of {inbox_rows:,} rows of {spec.row_bytes:,} bytes")
-        self._rows_events = [EventDescriptor("a coordinator's doorbell") for _ in range(count)]
-        self._room_events = [EventDescriptor("an actor's doorbell") for _ in range(count)]
+        self._events: list[tuple[EventDescriptor, EventDescriptor]] = []
+        try:
+            for k in range(count):
+                rows_event = EventDescriptor(f"inbox {k}'s doorbell at the coordinator")
+                self._events.append((rows_event, rows_event))
+                self._events[k] = rows_event, EventDescriptor(f"inbox {k}'s doorbell at the actor")
+        except BaseException:
+            self.close()
+            raise
 
     def inbox(self, index: int) -> Inbox:
         """Inbox number `index`, as this process sees it."""
         arrays = self._segment.arrays
         columns = {name: arrays[f"column:{name}"][index] for name in self.spec}
-        return Inbox(self.spec, columns, arrays["words"][index], self._rows_events[index], self._room_events[index])
+        return Inbox(self.spec, columns, arrays["words"][index], *self._events[index])
 
     def close(self) -> None:
         """Give back all descriptors. The memory stays mapped for as long as a view of it lives."""
         self._segment.close()
-        for event in (*self._rows_events, *self._room_events):
-            event.close()
+        for rows_event, room_event in self._events:
+            rows_event.close()
+            room_event.close()
 
 
 class Inbox:

@@ -62,8 +62,13 @@ class Slots:
             },
         )
         self._segment = Segment(layout, f"{slots} slots for batches of {batch_size:,}")
-        self._learner_event = EventDescriptor("the learner's doorbell")
-        self._sampler_events = [EventDescriptor("a sampler's doorbell") for _ in range(samplers)]
+        self._events: list[EventDescriptor] = []
+        try:
+            for whose in ("the learner's", *(f"sampler {k}'s" for k in range(samplers))):
+                self._events.append(EventDescriptor(f"{whose} doorbell"))
+        except BaseException:
+            self.close()
+            raise
         self._view()
 
     def _view(self) -> None:
@@ -73,8 +78,8 @@ class Slots:
         self._next = 0  # where the learner looks first
         self._gate, self._stopping = word(words, 0), word(words, 1)
         self._redrawn = [word(words, 3 + self.samplers + k) for k in range(self.samplers)]
-        self.learner_bell = Doorbell(self._learner_event, word(words, 2))
-        self.sampler_bells = [Doorbell(event, word(words, 3 + k)) for k, event in enumerate(self._sampler_events)]
+        self.learner_bell = Doorbell(self._events[0], word(words, 2))
+        self.sampler_bells = [Doorbell(event, word(words, 3 + k)) for k, event in enumerate(self._events[1:])]
         self._batches = [
             BatchArrays(
                 arrays["indices"][slot],
@@ -181,7 +186,7 @@ class Slots:
     def close(self) -> None:
         """Give back all descriptors. The memory stays mapped for as long as a view of it lives."""
         self._segment.close()
-        for event in (self._learner_event, *self._sampler_events):
+        for event in self._events:
             event.close()
 
     def check(self) -> None:
@@ -199,11 +204,11 @@ class Slots:
         return None
 
     def _ring_samplers(self) -> None:
-        for event in self._sampler_events:
+        for event in self._events[1:]:
             event.notify()
 
     def __getstate__(self) -> dict[str, object]:
-        kept = ("fields", "batch_size", "slots", "samplers", "_segment", "_learner_event", "_sampler_events")
+        kept = ("fields", "batch_size", "slots", "samplers", "_segment", "_events")
         return {key: self.__dict__[key] for key in kept}
 
     def __setstate__(self, state: dict[str, object]) -> None:

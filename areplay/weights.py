@@ -97,7 +97,7 @@ class Weights:
         version = self.version
         while version != self._latest[0]:
             order()
-            arrays = {name: copy[version % _COPIES].copy() for name, copy in self._copies.items()}
+            arrays = {name: copy[version % _COPIES, ...].copy() for name, copy in self._copies.items()}
             order()
             if self._begun[0] < version + _COPIES:  # nobody has begun to overwrite that copy
                 for array in arrays.values():
