@@ -51,12 +51,10 @@ class Inboxes:
         columns = {f"column:{f.name}": ((count, inbox_rows, *f.shape), f.dtype) for f in spec.values()}
         layout = Layout("inboxes", {"words": ((count, _WORDS, WORDS_A_LINE), np.int64), **columns})
         self._segment = Segment(layout, f"{count} inboxes of {inbox_rows:,} rows of {spec.row_bytes:,} bytes")
-        self._events: list[tuple[EventDescriptor, EventDescriptor]] = []
+        self._events: list[EventDescriptor] = []  # of each inbox the coordinator's, then the actor's
         try:
-            for k in range(count):
-                rows_event = EventDescriptor(f"inbox {k}'s doorbell at the coordinator")
-                self._events.append((rows_event, rows_event))
-                self._events[k] = rows_event, EventDescriptor(f"inbox {k}'s doorbell at the actor")
+            for k in range(2 * count):
+                self._events.append(EventDescriptor(f"a doorbell of inbox {k // 2}"))
         except BaseException:
             self.close()
             raise
@@ -65,14 +63,13 @@ class Inboxes:
         """Inbox number `index`, as this process sees it."""
         arrays = self._segment.arrays
         columns = {name: arrays[f"column:{name}"][index] for name in self.spec}
-        return Inbox(self.spec, columns, arrays["words"][index], *self._events[index])
+        return Inbox(self.spec, columns, arrays["words"][index], *self._events[2 * index : 2 * index + 2])
 
     def close(self) -> None:
         """Give back all descriptors. The memory stays mapped for as long as a view of it lives."""
         self._segment.close()
-        for rows_event, room_event in self._events:
-            rows_event.close()
-            room_event.close()
+        for event in self._events:
+            event.close()
 
 
 class Inbox:

@@ -6,21 +6,22 @@ serial, a stale index is recognised. `index % capacity_rows` is the row's *posit
 
         reserve a serial       first chunk           later chunks            its place is due again
   FREE ------------------> RECYCLING --------> OPEN ------------> OPEN/FULL ----------------------> RECYCLING
-        serial = -1           serial = s         rows grows
+          end = -1          end = first + n       end grows
 
 Shared words and arrays (int64), all written by the owner's process alone, by whichever of its threads holds what is
 named; read by everyone without a lock. If the owner dies, everything here ends with it.
 
     next_serial         under the guard. A reader that sees an old value misses the newest block.
     rows_now, rows_inserted, next_stream   under the guard. For statistics and gates; never trusted for memory safety.
-    serials[place]      under the block's lock. -1 while the block's rows are being replaced.
-    rows[place]         under the block's lock. Committed rows: the rows are written first, the count is published then.
+    ends[place]         under the block's lock. The index after that of the block's last committed row, which tells its
+                        serial and the number of its rows in one store; -1 while its rows are being replaced.
     streams, previous, following [place]   under the block's lock (`following` under the predecessor's stream's
                         writer): the chain of blocks of one stream, by serial, -1 at its ends. Good while serials match.
 
-Readers take no lock. They read a serial and a count, copy rows, and then read the serial again: if it is unchanged the
-rows are whole, since a writer sets it to -1 before it touches a row. Nobody ever waits: a writer that finds a block
-locked by a reader (see `areplay.reader`) leaves that block alone for one more lap and takes the next.
+Readers take no lock. A row exists if its block's end lies behind it, by no more than a block. They look, copy, and look
+again: if it exists still, what was copied is whole, since a writer sets the end to -1 before it touches a row. Nobody
+ever waits: a writer that finds a block locked by a reader (see `areplay.reader`) leaves that block alone for one more
+lap and takes the next.
 """
 
 from __future__ import annotations
@@ -66,14 +67,14 @@ class Ring:
         self.spec, self.blocks, self.block_rows = spec, blocks, block_rows
         capacity = blocks * block_rows
         columns = {f"column:{f.name}": ((capacity, *f.shape), f.dtype) for f in spec.values()}
-        tables = dict.fromkeys(("serials", "rows", "streams", "previous", "following"), ((blocks,), np.int64))
+        tables = dict.fromkeys(("ends", "streams", "previous", "following"), ((blocks,), np.int64))
         layout = Layout(
             "ring",
             {"words": ((4, WORDS_A_LINE), np.int64), "holders": ((blocks,), np.int64), **tables, **columns},
         )
         self.segment = Segment(layout, f"a replay of {capacity:,} rows of {spec.row_bytes:,} bytes")
         self._view()
-        for table in (self.serials, self._previous, self._following):
+        for table in (self.ends, self._previous, self._following):
             table.fill(-1)
 
     def _view(self) -> None:
@@ -82,7 +83,7 @@ class Ring:
         self.capacity_rows = self.blocks * self.block_rows
         self.next_serial, self.rows_now = word(words, 0), word(words, 1)
         self.rows_inserted, self.next_stream = word(words, 2), word(words, 3)
-        self.serials, self.rows = arrays["serials"], arrays["rows"]
+        self.ends: Indices = arrays["ends"]
         self._streams, self._previous, self._following = arrays["streams"], arrays["previous"], arrays["following"]
         self.columns: Columns = {name: arrays[f"column:{name}"] for name in self.spec}
 
@@ -101,41 +102,43 @@ class Ring:
 
     def committed(self, indices: Indices) -> Mask:
         """Which of the indices name a row that is written and not yet overwritten."""
-        places, serials = self._places(indices)
-        alive = self.serials.take(places, mode="clip") == serials
-        order()  # the serial before the count: the other way round, the count could be that of a predecessor
-        there = indices - serials * self.block_rows < self.rows.take(places, mode="clip")
-        both: Mask = alive & there
-        return both
+        ahead = self.ends.take(indices % self.capacity_rows // self.block_rows, mode="clip")
+        order()  # this look before whatever is copied on the strength of it
+        ahead -= indices
+        ahead -= 1
+        # 0 <= ahead < block_rows, in one comparison: a negative number is a huge one when read as unsigned.
+        exists: Mask = ahead.view(np.uint64) < self.block_rows
+        return exists
 
     def unchanged(self, indices: Indices) -> Mask:
         """Which of the indices, all committed before, still name the same row. Call it after copying."""
         order()
-        places, serials = self._places(indices)
-        same: Mask = self.serials.take(places, mode="clip") == serials
-        return same
+        return self.committed(indices)
 
     def occupied(self) -> tuple[Indices, Indices]:
         """The serials of all blocks that hold rows, and for each the number of its rows."""
         floor = max(0, self.next_serial[0] - self.blocks)  # first: stopped here for a lap, we still find blocks
-        serials = self.serials.copy()
-        order()
-        rows = self.rows.copy()
-        kept = (serials >= floor) & (rows > 0)
-        return serials[kept], rows[kept]
+        ends = self.ends.copy()
+        ends = ends[ends > floor * self.block_rows]
+        serials = (ends - 1) // self.block_rows
+        return serials, ends - serials * self.block_rows
+
+    def block(self, place: int) -> tuple[int, int]:
+        """`(serial, rows)` of the block in that place; `(-1, 0)` if it has no row or is being replaced."""
+        end = int(self.ends[place])
+        if end <= 0:
+            return -1, 0
+        serial = (end - 1) // self.block_rows
+        return serial, end - serial * self.block_rows
 
     def chain(self, serial: int) -> tuple[int, int, int]:
         """`(stream, previous, following)` of the block with that serial; serials, or -1 at an end of the stream."""
         place = serial % self.blocks
         found = int(self._streams[place]), int(self._previous[place]), int(self._following[place])
         order()
-        if self.serials[place] != serial:
+        if self.block(place)[0] != serial:
             raise KeyError(serial)
         return found
-
-    def _places(self, indices: Indices) -> tuple[Indices, Indices]:
-        serials = indices // self.block_rows
-        return serials % self.blocks, serials
 
     def __getstate__(self) -> dict[str, object]:
         return {key: self.__dict__[key] for key in ("spec", "blocks", "block_rows", "segment")}
@@ -234,18 +237,16 @@ class StreamWriter:
         """Make `n` rows after the used ones visible; the index of the first of them."""
         ring = self._ring
         first = self._serial * ring.block_rows + self._used
-        # Rows, then count, then (of a new block) the serial. A reader that sees the old count misses the newest rows,
-        # which is harmless; the reverse order would show it garbage. The large copies before end with a fence of
-        # their own, so that on x86-64 plain stores keep that order.
+        # Rows, then the end. A reader that sees the old end misses the newest rows, which is harmless; the reverse
+        # order would show it garbage. The large copies before end with a fence of their own, so that on x86-64 plain
+        # stores keep that order.
         order()
         self._used += n
         with self._guard:
-            ring.rows[place] = self._used
+            ring.ends[place] = first + n
             ring.rows_inserted[0] += n
             if place not in self._guard.left:
                 ring.rows_now[0] += n
-        order()
-        ring.serials[place] = self._serial
         return first
 
     def _lock_open_block(self) -> int:
@@ -275,23 +276,23 @@ class StreamWriter:
             with self._guard:
                 if place not in self._guard.left:
                     self._guard.left.add(place)
-                    ring.rows_now[0] -= int(ring.rows[place])
+                    ring.rows_now[0] -= ring.block(place)[1]
             logger.warning("block %d is held by process %d, left for another lap", place, self._locks.holder(place))
         # -1 before anything else changes: a reader that copied before or during what follows will see it. The fence
         # is for the non-temporal stores of a large copy, which could overtake this one.
-        ring.serials[place] = -1
-        fence()
         with self._guard:
             if place in self._guard.left:
                 self._guard.left.remove(place)
             else:
-                ring.rows_now[0] -= int(ring.rows[place])
-            ring.rows[place] = 0
+                ring.rows_now[0] -= ring.block(place)[1]
+            ring.ends[place] = -1
+        fence()
         ring._streams[place] = self.stream
         ring._previous[place] = self._last_serial
         ring._following[place] = -1
-        if self._last_serial >= 0 and ring.serials[self._last_serial % ring.blocks] == self._last_serial:
-            ring._following[self._last_serial % ring.blocks] = serial
+        last_place = self._last_serial % ring.blocks
+        if self._last_serial >= 0 and ring.block(last_place)[0] == self._last_serial:
+            ring._following[last_place] = serial
         self._serial, self._used = serial, 0
         kill_point("ring.recycle")
         return place
