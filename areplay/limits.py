@@ -27,7 +27,10 @@ def check_descriptors(what: str, needed: int) -> None:
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY:
         return
-    available = limit - len(os.listdir("/proc/self/fd"))
+    try:
+        available = limit - (len(os.listdir("/proc/self/fd")) - 1)  # which lists the descriptor it is listed through
+    except OSError:
+        available = 0
     if needed > available:
         raise DescriptorLimitExceeded(what, needed, available, limit)
 

@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 READY, REPORT, FAILED, FINISHED = "ready", "report", "failed", "finished"
 _MAX_MESSAGE_BYTES = 64 << 10  # well below what a socket's buffer takes whole
 DESCRIPTORS_A_CHILD = 4  # in the parent: its socket, its pidfd, and two that multiprocessing keeps
-DESCRIPTORS_TO_START = 8  # while one is being started, beside those
+DESCRIPTORS_TO_START = 16  # while one is being started, beside those: pipes, a segment, an event loop
 
 Body = Callable[..., Awaitable[None]]
 

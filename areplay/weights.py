@@ -25,6 +25,7 @@ from areplay.segment import Segment
 from areplay.spec import Array, Field
 
 _COPIES = 3
+_ROUNDS = 3  # of copying in vain, before a reader is content with the whole version that it has
 
 
 class Weights:
@@ -92,10 +93,12 @@ class Weights:
     def latest(self) -> tuple[int, Mapping[str, Array]]:
         """`(version, arrays)`: the newest whole version, as arrays of this process's own that nobody changes.
 
+        If the learner publishes faster than they can be copied, an older version that was had before; never a torn one.
         As long as the version stays the same so does the mapping, and the call costs half a microsecond.
         """
-        version = self.version
-        while version != self._latest[0]:
+        version, rounds = self.version, 0
+        while version != self._latest[0] and (rounds < _ROUNDS or self._latest[0] < 0):
+            rounds += 1
             order()
             arrays = {name: copy[version % _COPIES, ...].copy() for name, copy in self._copies.items()}
             order()
