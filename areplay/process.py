@@ -30,6 +30,7 @@ import sys
 import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from types import SimpleNamespace
 from typing import Any
 
@@ -68,6 +69,7 @@ class _GuardedName(str):
         kill, interrupt, ignore = int(signal.SIGKILL), int(signal.SIGINT), int(signal.SIG_IGN)
         code = (
             f"(__import__('signal').signal({interrupt}, {ignore}), "
+            f"__import__('signal').pthread_sigmask({int(signal.SIG_UNBLOCK)}, [{interrupt}]), "
             f"__import__('ctypes').CDLL(None).prctl(1, {kill}, 0, 0, 0), "
             f"__import__('os').getppid() == {self.parent} or __import__('os')._exit(1), "
             f"{str(self)!r})[-1]"
@@ -201,7 +203,14 @@ class Child:
                 loop_initializer=uvloop.new_event_loop,
                 daemon=True,
             )
-            self._process.start()
+            # Ctrl-C goes to the whole process group, and a child cannot ignore it before its interpreter runs: so it is
+            # born with the signal blocked, which is taken back where it is ignored. (The tracker unblocks it for us.)
+            resource_tracker.ensure_running()
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                self._process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         assert self._process.pid is not None
         self.pid = self._process.pid
 
