@@ -12,6 +12,8 @@ started, has ended or is closed, never for a row.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextlib
 import logging
 import threading
 import time
@@ -20,7 +22,7 @@ from typing import Any
 
 import uvloop
 
-from areplay.errors import Closed
+from areplay.errors import Closed, ResourceUnavailable, Stalled
 from areplay.inbox import Inbox
 from areplay.ring import Ring, RingGuard, StreamWriter
 from areplay.waiting import Sleeper, run_to_completion
@@ -64,6 +66,7 @@ class Coordinator:
         self._ending = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
         self._thread: threading.Thread | None = None
+        self._started: concurrent.futures.Future[None] | None = None
         self._is_stopped = False
 
     async def attach(self, inbox: Inbox, name: str) -> None:
@@ -71,11 +74,16 @@ class Coordinator:
 
         Raises:
             Closed: after `stop`.
+            ResourceUnavailable: no thread, or no event loop for it, could be had.
+            Stalled: the coordinator has failed.
         """
         if self._is_stopped:
             raise Closed("this replay")
-        if self._thread is None:
-            await self._begin()
+        if self._started is None:
+            self._started = self._begin()
+        await run_to_completion(asyncio.wrap_future(self._started))
+        if self.failure is not None:
+            raise Stalled(f"rows cannot be taken any more, the coordinator has failed: {self.failure}")
         await self._in_thread(self._attach(inbox, name))
 
     async def settle(self, inbox: Inbox) -> None:
@@ -90,22 +98,25 @@ class Coordinator:
         """Detach every inbox and end the thread. May be called twice."""
         self._is_stopped = True
         thread, self._thread = self._thread, None
-        if thread is None:
+        if thread is None or self._started is None:
             return
-        if self._loop is not None and thread.is_alive():
-            self._loop.call_soon_threadsafe(self._ending.set)
+        await asyncio.wait({asyncio.wrap_future(self._started)})
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # its loop is closed: it has failed
+                self._loop.call_soon_threadsafe(self._ending.set)
         await asyncio.to_thread(thread.join)
 
-    async def _begin(self) -> None:
-        started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        callers_loop = started.get_loop()
-
-        def announce() -> None:
-            callers_loop.call_soon_threadsafe(started.set_result, None)
-
-        self._thread = threading.Thread(target=self._run, args=(announce,), name="areplay-coordinator", daemon=True)
-        self._thread.start()
-        await run_to_completion(started)
+    def _begin(self) -> concurrent.futures.Future[None]:
+        """Start the thread; done when its loop runs."""
+        started: concurrent.futures.Future[None] = concurrent.futures.Future()
+        thread = threading.Thread(target=self._run, args=(started,), name="areplay-coordinator", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            started.set_exception(ResourceUnavailable("starting a thread", "the coordinator", str(error)))
+        else:
+            self._thread = thread
+        return started
 
     async def _in_thread(self, work: Coroutine[Any, Any, None]) -> None:
         """Run `work` on the coordinator's loop, to its end even if cancelled meanwhile."""
@@ -121,24 +132,27 @@ class Coordinator:
 
     # What follows runs in the coordinator's thread.
 
-    def _run(self, announce: Callable[[], None]) -> None:
+    def _run(self, started: concurrent.futures.Future[None]) -> None:
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(self._main(announce))
+                runner.run(self._main(started))
         except BaseException as error:
             while isinstance(error, BaseExceptionGroup):  # of the task group: its first error made the others end
                 error = error.exceptions[0]
             self.failure = error
+            if not started.done():
+                started.set_exception(ResourceUnavailable("starting an event loop", "the coordinator", str(error)))
+                return
             logger.exception("the coordinator failed; no more rows come in")
             for feed in self._feeds.values():
                 feed.writer.close()
             self._on_failure()
 
-    async def _main(self, announce: Callable[[], None]) -> None:
+    async def _main(self, started: concurrent.futures.Future[None]) -> None:
         self._loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as group:
             self._group = group
-            announce()
+            started.set_result(None)
             await self._ending.wait()
             for feed in list(self._feeds.values()):
                 await self._detach(feed.inbox)

@@ -105,7 +105,7 @@ class WaitTimeout(AreplayError):
 
 
 class InboxFull(WaitTimeout):
-    """The coordinator did not make room in an actor's inbox before the deadline. No row was handed over."""
+    """The coordinator did not make room in an actor's inbox before the deadline. What waited was not handed over."""
 
 
 class Stalled(AreplayError):

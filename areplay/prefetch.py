@@ -190,8 +190,11 @@ class Batches(AsyncIterator[Batch]):
 
     def on_rows(self) -> None:
         """Open the gate once there are rows enough. Called after rows were written, from any thread."""
-        slots = self._slots
-        if slots is not None and not slots.is_open and self._ring.rows_now[0] >= self._min_size:
+        slots, ring = self._slots, self._ring
+        if slots is None or slots.is_open:
+            return
+        # Once blocks are recycled there will not be more rows: open blocks may keep a full ring below its capacity.
+        if ring.rows_now[0] >= self._min_size or ring.next_serial[0] > ring.blocks:
             with self._gate_guard:
                 if not self.is_closed:
                     slots.open_gate()

@@ -43,6 +43,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _INLINE_BYTES = 4 << 20  # what `extend` copies on the loop; more is copied in a thread meanwhile
+_SMALL_BATCH = 4_096  # items that a batch may have even if fewer rows fit
 _OWNER, _ACTORS, _BATCHES = range(3)  # kinds of random generators
 
 
@@ -114,8 +115,7 @@ class Replay:
         """
         if self._opening is not None or self._closing is not None:
             raise Closed("this replay, which was opened before,")
-        work = run_to_completion(asyncio.to_thread(self._open))
-        self._opening = asyncio.create_task(work, name="areplay opens a replay")
+        self._opening = asyncio.create_task(self._open_off_loop(), name="areplay opens a replay")
         await opened(self._opening, self.close, "this replay")
         return self
 
@@ -133,6 +133,9 @@ class Replay:
             self._closing = asyncio.create_task(self._close(), name="areplay closes a replay")
         await run_to_completion(self._closing)
 
+    async def _open_off_loop(self) -> None:
+        await run_to_completion(asyncio.to_thread(self._open))
+
     def _open(self) -> None:
         ring = Ring(self.spec, self._blocks, self._block_rows)
         try:
@@ -141,6 +144,8 @@ class Replay:
             self._writer = StreamWriter(ring, ring.block_locks(), self._guard)
             self._reading_locks = ring.block_locks()
         except BaseException:
+            if self._writer is not None:
+                self._writer.close()
             ring.segment.close()
             raise
         self._ring = ring
@@ -189,12 +194,21 @@ class Replay:
         if inbox_rows is None:
             inbox_rows = default_inbox_rows(self.spec)
         group = len(self._groups)
+        count = whole_number("count", count, at_most=10_000)
+        if 2 * count > self._blocks:
+            logger.warning(
+                "%d actors write to %d blocks, one each at a time, and recycle each other's; raise capacity, or lower "
+                "block_rows from %d",
+                count,
+                self._blocks,
+                self._block_rows,
+            )
         actors = Actors(
             function,
             tuple(args),
             dict(kwargs or {}),
             self.spec,
-            whole_number("count", count, at_most=10_000),
+            count,
             whole_number("inbox_rows", inbox_rows, at_most=1 << 30),
             lambda index, run: self._seeds(_ACTORS, group, index, run),
             weights,
@@ -227,12 +241,13 @@ class Replay:
 
         Args:
             item: what a batch consists of; `Rows()` by default.
-            batch_size: items a batch; sampled with replacement, at most `capacity_rows`.
+            batch_size: items a batch, with replacement; at most `capacity_rows`, or 4,096 if that is more.
             samplers: processes that fill the queue.
             prefetch: batches that are kept ready, beside the one that the learner holds and one that each sampler is
                 filling; at least one a sampler.
             selector: how rows are drawn; `Uniform()` by default.
-            min_size_to_sample: rows that must be there before the first batch is drawn; at most `capacity_rows`.
+            min_size_to_sample: rows that must be there before the first batch is drawn, or a full ring; at most
+                `capacity_rows`.
             timeout_s: how long a step of the loop waits for a batch before it raises `WaitTimeout`; None for ever.
             max_restarts, start_timeout_s, grace_s: as for `actors`.
 
@@ -246,7 +261,7 @@ class Replay:
             ring,
             Rows() if item is None else item,
             Uniform() if selector is None else selector,
-            whole_number("batch_size", batch_size, at_most=self.capacity_rows),
+            whole_number("batch_size", batch_size, at_most=self._max_batch_size),
             samplers,
             whole_number("prefetch", prefetch, at_least=samplers, at_most=100_000),
             whole_number("min_size_to_sample", min_size_to_sample, at_most=self.capacity_rows),
@@ -268,8 +283,7 @@ class Replay:
         self._opened()
         async with self._owner_lock:
             index = self._writer_now().write_row(row)
-        self._owner_added = True
-        self._on_rows()
+        self._announce()
         return index
 
     async def extend(self, columns: Mapping[str, Any]) -> Indices:
@@ -294,9 +308,11 @@ class Replay:
             if rows * self.spec.row_bytes <= _INLINE_BYTES:
                 indices = writer.write(arrays, 0, rows)
             else:
-                indices = await run_to_completion(asyncio.to_thread(writer.write, arrays, 0, rows))
-        self._owner_added = True
-        self._on_rows()
+                try:
+                    return await run_to_completion(asyncio.to_thread(writer.write, arrays, 0, rows))
+                finally:  # also if cancelled: they are written
+                    self._announce()
+        self._announce()
         return indices
 
     def sample(self, batch_size: int, item: Item | None = None, selector: Selector | None = None) -> Batch:
@@ -307,7 +323,7 @@ class Replay:
             ValueError: batch_size is out of range.
         """
         ring = self._opened()
-        batch_size = whole_number("batch_size", batch_size, at_most=self.capacity_rows)
+        batch_size = whole_number("batch_size", batch_size, at_most=self._max_batch_size)
         item = Rows() if item is None else item
         reader = Reader(ring, self._reading_locks, item, Uniform() if selector is None else selector, self._rng)
         shapes = {field.name: (field.shape, field.dtype) for field in item.fields(self.spec).values()}
@@ -340,6 +356,10 @@ class Replay:
         """True: a replay without rows is still a replay."""
         return True
 
+    @property
+    def _max_batch_size(self) -> int:
+        return max(_SMALL_BATCH, self.capacity_rows)
+
     def _opened(self) -> Ring:
         if self._ring is None or self._closing is not None:
             raise Closed("this replay")
@@ -356,6 +376,11 @@ class Replay:
     def _coordinator_now(self) -> Coordinator:
         assert self._coordinator is not None
         return self._coordinator
+
+    def _announce(self) -> None:
+        """Say that the owner has written rows."""
+        self._owner_added = True
+        self._on_rows()
 
     def _on_rows(self) -> None:
         for stream in self._streams:

@@ -12,7 +12,11 @@ and plain aligned stores suffice. Nothing here waits, and nothing here knows wha
 
 Shared words (int64):
 
-    states[slot]     written by whom the drawing names. A sampler that dies leaves its slot FILLING until `recover`.
+    states[slot]     FREE, FILLING or LENT, written by whom the drawing names. READY is a FILLING slot in the queue.
+    queue[sampler]   a ring of the slots that this sampler has filled, in order. Written by it before `published`.
+    published[sampler]   how many that were since the start, by the sampler: one store makes a batch the learner's. What
+                         a sampler that dies before that store leaves is a FILLING slot, until `recover`.
+    taken[sampler]       how many of them were lent, by the learner.
     redrawn[sampler]       by that sampler: rows copied in vain since its start.
     learner_sleep          by the learner: its doorbell, rung by samplers.
     sampler_sleep[sampler] by that sampler: its doorbell, rung by the learner's process.
@@ -54,7 +58,8 @@ class Slots:
             "slots",
             {
                 "states": ((slots,), np.int64),
-                "words": ((3 + 2 * samplers, WORDS_A_LINE), np.int64),
+                "queue": ((samplers, slots), np.int64),
+                "words": ((3 + 4 * samplers, WORDS_A_LINE), np.int64),
                 "indices": ((slots, batch_size), np.int64),
                 "weights": ((slots, batch_size), np.float32),
                 "probabilities": ((slots, batch_size), np.float64),
@@ -75,9 +80,13 @@ class Slots:
         arrays = self._segment.arrays
         words = arrays["words"]
         self._states = words_of(arrays["states"])
-        self._next = 0  # where the learner looks first
+        self._queues = [words_of(queue) for queue in arrays["queue"]]
+        self._leased: set[int] = set()  # by this process
+        self._next_sampler = 0  # whose queue the learner looks at first
         self._gate, self._stopping = word(words, 0), word(words, 1)
-        self._redrawn = [word(words, 3 + self.samplers + k) for k in range(self.samplers)]
+        self._redrawn, self._published, self._taken = (
+            [word(words, 3 + kind * self.samplers + k) for k in range(self.samplers)] for kind in (1, 2, 3)
+        )
         self.learner_bell = Doorbell(self._events[0], word(words, 2))
         self.sampler_bells = [Doorbell(event, word(words, 3 + k)) for k, event in enumerate(self._events[1:])]
         self._batches = [
@@ -101,6 +110,7 @@ class Slots:
         slot = self._free_slot(sampler)
         if slot is not None:
             self._states[slot] = FILLING
+            self._leased.add(slot)
         return slot
 
     def can_lease(self, sampler: int) -> bool:
@@ -109,16 +119,21 @@ class Slots:
 
     def abandon(self, slot: int) -> None:
         """Return a leased slot unfilled."""
-        assert self._states[slot] == FILLING, self
+        assert slot in self._leased, self
+        self._leased.remove(slot)
         self._states[slot] = FREE
 
     def publish(self, slot: int, rows_redrawn: int = 0) -> None:
         """Pass a filled slot to the learner, and wake it if it sleeps."""
-        assert self._states[slot] == FILLING, self
-        self._redrawn[slot % self.samplers][0] = rows_redrawn
+        assert slot in self._leased, self
+        self._leased.remove(slot)
+        sampler = slot % self.samplers
+        number = self._published[sampler][0]
+        self._queues[sampler][number % self.slots] = slot
+        self._redrawn[sampler][0] = rows_redrawn
         kill_point("sampler.publish")
         order()
-        self._states[slot] = READY
+        self._published[sampler][0] = number + 1
         self.learner_bell.ring()
 
     @property
@@ -131,17 +146,17 @@ class Slots:
     def lend(self) -> int | None:
         """A READY slot, now LENT and the learner's; `None` if none is ready.
 
-        They are taken in turn, so that no batch is passed over for longer than one round; in a full queue, which is
-        filled where it was emptied, that is the order in which they were drawn.
+        Of one sampler they come in the order in which they were filled; the samplers take turns.
         """
-        states, slot = self._states, self._next
-        for _ in range(self.slots):
-            if states[slot] == READY:
+        for sampler in (*range(self._next_sampler, self.samplers), *range(self._next_sampler)):
+            number = self._taken[sampler][0]
+            if self._published[sampler][0] > number:
                 order()
-                states[slot] = LENT
-                self._next = (slot + 1) % self.slots
+                slot: int = self._queues[sampler][number % self.slots]
+                self._states[slot] = LENT
+                self._taken[sampler][0] = number + 1
+                self._next_sampler = (sampler + 1) % self.samplers
                 return slot
-            slot = (slot + 1) % self.slots
         return None
 
     def give_back(self, slot: int) -> None:
@@ -153,10 +168,11 @@ class Slots:
 
     def recover(self, sampler: int) -> int:
         """Free the slots that a sampler, dead and reaped, was filling; how many. Its ready batches stay."""
-        mine = range(sampler, self.slots, self.samplers)
-        torn = [slot for slot in mine if self._states[slot] == FILLING]
+        states = self.states()
+        torn = [slot for slot in range(sampler, self.slots, self.samplers) if states[slot] == FILLING]
         for slot in torn:
             self._states[slot] = FREE
+            self._leased.discard(slot)
         return len(torn)
 
     def open_gate(self) -> None:
@@ -181,7 +197,15 @@ class Slots:
 
     def count(self, state: int) -> int:
         """How many slots are in that state."""
-        return self._states.tolist().count(state)
+        return self.states().count(state)
+
+    def states(self) -> list[int]:
+        """The state of each slot."""
+        states = self._states.tolist()
+        for queue, taken, published in zip(self._queues, self._taken, self._published, strict=True):
+            for number in range(taken[0], published[0]):
+                states[queue[number % self.slots]] = READY
+        return states
 
     def close(self) -> None:
         """Give back all descriptors. The memory stays mapped for as long as a view of it lives."""
@@ -191,9 +215,10 @@ class Slots:
 
     def check(self) -> None:
         """Assert what must always hold."""
-        assert all(state in (FREE, FILLING, READY, LENT) for state in self._states.tolist()), self
+        states = self.states()
+        assert all(state in (FREE, FILLING, READY, LENT) for state in states), self
         for sampler in range(self.samplers):
-            filling = [s for s in range(sampler, self.slots, self.samplers) if self._states[s] == FILLING]
+            filling = [s for s in range(sampler, self.slots, self.samplers) if states[s] == FILLING]
             assert len(filling) <= 1, f"sampler {sampler} fills {filling} at once: {self}"
 
     def _free_slot(self, sampler: int) -> int | None:
@@ -216,5 +241,5 @@ class Slots:
         self._view()
 
     def __repr__(self) -> str:
-        states = "".join(_STATE_LETTERS[state] for state in self._states.tolist())
+        states = "".join(_STATE_LETTERS[state] for state in self.states())
         return f"<Slots {states} ({self.count(READY)} ready, {self.count(LENT)} lent)>"

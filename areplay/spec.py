@@ -132,7 +132,9 @@ class Spec(Mapping[str, Field]):
         return rows, {name: field.convert(columns[name], (rows,)) for name, field in self._fields.items()}
 
     def check_names(self, row: Mapping[str, object]) -> None:
-        """Raise `SpecMismatch` if `row` does not have exactly the fields of this spec."""
+        """Raise `SpecMismatch` if `row` has not exactly the fields of this spec, `TypeError` if it is no mapping."""
+        if not isinstance(row, Mapping):
+            raise TypeError(f"expected a mapping of field name to array, got {type(row).__name__}")
         if row.keys() == self._fields.keys():
             return
         known = ", ".join(self._fields)

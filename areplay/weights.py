@@ -76,6 +76,8 @@ class Weights:
             SpecMismatch: a name, shape or dtype differs. The newest version stays what it was.
             Closed: after `close`.
         """
+        if not isinstance(arrays, Mapping):
+            raise TypeError(f"expected a mapping of name to array, got {type(arrays).__name__}")
         if arrays.keys() != self._fields.keys():
             wrong = next(iter(arrays.keys() ^ self._fields.keys()))
             raise SpecMismatch(wrong, f"exactly the arrays {', '.join(self._fields)}", ", ".join(arrays), "publish all")
