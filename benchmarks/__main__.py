@@ -1,0 +1,81 @@
+"""`python -m benchmarks [names ...]`: run benchmarks, print the table, write the JSON.
+
+The exit status is 1 when a benchmark failed to run; a missed target is a figure and not a failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import sys
+import time
+import traceback
+from dataclasses import replace
+from pathlib import Path
+
+import areplay
+from benchmarks.catalogue import BENCHMARKS
+from benchmarks.clocks import progress
+from benchmarks.harness import Figure, Options, machine, table, write_json
+from benchmarks.queue_fill import PICTURE
+from benchmarks.quiet import OthersLoad, Patience
+
+RESULTS = Path(__file__).parent / "results" / "latest.json"
+MAX_S = 1_800.0  # a benchmark that takes longer hangs: print where, and end
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run what was asked for; the exit status."""
+    parser = _parser()
+    asked = parser.parse_args(arguments)
+    if unknown := set(asked.names) - set(BENCHMARKS):
+        parser.error(f"no benchmark is called {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+    options = _options(asked)
+    figures: list[Figure] = []
+    others: dict[str, float] = {}
+    failed = []
+    for name in asked.names or list(BENCHMARKS):
+        progress(name)
+        start, load = time.monotonic(), OthersLoad()
+        faulthandler.dump_traceback_later(MAX_S, exit=True)
+        try:
+            figures += areplay.run(BENCHMARKS[name](options))
+        except Exception:
+            traceback.print_exc()
+            failed.append(name)
+            figures.append(Figure(f"{name}: failed, see the traceback", ()))
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+        others[name] = load.cores()
+        progress(f"{name} took {time.monotonic() - start:.0f} s; others kept {others[name]:.2f} cores busy meanwhile")
+        write_json(asked.json, figures, options, others)
+    print(*(f"{name}: {value}" for name, value in machine().items()), sep="\n")
+    print("cores busy with others:", ", ".join(f"{name} {cores:.2f}" for name, cores in others.items()))
+    print("", table(figures), sep="\n")
+    print(f"\nwritten to {asked.json}")
+    return 1 if failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="name", help=", ".join(BENCHMARKS))
+    parser.add_argument("--rounds", type=int, help="how often the sides of each comparison take turns")
+    parser.add_argument("--capacity", type=int, help="rows of each replay; 100,000 large rows are 2.8 GB")
+    parser.add_argument("--seconds", type=float, help="measured, each side and round")
+    parser.add_argument(
+        "--patience", type=float, default=0.0, metavar="SECONDS", help="to wait for others to leave the machine alone"
+    )
+    parser.add_argument("--json", type=Path, default=RESULTS, help="where the figures go (default: %(default)s)")
+    parser.add_argument("--picture", default=str(PICTURE), help="where queue_fill draws (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="tiny: shows that everything runs, measures nothing")
+    return parser
+
+
+def _options(asked: argparse.Namespace) -> Options:
+    options = Options.quick() if asked.quick else Options(picture=asked.picture, patience=Patience(asked.patience))
+    given = {name: getattr(asked, name) for name in ("rounds", "capacity", "seconds")}
+    return replace(options, **{name: value for name, value in given.items() if value is not None})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

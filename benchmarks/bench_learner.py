@@ -1,0 +1,67 @@
+"""How long a learner waits that blocks its loop for 5 ms with each batch, while 20,000 large rows/s come in."""
+
+from __future__ import annotations
+
+import statistics
+from functools import partial
+
+import areplay
+from benchmarks.bare import hand_over_us
+from benchmarks.clocks import progress
+from benchmarks.flows import warm_batches
+from benchmarks.harness import Figure, Options, Target
+from benchmarks.learners import WaitLog, blocked_learner
+from benchmarks.workloads import FRAMES, filled_replay, push_paced_rows
+
+Round = tuple[WaitLog, float, float]  # with the rows/s that came in, and the wait for a batch that is always there
+
+
+async def run(options: Options) -> list[Figure]:
+    """Waits in microseconds and the queue's fill, each from one replay that goes through all rounds."""
+    rounds = await _rounds(options)
+    logs = [log for log, _, _ in rounds]
+    came_in = {"rows/s came in": statistics.median(rate for _, rate, _ in rounds)}
+    floor = {"floor p50, us": statistics.median(floor_us for _, _, floor_us in rounds)}
+    waits = [
+        Figure(
+            f"learner of 5 ms: wait, p{percentile}",
+            tuple(log.wait_us(percentile) for log in logs),
+            "us",
+            Target("<=", bound),
+            beside=came_in | floor,
+        )
+        for percentile, bound in ((50, 20), (99, 200))
+    ]
+    fills = [
+        Figure(f"learner of 5 ms: queue fill, {name}", tuple(values), "", Target(">=", bound), beside=came_in)
+        for name, values, bound in (
+            ("mean", [statistics.mean(log.fill) for log in logs], 0.95),
+            ("lowest", [min(log.fill) for log in logs], 0.85),
+        )
+    ]
+    return [*waits, *fills]
+
+
+async def _rounds(options: Options) -> list[Round]:
+    rounds: list[Round] = []
+    async with filled_replay(FRAMES, options) as replay:
+        actors = replay.actors(push_paced_rows, 1, args=(FRAMES, float(options.rows_per_s)))
+        async with actors, warm_batches(replay, options) as batches:
+            await blocked_learner(replay, batches, options, steps=options.steps // 2)
+            for turn in range(options.rounds):
+                rounds.append(await options.patience.measure(partial(_round, replay, batches, options)))
+                log, _, floor_us = rounds[-1]
+                progress(
+                    f"round {turn + 1}/{options.rounds}  p50 {log.wait_us(50):.1f} us, p99 {log.wait_us(99):.0f} us, "
+                    f"floor {floor_us:.1f} us"
+                )
+    return rounds
+
+
+async def _round(replay: areplay.Replay, batches: areplay.Batches, options: Options) -> Round:
+    await blocked_learner(replay, batches, options, steps=options.prefetch)
+    before = replay.statistics().rows_inserted
+    log = await blocked_learner(replay, batches, options)
+    rate = (replay.statistics().rows_inserted - before) / log.at_s[-1]
+    floor_us = statistics.median(await hand_over_us(options.learner_s, options.steps // 4))
+    return log, rate, floor_us

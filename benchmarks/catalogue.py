@@ -1,0 +1,29 @@
+"""The benchmarks by name, in the order in which they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from benchmarks import (
+    bench_blocks,
+    bench_cartpole,
+    bench_delivery,
+    bench_ingest,
+    bench_learner,
+    bench_question,
+    queue_fill,
+)
+from benchmarks.harness import Figure, Options
+
+Benchmark = Callable[[Options], Coroutine[Any, Any, list[Figure]]]
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "delivery": bench_delivery.run,
+    "cartpole": bench_cartpole.run,
+    "learner": bench_learner.run,
+    "ingest": bench_ingest.run,
+    "blocks": bench_blocks.run,
+    "question": bench_question.run,
+    "queue_fill": queue_fill.run,
+}

@@ -1,0 +1,25 @@
+"""What every test runs under: both event loops for coroutines, and a watchdog for everything."""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+from collections.abc import Callable, Iterator
+
+import pytest
+import uvloop
+
+WATCHDOG_S = 180.0
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Coroutine tests run on each of these loops; `@pytest.mark.asyncio(loop_factories=["uvloop"])` chooses."""
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(autouse=True)
+def watchdog() -> Iterator[None]:
+    """No test waits without an end: past the deadline all stacks are printed and the run dies."""
+    faulthandler.dump_traceback_later(WATCHDOG_S, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()

@@ -1,0 +1,78 @@
+"""A whole program with actors and samplers, to be interrupted and killed by tests: `python program.py '{options}'`.
+
+Prints a line when it begins to start children, one when it takes batches, one when it has closed in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from contextlib import suppress
+
+import numpy as np
+
+import areplay
+
+OPTIONS = {
+    "actors": 2,
+    "samplers": 1,
+    "import_s": 0.0,  # how long its children take to import this module
+    "stubborn": False,  # actors do not look at `stopping`, and block
+    "grace_s": 2.0,
+    "rows": 10_000,
+    "row_bytes": 64,
+    "prefault": False,
+    "cleanup_s": 0.0,  # how long an actor takes to clean up
+    **(json.loads(sys.argv[1]) if len(sys.argv) > 1 else {}),
+}
+
+if __name__ == "__mp_main__":
+    time.sleep(OPTIONS["import_s"])
+
+
+async def act(actor: areplay.Actor, row_bytes: int, stubborn: bool, cleanup_s: float) -> None:
+    """Hand in rows for ever."""
+    obs = np.zeros(row_bytes, np.uint8)
+    try:
+        while not actor.stopping:
+            await actor.add(obs=obs)
+            if stubborn:
+                time.sleep(1_000)  # noqa: ASYNC251  that is the point
+            await asyncio.sleep(0.001)
+    finally:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(cleanup_s)
+
+
+def say(word: str) -> None:
+    """Tell the test."""
+    print(word, os.getpid(), f"{time.monotonic():.4f}", flush=True)
+
+
+async def main() -> None:
+    """Learn for ever."""
+    spec = areplay.Spec(obs=((OPTIONS["row_bytes"],), "uint8"))
+    weights = areplay.Weights({"w": np.zeros(1_000)})
+    try:
+        async with areplay.Replay(spec, OPTIONS["rows"], prefault=OPTIONS["prefault"]) as replay:
+            await replay.extend({"obs": np.zeros((10, OPTIONS["row_bytes"]), np.uint8)})
+            say("starting")
+            args = (OPTIONS["row_bytes"], OPTIONS["stubborn"], OPTIONS["cleanup_s"])
+            async with (
+                replay.actors(act, OPTIONS["actors"], args=args, weights=weights, grace_s=OPTIONS["grace_s"]),
+                replay.batches(batch_size=8, samplers=OPTIONS["samplers"], grace_s=OPTIONS["grace_s"]) as batches,
+            ):
+                taken = 0
+                async for _ in batches:
+                    taken += 1
+                    if taken == 10:
+                        say("learning")
+    finally:
+        say("closed")
+
+
+if __name__ == "__main__":
+    areplay.run(main())

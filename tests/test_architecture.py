@@ -1,0 +1,149 @@
+"""The rooms of the house: imports point down only, and some things are kept in one room.
+
+The order below is the drawing in docs/architecture.md. A new module is entered here, in its row.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import areplay
+
+PACKAGE = Path(areplay.__file__).parent
+
+ROOMS_ABOVE = [
+    {"__init__"},
+    {"replay"},
+    {"actor", "coordinator", "prefetch"},
+    {"sampler"},
+    {"crew"},
+    {"process", "waiting"},
+]
+# ------------- nothing below this line imports asyncio -------------
+ROOMS_BELOW = [
+    {"batch", "statistics"},
+    {"slots"},
+    {"reader"},
+    {"select", "items"},
+    {"ring", "inbox", "weights"},
+    {"locks", "doorbell", "segment"},
+    {"limits", "layout", "fence", "kill_points"},
+    {"spec", "options"},
+    {"errors"},
+]
+ROOMS = ROOMS_ABOVE + ROOMS_BELOW
+BELOW = sorted(set().union(*ROOMS_BELOW))
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+
+
+def tree_of(module: str) -> ast.Module:
+    """A module's code."""
+    return ast.parse((PACKAGE / f"{module}.py").read_text())
+
+
+def imports_of(module: str) -> Iterator[tuple[str, str]]:
+    """`(module, name)` of each import anywhere in it; the name is empty for `import module`."""
+    for node in ast.walk(tree_of(module)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, ""
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import"
+            for alias in node.names:
+                yield node.module or "", alias.name
+
+
+def neighbours_of(module: str) -> set[str]:
+    """The modules of this package that it imports."""
+    found = set()
+    for source, name in imports_of(module):
+        if source == "areplay":
+            found.add(name if name in MODULES else "__init__")
+        elif source.startswith("areplay."):
+            found.add(source.split(".")[1])
+    return found
+
+
+def packages_of(module: str) -> set[str]:
+    """The top-level packages that it imports."""
+    return {source.split(".")[0] for source, _ in imports_of(module)}
+
+
+def test_every_module_has_a_room() -> None:
+    """Each in exactly one row of the drawing, and no row names one that is gone. The package is flat."""
+    drawn = [module for row in ROOMS for module in row]
+    assert sorted(drawn) == MODULES
+    assert [path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"] == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down(module: str) -> None:
+    """A module imports from lower rows only, never from its own or from a higher one."""
+    row = next(number for number, names in enumerate(ROOMS) if module in names)
+    below = set().union(*ROOMS[row + 1 :])
+    assert neighbours_of(module) <= below
+
+
+@pytest.mark.parametrize("module", BELOW)
+def test_nothing_below_the_line_knows_of_event_loops(module: str) -> None:
+    """The protocols are plain synchronous code: they can be tested, and understood, without a loop."""
+    assert not packages_of(module) & {"asyncio", "uvloop", "aiomultiprocess", "concurrent"}
+    assert not [node for node in ast.walk(tree_of(module)) if isinstance(node, (ast.AsyncFunctionDef, ast.Await))]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_one_module_knows_aiomultiprocess(module: str) -> None:
+    """Its traps are dealt with in one place."""
+    assert ("aiomultiprocess" in packages_of(module)) == (module == "process")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_of_multiprocessing_only_what_survives_a_kill_is_used(module: str) -> None:
+    """Spawning and the passing of descriptors. Its locks, queues, events, pools and managers are stuck for ever after
+    one SIGKILL; none is imported, or reached through the module."""
+    allowed = {"process": {"current_process", "resource_tracker"}}.get(module, {"reduction"})
+    for source, name in imports_of(module):
+        if source.split(".")[0] == "multiprocessing":
+            assert source in ("multiprocessing", "multiprocessing.reduction")
+            assert source != "multiprocessing" or name in allowed | {""}
+    for node in ast.walk(tree_of(module)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "multiprocessing":
+            assert node.attr in allowed
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_only_what_is_declared_is_needed(module: str) -> None:
+    """The standard library, numpy, uvloop and aiomultiprocess: nothing else is imported, not even in passing."""
+    declared = {"numpy", "uvloop", "aiomultiprocess", "areplay"}
+    assert packages_of(module) <= declared | set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nobody_prints_or_configures_logging(module: str) -> None:
+    """What there is to say goes to a logger named after its module; where that leads is the program's business."""
+    calls = [node.func for node in ast.walk(tree_of(module)) if isinstance(node, ast.Call)]
+    assert not [call for call in calls if isinstance(call, ast.Name) and call.id == "print"]
+    attributes = {call.attr for call in calls if isinstance(call, ast.Attribute)}
+    assert not attributes & {"basicConfig", "addHandler", "setLevel", "dictConfig"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_begins_with_what_it_is_about(module: str) -> None:
+    """A docstring of its own, and none so long that it cannot be read at once."""
+    text = ast.get_docstring(tree_of(module))
+    assert text and len(text.splitlines()[0]) <= 120
+    assert len((PACKAGE / f"{module}.py").read_text().splitlines()) <= 650
+
+
+def test_what_is_public_is_listed_and_documented() -> None:
+    """`__all__` is sorted and complete, and everything in it says what it is."""
+    assert areplay.__all__ == sorted(areplay.__all__)
+    for name in areplay.__all__:
+        assert getattr(areplay, name).__doc__, f"{name} has no docstring"
+    imported = {name for source, name in imports_of("__init__") if source.startswith("areplay.")}
+    assert imported == set(areplay.__all__)

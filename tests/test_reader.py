@@ -1,0 +1,330 @@
+"""Tests of `areplay.reader`: whole rows only, whatever the writer does meanwhile.
+
+The doubles here play the writer: an item that lets rows be overwritten before, in the middle of or after its copying,
+and a selector that says exactly what is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from areplay import reader as reader_module
+from areplay import ring as ring_module
+from areplay.items import Rows
+from areplay.reader import ROUNDS_WITHOUT_LOCK, BatchArrays, Reader
+from areplay.ring import Indices, Ring, RingGuard, StreamWriter
+from areplay.select import Uniform
+from areplay.spec import Array, Field, Spec
+
+SPEC = Spec(a=((), "int64"), b=((2,), "float32"))
+
+
+class Scene:
+    """A full ring of 4 blocks of 4 rows whose row n has n in both fields, its writer and a second view of the locks."""
+
+    def __init__(self, rows: int = 16) -> None:
+        self.ring = Ring(SPEC, 4, 4)
+        self.writer = StreamWriter(self.ring, self.ring.block_locks(), RingGuard())
+        self.locks, self.others = self.ring.block_locks(), self.ring.block_locks()
+        self.next = 0
+        self.write(rows)
+
+    def write(self, rows: int) -> None:
+        """Append the next rows; a row's number is its index."""
+        numbers = np.arange(self.next, self.next + rows)
+        self.next += rows
+        columns = {"a": numbers, "b": np.repeat(numbers[:, None], 2, 1).astype(np.float32)}
+        assert self.writer.write(columns, 0, rows).tolist() == numbers.tolist()
+
+    def reader(self, item: Any = None, selector: Any = None) -> Reader:
+        """A reader of this ring."""
+        return Reader(self.ring, self.locks, item or Rows(), selector or Uniform(), np.random.default_rng(7))
+
+    def is_free(self, block: int) -> bool:
+        """Whether nobody holds that block."""
+        free = self.others.try_exclusive(block)
+        if free:
+            self.others.release(block)
+        return free
+
+    def close(self) -> None:
+        """Give everything back."""
+        self.writer.close()
+        self.locks.close()
+        self.others.close()
+        self.ring.segment.close()
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    """A full ring."""
+    scene = Scene()
+    yield scene
+    scene.close()
+
+
+def batch(count: int) -> BatchArrays:
+    """Fresh memory for a batch, filled with what no row has."""
+    arrays = BatchArrays.empty(count, {field.name: (field.shape, field.dtype) for field in SPEC.values()})
+    for array in (arrays.indices, arrays.weights, arrays.probabilities, *arrays.fields.values()):
+        array.fill(-77)
+    return arrays
+
+
+def assert_whole(out: BatchArrays) -> list[int]:
+    """Each item is the row that its index names; the indices."""
+    indices = out.indices.tolist()
+    assert out.fields["a"].tolist() == indices
+    assert out.fields["b"].tolist() == [[index, index] for index in indices]
+    return indices
+
+
+class Scripted:
+    """A selector that draws what a script says, and keeps how many were asked for."""
+
+    def __init__(self, *draws: list[int], then: list[int] | None = None) -> None:
+        self._draws, self._then = list(draws), then
+        self.asked: list[int] = []
+
+    def draw(self, ring: Ring, count: int, rng: np.random.Generator) -> tuple[Indices, float]:
+        """The next draw of the script; the last word again and again after that."""
+        self.asked.append(count)
+        drawn = self._draws.pop(0) if self._draws else (self._then or [])[:count]
+        return np.array(drawn, np.int64), 0.25
+
+
+class Disturbed(Rows):
+    """Rows that are overwritten by a writer around the n-th copying: `before` it, or `after` it."""
+
+    def __init__(self, before: Mapping[int, Callable[[], None]], after: Mapping[int, Callable[[], None]]) -> None:
+        self._before, self._after = before, after
+        self.copies: list[list[int]] = []
+
+    def gather(self, ring: Ring, indices: Indices, out: Mapping[str, Array]) -> None:
+        """As `Rows`, disturbed."""
+        nth = len(self.copies)
+        self.copies.append(indices.tolist())
+        self._before.get(nth, int)()
+        super().gather(ring, indices, out)
+        self._after.get(nth, int)()
+
+
+def test_an_undisturbed_batch_is_drawn_and_copied_once(scene: Scene) -> None:
+    """Indices as drawn, in order; each item whole; weights 1 and the probability of the draw."""
+    item, selector = Disturbed({}, {}), Scripted([3, 15, 3, 8])
+    reader, out = scene.reader(item, selector), batch(4)
+    assert reader.fill(out)
+    assert assert_whole(out) == [3, 15, 3, 8]
+    assert out.weights.tolist() == [1.0] * 4
+    assert out.probabilities.tolist() == [0.25] * 4
+    assert (selector.asked, len(item.copies), reader.rows_redrawn) == ([4], 1, 0)
+
+
+def test_a_ring_without_rows_fills_nothing() -> None:
+    """`False`, and nothing is copied."""
+    scene = Scene(rows=0)
+    item = Disturbed({}, {})
+    assert not scene.reader(item).fill(batch(3))
+    assert item.copies == []
+    scene.close()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_rows_overwritten_while_they_were_copied_are_drawn_anew(scene: Scene, when: str) -> None:
+    """The writer recycles block 0 around the copy: only its rows are drawn again, the others stay as they are."""
+    script = {0: lambda: scene.write(4)}
+    item = Disturbed(script, {}) if when == "before" else Disturbed({}, script)
+    selector = Scripted([2, 9, 0, 14], then=[17, 5])
+    reader, out = scene.reader(item, selector), batch(4)
+    assert reader.fill(out)
+    assert assert_whole(out) == [17, 9, 5, 14]
+    assert selector.asked == [4, 2]
+    assert reader.rows_redrawn == 2
+    assert out.weights.tolist() == [1.0] * 4
+    assert out.probabilities.tolist() == [0.25] * 4
+
+
+def test_rows_torn_again_while_they_are_mended_are_drawn_again(scene: Scene) -> None:
+    """Round after round, each with fewer rows, until all are whole."""
+    script = {0: lambda: scene.write(4), 1: lambda: scene.write(4), 2: lambda: scene.write(4)}
+    selector = Scripted([0, 1, 12], [5, 13], [9], [22])
+    reader, out = scene.reader(Disturbed({}, script), selector), batch(3)
+    assert reader.fill(out)
+    assert assert_whole(out) == [22, 13, 12]
+    assert selector.asked == [3, 2, 1, 1]
+    assert reader.rows_redrawn == 4
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_disturbance_never_lets_a_torn_row_through(seed: int) -> None:
+    """A writer that overwrites rows around every copy, by random amounts: every batch is whole and committed once."""
+    scene, rng = Scene(), np.random.default_rng(seed)
+
+    class Harried(Rows):
+        def gather(self, ring: Ring, indices: Indices, out: Mapping[str, Array]) -> None:
+            for name, column in ring.columns.items():
+                scene.write(int(rng.integers(0, 3)))
+                column.take(ring.positions(indices), axis=0, out=out[name], mode="clip")
+
+    reader = scene.reader(Harried())
+    for _ in range(50):
+        out = batch(int(rng.integers(1, 40)))
+        oldest = scene.next - 16
+        assert reader.fill(out)
+        assert min(assert_whole(out)) >= oldest
+    assert reader.rows_redrawn > 0
+    scene.close()
+
+
+def fast_writer(scene: Scene, rounds: int) -> dict[int, Callable[[], None]]:
+    """A writer that goes once around the ring after each of the first copies."""
+    return {nth: lambda: scene.write(16) for nth in range(rounds)}
+
+
+def test_a_writer_that_is_always_faster_is_met_with_a_shared_lock(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the last round without a lock the rest is copied one by one while their block is locked: the writer
+    leaves that block alone, and when the batch is full no lock is left."""
+    held: list[bool] = []
+
+    def kill_point(point: str) -> None:
+        if point == "sampler.lock":
+            held.append(not scene.is_free(int(scene.ring.names()[1] // 4 - 1) % 4))
+
+    monkeypatch.setattr(reader_module, "kill_point", kill_point)
+
+    asked: list[int] = []
+
+    class Newest:
+        def draw(self, ring: Ring, count: int, rng: np.random.Generator) -> tuple[Indices, float]:
+            asked.append(count)
+            return np.full(count, scene.next - 1, np.int64), 1.0
+
+    item = Disturbed({}, fast_writer(scene, 1 + ROUNDS_WITHOUT_LOCK))
+    reader, out = scene.reader(item, Newest()), batch(3)
+    assert reader.fill(out)
+    assert assert_whole(out) == [scene.next - 1] * 3
+    assert asked == [3] * (1 + ROUNDS_WITHOUT_LOCK) + [1] * 3
+    assert held == [True] * 3
+    assert reader.rows_redrawn == 3 * ROUNDS_WITHOUT_LOCK
+    assert all(scene.is_free(block) for block in range(4))
+
+
+def test_a_row_that_is_gone_when_its_lock_is_had_is_drawn_anew(scene: Scene) -> None:
+    """Between the draw and the lock the block may be recycled: what is copied under the lock is committed."""
+    stale, fresh = [0], [14]
+    selector = Scripted(*[stale] * (1 + ROUNDS_WITHOUT_LOCK), stale, stale, fresh)
+    scene.write(4)
+    reader, out = scene.reader(None, selector), batch(1)
+    assert reader.fill(out)
+    assert assert_whole(out) == [14]
+    assert all(scene.is_free(block) for block in range(4))
+
+
+def test_a_block_that_its_writer_holds_is_passed_over(scene: Scene) -> None:
+    """Under a writer's lock rows may be half written: another row is drawn instead of waiting."""
+    assert scene.others.try_exclusive(1)
+    selector = Scripted(*[[0]] * (1 + ROUNDS_WITHOUT_LOCK), [5], [6], [13])
+    scene.write(4)
+    reader, out = scene.reader(None, selector), batch(1)
+    assert reader.fill(out)
+    assert assert_whole(out) == [13]
+    assert not scene.is_free(1) or scene.others.holder(1)
+    scene.others.release(1)
+    assert all(scene.is_free(block) for block in range(4))
+
+
+def test_the_writer_does_not_wait_for_a_reader_that_has_a_lock(scene: Scene) -> None:
+    """While the row is copied under the lock, a whole lap is written around its block, and the row stays whole."""
+    selector = Scripted(*[[0]] * (1 + ROUNDS_WITHOUT_LOCK), [14])
+    scene.write(4)
+
+    def lap() -> None:
+        numbers = np.arange(100, 116)
+        columns = {"a": numbers, "b": np.repeat(numbers[:, None], 2, 1).astype(np.float32)}
+        scene.writer.write(columns, 0, 16)
+
+    item = Disturbed({1 + ROUNDS_WITHOUT_LOCK: lap}, {})
+    reader, out = scene.reader(item, selector), batch(1)
+    assert reader.fill(out)
+    assert assert_whole(out) == [14]
+
+
+def test_a_failing_copy_under_the_lock_gives_the_lock_back(scene: Scene) -> None:
+    """An item kind that raises does not leave a block that no writer can use."""
+
+    def fail() -> None:
+        raise RuntimeError("no")
+
+    scene.write(4)
+    item = Disturbed({1 + ROUNDS_WITHOUT_LOCK: fail}, {})
+    reader = scene.reader(item, Scripted(*[[0]] * (1 + ROUNDS_WITHOUT_LOCK), [14]))
+    with pytest.raises(RuntimeError, match="no"):
+        reader.fill(batch(1))
+    assert all(scene.is_free(block) for block in range(4))
+
+
+@pytest.mark.parametrize("rounds", [1, 1 + ROUNDS_WITHOUT_LOCK])
+def test_a_ring_that_loses_all_rows_meanwhile_fills_nothing(scene: Scene, rounds: int) -> None:
+    """Mended or locked: with nothing left to draw the answer is `False`, and no lock stays."""
+    scene.write(4)
+    reader = scene.reader(None, Scripted(*[[0, 1]] * rounds))
+    assert not reader.fill(batch(2))
+    assert all(scene.is_free(block) for block in range(4))
+
+
+@pytest.mark.parametrize("nth", range(1, 7))
+def test_a_reader_that_was_stopped_for_a_lap_goes_on(nth: int) -> None:
+    """Stopped at any fence, while the ring wraps, and continued: the batch is whole, or there is none; no error."""
+    for count in (1, 8, 300):
+        scene, fences = Scene(rows=26), 0
+
+        def order(scene: Scene = scene) -> None:
+            nonlocal fences
+            fences += 1
+            if fences == nth:
+                scene.write(16)
+
+        out = batch(count)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ring_module, "order", order)
+            filled = scene.reader().fill(out)
+        if filled:
+            assert min(assert_whole(out)) >= 26 - 16
+        scene.close()
+
+
+def test_an_item_kind_with_other_fields_is_mended_with_its_fields(scene: Scene) -> None:
+    """What a batch holds is the item's business: shapes and dtypes come from the memory to be filled."""
+
+    class Doubled:
+        def fields(self, spec: Spec) -> dict[str, Field]:
+            return {"twice": Field("twice", (2,), np.dtype("float64"))}
+
+        def gather(self, ring: Ring, indices: Indices, out: Mapping[str, Array]) -> None:
+            out["twice"][:] = ring.columns["a"].take(ring.positions(indices))[:, None] * 2.0
+
+    scene.write(4)
+    fields = Doubled().fields(SPEC).values()
+    out = BatchArrays.empty(2, {field.name: (field.shape, field.dtype) for field in fields})
+    reader = scene.reader(Doubled(), Scripted([0, 9], [13]))
+    assert reader.fill(out)
+    assert out.indices.tolist() == [13, 9]
+    assert out.fields["twice"].tolist() == [[26.0, 26.0], [18.0, 18.0]]
+
+
+def test_fresh_memory_has_the_shapes_and_dtypes_asked_for() -> None:
+    """(B,) int64, float32 and float64, and each field with the batch axis first."""
+    arrays = BatchArrays.empty(5, {"x": ((2, 3), np.dtype("uint8")), "y": ((), np.dtype("bool"))})
+    assert (arrays.indices.shape, arrays.indices.dtype) == ((5,), np.int64)
+    assert (arrays.weights.shape, arrays.weights.dtype) == ((5,), np.float32)
+    assert (arrays.probabilities.shape, arrays.probabilities.dtype) == ((5,), np.float64)
+    assert {name: (array.shape, array.dtype.name) for name, array in arrays.fields.items()} == {
+        "x": ((5, 2, 3), "uint8"),
+        "y": ((5,), "bool"),
+    }

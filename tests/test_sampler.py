@@ -1,0 +1,223 @@
+"""Tests of `areplay.sampler`, with its coroutine running beside the test instead of in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+import pytest
+from kit import ticks, until
+
+from areplay import reader as reader_module
+from areplay.items import Rows
+from areplay.process import READY as SAID_READY
+from areplay.ring import Ring, RingGuard, StreamWriter
+from areplay.sampler import run_sampler
+from areplay.select import Uniform
+from areplay.slots import FILLING, FREE, READY, Slots
+from areplay.spec import Spec
+
+SPEC = Spec(number=((), "int64"), pair=((2,), "float32"))
+
+
+class Channel:
+    """Stands in for the way to the parent."""
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+
+    def send(self, kind: str, payload: object = None) -> None:
+        """As the real one."""
+        self.sent.append(kind)
+
+
+class Scene:
+    """A ring with 20 rows, five slots of two samplers, and sampler 1."""
+
+    def __init__(self) -> None:
+        self.ring = Ring(SPEC, 8, 8)
+        self.writer = StreamWriter(self.ring, self.ring.block_locks(), RingGuard())
+        self.slots = Slots(Rows().fields(SPEC), 6, 5, 2)
+        self.channel = Channel()
+        self.task: asyncio.Task[None] | None = None
+        self.written = 0
+
+    def write(self, rows: int) -> None:
+        """Rows whose number is their index."""
+        numbers = np.arange(self.written, self.written + rows)
+        self.written += rows
+        columns = {"number": numbers, "pair": np.repeat(numbers[:, None], 2, 1).astype(np.float32)}
+        self.writer.write(columns, 0, rows)
+
+    def start(self, item: Any = None, seed: int = 7) -> asyncio.Task[None]:
+        """Sampler 1 begins."""
+        seeds = np.random.SeedSequence(seed)
+        work = run_sampler(self.channel, self.ring, self.slots, 1, item or Rows(), Uniform(), seeds)  # type: ignore[arg-type]
+        self.task = asyncio.create_task(work)
+        return self.task
+
+    def batch(self, slot: int) -> list[int]:
+        """The indices of a batch, which is whole."""
+        arrays = self.slots.batch(slot)
+        indices: list[int] = arrays.indices.tolist()
+        assert arrays.fields["number"].tolist() == indices
+        assert arrays.fields["pair"].tolist() == [[n, n] for n in indices]
+        return indices
+
+    async def close(self) -> None:
+        """The sampler ends, and everything is given back."""
+        self.slots.stop()
+        if self.task is not None:
+            await asyncio.wait({self.task})
+        self.writer.close()
+        self.slots.close()
+        self.ring.segment.close()
+
+
+@pytest.fixture
+async def scene() -> AsyncIterator[Scene]:
+    """Nothing runs yet."""
+    scene = Scene()
+    scene.write(20)
+    yield scene
+    await scene.close()
+
+
+async def test_a_sampler_fills_all_its_slots_and_no_other(scene: Scene) -> None:
+    """With whole rows of the ring, drawn independently; it says READY first."""
+    scene.slots.open_gate()
+    scene.start()
+    await until(lambda: scene.slots.count(READY) == 2)
+    assert scene.channel.sent == [SAID_READY]
+    assert repr(scene.slots) == "<Slots fRfRf (2 ready, 0 lent)>"
+    batches = [scene.batch(1), scene.batch(3)]
+    assert batches[0] != batches[1]
+    assert all(0 <= index < 20 for batch in batches for index in batch)
+
+
+async def test_a_returned_slot_is_filled_again(scene: Scene) -> None:
+    """While the sampler is still looking out for one, and when it has long been asleep."""
+    scene.slots.open_gate()
+    scene.start()
+    seen: set[tuple[int, ...]] = set()
+    for turn in range(12):
+        if turn % 4 == 0:
+            await until(lambda: scene.slots.count(READY) == 2)
+            await asyncio.sleep(0.15)  # past its naps: asleep at its doorbell
+        await until(lambda: scene.slots.count(READY) > 0)
+        slot = scene.slots.lend()
+        assert slot in (1, 3)
+        seen.add(tuple(scene.batch(slot)))
+        scene.slots.give_back(slot)
+    assert len(seen) == 12
+
+
+async def test_nothing_is_drawn_before_the_gate_is_open(scene: Scene) -> None:
+    """It sleeps, ready to begin."""
+    scene.start()
+    await until(lambda: scene.channel.sent == [SAID_READY])
+    await ticks(20)
+    assert scene.slots.count(FREE) == 5
+    scene.slots.open_gate()
+    await until(lambda: scene.slots.count(READY) == 2)
+
+
+@pytest.mark.parametrize("state", ["asleep before the gate", "asleep without a slot", "at work"])
+async def test_a_sampler_that_is_asked_to_stop_ends(scene: Scene, state: str) -> None:
+    """From wherever it is; no slot stays half filled."""
+    if state != "asleep before the gate":
+        scene.slots.open_gate()
+    task = scene.start()
+    if state == "asleep without a slot":
+        await until(lambda: scene.slots.count(READY) == 2)
+        await asyncio.sleep(0.15)
+    elif state == "asleep before the gate":
+        await until(lambda: scene.channel.sent == [SAID_READY])
+        await ticks(10)
+    scene.slots.stop()
+    async with asyncio.timeout(20):
+        await task
+    assert scene.slots.count(FILLING) == 0
+
+
+async def test_a_ring_that_has_no_rows_for_a_moment_is_no_accident() -> None:
+    """The slot is returned unfilled, the loop goes on, and batches come when rows are there."""
+    scene = Scene()
+    scene.slots.open_gate()
+    task = scene.start()
+    await until(lambda: scene.channel.sent == [SAID_READY])
+    for _ in range(10):
+        await asyncio.sleep(0.001)
+        assert not task.done()
+        assert scene.slots.count(READY) == 0
+    scene.write(3)
+    await until(lambda: scene.slots.count(READY) == 2)
+    assert set(scene.batch(1)) <= {0, 1, 2}
+    await scene.close()
+
+
+async def test_a_sampler_that_always_has_work_lets_its_loop_turn(scene: Scene) -> None:
+    """Otherwise neither a signal nor a request would reach it."""
+    scene.slots.open_gate()
+    task = scene.start()
+    for _ in range(200):
+        slot = scene.slots.lend()
+        if slot is not None:
+            scene.slots.give_back(slot)
+        await asyncio.sleep(0)
+    assert not task.done()
+    task.cancel()
+    async with asyncio.timeout(20):
+        await asyncio.wait({task})
+    assert task.cancelled()
+
+
+async def test_rows_copied_in_vain_are_counted(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The learner's side sees how often a writer was faster."""
+    overwritten = 0
+
+    def kill_point(point: str) -> None:
+        nonlocal overwritten
+        if point == "sampler.gather" and overwritten == 0:
+            overwritten = 1
+            scene.write(64)
+
+    monkeypatch.setattr(reader_module, "kill_point", kill_point)
+    scene.slots.open_gate()
+    scene.start()
+    await until(lambda: scene.slots.count(READY) == 2)
+    assert scene.slots.rows_redrawn == 6
+    assert min(scene.batch(1)) >= 20
+    assert min(scene.batch(3)) >= 20
+
+
+async def test_the_same_seed_draws_the_same_batches() -> None:
+    """And another seed others."""
+    drawn = []
+    for seed in (1, 1, 2):
+        scene = Scene()
+        scene.write(20)
+        scene.slots.open_gate()
+        scene.start(seed=seed)
+        await until(lambda scene=scene: scene.slots.count(READY) == 2)
+        drawn.append([scene.batch(1), scene.batch(3)])
+        await scene.close()
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+async def test_an_item_that_raises_ends_the_sampler_with_that_error(scene: Scene) -> None:
+    """It is not swallowed: the parent reports it with its traceback. The slot is left to be recovered."""
+
+    class Broken(Rows):
+        def gather(self, ring: Any, indices: Any, out: Any) -> None:
+            raise ZeroDivisionError("gather")
+
+    scene.slots.open_gate()
+    task = scene.start(Broken())
+    with pytest.raises(ZeroDivisionError, match="gather"):
+        async with asyncio.timeout(20):
+            await task
+    assert scene.slots.recover(1) == 1
+    assert scene.slots.count(FREE) == 5
