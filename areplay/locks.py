@@ -58,6 +58,10 @@ class BlockLocks:
         if descriptor >= 0:
             os.close(descriptor)
 
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", -1) >= 0:
+            self.close()
+
     def _try(self, mode: int, block: int) -> bool:
         try:
             fcntl.fcntl(self._descriptor, _F_OFD_SETLK, _FLOCK.pack(mode, os.SEEK_SET, block, 1, 0))

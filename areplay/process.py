@@ -137,7 +137,7 @@ class Child:
         self._socket: socket.socket | None = None
 
     async def start(self, timeout_s: float) -> bool:
-        """Start the process; `True` once it says READY, `False` if it ended before, or was killed after `timeout_s`.
+        """Start the process; `True` once it has said READY, `False` if it ended before, or was killed after `timeout_s`.
 
         Cancelled: the process goes on starting; `kill` it.
 
@@ -170,7 +170,7 @@ class Child:
             self._details = f"it did not say READY within start_timeout_s = {timeout_s:g} s"
             self.kill()
             await self.wait_exit()
-        return self.exit is None
+        return self.is_ready  # even if it has ended meanwhile: it has begun
 
     async def wait_exit(self) -> Exit:
         """How it ended, once it has. Cancelled: nothing changed."""

@@ -483,6 +483,14 @@ async def test_a_wrong_batch_size_is_refused(size: Any) -> None:
         assert len(replay.sample(100).indices) == 100
 
 
+async def test_a_batch_may_be_larger_than_a_small_replay() -> None:
+    """With replacement, up to some thousand items: the default batch size works with a toy replay, too."""
+    async with areplay.Replay(SPEC, 16) as replay:
+        await replay.extend(columns(0, 3))
+        assert set(replay.sample(4_096)["number"].tolist()) == {0, 1, 2}
+        assert replay.batches() is not None
+
+
 async def test_sampling_from_nothing_is_stalled() -> None:
     """There is nothing to wait for; the message says what to do."""
     async with areplay.Replay(SPEC, 64) as replay:

@@ -32,9 +32,9 @@ async def test_seeds_repeat_under_the_same_seed_and_differ_otherwise() -> None:
                 found[report.actor, run] = report.values["seed"], report.values["number"]
         return found
 
-    first, again, unseeded = await seeds(5, 2), await seeds(5, 2), await seeds(None, 1)
-    assert first == again
+    first, again, unseeded = await seeds(5, 2), await seeds(5, 1), await seeds(None, 1)
     assert len(first) == 4, "two actors, each restarted once"
+    assert again == {key: first[key] for key in again}
     assert len({seed for seed, _ in first.values()} | {seed for seed, _ in unseeded.values()}) == 6
     assert len({number for _, number in first.values()} | {number for _, number in unseeded.values()}) == 6
     assert all(isinstance(seed, int) and 0 <= seed < 2**32 for seed, _ in first.values())
@@ -43,7 +43,7 @@ async def test_seeds_repeat_under_the_same_seed_and_differ_otherwise() -> None:
 async def test_actors_see_weights_that_are_whole_and_never_older() -> None:
     """While the learner publishes in long bursts, and more actors than there are processors look, each sees only arrays
     of one version, and versions that never go back; the last version arrives."""
-    actors_count, enough, size = 3, 300, 20_000
+    actors_count, enough, size = 3, 100, 20_000
     weights = areplay.Weights({"w": np.zeros(size), "b": np.zeros((3, 7), np.int64), "is_last": np.bool_(False)})
     async with (
         areplay.Replay(SPEC, 1_000) as replay,

@@ -169,19 +169,25 @@ async def test_nobody_steals_the_lock_of_a_stopped_reader(
     """A sampler stopped while it holds a block: writers go around that block and say who holds it, lap after lap; when
     it goes on its batch is whole, when it is killed the lock is free."""
     async with areplay.Replay(SPEC, 512, block_rows=16) as replay:
-        item = workers.StopsUnderLock(0.01, tmp_path / "has stopped")
+        enough = tmp_path / "enough"
         async with (
             lapped(replay, 64) as names,
-            replay.batches(item, batch_size=2, prefetch=2, timeout_s=30.0) as batches,
+            replay.batches(workers.StopsAtOne(0.01, enough), batch_size=2, prefetch=2, timeout_s=30.0) as batches,
         ):
             (member,) = batches._crew.members  # type: ignore[union-attr]
             assert member.child is not None
             pid = member.child.pid
-            await until(lambda: state_of(pid) == "T", what="it stops itself")
+            held: list[int] = []
+            while not held:
+                await until(lambda: state_of(pid) == "T", what="it stops itself")
+                held = [place for place in range(32) if not _can_lock(replay, place)]
+                if not held:
+                    os.kill(pid, signal.SIGCONT)
+            enough.touch()
             at = laps(replay)
             await until(lambda: laps(replay) > at + 5, what="writers go on")
-            held = [place for place in range(32) if not _can_lock(replay, place)]
-            assert len(held) == 1, "exactly one block is held"
+            assert [place for place in range(32) if not _can_lock(replay, place)] == held
+            assert len(held) == 1
             assert len(replay) == _rows_there(replay), "rows that cannot be drawn are not counted"
             assert f"block {held[0]} is held by process {pid}, left for another lap" in caplog.messages
             os.kill(pid, signal.SIGKILL if end == "is killed" else signal.SIGCONT)

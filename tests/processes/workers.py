@@ -139,7 +139,6 @@ async def _cancel_itself() -> None:
 
 MISBEHAVIOURS = (
     "raises",
-    "raises a chain",
     "raises what cannot be pickled",
     "raises what cannot be printed",
     "raises at length",
@@ -148,7 +147,6 @@ MISBEHAVIOURS = (
     "exits with 0",
     "exits with words",
     "leaves with 0",
-    "leaves with 7",
     "is cancelled by its own code",
     "breaks in native code",
     "forks and raises",
@@ -168,11 +166,6 @@ async def misbehave(actor: areplay.Actor, ways: list[str]) -> None:
     await hand_in(actor, 2_000 if way == "behaves" else 5)
     if way == "raises":
         raise RuntimeError("the environment broke")
-    if way == "raises a chain":
-        try:
-            raise KeyError("inner")
-        except KeyError as error:
-            raise RuntimeError("outer") from error
     if way == "raises what cannot be pickled":
         raise Unpicklable("with a lock")
     if way == "raises what cannot be printed":
@@ -189,8 +182,6 @@ async def misbehave(actor: areplay.Actor, ways: list[str]) -> None:
         sys.exit("no more")
     if way == "leaves with 0":
         os._exit(0)
-    if way == "leaves with 7":
-        os._exit(7)
     if way == "is cancelled by its own code":
         await asyncio.create_task(_cancel_itself())
     if way == "breaks in native code":
@@ -344,20 +335,19 @@ class StopsItself(areplay.Rows):
         super().gather(ring, indices[half:], {name: array[half:] for name, array in out.items()})
 
 
-class StopsUnderLock(SlowRows):
-    """Slow rows that stop the process the first time that a single one is copied, which is done under a lock.
+class StopsAtOne(SlowRows):
+    """Slow rows that stop the process each time that a single one is to be copied, until a file says that it is enough.
 
-    Once in all: it leaves a file to say so to the sampler's successors.
+    A single row is copied under its block's lock, or, now and then, when it is the only one of its batch that is left.
     """
 
-    def __init__(self, seconds: float, has_stopped: Path) -> None:
+    def __init__(self, seconds: float, enough: Path) -> None:
         super().__init__(seconds)
-        self.has_stopped = has_stopped
+        self.enough = enough
 
     def gather(self, ring: Ring, indices: Indices, out: Mapping[str, Array]) -> None:
-        """Copy, slowly if there are several; stop if there is one."""
-        if len(indices) == 1 and not self.has_stopped.exists():
-            self.has_stopped.touch()
+        """Stop if it is one; copy, slowly."""
+        if len(indices) == 1 and not self.enough.exists():
             os.kill(os.getpid(), signal.SIGSTOP)
         super().gather(ring, indices, out)
 
