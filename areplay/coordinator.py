@@ -67,6 +67,7 @@ class Coordinator:
         self._group: asyncio.TaskGroup | None = None
         self._thread: threading.Thread | None = None
         self._started: concurrent.futures.Future[None] | None = None
+        self._ended: concurrent.futures.Future[None] = concurrent.futures.Future()  # the thread, for whatever reason
         self._is_stopped = False
 
     async def attach(self, inbox: Inbox, name: str) -> None:
@@ -124,11 +125,15 @@ class Coordinator:
             work.close()
             return
         try:
-            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+            done = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
         except RuntimeError:  # its loop has just closed, by a failure that is reported elsewhere
             work.close()
             return
-        await run_to_completion(asyncio.wrap_future(future))
+        # A loop that is failing at this moment may never run it: then the end of its thread ends the wait.
+        either = {done, asyncio.wrap_future(self._ended)}
+        await run_to_completion(asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED))
+        if done.done() and not done.cancelled():
+            done.result()
 
     # What follows runs in the coordinator's thread.
 
@@ -147,6 +152,8 @@ class Coordinator:
             for feed in self._feeds.values():
                 feed.writer.close()
             self._on_failure()
+        finally:
+            self._ended.set_result(None)
 
     async def _main(self, started: concurrent.futures.Future[None]) -> None:
         self._loop = asyncio.get_running_loop()

@@ -137,7 +137,7 @@ class Child:
         self._socket: socket.socket | None = None
 
     async def start(self, timeout_s: float) -> bool:
-        """Start the process; `True` once it has said READY, `False` if it ended before, or was killed after `timeout_s`.
+        """Start the process; `True` once it has said READY, `False` if it ended before or was killed after `timeout_s`.
 
         Cancelled: the process goes on starting; `kill` it.
 

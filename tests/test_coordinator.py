@@ -15,6 +15,7 @@ import pytest
 from kit import cancel_at_every_tick, memory_descriptors, ticks, until
 
 from areplay import coordinator as coordinator_module
+from areplay import waiting as waiting_module
 from areplay.coordinator import Coordinator
 from areplay.errors import Closed, ResourceUnavailable, Stalled
 from areplay.inbox import Inboxes
@@ -75,6 +76,12 @@ class Scene:
         await self.coordinator.stop()
         self.inboxes.close()
         self.ring.segment.close()
+
+
+@pytest.fixture(autouse=True)
+def looks_only_when_rung(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits never looks again by itself: what brings rows in must be a ring."""
+    monkeypatch.setattr(waiting_module, "_LOOK_AGAIN_S", 1_000.0)
 
 
 @pytest.fixture
@@ -258,8 +265,10 @@ async def test_a_failure_is_kept_and_announced(
     def fail(*_: Any) -> None:
         raise Broken("no")
 
+    descriptors = memory_descriptors()
     await scene.coordinator.attach(scene.inbox[0], "actor 0")
     await scene.coordinator.attach(scene.inbox[1], "actor 1")
+    assert memory_descriptors() == descriptors + 2
     monkeypatch.setattr(StreamWriter, "write", fail)
     with caplog.at_level(logging.ERROR, "areplay.coordinator"):
         scene.hand_in(0, 8)
@@ -267,6 +276,7 @@ async def test_a_failure_is_kept_and_announced(
     assert isinstance(scene.coordinator.failure, Broken)
     assert "no more rows come in" in caplog.text
     assert scene.inbox[0].used == 8, "taken only if written"
+    assert memory_descriptors() == descriptors, "the writers' locks were given back"
     async with asyncio.timeout(10):
         await scene.coordinator.settle(scene.inbox[0])
         await scene.coordinator.detach(scene.inbox[1])

@@ -288,6 +288,9 @@ def test_a_row_is_published_when_it_is_whole(inbox: Inbox, monkeypatch: pytest.M
     seen.clear()
     inbox.consume(2)
     assert seen == ["order 3"]
+    seen.clear()
+    inbox.peek()
+    assert seen == ["order 3"], "the tail before the rows that it shows"
     monkeypatch.undo()
     assert taken(inbox) == [2]
 

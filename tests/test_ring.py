@@ -349,6 +349,29 @@ def test_what_counts_as_there_can_be_drawn(rig: Rig) -> None:
     assert rig.ring.rows_now[0] == rig.drawable()
 
 
+def test_rows_written_to_a_block_that_was_passed_by_are_not_counted(rig: Rig) -> None:
+    """A writer is in the middle of a copy while another one goes round: its block is left, out of reach of draws, and
+    so are the rows that it publishes then. On the next lap the block is recycled, and nothing is counted out twice."""
+    slow, fast = rig.writer(), rig.writer()
+    rig.write(slow, 3)
+    laps = 0
+
+    def lap(seam: str) -> None:
+        nonlocal laps
+        laps += seam == "ring.write"
+        if seam == "ring.write" and laps == 1:
+            rig.write(fast, 40)
+
+    with looking(rig, lap):
+        names = rig.write(slow, 2)
+    assert rig.committed(names) == [True, True]
+    assert rig.ring.rows_now[0] == rig.drawable() == 24
+    for _ in range(8):
+        rig.write(fast, 8)
+        assert rig.ring.rows_now[0] == rig.drawable()
+    assert rig.write(slow, 1)[0] > max(names)
+
+
 def test_an_open_block_that_a_reader_holds_is_left_as_it_is(rig: Rig) -> None:
     """The writer goes on in a new one; the rows that are there stay, in the same chain."""
     writer = rig.writer()

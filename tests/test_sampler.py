@@ -11,6 +11,7 @@ import pytest
 from kit import ticks, until
 
 from areplay import reader as reader_module
+from areplay import waiting as waiting_module
 from areplay.items import Rows
 from areplay.process import READY as SAID_READY
 from areplay.ring import Ring, RingGuard, StreamWriter
@@ -112,6 +113,22 @@ async def test_a_returned_slot_is_filled_again(scene: Scene) -> None:
         seen.add(tuple(scene.batch(slot)))
         scene.slots.give_back(slot)
     assert len(seen) == 12
+
+
+async def test_a_sampler_naps_anew_after_each_batch(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it goes to sleep at its doorbell, where to wake it costs the learner a system call."""
+    naps: list[float] = []
+    monkeypatch.setattr(waiting_module.time, "sleep", naps.append)
+    scene.slots.open_gate()
+    scene.start()
+    word = scene.slots._segment.arrays["words"][3 + 1]
+    for _ in range(3):
+        await until(lambda: scene.slots.count(READY) == 2 and word[0] > 0)
+        assert len(naps) > 5
+        naps.clear()
+        slot = scene.slots.lend()
+        assert slot is not None
+        scene.slots.give_back(slot)
 
 
 async def test_nothing_is_drawn_before_the_gate_is_open(scene: Scene) -> None:

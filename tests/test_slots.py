@@ -231,7 +231,8 @@ def test_redrawn_rows_are_summed_over_the_samplers(slots: Slots) -> None:
 
 
 def test_a_batch_is_whole_before_it_is_ready(slots: Slots, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the kill point and at the fence of `publish` the slot is still FILLING, and its time and counts are there;
+    """At the kill point and at the fence of `publish` the slot is still FILLING, and its counts are there; that
+    of `lend` stands between the look at the queue and what is read;
     at the fence of `give_back` it is still LENT: the learner's reads end before the sampler's writes."""
     seen: list[str] = []
 
@@ -243,7 +244,9 @@ def test_a_batch_is_whole_before_it_is_ready(slots: Slots, monkeypatch: pytest.M
     slot = leased(slots, 0)
     slots.publish(slot, 9)
     assert seen == ["sampler.publish rffff 9", "order rffff 9"]
+    seen.clear()
     slots.lend()
+    assert seen == ["order Rffff 9"]
     seen.clear()
     slots.give_back(slot)
     assert seen == ["order Lffff 9"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import select
 from collections.abc import Iterator
 
 import numpy as np
@@ -85,6 +86,7 @@ async def test_a_ring_ends_the_wait(scene: Scene) -> None:
         scene.ring()
         await task
         assert not scene.is_armed
+        assert not select.select([scene.event.descriptor], [], [], 0)[0], "or the loop would spin"
         scene.is_ready = False
 
 
@@ -217,6 +219,32 @@ async def test_a_wait_cancelled_at_any_tick_leaves_nothing(monkeypatch: pytest.M
         await task
         scene.sleeper.close()
         scene.event.close()
+
+
+@pytest.mark.asyncio(loop_factories=["asyncio"])
+async def test_no_timer_outlives_its_wait(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However a wait ends: thousands of short ones must not pile up timers for the long time they might have taken."""
+    loop = asyncio.get_running_loop()
+    timers: list[asyncio.TimerHandle] = []
+    call_at = loop.call_at
+
+    def recorded(*args: object) -> asyncio.TimerHandle:
+        timers.append(call_at(*args))  # type: ignore[arg-type]
+        return timers[-1]
+
+    monkeypatch.setattr(loop, "call_at", recorded)
+    for how in ("ring", "cancel"):
+        for wait in (scene.wait, lambda: scene.sleeper.linger(scene.look, LONG_S)):
+            scene.is_ready = False
+            timers.clear()
+            task = asyncio.create_task(wait())
+            await ticks(3)
+            if how == "ring":
+                scene.ring()
+            else:
+                task.cancel()
+            await asyncio.wait({task})
+            assert timers and all(timer.cancelled() for timer in timers)
 
 
 async def test_a_condition_that_raises_ends_the_wait(scene: Scene) -> None:

@@ -60,7 +60,7 @@ async def test_a_storm_of_kills_loses_no_row_and_tears_no_batch(
             await until(lambda: seen > at + 20 or learner.done(), what="batches go on")
             restarts = sum(record.restarts for record in actors.statistics()) + batches.statistics().restarts
             assert 0 < restarts <= kills
-            assert len(descriptors()) == flat
+            await until(lambda: len(descriptors()) == flat, what="as many descriptors as before")
             learner.cancel()
             (outcome,) = await asyncio.gather(learner, return_exceptions=True)
             assert isinstance(outcome, asyncio.CancelledError), outcome
