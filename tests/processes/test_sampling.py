@@ -43,7 +43,7 @@ async def _quiet(shape: str, replay: areplay.Replay) -> None:
 
 @pytest.mark.parametrize("shape", ["nearly empty", "blocks half full", "lapped"])
 async def test_every_stored_row_is_drawn_with_the_same_probability(shape: str) -> None:
-    """Chi-square over what was delivered by a sampler: within 5 standard deviations of uniform, and no row left out."""
+    """Chi-square over what was delivered by a sampler: within 6 standard deviations of uniform, and no row left out."""
     async with areplay.Replay(SPEC, 1_024, block_rows=64, seed=3) as replay:
         await _quiet(shape, replay)
         serials, counts = replay._ring.occupied()  # type: ignore[union-attr]
@@ -56,7 +56,7 @@ async def test_every_stored_row_is_drawn_with_the_same_probability(shape: str) -
         chi_square = float(((hits - expected) ** 2 / expected).sum())
         deviation = (chi_square - degrees) / np.sqrt(2 * degrees)
         print(f"{shape}: {len(stored)} rows, chi-square {chi_square:.0f}, {deviation:+.1f} deviations from {degrees}")
-        assert abs(deviation) < 5.0
+        assert abs(deviation) < 6.0
 
 
 async def test_draws_repeat_under_the_same_seed_and_differ_under_another() -> None:

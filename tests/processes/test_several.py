@@ -117,3 +117,16 @@ def test_importing_areplay_starts_nothing() -> None:
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert said.stdout.split() == ["1", "0", "False"]
+
+
+def test_others_who_use_aiomultiprocess_are_untouched() -> None:
+    """areplay keeps aiomultiprocess's manager from starting for its own children, not for anybody else in the process,
+    who needs it to get results."""
+    code = (
+        "import areplay, asyncio, aiomultiprocess\n"
+        "async def main():\n"
+        "    print(await aiomultiprocess.Worker(target=asyncio.sleep, args=(0, 'a result')))\n"
+        "if __name__ == '__main__': asyncio.run(main())\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert said.stdout == "a result\n", said.stderr

@@ -72,12 +72,14 @@ async def test_an_actor_that_waits_for_room_can_be_stopped() -> None:
 async def test_a_child_that_still_starts_can_be_stopped() -> None:
     """Leaving while a successor is starting ends that one, too."""
     before = children()
-    async with areplay.Replay(SPEC, 1_000) as replay:
-        async with replay.actors(
+    async with (
+        areplay.Replay(SPEC, 1_000) as replay,
+        replay.actors(
             workers.hand_in_and_raise, 1, args=(4, workers.SlowInSuccessors(60.0)), max_restarts=5, grace_s=0.3
-        ) as actors:
-            first = actors.statistics()[0].pid
-            await until(lambda: actors.statistics()[0].pid not in (0, first), what="its successor")
-            started = time.monotonic()
-        print(f"stopped {time.monotonic() - started:.2f} s after the request")
+        ) as actors,
+    ):
+        first = actors.statistics()[0].pid
+        await until(lambda: actors.statistics()[0].pid not in (0, first), what="its successor")
+        started = time.monotonic()
+    print(f"closed in {time.monotonic() - started:.2f} s")
     assert children() == before
