@@ -35,7 +35,7 @@ Not more often, since a turn after a training step, with caches cold, costs 40 u
 
 _SPIN_S = 0.0001
 """How long a learner that found no batch ready looks again, letting its loop turn, before it sleeps. Small batches
-come every 30 us, and a sleep costs both sides about as much: 2.5 times the batches/s for a learner that only takes."""
+come every 30 us, and a sleep costs both sides about as much."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,9 +57,6 @@ class _WithoutManager:
     Namespace = SimpleNamespace
 
 
-aiomultiprocess.core.get_manager = _WithoutManager
-
-
 class _GuardedName(str):
     """A process name that, when a child unpickles it, ties the child's life to its parent's and mutes Ctrl-C."""
 
@@ -196,13 +193,18 @@ class Child:
         with childs_end:
             name = _GuardedName(f"areplay {self.name}")
             name.parent = os.getpid()
-            self._process = aiomultiprocess.Process(
-                target=_main,
-                name=name,
-                args=(childs_end, self._body, self._args, self._run),
-                loop_initializer=uvloop.new_event_loop,
-                daemon=True,
-            )
+            get_manager = aiomultiprocess.core.get_manager
+            aiomultiprocess.core.get_manager = _WithoutManager  # for this one call: others may want their manager
+            try:
+                self._process = aiomultiprocess.Process(
+                    target=_main,
+                    name=name,
+                    args=(childs_end, self._body, self._args, self._run),
+                    loop_initializer=uvloop.new_event_loop,
+                    daemon=True,
+                )
+            finally:
+                aiomultiprocess.core.get_manager = get_manager
             # Ctrl-C goes to the whole process group, and a child cannot ignore it before its interpreter runs: so it is
             # born with the signal blocked, which is taken back where it is ignored. (The tracker unblocks it for us.)
             resource_tracker.ensure_running()

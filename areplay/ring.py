@@ -274,10 +274,12 @@ class StreamWriter:
                 break
             # A reader copies under the lock, or another writer is in it: leave it for another lap, wait for nobody.
             with self._guard:
-                if place not in self._guard.left:
+                is_new = place not in self._guard.left
+                if is_new:
                     self._guard.left.add(place)
                     ring.rows_now[0] -= ring.block(place)[1]
-            logger.warning("block %d is held by process %d, left for another lap", place, self._locks.holder(place))
+            level = logging.WARNING if is_new else logging.DEBUG  # a holder that is stuck is named once
+            logger.log(level, "block %d is held by process %d, left for another lap", place, self._locks.holder(place))
         # -1 before anything else changes: a reader that copied before or during what follows will see it. The fence
         # is for the non-temporal stores of a large copy, which could overtake this one.
         with self._guard:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import queue
 import time
 from collections import deque
+from typing import Any, Self
 
 import numpy as np
 
+from benchmarks.baselines import end_children, spawn
 from benchmarks.memory import Columns, SharedColumns
 from benchmarks.workloads import Workload
+
+IDLE_S = 300.0
 
 
 def takes_per_s(columns: Columns, batch_size: int, seconds: float, places: SharedColumns, count: int) -> float:
@@ -27,6 +32,48 @@ def takes_per_s(columns: Columns, batch_size: int, seconds: float, places: Share
             column.take(drawn, axis=0, out=out[name], mode="clip")
         done += 1
     return done / (now - start)
+
+
+class TakingPair:
+    """Two processes that do what `takes_per_s` does, at once: what two cores of this machine can give.
+
+    They end when told to, and by themselves when they were not asked for anything for `IDLE_S`.
+    """
+
+    def __init__(self, columns: SharedColumns, batch_size: int, places: tuple[SharedColumns, SharedColumns]) -> None:
+        self._answers = spawn.Queue()
+        self._asks = [spawn.Queue() for _ in places]
+        self._children = [
+            spawn.Process(target=_take, args=(columns, batch_size, place, ask, self._answers), daemon=True)
+            for place, ask in zip(places, self._asks, strict=True)
+        ]
+
+    def __enter__(self) -> Self:
+        for child in self._children:
+            child.start()
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        for ask in self._asks:
+            ask.put(None)
+        end_children(self._children)
+        for channel in (*self._asks, self._answers):
+            channel.close()
+            channel.join_thread()
+
+    def takes_per_s(self, seconds: float) -> float:
+        """Batches gathered each second by both together."""
+        for ask in self._asks:
+            ask.put(seconds)
+        return sum(float(self._answers.get(timeout=IDLE_S)) for _ in self._asks)
+
+
+def _take(columns: SharedColumns, batch_size: int, place: SharedColumns, asks: Any, answers: Any) -> None:
+    try:
+        while (seconds := asks.get(timeout=IDLE_S)) is not None:
+            answers.put(takes_per_s(columns.columns, batch_size, seconds, place, 1))
+    except queue.Empty:
+        return
 
 
 def draws_per_s(columns: Columns, batch_size: int, seconds: float) -> float:

@@ -100,13 +100,13 @@ class Pipeline:
 
         That counts what waits in the sampler's memory to be pickled and squeezed through a pipe, as well.
         """
-        return min(1.0, max(0, self._shared.out.qsize()) / self._max_queued)
+        return min(1.0, max(0, int(self._shared.out.qsize())) / self._max_queued)
 
     def fill(self) -> float:
         """The share of the queue that the learner could take at once, 0 to 1: what has arrived in the pipe."""
         arrived = array.array("i", [0])
         fcntl.ioctl(self._shared.out._reader.fileno(), termios.FIONREAD, arrived)
-        return min(1.0, arrived[0] / self._queue_bytes)
+        return min(1.0, int(arrived[0]) / self._queue_bytes)
 
     def pushed(self) -> int:
         """Rows that the pusher has written so far."""

@@ -109,7 +109,7 @@ async def take_turns(sides: Mapping[str, Side], options: Options) -> dict[str, l
     rounds = options.rounds
     values: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds):
-        order = list(sides) if turn % 2 == 0 else list(reversed(sides))
+        order = list(sides) if turn % 2 == 0 else list(sides)[::-1]
         for name in order:
             values[name].append(await options.patience.measure(sides[name]))
             progress(f"round {turn + 1}/{rounds}  {name}: {number(values[name][-1])}")
@@ -137,7 +137,7 @@ def number(value: float) -> str:
 
 def table(figures: Sequence[Figure]) -> str:
     """The figures as aligned plain text."""
-    lines = [("what", "median", "lowest", "highest", "target", "verdict", "made of")]
+    lines: list[tuple[str, ...]] = [("what", "median", "lowest", "highest", "target", "verdict", "made of")]
     for figure in figures:
         spread = (min(figure.rounds), max(figure.rounds)) if figure.rounds else (math.nan, math.nan)
         parts = "; ".join(f"{name} {number(value)}" for name, value in figure.beside.items())

@@ -28,7 +28,7 @@ class SharedColumns:
         self._fields, self._rows = dict(fields), rows
         self._fd = os.memfd_create("benchmark-columns", os.MFD_CLOEXEC)
         os.ftruncate(self._fd, sum(self._column_bytes(name) for name in fields))
-        self._map()
+        self.columns = self._map()
 
     def fill(self, chunk: Columns) -> None:
         """Write every row, so that no page is touched for the first time while something is measured."""
@@ -45,14 +45,15 @@ class SharedColumns:
         self.columns = {}
         os.close(self._fd)
 
-    def _map(self) -> None:
+    def _map(self) -> Columns:
         mapping = mmap.mmap(self._fd, os.fstat(self._fd).st_size)
-        self.columns: Columns = {}
+        columns: Columns = {}
         offset = 0
         for name, (shape, dtype) in self._fields.items():
             count = self._rows * int(np.prod(shape, dtype=np.int64))
-            self.columns[name] = np.frombuffer(mapping, dtype, count, offset).reshape(self._rows, *shape)
+            columns[name] = np.frombuffer(mapping, dtype, count, offset).reshape(self._rows, *shape)
             offset += self._column_bytes(name)
+        return columns
 
     def _column_bytes(self, name: str) -> int:
         shape, dtype = self._fields[name]
@@ -65,4 +66,4 @@ class SharedColumns:
     def __setstate__(self, state: tuple[Fields, int, Any]) -> None:
         self._fields, self._rows = dict(state[0]), state[1]
         self._fd = state[2].detach()
-        self._map()
+        self.columns = self._map()
