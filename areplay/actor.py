@@ -6,6 +6,7 @@ An actor knows its inbox and nothing behind it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
@@ -273,6 +274,11 @@ class Actors:
         await run_to_completion(self._closing)
 
     @property
+    def is_closed(self) -> bool:
+        """Whether it has been closed, to the end."""
+        return self._closing is not None and self._closing.done()
+
+    @property
     def is_open(self) -> bool:
         """Whether it has been entered, and not begun to close."""
         return self._crew is not None and self._closing is None
@@ -335,11 +341,10 @@ class Actors:
         await ended(self._opening)
         if self._crew is None or self._inboxes is None:  # never entered
             return
-        try:
-            await self._crew.stop()
-        finally:
+        async with contextlib.AsyncExitStack() as stack:  # from the last line up, each even if another failed
+            stack.callback(self._on_change)
+            stack.callback(self._gone.set)
+            stack.callback(self._inboxes.close)
             for inbox in self._inbox:
-                await self._detach(inbox)
-            self._inboxes.close()
-            self._gone.set()
-            self._on_change()
+                stack.push_async_callback(self._detach, inbox)
+            stack.push_async_callback(self._crew.stop)

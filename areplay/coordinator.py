@@ -174,8 +174,7 @@ class Coordinator:
         feed = self._feeds.get(id(inbox))
         if feed is not None:
             self._take_all(feed)
-            feed.writer.close()
-            feed.writer = self._new_writer()
+            feed.writer.begin_stream()
 
     async def _detach(self, inbox: Inbox) -> None:
         feed = self._feeds.pop(id(inbox), None)

@@ -158,7 +158,12 @@ class Crew:
         """Keep one place filled until its child finishes, fails for good, or the crew stops."""
         while not self._stopping.is_set():
             exit_ = await self._run_once(member, started)
-            await self._after_exit(member.index)
+            try:
+                await self._after_exit(member.index)
+            except Exception as error:  # what it left cannot be brought in order, so it can have no successor
+                details = f"{exit_.details}\nits place could not be cleared: {error!r}"
+                self._give_up(member, Exit(exit_.pid, exit_.code, False, details), started)
+                break
             if exit_.finished:
                 break
             if self._stopping.is_set():

@@ -25,7 +25,7 @@ import numpy as np
 
 from areplay.doorbell import Doorbell, EventDescriptor
 from areplay.errors import WouldBlock
-from areplay.fence import order
+from areplay.fence import fence, order
 from areplay.kill_points import kill_point
 from areplay.layout import WORDS_A_LINE, Layout, word
 from areplay.segment import Segment
@@ -159,6 +159,7 @@ class Inbox:
     def _publish(self, tail: int) -> None:
         order()  # the rows before the tail that makes them the coordinator's
         self._tail[0] = tail
+        fence()  # the tail before the look at what the coordinator waits for: it arms, and looks, the other way round
         if tail >= self._wake_at[0]:
             self.rows_bell.ring()
 

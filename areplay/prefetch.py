@@ -21,6 +21,7 @@ from areplay.crew import Crew, CrewOptions
 from areplay.errors import Closed, SamplerFailed, Stalled
 from areplay.items import Item
 from areplay.limits import check_descriptors
+from areplay.options import optional_seconds
 from areplay.process import DESCRIPTORS_A_CHILD, DESCRIPTORS_TO_START
 from areplay.ring import Ring
 from areplay.sampler import run_sampler
@@ -44,7 +45,7 @@ class Supply:
 
     actors_alive: int
     is_exhausted: bool
-    """There were actors, all are gone, and nobody else ever added a row."""
+    """There are actors' contexts open, but all of their actors are gone, and nobody else ever added a row."""
     last_row: str
     failure: BaseException | None
     """Why there will be no more rows, if something failed."""
@@ -146,7 +147,8 @@ class Batches(AsyncIterator[Batch]):
 
         Raises:
             Closed: the context was left.
-            Stalled: no row can come any more, and too few are there to begin; says why.
+            Stalled: no row can come any more, since all actors or the coordinator failed, or, before the first batch,
+                since all actors have returned; says why.
             SamplerFailed: all samplers failed for good.
             WaitTimeout: none was ready within the `timeout_s` given to `Replay.batches`.
         """
@@ -155,6 +157,7 @@ class Batches(AsyncIterator[Batch]):
             self._current = None
         if self._turns.is_due():
             await asyncio.sleep(0)
+            self._raise_if_failed()
         slot = self._lend()
         self._current = self._batch(await self._wait_ready(self._timeout_s) if slot is None else slot)
         return self._current
@@ -164,6 +167,7 @@ class Batches(AsyncIterator[Batch]):
 
         Cancelled: no batch has been taken. Raises as `__anext__` does.
         """
+        timeout_s = optional_seconds("timeout_s", timeout_s)
         if self._turns.is_due():
             await asyncio.sleep(0)
         slot = self._lend()
@@ -201,8 +205,9 @@ class Batches(AsyncIterator[Batch]):
 
     def look_again(self) -> None:
         """Let a waiting learner look again: something has changed about samplers or actors. From any thread."""
-        if self._slots is not None and not self.is_closed:
-            self._slots.learner_bell.event.notify()
+        with self._gate_guard:  # or the descriptor could be closed, and another's by then
+            if self._slots is not None and not self.is_closed:
+                self._slots.learner_bell.event.notify()
 
     def _batch(self, slot: int) -> Batch:
         assert self._slots is not None
@@ -240,6 +245,12 @@ class Batches(AsyncIterator[Batch]):
             self._peak_wait_s = max(self._peak_wait_s, waited)
         assert slot is not None
         return slot
+
+    def _raise_if_failed(self) -> None:
+        """Rather an error than a learner that goes on for days with the rows it has."""
+        failure = self._supply().failure
+        if failure is not None:
+            raise Stalled(f"no more rows can come: {failure}") from failure
 
     def _raise_if_hopeless(self) -> None:
         assert self._crew is not None and self._slots is not None

@@ -7,7 +7,9 @@ get `Closed` -> children are reaped -> descriptors are closed. The memory goes w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
+import itertools
 import logging
 import pickle
 import signal
@@ -94,6 +96,7 @@ class Replay:
         self._guard = RingGuard()
         self._groups: list[Actors] = []
         self._streams: list[Batches] = []
+        self._numbers = itertools.count()  # of groups and streams, for their seeds
         self._ring: Ring | None = None
         self._writer: StreamWriter | None = None
         self._owner_lock = asyncio.Lock()
@@ -189,11 +192,14 @@ class Replay:
             pickle.dumps(function)
         except Exception as error:
             raise ValueError(f"{function!r} cannot reach another process, define it at module level: {error}") from None
+        if isinstance(args, (str, bytes)):
+            raise TypeError(f"args must be a tuple of arguments, such as ({args!r},), got a {type(args).__name__}")
         if weights is not None and not isinstance(weights, Weights):
             raise TypeError(f"weights must be an areplay.Weights, got {type(weights).__name__}")
         if inbox_rows is None:
             inbox_rows = default_inbox_rows(self.spec)
-        group = len(self._groups)
+        group = next(self._numbers)
+        self._groups = [other for other in self._groups if not other.is_closed]  # and so frees their memory
         count = whole_number("count", count, at_most=10_000)
         if 2 * count > self._blocks:
             logger.warning(
@@ -255,8 +261,11 @@ class Replay:
             ValueError, TypeError: an option is not what it should be.
         """
         ring = self._opened()
+        _check_methods("item", item, ("fields", "gather"), "Rows()")
+        _check_methods("selector", selector, ("draw",), "Uniform()")
         samplers = whole_number("samplers", samplers, at_most=1_000)
-        group = len(self._streams)
+        group = next(self._numbers)
+        self._streams = [other for other in self._streams if not other.is_closed]  # and so frees their memory
         stream = Batches(
             ring,
             Rows() if item is None else item,
@@ -323,6 +332,8 @@ class Replay:
             ValueError: batch_size is out of range.
         """
         ring = self._opened()
+        _check_methods("item", item, ("fields", "gather"), "Rows()")
+        _check_methods("selector", selector, ("draw",), "Uniform()")
         batch_size = whole_number("batch_size", batch_size, at_most=self._max_batch_size)
         item = Rows() if item is None else item
         reader = Reader(ring, self._reading_locks, item, Uniform() if selector is None else selector, self._rng)
@@ -407,16 +418,20 @@ class Replay:
         await ended(self._opening)
         if self._ring is None:  # never entered
             return
-        for group in self._groups:
-            await group.close()
-        await self._coordinator_now().stop()
-        for stream in self._streams:
-            await stream.close()
+        async with contextlib.AsyncExitStack() as stack:  # from the last line up, each even if another failed
+            stack.push_async_callback(self._free, self._ring)
+            for stream in self._streams:
+                stack.push_async_callback(stream.close)
+            stack.push_async_callback(self._coordinator_now().stop)
+            for group in self._groups:
+                stack.push_async_callback(group.close)
+
+    async def _free(self, ring: Ring) -> None:
         async with self._owner_lock:
             assert self._writer is not None
             self._writer.close()
             self._reading_locks.close()
-        self._ring.segment.close()
+        ring.segment.close()
 
     def __repr__(self) -> str:
         return f"<Replay {'closed' if self._closing is not None else self._ring or 'not open'}>"
@@ -450,6 +465,13 @@ def run(main: Coroutine[Any, Any, T], *, debug: bool | None = None) -> T:
             if terminated:
                 raise SystemExit(128 + signal.SIGTERM) from None
             raise
+
+
+def _check_methods(option: str, given: object, methods: tuple[str, ...], example: str) -> None:
+    if given is None:
+        return
+    if isinstance(given, type) or not all(callable(getattr(given, method, None)) for method in methods):
+        raise TypeError(f"{option} must be an object with {' and '.join(methods)}, such as {example}, got {given!r}")
 
 
 def _crew_options(max_restarts: int, start_timeout_s: float, grace_s: float) -> CrewOptions:

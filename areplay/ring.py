@@ -15,8 +15,8 @@ named; read by everyone without a lock. If the owner dies, everything here ends 
     rows_now, rows_inserted, next_stream   under the guard. For statistics and gates; never trusted for memory safety.
     ends[place]         under the block's lock. The index after that of the block's last committed row, which tells its
                         serial and the number of its rows in one store; -1 while its rows are being replaced.
-    streams, previous, following [place]   under the block's lock (`following` under the predecessor's stream's
-                        writer): the chain of blocks of one stream, by serial, -1 at its ends. Good while serials match.
+    streams, previous, following [place]   under the guard: the chain of blocks of a stream, by serial, -1 at its ends.
+                        Good as long as the block in that place is the one that was asked for.
 
 Readers take no lock. A row exists if its block's end lies behind it, by no more than a block. They look, copy, and look
 again: if it exists still, what was copied is whole, since a writer sets the end to -1 before it touches a row. Nobody
@@ -26,8 +26,10 @@ lap and takes the next.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
+import time
 from collections.abc import Mapping
 
 import numpy as np
@@ -46,6 +48,7 @@ Mask = NDArray[np.bool_]
 logger = logging.getLogger(__name__)
 
 MIN_BLOCKS = 4
+_ALL_HELD_S = 0.001
 _TARGET_BLOCK_BYTES = 2 << 20  # a chunk is at most one block: this long one copy may keep a thread busy (0.2 ms)
 _TARGET_BLOCKS = 256  # enough that recycling one forgets little at once, few enough that a sum over all is short
 
@@ -222,6 +225,14 @@ class StreamWriter:
         self._row_writer.write(0, row)
         return int(self.write(self._row, 0, 1)[0])
 
+    def begin_stream(self) -> None:
+        """End the stream: what is written next belongs to a new one."""
+        self.seal()
+        self._last_serial = -1
+        with self._guard:
+            self.stream = self._ring.next_stream[0]
+            self._ring.next_stream[0] = self.stream + 1
+
     def seal(self) -> None:
         """End the open block, full or not: the next row goes into a new one."""
         if self._serial >= 0 and self._used > 0:
@@ -265,7 +276,9 @@ class StreamWriter:
     def _lock_new_block(self) -> int:
         """Recycle the oldest block that nobody holds; its place, locked exclusively and empty."""
         ring = self._ring
-        while True:
+        for attempt in itertools.count(1):
+            if attempt % ring.blocks == 0:  # a ring of which every block is held: few blocks, and writers in each
+                time.sleep(_ALL_HELD_S)
             with self._guard:
                 serial: int = ring.next_serial[0]
                 ring.next_serial[0] = serial + 1
@@ -288,13 +301,13 @@ class StreamWriter:
             else:
                 ring.rows_now[0] -= ring.block(place)[1]
             ring.ends[place] = -1
+            ring._streams[place] = self.stream
+            ring._previous[place] = self._last_serial
+            ring._following[place] = -1
+            last_place = self._last_serial % ring.blocks
+            if self._last_serial >= 0 and ring.block(last_place)[0] == self._last_serial:
+                ring._following[last_place] = serial
         fence()
-        ring._streams[place] = self.stream
-        ring._previous[place] = self._last_serial
-        ring._following[place] = -1
-        last_place = self._last_serial % ring.blocks
-        if self._last_serial >= 0 and ring.block(last_place)[0] == self._last_serial:
-            ring._following[last_place] = serial
         self._serial, self._used = serial, 0
         kill_point("ring.recycle")
         return place

@@ -169,7 +169,8 @@ class RowWriter:
     def __init__(self, spec: Spec, columns: Columns) -> None:
         self._spec = spec
         self._fields = [
-            (name, columns[name], field.shape, field.dtype, *_scalars_taken_as_they_are(field))
+            # The columns' dtype objects, since one that was unpickled with the spec is not numpy's own.
+            (name, columns[name], field.shape, columns[name].dtype, *_scalars_taken_as_they_are(field))
             for name, field in spec.items()
         ]
         self._count = len(self._fields)
