@@ -837,3 +837,28 @@ async def test_nothing_of_a_closed_replay_is_left_running() -> None:
     names = [thread.name for thread in threading.enumerate()]
     assert not [name for name in names if name.startswith("areplay")]
     assert threads <= threading.active_count() <= threads + 2, "the loop's own helpers at most"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"item": 256}, "item"), ({"item": areplay.Rows}, "item"), ({"selector": areplay.Uniform}, "selector")],
+)
+async def test_what_is_no_item_or_selector_is_refused_at_the_door(options: dict[str, Any], said: str) -> None:
+    """A class instead of an object, or a batch size in its place: a TypeError that names the option and an example."""
+    async with areplay.Replay(SPEC, 64) as replay:
+        await replay.add(**row(0))
+        with pytest.raises(TypeError, match=f"{said} must be an object with"):
+            replay.batches(**options)
+        with pytest.raises(TypeError, match=f"{said} must be an object with"):
+            replay.sample(4, **options)
+
+
+async def test_a_string_of_arguments_is_not_taken_apart() -> None:
+    """`args="CartPole-v1"` lacks a comma; letter by letter it would reach the actor."""
+    async with areplay.Replay(SPEC, 64) as replay:
+        with pytest.raises(TypeError, match="args must be a tuple"):
+            replay.actors(explore_nothing, args="CartPole-v1")  # type: ignore[arg-type]
+
+
+async def explore_nothing(actor: areplay.Actor, *args: str) -> None:
+    """For options that are refused before anything starts."""

@@ -450,3 +450,13 @@ def test_the_message_of_a_mismatch_says_how_to_mend_it() -> None:
         Spec(reward=((), "float32")).convert_columns({"reward": np.zeros(3)})
     text = str(caught.value)
     assert all(part in text for part in ("'reward'", "float32", "float64", ".astype('float32')"))
+
+
+def test_an_unpickled_spec_writes_arrays_without_converting_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an actor the spec was unpickled, and its dtypes are not numpy's own objects: that must cost nothing."""
+    spec = pickle.loads(pickle.dumps(Spec(obs=((4,), "float32"))))
+    columns = {"obs": np.zeros((2, 4), np.float32)}
+    writer = RowWriter(spec, columns)
+    monkeypatch.setattr(Field, "convert", None)
+    writer.write(1, {"obs": np.ones(4, np.float32)})
+    assert columns["obs"].tolist() == [[0] * 4, [1] * 4]

@@ -179,3 +179,30 @@ async def test_errors_are_logged_once_and_by_name(caplog: pytest.LogCaptureFixtu
         pid = actors.statistics()[0].pid
     assert f"actor 0 started, pid {pid}" in caplog.messages
     assert f"actor 0 (pid {pid}) ended with 0" in caplog.messages
+
+
+async def test_a_running_learner_is_told_that_all_actors_have_failed() -> None:
+    """Also after the first batch: it must not go on with the rows it has, for days, in silence."""
+    async with (
+        areplay.Replay(SPEC, 10_000) as replay,
+        replay.batches(batch_size=8, prefetch=2) as batches,
+        replay.actors(workers.hand_in_and_fail, 1, args=(50,), max_restarts=0),
+    ):
+        with pytest.raises(areplay.Stalled, match="this actor has failed"):
+            async for _ in batches:
+                pass
+        assert batches.statistics().batches_delivered > 0
+
+
+async def test_a_place_that_cannot_be_cleared_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error while a dead actor's inbox is emptied: that actor has failed, with both reasons, and nobody hangs."""
+
+    async def refuse(self: object, inbox: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("areplay.coordinator.Coordinator.settle", refuse)
+    async with areplay.Replay(SPEC, 10_000) as replay, replay.actors(workers.hand_in_and_fail, 1, args=(5,)) as actors:
+        with pytest.raises(
+            areplay.ActorFailed, match=r"(?s)this actor has failed.*could not be cleared.*Too many open"
+        ):
+            await actors.wait()

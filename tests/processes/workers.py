@@ -399,3 +399,11 @@ async def report_and_raise(actor: areplay.Actor, count: int) -> None:
         actor.report(number=number)
     await actor.add(**row(actor.index, os.getpid(), 0))
     raise ValueError("after the reports")
+
+
+async def hand_in_and_fail(actor: areplay.Actor, count: int) -> None:
+    """Hand in some rows, see them taken, and fail."""
+    for sequence in range(count):
+        await actor.add(**row(actor.index, 1, sequence))
+    await actor.flush()
+    raise RuntimeError("this actor has failed")
