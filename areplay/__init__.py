@@ -17,6 +17,7 @@ from areplay.errors import (
     ChildFailed,
     Closed,
     DescriptorLimitExceeded,
+    ExtraMissing,
     InboxFull,
     LayoutMismatch,
     MemoryLimitExceeded,
@@ -27,13 +28,17 @@ from areplay.errors import (
     WaitTimeout,
     WouldBlock,
 )
-from areplay.items import Item, Rows
+from areplay.items import Item, Rows, View
 from areplay.prefetch import Batches
 from areplay.replay import Replay, run
 from areplay.select import Selector, Uniform
+from areplay.sequences import Sequences
 from areplay.spec import Field, Spec
 from areplay.statistics import ActorStatistics, BatchesStatistics, Statistics
+from areplay.transform import Transform
+from areplay.transitions import Transitions
 from areplay.weights import Weights
+from areplay.windows import Window, Windows
 
 __version__ = "0.1.0"
 
@@ -50,6 +55,7 @@ __all__ = [
     "ChildFailed",
     "Closed",
     "DescriptorLimitExceeded",
+    "ExtraMissing",
     "Field",
     "InboxFull",
     "Item",
@@ -61,13 +67,19 @@ __all__ = [
     "Rows",
     "SamplerFailed",
     "Selector",
+    "Sequences",
     "Spec",
     "SpecMismatch",
     "Stalled",
     "Statistics",
+    "Transform",
+    "Transitions",
     "Uniform",
+    "View",
     "WaitTimeout",
     "Weights",
+    "Window",
+    "Windows",
     "WouldBlock",
     "run",
 ]

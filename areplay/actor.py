@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from areplay.crew import Crew, CrewOptions
+from areplay.episodes import Episodes
 from areplay.errors import ActorFailed, Closed, InboxFull, WaitTimeout, WouldBlock
 from areplay.inbox import DESCRIPTORS_AN_INBOX, Inbox, Inboxes
 from areplay.limits import check_descriptors
 from areplay.process import DESCRIPTORS_A_CHILD, DESCRIPTORS_TO_START, READY, REPORT, Channel
-from areplay.spec import Spec
+from areplay.spec import Columns, Spec
 from areplay.statistics import ActorStatistics
 from areplay.waiting import Sleeper, Turns, ended, opened, run_to_completion
 from areplay.weights import Weights
@@ -57,6 +58,7 @@ class Actor:
         self.rng = np.random.default_rng(seeds)
         self._channel, self._spec, self._inbox, self._weights = channel, spec, inbox, weights
         self._timeout_s = timeout_s
+        self._episodes = Episodes(spec) if spec.is_steps else None
         self._room = Sleeper(inbox.room_bell)
         self._turns = Turns(_TURN_S)
 
@@ -72,11 +74,35 @@ class Actor:
             raise ValueError("these actors were started without weights; pass weights= to Replay.actors")
         return self._weights
 
+    @property
+    def autoreset_mode(self) -> str:
+        """How the environments of a vector begin their next episode: `envs.metadata["autoreset_mode"]`.
+
+        "NextStep" (as gymnasium's vectors by default), "SameStep" or "Disabled". Set it before the first `add`.
+        """
+        return self._steps().autoreset_mode
+
+    @autoreset_mode.setter
+    def autoreset_mode(self, mode: object) -> None:
+        self._steps().autoreset_mode = mode
+
     async def add(self, **row: Any) -> None:
         """Hand in one row, waiting while the inbox is full. When this returns, the row is safe: it will be stored
         even if this process is killed at the next instruction.
 
-        Cancelled while waiting: the row has not been handed in.
+        With a spec of steps: one step of one environment, `add(obs=, action=, reward=, terminated=, truncated=,
+        next_obs=)` and the extras. `next_obs` may be left out, except where the episode ends: there it is the final
+        observation. If it is given, the `obs` of the next call must be the same; an episode that is broken off without
+        `terminated` or `truncated` is refused so. Observations and actions of Dict and Tuple spaces are given as they
+        are, as dicts and tuples.
+
+        Or one step of a vector of L environments, each field with an axis of length L in front, always the same L.
+        Where an episode ends, its final observation comes as `autoreset_mode` says: "NextStep": in the `obs` of the
+        next call, of which action and reward are ignored then; "SameStep": in `final_obs=info["final_obs"]`;
+        "Disabled": in `next_obs`.
+
+        Cancelled while waiting: the row has not been handed in. A step that was not handed in, for whatever reason,
+        leaves a gap: the steps before and after it are kept, no item spans it.
 
         Args:
             row: each field of the spec, of its shape and dtype; plain numbers are taken by value.
@@ -85,13 +111,21 @@ class Actor:
             SpecMismatch: a field is missing, extra, or does not fit. Nothing was handed in; the actor can go on.
             InboxFull: no room came within the `timeout_s` given to `Replay.actors`.
         """
-        if self._turns.is_due():
-            await asyncio.sleep(0)
+        if self._episodes is None:
+            await self._turn()
+            await self._put((row,))
+            return
         try:
-            self._inbox.put(row)
-        except WouldBlock:
-            await self._wait_room(1)
-            self._inbox.put(row)
+            await self._turn()
+            rows = self._episodes.rows(row)
+            if isinstance(rows, tuple):
+                await self._put(rows)
+            else:
+                await self._extend(rows)
+        except BaseException:
+            self._episodes.cut()
+            raise
+        self._episodes.advance()
 
     async def extend(self, columns: Mapping[str, Any]) -> None:
         """Hand in n rows at once, waiting until there is room for all of them. When this returns, they are safe.
@@ -100,19 +134,25 @@ class Actor:
         whole inboxes may have been handed in.
 
         Args:
-            columns: field name -> array of shape `(n, *field.shape)`, dtype as in the spec, n at least 1.
+            columns: field name -> array of shape `(n, *field.shape)`, dtype as in the spec, n at least 1. With a spec
+                of steps: n consecutive steps of one environment, and `next_obs` if an episode ends among them.
 
         Raises:
             SpecMismatch: a field is missing, extra, or has the wrong shape or dtype. Nothing was handed in.
             InboxFull: no room came within the `timeout_s` given to `Replay.actors`.
         """
-        rows, arrays = self._spec.convert_columns(columns)
-        if self._turns.is_due():
-            await asyncio.sleep(0)
-        for start in range(0, rows, self._inbox.inbox_rows):
-            stop = min(rows, start + self._inbox.inbox_rows)
-            await self._wait_room(stop - start)
-            self._inbox.extend(arrays, start, stop)
+        if self._episodes is None:
+            _, arrays = self._spec.convert_columns(columns)
+            await self._turn()
+            await self._extend(arrays)
+            return
+        try:
+            await self._turn()
+            await self._extend(self._episodes.columns(columns)[0])
+        except BaseException:
+            self._episodes.cut()
+            raise
+        self._episodes.advance()
 
     async def flush(self) -> None:
         """Wait until every row handed in so far can be sampled. Cancelled: nothing is lost.
@@ -138,6 +178,31 @@ class Actor:
                 raise TypeError(f"report {name}= must be a number, a bool or a str, got {type(value).__name__}")
             scalars[name] = plain
         self._channel.send_nowait(REPORT, (time.time(), scalars))
+
+    def _steps(self) -> Episodes:
+        if self._episodes is None:
+            raise ValueError("autoreset_mode is about steps of environments; make the spec with Spec.steps or from_env")
+        return self._episodes
+
+    async def _turn(self) -> None:
+        if self._turns.is_due():
+            await asyncio.sleep(0)
+
+    async def _put(self, rows: tuple[Mapping[str, Any], ...]) -> None:
+        """Hand in a row, or two, together."""
+        try:
+            self._inbox.put(*rows)
+        except WouldBlock:
+            await self._wait_room(len(rows))
+            self._inbox.put(*rows)
+
+    async def _extend(self, columns: Columns) -> None:
+        """Hand in checked columns, together if they fit into the inbox."""
+        rows = len(next(iter(columns.values())))
+        for start in range(0, rows, self._inbox.inbox_rows):
+            stop = min(rows, start + self._inbox.inbox_rows)
+            await self._wait_room(stop - start)
+            self._inbox.extend(columns, start, stop)
 
     async def _wait_room(self, rows: int) -> None:
         if self._inbox.room < rows:

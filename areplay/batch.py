@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,12 @@ from areplay.reader import BatchArrays
 from areplay.ring import Indices
 from areplay.spec import Array
 
+if TYPE_CHECKING:
+    import jax
+    import torch
+
+    from areplay.to_torch import Transfer
+
 
 class Batch(Mapping[str, Array]):
     """B items: `batch["obs"]` is an array of shape `(B, *shape)`, dtype as in the spec.
@@ -20,11 +27,12 @@ class Batch(Mapping[str, Array]):
     arrays show other items. `copy()` keeps it; `release()` gives its memory back earlier.
     """
 
-    __slots__ = ("_arrays", "_give_back")
+    __slots__ = ("_arrays", "_give_back", "_transfers")
 
     def __init__(self, arrays: BatchArrays, give_back: Callable[[], None] | None = None) -> None:
         self._arrays: BatchArrays | None = arrays
         self._give_back = give_back
+        self._transfers: list[Transfer] = []  # copies to a device that may still read our memory
 
     @property
     def indices(self) -> Indices:
@@ -43,14 +51,51 @@ class Batch(Mapping[str, Array]):
 
     def copy(self) -> Batch:
         """The same in memory of its own, valid for as long as it lives."""
-        arrays = self._whole()
-        fields = {name: array.copy() for name, array in arrays.fields.items()}
-        return Batch(BatchArrays(arrays.indices.copy(), arrays.weights.copy(), arrays.probabilities.copy(), fields))
+        return Batch(self._whole().copy())
+
+    def torch(self, device: torch.device | str | int | None = None) -> dict[str, torch.Tensor]:
+        """The fields as torch tensors, of the same shapes and dtypes.
+
+        On the CPU they are the batch's memory, valid as long as it is. On a CUDA device they are copies, made from
+        pinned memory on a stream of their own, and valid as long as they live: what you enqueue on the stream that is
+        current waits for them, the host does not. The batch's memory is given back when they are done.
+
+        Raises:
+            ExtraMissing: torch is not installed.
+            TypeError: torch lacks the dtype of a field; names it.
+            BatchReleased: the batch was given back.
+        """
+        from areplay.to_torch import tensors
+
+        return tensors(self._whole(), device, self._transfers.append)
+
+    def jax(self, device: jax.Device | None = None, *, copy: bool = True) -> dict[str, jax.Array]:
+        """The fields as jax arrays, valid as long as they live; 64-bit dtypes as jax is configured.
+
+        Args:
+            device: where to put them; None is jax's default device.
+            copy: False shares the batch's memory with jax on the CPU, where it can. Such arrays are valid as long as
+                the batch is: `jax.block_until_ready` what you made of them before the next step of the loop.
+
+        Raises:
+            ExtraMissing: jax is not installed.
+            TypeError: jax lacks the dtype of a field; names it.
+            BatchReleased: the batch was given back.
+        """
+        from areplay.to_jax import arrays
+
+        return arrays(self._whole(), device, copy=copy)
 
     def release(self) -> None:
-        """Give the memory back now. Reading the batch after that raises `BatchReleased`. May be called twice."""
+        """Give the memory back now. Reading the batch after that raises `BatchReleased`. May be called twice.
+
+        If it is still being copied to a device, that is waited for: as long as one copy takes at most.
+        """
         give_back, self._give_back = self._give_back, None
         self._arrays = None
+        for transfer in self._transfers:
+            transfer.wait()
+        self._transfers.clear()
         if give_back is not None:
             give_back()
 

@@ -23,6 +23,17 @@ class SpecMismatch(AreplayError):
         return f"field {self.field!r}: expected {self.expected}, got {self.got}; {self.remedy}"
 
 
+class ExtraMissing(AreplayError):
+    """Something needs a library that is not installed."""
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(feature, extra)
+        self.feature, self.extra = feature, extra
+
+    def __str__(self) -> str:
+        return f"{self.feature} needs a library that is not installed; `pip install 'areplay[{self.extra}]'` brings it"
+
+
 class MemoryLimitExceeded(AreplayError):
     """The memory asked for is more than this process may take. Nothing was allocated."""
 

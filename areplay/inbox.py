@@ -48,7 +48,7 @@ class Inboxes:
 
     def __init__(self, spec: Spec, count: int, inbox_rows: int) -> None:
         self.spec, self.count, self.inbox_rows = spec, count, inbox_rows
-        columns = {f"column:{f.name}": ((count, inbox_rows, *f.shape), f.dtype) for f in spec.values()}
+        columns = {f"column:{f.name}": ((count, inbox_rows, *f.shape), f.dtype) for f in spec.rows.values()}
         layout = Layout("inboxes", {"words": ((count, _WORDS, WORDS_A_LINE), np.int64), **columns})
         self._segment = Segment(layout, f"{count} inboxes of {inbox_rows:,} rows of {spec.row_bytes:,} bytes")
         self._events: list[EventDescriptor] = []  # of each inbox the coordinator's, then the actor's
@@ -62,8 +62,8 @@ class Inboxes:
     def inbox(self, index: int) -> Inbox:
         """Inbox number `index`, as this process sees it."""
         arrays = self._segment.arrays
-        columns = {name: arrays[f"column:{name}"][index] for name in self.spec}
-        return Inbox(self.spec, columns, arrays["words"][index], *self._events[2 * index : 2 * index + 2])
+        columns = {name: arrays[f"column:{name}"][index] for name in self.spec.rows}
+        return Inbox(self.spec.rows, columns, arrays["words"][index], *self._events[2 * index : 2 * index + 2])
 
     def close(self) -> None:
         """Give back all descriptors. The memory stays mapped for as long as a view of it lives."""
@@ -110,20 +110,21 @@ class Inbox:
 
     # The actor's side.
 
-    def put(self, row: Mapping[str, object]) -> None:
-        """Put one row; it is safe when this returns.
+    def put(self, *rows: Mapping[str, object]) -> None:
+        """Put a row, or a few; they become safe together, when this returns.
 
         Raises:
-            WouldBlock: the inbox is full.
-            SpecMismatch: the row does not fit the spec. Either way nothing was put.
+            WouldBlock: there is not room for all of them.
+            SpecMismatch: a row does not fit the spec. Either way nothing was put.
         """
-        tail = self._tail[0]
-        if tail - self._head[0] >= self.inbox_rows:
+        tail, count = self._tail[0], len(rows)
+        if tail - self._head[0] + count > self.inbox_rows:
             raise WouldBlock("the inbox is full")
         kill_point("add.before")
-        self._writer.write(tail % self.inbox_rows, row)
+        for k, row in enumerate(rows):
+            self._writer.write((tail + k) % self.inbox_rows, row)
         kill_point("add.written")
-        self._publish(tail + 1)
+        self._publish(tail + count)
         kill_point("add.published")
 
     def extend(self, columns: Mapping[str, Array], start: int, stop: int) -> None:

@@ -16,6 +16,13 @@ def whole_number(name: str, value: object, *, at_least: int = 1, at_most: int | 
     return number
 
 
+def fraction(name: str, value: object) -> float:
+    """`value` as a float, if it is a real number from 0 to 1, else `ValueError`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= float(value) <= 1:
+        raise ValueError(f"{name} must be a number from 0 to 1, got {value!r}")
+    return float(value)
+
+
 def seconds(name: str, value: object, *, positive: bool = True) -> float:
     """`value` as a float number of seconds, if it is a finite real number above (or, if not `positive`, at least) 0."""
     allowed = f"{name} must be a number of seconds {'above' if positive else 'of at least'} 0"

@@ -7,6 +7,7 @@ and the samplers' crew; what rows there are, and who makes them, it asks a `Supp
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -28,6 +29,7 @@ from areplay.sampler import run_sampler
 from areplay.select import Selector
 from areplay.slots import LENT, READY, Slots
 from areplay.statistics import BatchesStatistics
+from areplay.transform import Transform, batch_fields
 from areplay.waiting import Sleeper, Turns, ended, opened, run_to_completion
 
 _TURN_S = 0.02
@@ -62,6 +64,7 @@ class Batches(AsyncIterator[Batch]):
         ring: Ring,
         item: Item,
         selector: Selector,
+        transform: Transform | None,
         batch_size: int,
         samplers: int,
         prefetch: int,
@@ -73,7 +76,8 @@ class Batches(AsyncIterator[Batch]):
         check_open: Callable[[], object],
     ) -> None:
         self._check_open = check_open
-        self._ring, self._item, self._selector, self._seeds, self._supply = ring, item, selector, seeds, supply
+        self._ring, self._item, self._selector, self._transform = ring, item, selector, transform
+        self._seeds, self._supply = seeds, supply
         self._batch_size, self._samplers, self._prefetch = batch_size, samplers, prefetch
         self._min_size, self._timeout_s, self._options = min_size_to_sample, timeout_s, options
         self._slots: Slots | None = None
@@ -106,7 +110,7 @@ class Batches(AsyncIterator[Batch]):
         check_descriptors(
             f"{self._samplers} samplers", self._samplers * (DESCRIPTORS_A_CHILD + 1) + DESCRIPTORS_TO_START
         )
-        fields = self._item.fields(self._ring.spec)
+        fields = batch_fields(self._item, self._ring.spec, self._transform)
         # Slots beside the queue's: one for the batch that the learner holds, one for each sampler to fill meanwhile.
         count = self._prefetch + 1 + self._samplers
         self._slots = slots = Slots(fields, self._batch_size, count, self._samplers)
@@ -116,7 +120,15 @@ class Batches(AsyncIterator[Batch]):
             "sampler",
             self._samplers,
             run_sampler,
-            lambda index, run: (self._ring, slots, index, self._item, self._selector, self._seeds(index, run)),
+            lambda index, run: (
+                self._ring,
+                slots,
+                index,
+                self._item,
+                self._selector,
+                self._transform,
+                self._seeds(index, run),
+            ),
             self._options,
             SamplerFailed,
             ask=lambda index: slots.stop(),
@@ -271,10 +283,21 @@ class Batches(AsyncIterator[Batch]):
                 f"learner waits: {self._ring.rows_now[0]:,} of {self._min_size:,} rows needed by min_size_to_sample; "
                 f"{supply.actors_alive} actors alive, {supply.last_row}"
             )
+        if self._slots.is_fruitless:
+            return (
+                f"learner waits: no {self._item!r} can be made of the {self._ring.rows_now[0]:,} rows yet; "
+                f"{self._supply().actors_alive} actors alive, {self._supply().last_row}"
+            )
         return (
             f"learner waits for a batch: {self._slots!r}, {self._crew.alive} of {self._samplers} samplers alive; "
             f"release() batches that were taken with get()"
         )
+
+    def _unpin(self) -> None:
+        """If batches went to a device, it may not keep the memory of the slots."""
+        if "areplay.to_torch" in sys.modules:
+            assert self._slots is not None
+            sys.modules["areplay.to_torch"].unpin(self._slots.batch(0))
 
     async def _recover(self, index: int) -> None:
         assert self._slots is not None
@@ -294,4 +317,5 @@ class Batches(AsyncIterator[Batch]):
                 self._current.release()
                 self._current = None
             self._ready.close()
+            self._unpin()
             self._slots.close()

@@ -1,111 +1,205 @@
-"""The reader: fills one batch with whole rows, without a lock and without waiting for a writer.
+"""The reader: fills one batch with whole items, without a lock and without waiting for a writer.
 
-    draw indices -> copy their rows -> check that their blocks are still the same -> draw anew for the few that are not
+    draw rows -> find their windows -> copy -> check that the rows are still the same -> draw anew for the few that are
+    not
 
-After a few rounds in which the writer was faster, the rows that are left are copied one by one under their block's
-shared lock, which no writer takes away: so progress is certain, and a writer still does not wait, it leaves that block
-for later. A reader that dies holding one leaves nothing: the kernel frees it.
+After a few rounds in which the writer was faster, the items that are left are copied one by one under their blocks'
+shared locks, which no writer takes away: so progress is certain, and a writer still does not wait, it leaves those
+blocks for later. A reader that dies holding one leaves nothing: the kernel frees it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from areplay.items import Item
+from areplay.items import BatchFields, Item, View
 from areplay.kill_points import kill_point
 from areplay.locks import BlockLocks
 from areplay.ring import Indices, Ring
 from areplay.select import Selector
 from areplay.spec import Array
+from areplay.transform import Transform
+from areplay.windows import WindowFinder, Windows
 
 ROUNDS_WITHOUT_LOCK = 8
+_MOST_DRAWN = 1 << 16  # rows at once, in search of the few by which an item can be drawn
+_DRAWS_A_ROW = 16  # so often each row is drawn on average before there is said to be none: e^-16 of missing one
 
 
 @dataclass(frozen=True)
 class BatchArrays:
-    """Places for a batch of B items: `indices` (B,), `weights` (B,), `probabilities` (B,), and each field (B, ...)."""
+    """Places for a batch of B items: `indices` (B,), `weights` (B,), `probabilities` (B,), and each field (B, ...).
+
+    Attributes:
+        stored: the memory of the fields, as `layout` says.
+    """
 
     indices: Indices
     weights: NDArray[np.float32]
     probabilities: NDArray[np.float64]
-    fields: Mapping[str, Array]
+    stored: Mapping[str, Array]
+    layout: BatchFields
 
     @classmethod
-    def empty(cls, count: int, fields: Mapping[str, tuple[tuple[int, ...], np.dtype[np.generic]]]) -> BatchArrays:
-        """Fresh memory for `count` items with fields of those shapes and dtypes."""
+    def empty(cls, count: int, fields: BatchFields) -> BatchArrays:
+        """Fresh memory for `count` items."""
+        stored = fields.empty(count)
         return cls(
             np.empty(count, np.int64),
             np.empty(count, np.float32),
             np.empty(count, np.float64),
-            {name: np.empty((count, *shape), dtype) for name, (shape, dtype) in fields.items()},
+            stored,
+            fields,
         )
+
+    @cached_property
+    def fields(self) -> Mapping[str, Array]:
+        """What the learner sees: field name -> array."""
+        return self.layout.of(self.stored)
+
+    @property
+    def views(self) -> Mapping[str, View]:
+        """Which of the fields are parts of what is stored."""
+        return self.layout.views
+
+    def copy(self) -> BatchArrays:
+        """The same in memory of its own."""
+        stored = {name: array.copy() for name, array in self.stored.items()}
+        return BatchArrays(self.indices.copy(), self.weights.copy(), self.probabilities.copy(), stored, self.layout)
 
 
 class Reader:
-    """Draws and copies batches out of a ring, for one process.
+    """Draws items and copies them out of a ring, for one process.
 
     Attributes:
-        rows_redrawn: rows that were copied in vain, since their block was recycled meanwhile.
+        fields: of the batches that it fills.
+        rows_redrawn: items that were copied in vain, since a block of theirs was recycled meanwhile.
     """
 
-    def __init__(self, ring: Ring, locks: BlockLocks, item: Item, selector: Selector, rng: np.random.Generator) -> None:
+    def __init__(
+        self,
+        ring: Ring,
+        locks: BlockLocks,
+        item: Item,
+        selector: Selector,
+        rng: np.random.Generator,
+        transform: Transform | None = None,
+    ) -> None:
         self._ring, self._locks, self._item, self._selector, self._rng = ring, locks, item, selector, rng
+        self._finder = WindowFinder(ring, item.window)
+        self._item_fields = self.fields = BatchFields(item.fields(ring.spec))
+        self._transform = transform
+        self._scratch: dict[str, Array] = {}  # what the item writes and the batch has not, but the transform reads
+        if transform is not None:
+            self.fields, self._scratch_fields = transform.split(self._item_fields)
+        self._valid_share = 1.0  # of the rows drawn lately, those by which an item could be drawn
         self.rows_redrawn = 0
 
     def fill(self, out: BatchArrays) -> bool:
-        """Fill `out` with items, each whole and committed; `False`, with `out` undefined, if there is no row."""
-        indices, probability = self._selector.draw(self._ring, len(out.indices), self._rng)
-        if len(indices) == 0:
+        """Fill `out` with items, each whole and committed; `False`, with `out` undefined, if there is none."""
+        drawn = self._draw(len(out.indices))
+        if drawn is None:
             return False
+        windows, probability = drawn
         kill_point("sampler.draw")
-        self._item.gather(self._ring, indices, out.fields)
+        target = self._target(out)
+        self._item.assemble(windows, target)
         kill_point("sampler.gather")
-        out.indices[:] = indices
-        whole = self._ring.unchanged(indices)
-        if np.count_nonzero(whole) < len(whole) and not self._mend(out, np.flatnonzero(~whole)):
+        out.indices[:] = windows.indices
+        whole = windows.unchanged()
+        if np.count_nonzero(whole) < len(whole) and not self._mend(out, target, np.flatnonzero(~whole)):
             return False
         out.weights.fill(1.0)
         out.probabilities.fill(probability)
+        if self._transform is not None:
+            written = {name: out.stored[name] for name in self._transform.fields}
+            self._transform.function(self._item_fields.of(target), written, self._rng)
         return True
 
-    def _mend(self, out: BatchArrays, torn: NDArray[np.intp]) -> bool:
+    def _target(self, out: BatchArrays) -> Mapping[str, Array]:
+        """Where the item's fields go: into the batch, but what a transform replaces."""
+        if self._transform is None:
+            return out.stored
+        count = len(out.indices)
+        for name, field in self._scratch_fields.items():
+            if len(self._scratch.get(name, ())) != count:
+                self._scratch[name] = np.empty((count, *field.shape), field.dtype)
+        places = {**out.stored, **self._scratch}
+        return {name: places[name] for name in self._item_fields.stored}
+
+    def _draw(self, count: int) -> tuple[Windows, float] | None:
+        """`count` items, and the probability that the row of each had in one draw; `None` if there seem to be none.
+
+        Rows are drawn, and those by which no item can be drawn are dropped: each that can be is as likely as the next.
+        """
+        parts: list[Windows] = []
+        missing, drawn = count, 0
+        while True:
+            ask = missing
+            if self._valid_share < 1:
+                ask = min(_MOST_DRAWN, math.ceil(1.1 * missing / self._valid_share) + 2)
+            indices, probability = self._selector.draw(self._ring, ask, self._rng)
+            if len(indices) == 0:
+                return None
+            drawn += len(indices)
+            found = self._finder.find(indices)
+            share = len(found) / len(indices)
+            if share != self._valid_share:
+                self._valid_share = max(0.9 * self._valid_share + 0.1 * share, 0.5 * share, 1e-4)
+            if len(found):
+                parts.append(found.first(missing))
+                missing -= len(parts[-1])
+                drawn = 0
+                if missing == 0:
+                    return Windows.joined(parts), probability
+            elif drawn > _DRAWS_A_ROW * len(self._ring) + count:
+                return None
+
+    def _mend(self, out: BatchArrays, target: Mapping[str, Array], torn: NDArray[np.intp]) -> bool:
         """Replace the items at `torn` by newly drawn ones."""
         for _ in range(ROUNDS_WITHOUT_LOCK):
             self.rows_redrawn += len(torn)
-            indices, _ = self._selector.draw(self._ring, len(torn), self._rng)
-            if len(indices) == 0:
+            drawn = self._draw(len(torn))
+            if drawn is None:
                 return False
-            self._copy(indices, out, torn)
-            torn = torn[~self._ring.unchanged(indices)]
+            windows, _ = drawn
+            self._copy(windows, out, target, torn)
+            torn = torn[~windows.unchanged()]
             if len(torn) == 0:
                 return True
-        return all(self._copy_locked(out, at) for at in torn)
+        return all(self._copy_locked(out, target, at) for at in torn)
 
-    def _copy_locked(self, out: BatchArrays, at: int) -> bool:
-        """Replace one item, under the shared lock of its block."""
+    def _copy_locked(self, out: BatchArrays, target: Mapping[str, Array], at: int) -> bool:
+        """Replace one item, under the shared locks of its blocks."""
         while True:
-            indices, _ = self._selector.draw(self._ring, 1, self._rng)
-            if len(indices) == 0:
+            drawn = self._draw(1)
+            if drawn is None:
                 return False
-            block = int(indices[0] // self._ring.block_rows % self._ring.blocks)
-            if not self._locks.try_shared(block):
-                continue  # its writer is at work; most others are free
+            windows, _ = drawn
+            held = []
             try:
-                kill_point("sampler.lock")
-                if self._ring.committed(indices).all():
-                    self._copy(indices, out, np.array([at]))
-                    return True
+                for block in windows.blocks():
+                    if not self._locks.try_shared(block):
+                        break  # its writer is at work; most others are free
+                    held.append(block)
+                else:
+                    kill_point("sampler.lock")
+                    if windows.unchanged().all():
+                        self._copy(windows, out, target, np.array([at]))
+                        return True
             finally:
-                self._locks.release(block)
+                for block in held:
+                    self._locks.release(block)
 
-    def _copy(self, indices: Indices, out: BatchArrays, to: NDArray[np.intp]) -> None:
-        shapes = {name: (array.shape[1:], array.dtype) for name, array in out.fields.items()}
-        fresh = BatchArrays.empty(len(indices), shapes).fields
-        self._item.gather(self._ring, indices, fresh)
-        for name, array in out.fields.items():
+    def _copy(self, windows: Windows, out: BatchArrays, target: Mapping[str, Array], to: NDArray[np.intp]) -> None:
+        fresh = self._item_fields.empty(len(windows))
+        self._item.assemble(windows, fresh)
+        for name, array in target.items():
             array[to] = fresh[name]
-        out.indices[to] = indices
+        out.indices[to] = windows.indices

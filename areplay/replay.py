@@ -26,6 +26,7 @@ from areplay.actor import ActorFunction, Actors
 from areplay.batch import Batch
 from areplay.coordinator import Coordinator
 from areplay.crew import CrewOptions
+from areplay.episodes import Episodes
 from areplay.errors import Closed, Stalled
 from areplay.inbox import default_inbox_rows
 from areplay.items import Item, Rows
@@ -35,10 +36,13 @@ from areplay.prefetch import Batches, Supply
 from areplay.reader import BatchArrays, Reader
 from areplay.ring import MIN_BLOCKS, Indices, Ring, RingGuard, StreamWriter, default_block_rows
 from areplay.select import Selector, Uniform
-from areplay.spec import Spec
+from areplay.spec import Columns, Spec
 from areplay.statistics import Statistics
+from areplay.transform import Transform, batch_fields
+from areplay.transitions import Transitions
 from areplay.waiting import ended, opened, run_to_completion
 from areplay.weights import Weights
+from areplay.windows import Window
 
 T = TypeVar("T")
 
@@ -84,14 +88,16 @@ class Replay:
         else:
             self._block_rows = whole_number("block_rows", block_rows, at_most=1 << 20)
         self._blocks = max(MIN_BLOCKS, -(-capacity // self._block_rows))
+        self._longest_window = self.capacity_rows // 2 if block_rows is None else self._block_rows
         if seed is not None:
             seed = whole_number("seed", seed, at_least=0)
         self._entropy = np.random.SeedSequence(seed).entropy
+        self._episodes = Episodes(spec) if spec.is_steps else None
         self._rng = np.random.default_rng(self._seeds(_OWNER))
         self._prefault, self._on_prefault = bool(prefault), on_prefault
         if self.capacity_rows != capacity:
             logger.info("capacity %d rounded up to %d rows, whole blocks", capacity, self.capacity_rows)
-        parts = {field.name: field.row_bytes * self.capacity_rows for field in spec.values()}
+        parts = {field.name: field.row_bytes * self.capacity_rows for field in spec.rows.values()}
         check_memory(f"a replay of {self.capacity_rows:,} rows of {spec.row_bytes:,} bytes", parts)
         self._guard = RingGuard()
         self._groups: list[Actors] = []
@@ -237,6 +243,7 @@ class Replay:
         samplers: int = 1,
         prefetch: int = 16,
         selector: Selector | None = None,
+        transform: Transform | None = None,
         min_size_to_sample: int = 1,
         timeout_s: float | None = None,
         max_restarts: int = 3,
@@ -246,12 +253,13 @@ class Replay:
         """An endless stream of batches, drawn ahead of time by sampler processes: async context manager and iterator.
 
         Args:
-            item: what a batch consists of; `Rows()` by default.
+            item: what a batch consists of; by default `Transitions()` for a spec of steps, else `Rows()`.
             batch_size: items a batch, with replacement; at most `capacity_rows`, or 4,096 if that is more.
             samplers: processes that fill the queue.
             prefetch: batches that are kept ready, beside the one that the learner holds and one that each sampler is
                 filling; at least one a sampler.
             selector: how rows are drawn; `Uniform()` by default.
+            transform: a function over the batch, run by the samplers, and the fields that it writes.
             min_size_to_sample: rows that must be there before the first batch is drawn, or a full ring; at most
                 `capacity_rows`.
             timeout_s: how long a step of the loop waits for a batch before it raises `WaitTimeout`; None for ever.
@@ -261,15 +269,18 @@ class Replay:
             ValueError, TypeError: an option is not what it should be.
         """
         ring = self._opened()
-        _check_methods("item", item, ("fields", "gather"), "Rows()")
-        _check_methods("selector", selector, ("draw",), "Uniform()")
+        item, selector = self._checked(item, selector, transform)
+        _check_sendable("item", item)
+        _check_sendable("selector", selector)
+        _check_sendable("transform", transform)
         samplers = whole_number("samplers", samplers, at_most=1_000)
         group = next(self._numbers)
         self._streams = [other for other in self._streams if not other.is_closed]  # and so frees their memory
         stream = Batches(
             ring,
-            Rows() if item is None else item,
-            Uniform() if selector is None else selector,
+            item,
+            selector,
+            transform,
             whole_number("batch_size", batch_size, at_most=self._max_batch_size),
             samplers,
             whole_number("prefetch", prefetch, at_least=samplers, at_most=100_000),
@@ -283,17 +294,41 @@ class Replay:
         self._streams.append(stream)
         return stream
 
-    async def add(self, **row: Any) -> int:
+    async def add(self, **row: Any) -> int | Indices:
         """Write one row from this process; its index. It can be sampled when this returns.
+
+        With a spec of steps: one step of one environment, or of a vector of them, as `Actor.add` takes it; the index of
+        its row, or (L,) int64. Steps handed in from this process are one stream.
+
+        Cancelled while waiting for another `add` or `extend`: nothing was written.
 
         Raises:
             SpecMismatch: the row does not fit the spec. Nothing was written.
         """
         self._opened()
         async with self._owner_lock:
-            index = self._writer_now().write_row(row)
+            writer = self._writer_now()
+            if self._episodes is None:
+                indices: int | Indices = writer.write_rows(row)
+            else:
+                with self._episodes.step():
+                    rows = self._episodes.rows(row)
+                    if isinstance(rows, tuple):
+                        indices = writer.write_rows(*rows)
+                    else:
+                        count = len(np.asarray(row["terminated"]))
+                        indices = writer.write(rows, 0, _length(rows))[:count]
         self._announce()
-        return index
+        return indices
+
+    @property
+    def autoreset_mode(self) -> str:
+        """As `Actor.autoreset_mode`, for the steps that `add` takes in this process."""
+        return self._steps().autoreset_mode
+
+    @autoreset_mode.setter
+    def autoreset_mode(self, mode: object) -> None:
+        self._steps().autoreset_mode = mode
 
     async def extend(self, columns: Mapping[str, Any]) -> Indices:
         """Write n rows from this process, all or none; their indices, (n,) int64.
@@ -303,44 +338,47 @@ class Replay:
 
         Args:
             columns: field name -> array of shape `(n, *field.shape)`, dtype as in the spec, 1 <= n <= capacity_rows.
+                With a spec of steps: n consecutive steps of one environment, and `next_obs` if an episode ends among
+                them.
 
         Raises:
             SpecMismatch: a field is missing, extra, or has the wrong shape or dtype. Nothing was written.
             ValueError: more rows than fit.
         """
         self._opened()
-        rows, arrays = self.spec.convert_columns(columns)
-        if rows > self.capacity_rows:
-            raise ValueError(f"extend takes at most capacity_rows = {self.capacity_rows:,} rows, got {rows:,}")
+        if self._episodes is None:
+            rows, arrays = self.spec.convert_columns(columns)
+            self._check_fits(rows)
+            async with self._owner_lock:
+                return await self._write(arrays)
         async with self._owner_lock:
-            writer = self._writer_now()
-            if rows * self.spec.row_bytes <= _INLINE_BYTES:
-                indices = writer.write(arrays, 0, rows)
-            else:
-                try:
-                    return await run_to_completion(asyncio.to_thread(writer.write, arrays, 0, rows))
-                finally:  # also if cancelled: they are written
-                    self._announce()
-        self._announce()
-        return indices
+            with self._episodes.step():
+                steps, which = self._episodes.columns(columns)
+                self._check_fits(_length(steps))
+                return (await self._write(steps))[which]
 
-    def sample(self, batch_size: int, item: Item | None = None, selector: Selector | None = None) -> Batch:
+    def sample(
+        self,
+        batch_size: int,
+        item: Item | None = None,
+        selector: Selector | None = None,
+        *,
+        transform: Transform | None = None,
+    ) -> Batch:
         """A batch drawn in this process at once, in memory of its own; the same each time under the same seed.
 
         Raises:
-            Stalled: the replay has no rows.
-            ValueError: batch_size is out of range.
+            Stalled: no item can be made of the rows, or there are none.
+            ValueError, TypeError: an option is not what it should be.
         """
         ring = self._opened()
-        _check_methods("item", item, ("fields", "gather"), "Rows()")
-        _check_methods("selector", selector, ("draw",), "Uniform()")
+        item, selector = self._checked(item, selector, transform)
         batch_size = whole_number("batch_size", batch_size, at_most=self._max_batch_size)
-        item = Rows() if item is None else item
-        reader = Reader(ring, self._reading_locks, item, Uniform() if selector is None else selector, self._rng)
-        shapes = {field.name: (field.shape, field.dtype) for field in item.fields(self.spec).values()}
-        arrays = BatchArrays.empty(batch_size, shapes)
+        reader = Reader(ring, self._reading_locks, item, selector, self._rng, transform)
+        arrays = BatchArrays.empty(batch_size, reader.fields)
         if not reader.fill(arrays):
-            raise Stalled("sample() on a replay without rows; add some first, or use batches(), which waits for them")
+            what = "a replay without rows" if not len(self) else f"{len(self):,} rows of which no {item!r} can be made"
+            raise Stalled(f"sample() on {what}; add some first, or use batches(), which waits for them")
         return Batch(arrays)
 
     def statistics(self) -> Statistics:
@@ -366,6 +404,51 @@ class Replay:
     def __bool__(self) -> bool:
         """True: a replay without rows is still a replay."""
         return True
+
+    def _checked(
+        self, item: Item | None, selector: Selector | None, transform: Transform | None
+    ) -> tuple[Item, Selector]:
+        """What to sample, and how: as given or by default, if it can be done with these rows."""
+        if item is None:
+            item = Transitions() if self.spec.is_steps else Rows()
+        selector = Uniform() if selector is None else selector
+        _check_methods("item", item, ("fields", "assemble"), "Rows()")
+        _check_methods("selector", selector, ("draw",), "Uniform()")
+        if transform is not None and not isinstance(transform, Transform):
+            raise TypeError(f"transform must be an areplay.Transform, got {transform!r}")
+        window = getattr(item, "window", None)
+        if not isinstance(window, Window):
+            raise TypeError(f"item must have a window, an areplay.Window, got {window!r} of {item!r}")
+        if window.rows > 1 and not self.spec.is_steps:
+            raise ValueError(f"{item!r} spans several rows, which needs a spec of steps, made with Spec.steps")
+        if window.rows > self._longest_window:
+            raise ValueError(
+                f"{item!r} spans {window.rows:,} rows, more than {self._longest_window:,}: half of the ring, or a "
+                f"block if block_rows is given; raise capacity, or leave block_rows out"
+            )
+        batch_fields(item, self.spec, transform)
+        return item, selector
+
+    def _check_fits(self, rows: int) -> None:
+        if rows > self.capacity_rows:
+            raise ValueError(f"extend takes at most capacity_rows = {self.capacity_rows:,} rows, got {rows:,}")
+
+    async def _write(self, columns: Columns) -> Indices:
+        """Write checked columns, off the loop if there are many bytes. Cancelled: they are written all the same."""
+        writer, rows = self._writer_now(), _length(columns)
+        if rows * self.spec.row_bytes <= _INLINE_BYTES:
+            indices = writer.write(columns, 0, rows)
+            self._announce()
+            return indices
+        try:
+            return await run_to_completion(asyncio.to_thread(writer.write, columns, 0, rows))
+        finally:
+            self._announce()
+
+    def _steps(self) -> Episodes:
+        if self._episodes is None:
+            raise ValueError("autoreset_mode is about steps of environments; make the spec with Spec.steps or from_env")
+        return self._episodes
 
     @property
     def _max_batch_size(self) -> int:
@@ -467,9 +550,20 @@ def run(main: Coroutine[Any, Any, T], *, debug: bool | None = None) -> T:
             raise
 
 
+def _length(columns: Columns) -> int:
+    return len(next(iter(columns.values())))
+
+
+def _check_sendable(option: str, given: object) -> None:
+    try:
+        pickle.dumps(given)
+    except Exception as error:
+        raise ValueError(
+            f"{option} {given!r} cannot reach another process: {error}; define it at module level"
+        ) from None
+
+
 def _check_methods(option: str, given: object, methods: tuple[str, ...], example: str) -> None:
-    if given is None:
-        return
     if isinstance(given, type) or not all(callable(getattr(given, method, None)) for method in methods):
         raise TypeError(f"{option} must be an object with {' and '.join(methods)}, such as {example}, got {given!r}")
 

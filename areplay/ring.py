@@ -49,6 +49,7 @@ logger = logging.getLogger(__name__)
 
 MIN_BLOCKS = 4
 _ALL_HELD_S = 0.001
+_FEW_ROWS = 2  # the last step of an episode, and its final observation
 _TARGET_BLOCK_BYTES = 2 << 20  # a chunk is at most one block: this long one copy may keep a thread busy (0.2 ms)
 _TARGET_BLOCKS = 256  # enough that recycling one forgets little at once, few enough that a sum over all is short
 
@@ -69,7 +70,7 @@ class Ring:
     def __init__(self, spec: Spec, blocks: int, block_rows: int) -> None:
         self.spec, self.blocks, self.block_rows = spec, blocks, block_rows
         capacity = blocks * block_rows
-        columns = {f"column:{f.name}": ((capacity, *f.shape), f.dtype) for f in spec.values()}
+        columns = {f"column:{f.name}": ((capacity, *f.shape), f.dtype) for f in spec.rows.values()}
         tables = dict.fromkeys(("ends", "streams", "previous", "following"), ((blocks,), np.int64))
         layout = Layout(
             "ring",
@@ -87,8 +88,10 @@ class Ring:
         self.next_serial, self.rows_now = word(words, 0), word(words, 1)
         self.rows_inserted, self.next_stream = word(words, 2), word(words, 3)
         self.ends: Indices = arrays["ends"]
-        self._streams, self._previous, self._following = arrays["streams"], arrays["previous"], arrays["following"]
-        self.columns: Columns = {name: arrays[f"column:{name}"] for name in self.spec}
+        self._streams: Indices = arrays["streams"]
+        self._previous: Indices = arrays["previous"]
+        self._following: Indices = arrays["following"]
+        self.columns: Columns = {name: arrays[f"column:{name}"] for name in self.spec.rows}
 
     def block_locks(self) -> BlockLocks:
         """Locks of the blocks, for one thread of this process."""
@@ -143,6 +146,28 @@ class Ring:
             raise KeyError(serial)
         return found
 
+    def neighbours(self, serials: Indices, *, following: bool) -> tuple[Indices, Indices]:
+        """For each block with that serial: its rows, and the serial of the next (or previous) block of its stream.
+
+        0 rows: it is not there, or not any more. A following serial of -1: there is none yet; whoever sees one sees the
+        number of rows of the block before it as it will stay.
+        """
+        places = serials % self.blocks
+        found = (self._following if following else self._previous).take(places, mode="clip")
+        order()  # the chain before the look at whose it is: recycling changes them in the other order
+        rows = self.ends.take(places, mode="clip")
+        rows -= serials * self.block_rows
+        rows[(rows < 0) | (rows > self.block_rows)] = 0
+        return rows, found
+
+    def __len__(self) -> int:
+        """Rows that can be sampled now, about."""
+        rows: int = self.rows_now[0]
+        return max(0, rows)
+
+    def __bool__(self) -> bool:
+        return True
+
     def __getstate__(self) -> dict[str, object]:
         return {key: self.__dict__[key] for key in ("spec", "blocks", "block_rows", "segment")}
 
@@ -191,8 +216,9 @@ class StreamWriter:
         self._serial = -1  # our open block, or -1
         self._used = 0
         self._last_serial = -1  # the block before it in our chain
-        self._row = {field.name: np.empty((1, *field.shape), field.dtype) for field in ring.spec.values()}
-        self._row_writer = RowWriter(ring.spec, self._row)
+        fields = ring.spec.rows
+        self._few = {name: np.empty((_FEW_ROWS, *field.shape), field.dtype) for name, field in fields.items()}
+        self._row_writer = RowWriter(fields, self._few)
 
     def write(self, columns: Columns, start: int, stop: int) -> Indices:
         """Append rows `start` to `stop` of `columns` (checked arrays, as of `Spec.convert_columns`); their indices.
@@ -216,14 +242,15 @@ class StreamWriter:
             done += n
         return indices
 
-    def write_row(self, row: Mapping[str, object]) -> int:
-        """Append one row; its index.
+    def write_rows(self, *rows: Mapping[str, object]) -> int:
+        """Append a row, or two; the index of the first.
 
         Raises:
-            SpecMismatch: the row does not fit the spec. Nothing was appended, and no block recycled for it.
+            SpecMismatch: a row does not fit the spec. Nothing was appended, and no block recycled for it.
         """
-        self._row_writer.write(0, row)
-        return int(self.write(self._row, 0, 1)[0])
+        for k, row in enumerate(rows):
+            self._row_writer.write(k, row)
+        return int(self.write(self._few, 0, len(rows))[0])
 
     def begin_stream(self) -> None:
         """End the stream: what is written next belongs to a new one."""

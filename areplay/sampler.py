@@ -12,10 +12,11 @@ from areplay.reader import Reader
 from areplay.ring import Ring
 from areplay.select import Selector
 from areplay.slots import Slots
+from areplay.transform import Transform
 from areplay.waiting import Naps, Sleeper, Turns
 
 _TURN_S = 0.002  # so often signals are looked at
-_EMPTY_RING_S = 0.001  # between two looks at a ring that has lost all its rows for a moment
+_EMPTY_RING_S = 0.001, 0.02  # between two looks at a ring of which no item can be made, at first and at last
 
 
 async def run_sampler(
@@ -25,12 +26,14 @@ async def run_sampler(
     index: int,
     item: Item,
     selector: Selector,
+    transform: Transform | None,
     seeds: np.random.SeedSequence,
 ) -> None:
     """What a sampler's process runs, until it is asked to stop."""
-    reader = Reader(ring, ring.block_locks(), item, selector, np.random.default_rng(seeds))
+    reader = Reader(ring, ring.block_locks(), item, selector, np.random.default_rng(seeds), transform)
     freed, naps, turns = Sleeper(slots.sampler_bells[index]), Naps(), Turns(_TURN_S)
     channel.send(READY)
+    pause_s = _EMPTY_RING_S[0]
     while not slots.is_stopping:
         slot = slots.lease(index)
         if slot is None:
@@ -39,8 +42,10 @@ async def run_sampler(
         elif reader.fill(slots.batch(slot)):
             slots.publish(slot, reader.rows_redrawn)
             naps.reset()
+            pause_s = _EMPTY_RING_S[0]
         else:
             slots.abandon(slot)
-            await asyncio.sleep(_EMPTY_RING_S)
+            await asyncio.sleep(pause_s)
+            pause_s = min(_EMPTY_RING_S[1], 2 * pause_s)
         if turns.is_due():
             await asyncio.sleep(0)

@@ -17,7 +17,8 @@ Shared words (int64):
     published[sampler]   how many that were since the start, by the sampler: one store makes a batch the learner's. What
                          a sampler that dies before that store leaves is a FILLING slot, until `recover`.
     taken[sampler]       how many of them were lent, by the learner.
-    redrawn[sampler]       by that sampler: rows copied in vain since its start.
+    redrawn[sampler]       by that sampler: items copied in vain since its start.
+    fruitless[sampler]     by that sampler: 1 if it found no item in the rows when it looked last.
     learner_sleep          by the learner: its doorbell, rung by samplers.
     sampler_sleep[sampler] by that sampler: its doorbell, rung by the learner's process.
     gate             by the learner's process: 0 until sampling may begin, then 1.
@@ -26,17 +27,15 @@ Shared words (int64):
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from areplay.doorbell import Doorbell, EventDescriptor
 from areplay.fence import order
+from areplay.items import BatchFields
 from areplay.kill_points import kill_point
 from areplay.layout import WORDS_A_LINE, Layout, word, words_of
 from areplay.reader import BatchArrays
 from areplay.segment import Segment
-from areplay.spec import Field
 
 FREE, FILLING, READY, LENT = range(4)
 _STATE_LETTERS = "frRL"
@@ -46,20 +45,20 @@ class Slots:
     """The slots of one stream of batches. Pickles into a sampler that is being spawned.
 
     Args:
-        fields: of one item, see `areplay.items.Item.fields`.
+        fields: of a batch.
         slots: how many; at least one a sampler.
     """
 
-    def __init__(self, fields: Mapping[str, Field], batch_size: int, slots: int, samplers: int) -> None:
+    def __init__(self, fields: BatchFields, batch_size: int, slots: int, samplers: int) -> None:
         assert slots >= samplers >= 1
-        self.fields, self.batch_size, self.slots, self.samplers = dict(fields), batch_size, slots, samplers
-        columns = {f"field:{f.name}": ((slots, batch_size, *f.shape), f.dtype) for f in fields.values()}
+        self.fields, self.batch_size, self.slots, self.samplers = fields, batch_size, slots, samplers
+        columns = {f"field:{f.name}": ((slots, batch_size, *f.shape), f.dtype) for f in fields.stored.values()}
         layout = Layout(
             "slots",
             {
                 "states": ((slots,), np.int64),
                 "queue": ((samplers, slots), np.int64),
-                "words": ((3 + 4 * samplers, WORDS_A_LINE), np.int64),
+                "words": ((3 + 5 * samplers, WORDS_A_LINE), np.int64),
                 "indices": ((slots, batch_size), np.int64),
                 "weights": ((slots, batch_size), np.float32),
                 "probabilities": ((slots, batch_size), np.float64),
@@ -84,8 +83,8 @@ class Slots:
         self._leased: set[int] = set()  # by this process
         self._next_sampler = 0  # whose queue the learner looks at first
         self._gate, self._stopping = word(words, 0), word(words, 1)
-        self._redrawn, self._published, self._taken = (
-            [word(words, 3 + kind * self.samplers + k) for k in range(self.samplers)] for kind in (1, 2, 3)
+        self._redrawn, self._published, self._taken, self._fruitless = (
+            [word(words, 3 + kind * self.samplers + k) for k in range(self.samplers)] for kind in (1, 2, 3, 4)
         )
         self.learner_bell = Doorbell(self._events[0], word(words, 2))
         self.sampler_bells = [Doorbell(event, word(words, 3 + k)) for k, event in enumerate(self._events[1:])]
@@ -94,7 +93,8 @@ class Slots:
                 arrays["indices"][slot],
                 arrays["weights"][slot],
                 arrays["probabilities"][slot],
-                {name: arrays[f"field:{name}"][slot] for name in self.fields},
+                {name: arrays[f"field:{name}"][slot] for name in self.fields.stored},
+                self.fields,
             )
             for slot in range(self.slots)
         ]
@@ -118,8 +118,9 @@ class Slots:
         return self._free_slot(sampler) is not None
 
     def abandon(self, slot: int) -> None:
-        """Return a leased slot unfilled."""
+        """Return a leased slot unfilled: no item can be made of the rows that are there."""
         assert slot in self._leased, self
+        self._fruitless[slot % self.samplers][0] = 1
         self._leased.remove(slot)
         self._states[slot] = FREE
 
@@ -130,7 +131,7 @@ class Slots:
         sampler = slot % self.samplers
         number = self._published[sampler][0]
         self._queues[sampler][number % self.slots] = slot
-        self._redrawn[sampler][0] = rows_redrawn
+        self._redrawn[sampler][0], self._fruitless[sampler][0] = rows_redrawn, 0
         kill_point("sampler.publish")
         order()
         self._published[sampler][0] = number + 1
@@ -194,6 +195,11 @@ class Slots:
     def rows_redrawn(self) -> int:
         """Rows that the samplers copied in vain, since their last start."""
         return sum(count[0] for count in self._redrawn)
+
+    @property
+    def is_fruitless(self) -> bool:
+        """Whether a sampler found no item in the rows when it looked last."""
+        return any(word[0] for word in self._fruitless)
 
     def count(self, state: int) -> int:
         """How many slots are in that state."""

@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from areplay import links
 from areplay.errors import SpecMismatch
 
 Array = NDArray[Any]
 Columns = Mapping[str, Array]
+Nested = Any
+"""A `(shape, dtype)`, or a dict of name to Nested."""
 
 _KINDS = "biufc"  # bool, signed, unsigned, float, complex: fixed size and no pointers, so bytes can be shared
 _INTEGER_SCALARS = (int, np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64)
@@ -42,8 +45,11 @@ class Field:
     def __str__(self) -> str:
         return f"shape {self.shape} of {self.dtype.name}"
 
-    def convert(self, value: object, rows: tuple[int, ...] = ()) -> Array:
+    def convert(self, value: object, rows: tuple[int, ...] = (), *, by_value: bool = False) -> Array:
         """`value` as an array of shape `(*rows, *shape)` and exactly this dtype; no copy if it is one already.
+
+        Args:
+            by_value: judge an array by its values too, as if each were a number of its own.
 
         Raises:
             SpecMismatch: the shape differs, or the dtype could lose information.
@@ -57,7 +63,7 @@ class Field:
             raise self._mismatch(shape, f"shape {given.shape}", "nothing is broadcast or reshaped for you")
         if given.dtype == self.dtype and given.dtype.isnative:
             return given
-        if isinstance(value, (bool, int, float, complex, list, tuple, np.generic)):
+        if by_value or isinstance(value, (bool, int, float, complex, list, tuple, np.generic)):
             converted = self._converted_by_value(given)
             if converted is not None:
                 return converted
@@ -97,7 +103,12 @@ class Field:
 class Spec(Mapping[str, Field]):
     """The fields of a row: `Spec(obs=((4, 84, 84), "uint8"), action=((), "int32"))`. Each is a `(shape, dtype)`.
 
-    A mapping of name to `Field`, in the order given.
+    A mapping of name to `Field`, in the order given. `Spec.steps` and `Spec.from_env` make one whose rows are the steps
+    of episodes.
+
+    Attributes:
+        observations, actions, extras: names of a step's fields, by what they are; empty if rows are not steps. The
+            others are `reward`, `terminated` and `truncated`.
 
     Raises:
         ValueError: no field, an axis that is no whole number of at least 1, or a dtype that cannot be shared between
@@ -107,12 +118,75 @@ class Spec(Mapping[str, Field]):
     def __init__(self, **fields: tuple[tuple[int, ...], DTypeLike]) -> None:
         if not fields:
             raise ValueError("a Spec needs at least one field, for example Spec(obs=((4,), 'float32'))")
-        self._fields = {name: _field(name, given) for name, given in fields.items()}
+        self._fields = {name: as_field(name, given) for name, given in fields.items()}
+        self.observations: tuple[str, ...] = ()
+        self.actions: tuple[str, ...] = ()
+        self.extras: tuple[str, ...] = ()
+        self.rows = self
+        """The fields that are stored: these, and for steps the links between the rows of an episode."""
+
+    @classmethod
+    def steps(cls, *, obs: Nested, action: Nested, **extras: Nested) -> Spec:
+        """The fields of an environment's steps: `Spec.steps(obs=((84, 84), "uint8"), action=((), "int64"))`.
+
+        `reward` (a float32), `terminated` and `truncated` are added. Each step is stored once; what a learner samples
+        is put together from the rows of an episode, see `Transitions` and `Sequences`.
+
+        Args:
+            obs, action: a `(shape, dtype)`, or a dict of them, as for a Dict space: its fields get dotted names, such
+                as `obs.camera`.
+            extras: what else belongs to a step. `reward=((), "float64")` here is a reward of another kind.
+
+        Raises:
+            ValueError: as for `Spec(...)`, or an extra has a name that means something else.
+        """
+        for name in ("terminated", "truncated", "next_obs", "final_obs"):
+            if name in extras:
+                raise ValueError(f"field {name!r} of a step is areplay's own; give the extra another name")
+        observations, actions = _flat("obs", obs), _flat("action", action)
+        reward = _flat("reward", extras.pop("reward", ((), "float32")))
+        others: dict[str, tuple[tuple[int, ...], DTypeLike]] = {}
+        for name, given in extras.items():
+            others |= _flat(name, given)
+        flags: dict[str, tuple[tuple[int, ...], DTypeLike]] = {"terminated": ((), "bool"), "truncated": ((), "bool")}
+        fields = observations | actions | reward | flags | others
+        if len(fields) < len(observations) + len(actions) + len(reward) + len(flags) + len(others) or set(reward) != {
+            "reward"
+        }:
+            raise ValueError(f"two fields of a step have the same name, or reward has several, in {', '.join(fields)}")
+        for name in fields:
+            if name in links.FIELDS:
+                raise ValueError(f"field {name!r} of a step is areplay's own; give it another name")
+        spec = cls(**fields)
+        spec.observations, spec.actions, spec.extras = tuple(observations), tuple(actions), tuple(others)
+        spec.rows = cls(**fields, **links.FIELDS)
+        return spec
+
+    @classmethod
+    def from_env(cls, env: object, **extras: Nested) -> Spec:
+        """`Spec.steps` with the fields of a gymnasium environment's spaces, or of one environment of a vector.
+
+        Dict and Tuple spaces become fields with dotted names: `obs.camera`, `action.0`.
+
+        Raises:
+            ValueError: a space has no fixed shape (Text, Graph, Sequence); names it.
+            TypeError: not a gymnasium environment.
+            ExtraMissing: gymnasium is not installed.
+        """
+        from areplay.spaces import env_fields
+
+        obs, action = env_fields(env)
+        return cls.steps(obs=obs, action=action, **extras)
+
+    @property
+    def is_steps(self) -> bool:
+        """Whether rows are the steps of episodes."""
+        return self.rows is not self
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row, all fields together."""
-        return sum(field.row_bytes for field in self._fields.values())
+        """Bytes of one row as it is stored, all fields together."""
+        return sum(field.row_bytes for field in self.rows._fields.values())
 
     def convert_columns(self, columns: Mapping[str, object]) -> tuple[int, dict[str, Array]]:
         """The number of rows and the checked arrays of `columns`: field name -> array of shape `(n, *field.shape)`.
@@ -154,13 +228,16 @@ class Spec(Mapping[str, Field]):
         return len(self._fields)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Spec) and list(self.values()) == list(other.values())
+        if not isinstance(other, Spec) or self.is_steps != other.is_steps:
+            return False
+        return list(self.values()) == list(other.values()) and self.observations == other.observations
 
     def __hash__(self) -> int:
         return hash(tuple(self._fields.values()))
 
     def __repr__(self) -> str:
-        return f"Spec({', '.join(f'{f.name}=({f.shape}, {f.dtype.name!r})' for f in self._fields.values())})"
+        steps = ".steps" if self.is_steps else ""
+        return f"Spec{steps}({', '.join(f'{f.name}=({f.shape}, {f.dtype.name!r})' for f in self._fields.values())})"
 
 
 class RowWriter:
@@ -212,7 +289,14 @@ def _scalars_taken_as_they_are(field: Field) -> tuple[frozenset[type], Any, Any]
     return frozenset(_INTEGER_SCALARS), int(np.iinfo(field.dtype).min), int(np.iinfo(field.dtype).max)
 
 
-def _field(name: str, given: object) -> Field:
+def as_field(name: str, given: object) -> Field:
+    """The field that `given`, a `(shape, dtype)` or another field, describes.
+
+    Raises:
+        ValueError: it describes none that could be stored.
+    """
+    if isinstance(given, Field):
+        return replace(given, name=name)
     try:
         shape, dtype_like = cast(tuple[tuple[int, ...], DTypeLike], given)
         axes = tuple(shape)
@@ -231,6 +315,20 @@ def _field(name: str, given: object) -> Field:
     if dtype.itemsize > 16 or dtype.char in "gG":
         raise ValueError(f"field {name!r}: {dtype} differs between machines; use float64 or complex128")
     return Field(name, tuple(int(n) for n in axes), dtype)
+
+
+def _flat(name: str, nested: Nested) -> dict[str, tuple[tuple[int, ...], DTypeLike]]:
+    """The fields of a nested description, with dotted names."""
+    if not isinstance(nested, Mapping):
+        return {name: nested}
+    if not nested:
+        raise ValueError(f"field {name!r} is an empty dict; leave it out, or give it a (shape, dtype)")
+    fields: dict[str, tuple[tuple[int, ...], DTypeLike]] = {}
+    for key, inner in nested.items():
+        if not isinstance(key, str) or not key or "." in key:
+            raise ValueError(f"field {name!r}: its parts need names that are strings without a dot, got {key!r}")
+        fields |= _flat(f"{name}.{key}", inner)
+    return fields
 
 
 def _length_of(name: str, columns: Mapping[str, object]) -> int:

@@ -6,6 +6,7 @@ The order below is the drawing in docs/architecture.md. A new module is entered 
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,15 +28,24 @@ ROOMS_ABOVE = [
 # ------------- nothing below this line imports asyncio -------------
 ROOMS_BELOW = [
     {"batch", "statistics"},
-    {"slots"},
+    {"slots", "to_torch", "to_jax"},
     {"reader"},
-    {"select", "items"},
-    {"ring", "inbox", "weights"},
+    {"transform", "transitions", "sequences"},
+    {"items"},
+    {"windows", "select", "stacks"},
+    {"ring", "inbox", "weights", "episodes"},
     {"locks", "doorbell", "segment"},
     {"limits", "layout", "fence", "kill_points"},
     {"spec", "options"},
-    {"errors"},
+    {"spaces"},
+    {"errors", "links"},
 ]
+EXTRAS = {
+    "spaces": {"gymnasium"},
+    "to_torch": {"torch"},
+    "to_jax": {"jax"},
+    "batch": {"torch", "jax"},
+}  # rooms that know a library of an extra
 ROOMS = ROOMS_ABOVE + ROOMS_BELOW
 BELOW = sorted(set().union(*ROOMS_BELOW))
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
@@ -118,9 +128,16 @@ def test_of_multiprocessing_only_what_survives_a_kill_is_used(module: str) -> No
 
 @pytest.mark.parametrize("module", MODULES)
 def test_only_what_is_declared_is_needed(module: str) -> None:
-    """The standard library, numpy, uvloop and aiomultiprocess: nothing else is imported, not even in passing."""
-    declared = {"numpy", "uvloop", "aiomultiprocess", "areplay"}
+    """The standard library, numpy, uvloop and aiomultiprocess: nothing else is imported, not even in passing. Rooms
+    that know a library of an extra are imported only when they are needed."""
+    declared = {"numpy", "uvloop", "aiomultiprocess", "areplay"} | EXTRAS.get(module, set())
     assert packages_of(module) <= declared | set(sys.stdlib_module_names)
+
+
+def test_no_library_of_an_extra_is_imported_before_it_is_needed() -> None:
+    """The package is there without them, and as quick to import with them."""
+    program = f"import sys, areplay; print(*(sys.modules.keys() & {set().union(*EXTRAS.values())}))"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "\n"
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -9,12 +9,13 @@ import pytest
 
 from areplay.batch import Batch
 from areplay.errors import BatchReleased
+from areplay.items import BatchFields
 from areplay.reader import BatchArrays
 
 
 def arrays() -> BatchArrays:
     """Memory for three items."""
-    filled = BatchArrays.empty(3, {"obs": ((2,), np.dtype("float32")), "done": ((), np.dtype("bool"))})
+    filled = BatchArrays.empty(3, BatchFields({"obs": ((2,), "float32"), "done": ((), "bool")}))
     filled.indices[:] = [7, 8, 9]
     filled.weights[:] = [1, 0.5, 0.25]
     filled.probabilities[:] = [0.1, 0.2, 0.3]

@@ -11,6 +11,7 @@ import areplay
 from areplay import errors
 
 EXAMPLES: list[errors.AreplayError] = [
+    errors.ExtraMissing("batch.torch()", "torch"),
     errors.SpecMismatch("obs", "shape (4,) of float32", "shape (5,)", "nothing is broadcast"),
     errors.MemoryLimitExceeded("a replay of 8 rows", 5_000_000, 4_096, "the host's memory", {"obs": 4_999_999}),
     errors.DescriptorLimitExceeded("50 actors", 200, 17, 256),

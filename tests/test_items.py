@@ -10,6 +10,7 @@ import pytest
 from areplay.items import Rows
 from areplay.ring import Ring, RingGuard, StreamWriter
 from areplay.spec import Spec
+from areplay.windows import WindowFinder, Windows
 
 SPEC = Spec(obs=((2, 3), "uint8"), reward=((), "float32"), done=((), "bool"), z=((1,), "complex128"))
 
@@ -32,6 +33,11 @@ def ring() -> Iterator[Ring]:
     ring.segment.close()
 
 
+def windows(ring: Ring, names: list[int]) -> Windows:
+    """The windows of those rows."""
+    return WindowFinder(ring, Rows.window).find(np.array(names))
+
+
 def test_the_fields_of_rows_are_those_of_the_spec() -> None:
     """Names, shapes, dtypes and order; and a dictionary of its own."""
     fields = Rows().fields(SPEC)
@@ -45,7 +51,7 @@ def test_the_fields_of_rows_are_those_of_the_spec() -> None:
 def test_each_row_is_copied_to_the_place_of_its_index(ring: Ring, names: list[int]) -> None:
     """`out[field][i]` is the row that `indices[i]` names: any order, repetitions, blocks of any lap."""
     out = {name: np.full((len(names), *field.shape), 99, field.dtype) for name, field in SPEC.items()}
-    Rows().gather(ring, np.array(names), out)
+    Rows().assemble(windows(ring, names), out)
     assert out["obs"].tolist() == [[[n] * 3] * 2 for n in names]
     assert out["reward"].tolist() == names
     assert out["done"].tolist() == [n % 2 == 1 for n in names]
@@ -55,13 +61,13 @@ def test_each_row_is_copied_to_the_place_of_its_index(ring: Ring, names: list[in
 def test_a_stale_name_copies_something_and_does_not_fail(ring: Ring) -> None:
     """Rows may change while they are copied: whether what came is of use is decided elsewhere."""
     out = {name: np.zeros((2, *field.shape), field.dtype) for name, field in SPEC.items()}
-    Rows().gather(ring, np.array([3, 1_000_003]), out)
+    Rows().assemble(windows(ring, [3, 1_000_003]), out)
     assert out["reward"].tolist() == [35.0, 35.0], "the row that has the place now"
 
 
 def test_what_was_copied_is_nobody_elses(ring: Ring) -> None:
     """Changing the copy does not change the ring."""
     out = {name: np.zeros((1, *field.shape), field.dtype) for name, field in SPEC.items()}
-    Rows().gather(ring, np.array([30]), out)
+    Rows().assemble(windows(ring, [30]), out)
     out["obs"][:] = 0
     assert (ring.columns["obs"][30 % 16] == 30).all()

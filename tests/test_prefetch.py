@@ -72,6 +72,7 @@ class Scene:
             self.ring,
             Rows(),
             Uniform(),
+            None,
             4,
             1,
             3,

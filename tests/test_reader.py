@@ -14,11 +14,12 @@ import pytest
 
 from areplay import reader as reader_module
 from areplay import ring as ring_module
-from areplay.items import Rows
+from areplay.items import BatchFields, Fields, Rows
 from areplay.reader import ROUNDS_WITHOUT_LOCK, BatchArrays, Reader
 from areplay.ring import Indices, Ring, RingGuard, StreamWriter
 from areplay.select import Uniform
-from areplay.spec import Array, Field, Spec
+from areplay.spec import Array, Spec
+from areplay.windows import Window, Windows
 
 SPEC = Spec(a=((), "int64"), b=((2,), "float32"))
 
@@ -69,7 +70,7 @@ def scene() -> Iterator[Scene]:
 
 def batch(count: int) -> BatchArrays:
     """Fresh memory for a batch, filled with what no row has."""
-    arrays = BatchArrays.empty(count, {field.name: (field.shape, field.dtype) for field in SPEC.values()})
+    arrays = BatchArrays.empty(count, BatchFields(Rows().fields(SPEC)))
     for array in (arrays.indices, arrays.weights, arrays.probabilities, *arrays.fields.values()):
         array.fill(-77)
     return arrays
@@ -104,12 +105,12 @@ class Disturbed(Rows):
         self._before, self._after = before, after
         self.copies: list[list[int]] = []
 
-    def gather(self, ring: Ring, indices: Indices, out: Mapping[str, Array]) -> None:
+    def assemble(self, windows: Windows, out: Mapping[str, Array]) -> None:
         """As `Rows`, disturbed."""
         nth = len(self.copies)
-        self.copies.append(indices.tolist())
+        self.copies.append(windows.indices.tolist())
         self._before.get(nth, int)()
-        super().gather(ring, indices, out)
+        super().assemble(windows, out)
         self._after.get(nth, int)()
 
 
@@ -165,10 +166,10 @@ def test_random_disturbance_never_lets_a_torn_row_through(seed: int) -> None:
     scene, rng = Scene(), np.random.default_rng(seed)
 
     class Harried(Rows):
-        def gather(self, ring: Ring, indices: Indices, out: Mapping[str, Array]) -> None:
-            for name, column in ring.columns.items():
+        def assemble(self, windows: Windows, out: Mapping[str, Array]) -> None:
+            for name in out:
                 scene.write(int(rng.integers(0, 3)))
-                column.take(ring.positions(indices), axis=0, out=out[name], mode="clip")
+                windows.take(name, out=out[name])
 
     reader = scene.reader(Harried())
     for _ in range(50):
@@ -303,15 +304,16 @@ def test_an_item_kind_with_other_fields_is_mended_with_its_fields(scene: Scene) 
     """What a batch holds is the item's business: shapes and dtypes come from the memory to be filled."""
 
     class Doubled:
-        def fields(self, spec: Spec) -> dict[str, Field]:
-            return {"twice": Field("twice", (2,), np.dtype("float64"))}
+        window = Window()
 
-        def gather(self, ring: Ring, indices: Indices, out: Mapping[str, Array]) -> None:
-            out["twice"][:] = ring.columns["a"].take(ring.positions(indices))[:, None] * 2.0
+        def fields(self, spec: Spec) -> Fields:
+            return {"twice": ((2,), "float64")}
+
+        def assemble(self, windows: Windows, out: Mapping[str, Array]) -> None:
+            out["twice"][:] = windows.take("a")[:, None] * 2.0
 
     scene.write(4)
-    fields = Doubled().fields(SPEC).values()
-    out = BatchArrays.empty(2, {field.name: (field.shape, field.dtype) for field in fields})
+    out = BatchArrays.empty(2, BatchFields(Doubled().fields(SPEC)))
     reader = scene.reader(Doubled(), Scripted([0, 9], [13]))
     assert reader.fill(out)
     assert out.indices.tolist() == [13, 9]
@@ -320,7 +322,7 @@ def test_an_item_kind_with_other_fields_is_mended_with_its_fields(scene: Scene) 
 
 def test_fresh_memory_has_the_shapes_and_dtypes_asked_for() -> None:
     """(B,) int64, float32 and float64, and each field with the batch axis first."""
-    arrays = BatchArrays.empty(5, {"x": ((2, 3), np.dtype("uint8")), "y": ((), np.dtype("bool"))})
+    arrays = BatchArrays.empty(5, BatchFields({"x": ((2, 3), "uint8"), "y": ((), "bool")}))
     assert (arrays.indices.shape, arrays.indices.dtype) == ((5,), np.int64)
     assert (arrays.weights.shape, arrays.weights.dtype) == ((5,), np.float32)
     assert (arrays.probabilities.shape, arrays.probabilities.dtype) == ((5,), np.float64)

@@ -506,8 +506,8 @@ async def test_an_item_and_a_selector_can_be_given() -> None:
             return np.full(count, ring.names()[0]), 0.5
 
     class Negated(areplay.Rows):
-        def gather(self, ring: Any, indices: Any, out: Any) -> None:
-            super().gather(ring, indices, out)
+        def assemble(self, windows: Any, out: Any) -> None:
+            super().assemble(windows, out)
             out["number"] *= -1
 
     async with areplay.Replay(SPEC, 64) as replay:

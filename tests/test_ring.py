@@ -314,7 +314,9 @@ def test_counts_are_exact_with_writers_in_several_threads() -> None:
     everything = dict(pair for mine in names for pair in mine)
     assert len(everything) == 4 * rounds * 5, "no name was given twice"
     there = [index for index in everything if rig.committed([index])[0]]
-    assert len(there) == rig.ring.rows_now[0]
+    # A thread that was not scheduled for a lap of the others had its open block left out: not counted any more.
+    left = sum(rig.ring.block(place)[1] for place in rig.guard.left)
+    assert len(there) == rig.ring.rows_now[0] + left
     assert rig.numbers(there) == [everything[index] for index in there]
     rig.close()
 
@@ -389,10 +391,10 @@ def test_after_a_write_no_lock_is_held(rig: Rig) -> None:
     writer = rig.writer()
     rig.write(writer, 5)
     assert rig.locked() == []
-    writer.write_row(rig.row())
+    writer.write_rows(rig.row())
     assert rig.locked() == []
     with pytest.raises(SpecMismatch):
-        writer.write_row({"number": 1})
+        writer.write_rows({"number": 1})
     assert rig.locked() == []
     rig.write(writer, 20)
     writer.seal()
@@ -405,7 +407,7 @@ def test_after_a_write_no_lock_is_held(rig: Rig) -> None:
 def test_a_single_row_is_appended_like_a_chunk_of_one(rig: Rig) -> None:
     """Same names, same counts, and chunks may follow."""
     writer = rig.writer()
-    names = [writer.write_row(rig.row()) for _ in range(9)]
+    names = [writer.write_rows(rig.row()) for _ in range(9)]
     names += rig.write(writer, 2)
     assert names == list(range(11))
     assert rig.numbers(names) == list(range(11))
@@ -441,9 +443,9 @@ def test_a_row_that_does_not_fit_changes_nothing(rig: Rig, rows_before: int, bad
         rig.write(writer, rows_before)
     before = state_of(rig.ring)
     with pytest.raises(SpecMismatch):
-        writer.write_row(bad)
+        writer.write_rows(bad)
     assert state_of(rig.ring) == before
-    index = writer.write_row(rig.row())
+    index = writer.write_rows(rig.row())
     assert index == rows_before
     assert rig.numbers([index]) == [rows_before]
 
@@ -453,7 +455,7 @@ def test_a_stream_that_ends_after_a_refused_row_has_a_clean_end(rig: Rig) -> Non
     writer, other = rig.writer(), rig.writer()
     rig.write(writer, 8)
     with pytest.raises(SpecMismatch):
-        writer.write_row(BAD_ROWS[0])
+        writer.write_rows(BAD_ROWS[0])
     writer.close()
     assert rig.ring.chain(0) == (0, -1, -1)
     for _ in range(12):
@@ -511,7 +513,7 @@ def test_at_every_instant_readers_see_whole_rows_only(rig: Rig) -> None:
     with looking(rig, look):
         for turn in range(40):
             rig.write(first, turn % 11)
-            second.write_row(rig.row())
+            second.write_rows(rig.row())
             rig.write(second, turn % 5)
             look("between")
     assert looks > 300

@@ -12,7 +12,7 @@ from kit import ticks, until
 
 from areplay import reader as reader_module
 from areplay import waiting as waiting_module
-from areplay.items import Rows
+from areplay.items import BatchFields, Rows
 from areplay.process import READY as SAID_READY
 from areplay.ring import Ring, RingGuard, StreamWriter
 from areplay.sampler import run_sampler
@@ -40,7 +40,7 @@ class Scene:
     def __init__(self) -> None:
         self.ring = Ring(SPEC, 8, 8)
         self.writer = StreamWriter(self.ring, self.ring.block_locks(), RingGuard())
-        self.slots = Slots(Rows().fields(SPEC), 6, 5, 2)
+        self.slots = Slots(BatchFields(Rows().fields(SPEC)), 6, 5, 2)
         self.channel = Channel()
         self.task: asyncio.Task[None] | None = None
         self.written = 0
@@ -55,7 +55,7 @@ class Scene:
     def start(self, item: Any = None, seed: int = 7) -> asyncio.Task[None]:
         """Sampler 1 begins."""
         seeds = np.random.SeedSequence(seed)
-        work = run_sampler(self.channel, self.ring, self.slots, 1, item or Rows(), Uniform(), seeds)  # type: ignore[arg-type]
+        work = run_sampler(self.channel, self.ring, self.slots, 1, item or Rows(), Uniform(), None, seeds)  # type: ignore[arg-type]
         self.task = asyncio.create_task(work)
         return self.task
 
@@ -228,7 +228,7 @@ async def test_an_item_that_raises_ends_the_sampler_with_that_error(scene: Scene
     """It is not swallowed: the parent reports it with its traceback. The slot is left to be recovered."""
 
     class Broken(Rows):
-        def gather(self, ring: Any, indices: Any, out: Any) -> None:
+        def assemble(self, windows: Any, out: Any) -> None:
             raise ZeroDivisionError("gather")
 
     scene.slots.open_gate()

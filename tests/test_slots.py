@@ -13,6 +13,7 @@ from kit import FailsAt, descriptors_pass_by_pickle, open_descriptors
 
 from areplay import slots as slots_module
 from areplay.errors import ResourceUnavailable
+from areplay.items import BatchFields
 from areplay.reader import BatchArrays
 from areplay.slots import FILLING, FREE, LENT, READY, Slots
 from areplay.spec import Field
@@ -23,7 +24,7 @@ FIELDS = {"obs": Field("obs", (3,), np.dtype("float32")), "done": Field("done", 
 @pytest.fixture
 def slots() -> Iterator[Slots]:
     """Five slots of two samplers, who may begin: 0, 2 and 4 of sampler 0, 1 and 3 of sampler 1."""
-    slots = Slots(FIELDS, 4, 5, 2)
+    slots = Slots(BatchFields(FIELDS), 4, 5, 2)
     slots.open_gate()
     for event in slots.sampler_bells:
         event.event.clear()
@@ -79,7 +80,7 @@ def test_each_sampler_has_slots_of_its_own(slots: Slots) -> None:
 
 def test_nothing_is_leased_before_the_gate_is_open() -> None:
     """Too few rows: samplers find no slot. The gate is opened once, and all of them are woken."""
-    slots = Slots(FIELDS, 4, 5, 2)
+    slots = Slots(BatchFields(FIELDS), 4, 5, 2)
     assert not slots.is_open
     assert slots.lease(0) is None and not slots.can_lease(0)
     assert not any(is_rung(bell) for bell in slots.sampler_bells)
@@ -255,7 +256,7 @@ def test_a_batch_is_whole_before_it_is_ready(slots: Slots, monkeypatch: pytest.M
 def test_closing_gives_back_every_descriptor_and_keeps_the_memory() -> None:
     """A batch that the learner still holds stays readable; closing twice is fine."""
     before = open_descriptors()
-    slots = Slots(FIELDS, 4, 5, 2)
+    slots = Slots(BatchFields(FIELDS), 4, 5, 2)
     arrays: BatchArrays = slots.batch(3)
     arrays.indices[:] = 7
     slots.close()
@@ -268,7 +269,7 @@ def test_closing_gives_back_every_descriptor_and_keeps_the_memory() -> None:
 @pytest.mark.parametrize("sampler_sleeps", [False, True])
 def test_a_batch_given_back_after_closing_is_no_error(sampler_sleeps: bool) -> None:
     """Whoever kept a batch releases it when it pleases, even if its sampler died in its sleep."""
-    slots = Slots(FIELDS, 4, 2, 1)
+    slots = Slots(BatchFields(FIELDS), 4, 2, 1)
     slots.open_gate()
     published(slots, 0)
     slot = slots.lend()
@@ -289,7 +290,7 @@ def test_slots_that_cannot_be_made_leave_nothing(call: str) -> None:
             failing = FailsAt(getattr(os, call), nth)
             patch.setattr(os, call, failing)
             try:
-                Slots(FIELDS, 4, 5, 3).close()
+                Slots(BatchFields(FIELDS), 4, 5, 3).close()
             except ResourceUnavailable:
                 assert failing.has_failed
             else:

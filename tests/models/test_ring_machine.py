@@ -125,7 +125,7 @@ class RingMachine(RuleBasedStateMachine):
     def write_a_row(self, which: int) -> None:
         which %= len(self.writers)
         number = self.inserted
-        name = self.writers[which].write_row({"number": number, "pair": [number, number]})
+        name = self.writers[which].write_rows({"number": number, "pair": [number, number]})
         assert [name] == self.append(self.streams[which], [number])
 
     @rule(
@@ -133,7 +133,7 @@ class RingMachine(RuleBasedStateMachine):
     )
     def write_a_row_that_does_not_fit(self, which: int, bad: dict[str, Any]) -> None:
         with pytest.raises(SpecMismatch):
-            self.writers[which % len(self.writers)].write_row(bad)
+            self.writers[which % len(self.writers)].write_rows(bad)
 
     @rule(which=st.integers(0, 99))
     def seal(self, which: int) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from kit import descriptors_pass_by_pickle
 
+from areplay.items import BatchFields
 from areplay.slots import FILLING, FREE, LENT, READY, Slots
 from areplay.spec import Field
 
@@ -25,7 +26,7 @@ class SlotsMachine(RuleBasedStateMachine):
     @initialize(samplers=st.integers(1, 3), more=st.integers(0, 5))
     def build(self, samplers: int, more: int) -> None:
         self.samplers, self.count = samplers, samplers + more
-        self.slots = Slots(FIELDS, 2, self.count, samplers)
+        self.slots = Slots(BatchFields(FIELDS), 2, self.count, samplers)
         self.children = [self.a_child() for _ in range(samplers)]
         self.state = ["free"] * self.count
         self.content = [-1] * self.count

@@ -18,6 +18,7 @@ import numpy as np
 import areplay
 from areplay.ring import Indices, Ring
 from areplay.spec import Array
+from areplay.windows import Windows
 
 from .oracle import SPEC, Ledger, row, rows
 
@@ -211,7 +212,7 @@ def _fork_and_tell(actor: areplay.Actor) -> None:
 class BrokenItem(areplay.Rows):
     """An item whose code raises in the sampler."""
 
-    def gather(self, ring: Ring, indices: Indices, out: Mapping[str, Array]) -> None:
+    def assemble(self, windows: Windows, out: Mapping[str, Array]) -> None:
         """Raise."""
         raise ZeroDivisionError("broken item")
 
@@ -313,9 +314,9 @@ class SlowRows(areplay.Rows):
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
 
-    def gather(self, ring: Ring, indices: Indices, out: Mapping[str, Array]) -> None:
+    def assemble(self, windows: Windows, out: Mapping[str, Array]) -> None:
         """Copy, and linger."""
-        super().gather(ring, indices, out)
+        super().assemble(windows, out)
         time.sleep(self.seconds)
 
 
@@ -325,14 +326,15 @@ class StopsItself(areplay.Rows):
     def __init__(self, at_copy: int) -> None:
         self.left = at_copy
 
-    def gather(self, ring: Ring, indices: Indices, out: Mapping[str, Array]) -> None:
+    def assemble(self, windows: Windows, out: Mapping[str, Array]) -> None:
         """Copy half, stop, copy the other half."""
-        half = len(indices) // 2
-        super().gather(ring, indices[:half], {name: array[:half] for name, array in out.items()})
+        half = len(windows) // 2
+        super().assemble(windows.first(half), {name: array[:half] for name, array in out.items()})
         self.left -= 1
         if self.left == 0:
             os.kill(os.getpid(), signal.SIGSTOP)
-        super().gather(ring, indices[half:], {name: array[half:] for name, array in out.items()})
+        for name, array in out.items():
+            array[half:] = windows.columns[name][windows.positions[half:, 0]]
 
 
 class StopsAtOne(SlowRows):
@@ -345,11 +347,11 @@ class StopsAtOne(SlowRows):
         super().__init__(seconds)
         self.enough = enough
 
-    def gather(self, ring: Ring, indices: Indices, out: Mapping[str, Array]) -> None:
+    def assemble(self, windows: Windows, out: Mapping[str, Array]) -> None:
         """Stop if it is one; copy, slowly."""
-        if len(indices) == 1 and not self.enough.exists():
+        if len(windows) == 1 and not self.enough.exists():
             os.kill(os.getpid(), signal.SIGSTOP)
-        super().gather(ring, indices, out)
+        super().assemble(windows, out)
 
 
 async def uneven(actor: areplay.Actor, counts: list[int]) -> None:

@@ -1,0 +1,479 @@
+"""Episodes: what an actor hands in, step by step, as the rows that are stored.
+
+Each step becomes one row, and each episode one row more, which holds its final observation only: T steps, T + 1 rows.
+The next observation of a step is the observation of the next row, so no observation is stored twice. Where the rows of
+an episode are is written into them (`areplay.links`).
+
+With a vector of L environments the rows of a step follow each other, one an environment. Where the final observations
+go depends on how the environments begin their next episode (gymnasium's autoreset modes):
+
+    NextStep   the step after an end ignores its action and leads from the final observation to the first of the next
+               episode. Its row is the final observation's: no row more, all steps have L rows.
+    SameStep   the step of the end returns the first observation of the next episode already; the final one comes beside
+               it. The rows of the final observations follow those of the step.
+    Disabled   the step of the end returns the final observation, the caller resets. Rows as in SameStep.
+
+Rule: `rows` changes nothing but what `advance` will do; after it either `advance` is called, when the rows are safe, or
+`cut`, when they got lost. After a cut the next row is linked to none before it, so nobody pairs rows over the gap.
+
+Knows nothing of where rows are put.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from areplay.errors import SpecMismatch
+from areplay.links import AHEAD, BACK, GAP, MAX_ENVIRONMENTS, MOMENT, episodes_of, first_moment, first_moments
+from areplay.spec import Array, Columns, Field, Spec
+
+AUTORESET_MODES = ("NextStep", "SameStep", "Disabled")
+
+Row = Mapping[str, Any]
+Rows = tuple[Row, ...]
+
+
+class Episodes:
+    """The episodes of one stream: of one environment, or of a vector of them. One caller at a time.
+
+    Attributes:
+        autoreset_mode: how the environments of a vector begin their next episode, see above.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        assert spec.is_steps
+        self._spec = spec
+        self._next_fields = {name: replace(spec[name], name=f"next_{name}") for name in spec.observations}
+        self._final_fields = {name: replace(spec[name], name=f"final_{name}") for name in spec.observations}
+        self._final = {name: np.zeros(field.shape, field.dtype) for name, field in spec.items()}
+        self._is_nested = spec.observations != ("obs",) or spec.actions != ("action",)
+        self._mode, self._mode_is_given = AUTORESET_MODES[0], False
+        self._environments: int | None = None  # 0: one that is no vector; None: not known yet
+        self._moment = 0  # of the next row, if there is one environment
+        self._is_linked = False  # whether the row before it belongs to its episode
+        self._vector = _Vector(0)
+        self._expected: dict[str, Any] | None = None  # what the next observation must be, if that is known
+        self._advance: Callable[[], None] | None = None
+
+    @property
+    def autoreset_mode(self) -> str:
+        """`NextStep`, `SameStep` or `Disabled`; gymnasium's `AutoresetMode` may be given. Of no meaning but in vectors.
+
+        Raises:
+            ValueError: another mode; or steps have been handed in already.
+        """
+        return self._mode
+
+    @autoreset_mode.setter
+    def autoreset_mode(self, mode: object) -> None:
+        name = getattr(mode, "value", mode)
+        if name not in AUTORESET_MODES:
+            raise ValueError(f"autoreset_mode must be one of {', '.join(AUTORESET_MODES)}, got {mode!r}")
+        if self._environments is not None and name != self._mode:
+            raise ValueError(f"autoreset_mode is {self._mode} since the first step; set it before that")
+        self._mode, self._mode_is_given = name, True
+
+    def rows(self, step: Row) -> Rows | Columns:
+        """The rows of one step: of one environment as one row, or two at an episode's end; of a vector as columns.
+
+        Raises:
+            SpecMismatch: the step does not fit the spec, or does not go on where the last one ended.
+        """
+        fields = self._flat(step) if self._is_nested else dict(step)
+        next_obs = self._take_next(fields)
+        final_obs = fields.pop("final_obs", None)
+        if fields.keys() != self._spec.keys():
+            self._spec.check_names(fields)
+        terminated = fields["terminated"]
+        shape: tuple[int, ...] = () if type(terminated) is bool else np.shape(terminated)
+        self._check_environments(shape)
+        if shape == ():
+            if final_obs is not None:
+                raise SpecMismatch("final_obs", "a vector of environments", "one", "pass next_obs= at an episode's end")
+            return self._rows_of_one(fields, next_obs)
+        return self._rows_of_vector(fields, next_obs, final_obs, shape[0])
+
+    def columns(self, steps: Row) -> tuple[Columns, NDArray[np.intp]]:
+        """The rows of n consecutive steps of one environment, and which of them are the steps'.
+
+        Raises:
+            SpecMismatch: the steps do not fit the spec, or do not go on where the last one ended.
+        """
+        fields = self._flat(steps) if self._is_nested else dict(steps)
+        next_obs = self._take_next(fields)
+        count, arrays = self._spec.convert_columns(fields)
+        self._check_environments(())
+        if next_obs is not None:
+            next_obs = {name: self._next_fields[name].convert(value, (count,)) for name, value in next_obs.items()}
+        ended = arrays["terminated"] | arrays["truncated"]
+        if next_obs is None and ended.any():
+            raise _final_obs_missing(f"step {int(np.flatnonzero(ended)[0])}, where an episode ends")
+        self._check_continuity_within(arrays, next_obs, ended)
+        at = np.arange(count) + np.cumsum(ended) - ended
+        return self._linked_columns(arrays, next_obs, ended, at), at
+
+    def advance(self) -> None:
+        """The rows made last are safe: what comes next goes on from there."""
+        assert self._advance is not None
+        self._advance()
+        self._advance = None
+
+    def cut(self) -> None:
+        """The rows made last, if any, got lost: what comes next is linked to nothing before it."""
+        self._advance = None
+        self._expected = None
+        self._moment = first_moment((self._moment >> 32) + 1, GAP)
+        self._is_linked = False
+        self._vector = self._vector.cut(self._mode)
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """`advance` if what is done in it succeeds, else `cut`."""
+        try:
+            yield
+        except BaseException:
+            self.cut()
+            raise
+        self.advance()
+
+    # One environment.
+
+    def _rows_of_one(self, row: dict[str, Any], next_obs: dict[str, Any] | None) -> Rows:
+        if self._expected is not None:
+            for name, expected in self._expected.items():
+                if _bytes(self._spec[name], row[name]) != expected:
+                    raise _not_continuous(name, "")
+        ended = self._flag(row, "terminated") | self._flag(row, "truncated")
+        moment = self._moment
+        row[MOMENT], row[AHEAD], row[BACK] = moment, 1, int(self._is_linked)
+        if not ended:
+            expected = None
+            if next_obs is not None:
+                expected = {name: _bytes(self._next_fields[name], value) for name, value in next_obs.items()}
+
+            def go_on() -> None:
+                self._moment, self._is_linked, self._expected = moment + 1, True, expected
+
+            self._advance = go_on
+            return (row,)
+        if next_obs is None:
+            raise _final_obs_missing("the end of an episode")
+        final = dict(self._final)
+        for name, value in next_obs.items():
+            final[name] = self._next_fields[name].convert(value)
+        final[MOMENT], final[AHEAD], final[BACK] = moment + 1, -1, 1  # type: ignore[assignment]
+
+        def begin() -> None:
+            self._moment, self._is_linked, self._expected = first_moment((moment >> 32) + 1), False, None
+
+        self._advance = begin
+        return row, final
+
+    def _flag(self, row: Row, name: str) -> bool:
+        value = row[name]
+        return value if type(value) is bool else bool(self._spec[name].convert(value))
+
+    def _check_continuity_within(
+        self, arrays: dict[str, Array], next_obs: dict[str, Array] | None, ended: NDArray[np.bool_]
+    ) -> None:
+        for name in self._spec.observations:
+            if self._expected is not None and arrays[name][0].tobytes() != self._expected[name]:
+                raise _not_continuous(name, "of the first step ")
+            if next_obs is None:
+                continue
+            same = _same_rows(next_obs[name][:-1], arrays[name][1:]) | ended[:-1]
+            if not same.all():
+                raise _not_continuous(name, f"of step {int(np.flatnonzero(~same)[0]) + 1} ")
+
+    def _linked_columns(
+        self,
+        arrays: dict[str, Array],
+        next_obs: dict[str, Array] | None,
+        ended: NDArray[np.bool_],
+        at: NDArray[np.intp],
+    ) -> Columns:
+        """The rows of steps that go to the places `at`; after each that ended comes its final observation."""
+        rows = len(ended) + int(np.count_nonzero(ended))
+        finals = at[ended] + 1
+        columns = {}
+        for name, array in arrays.items():
+            column = np.zeros((rows, *array.shape[1:]), array.dtype)
+            column[at] = array
+            if next_obs is not None and name in next_obs:
+                column[finals] = next_obs[name][ended]
+            columns[name] = column
+        first = np.zeros(rows, np.bool_)  # rows that begin an episode; the first one goes on with what was there
+        first[finals[finals + 1 < rows] + 1] = True
+        begins = np.flatnonzero(first)
+        started = np.concatenate([[0], begins])[np.cumsum(first)]  # for each row, the row where its episode began
+        episode = self._moment >> 32
+        moments = first_moments(episode + np.cumsum(first)) + (np.arange(rows) - started)
+        before_begins = np.cumsum(first) == 0
+        moments[before_begins] += self._moment - first_moment(episode)
+        columns[MOMENT] = moments
+        columns[AHEAD] = np.ones(rows, np.int16)
+        columns[AHEAD][finals] = -1
+        columns[BACK] = np.where(first, 0, 1).astype(np.int16)
+        columns[BACK][0] = int(self._is_linked)
+        last = int(moments[-1])
+        if ended[-1]:
+            after, linked, expected = first_moment((last >> 32) + 1), False, None
+        else:
+            after, linked = last + 1, True
+            expected = None if next_obs is None else {name: value[-1].tobytes() for name, value in next_obs.items()}
+
+        def go_on() -> None:
+            self._moment, self._is_linked, self._expected = after, linked, expected
+
+        self._advance = go_on
+        return columns
+
+    # A vector of environments.
+
+    def _rows_of_vector(
+        self, step: dict[str, Any], next_obs: dict[str, Any] | None, final_obs: object, count: int
+    ) -> Columns:
+        # Scalars are judged by value, as those of one environment are: gymnasium's rewards are float64 in a vector.
+        rows = {
+            name: field.convert(step[name], (count,), by_value=field.shape == ()) for name, field in self._spec.items()
+        }
+        if next_obs is not None:
+            next_obs = {name: self._next_fields[name].convert(value, (count,)) for name, value in next_obs.items()}
+        if self._expected is not None:
+            for name, (expected, matters) in self._expected.items():
+                same = _same_rows(expected, rows[name]) | ~matters
+                if not same.all():
+                    raise _not_continuous(name, f"of environment {int(np.flatnonzero(~same)[0])} ")
+        vector = self._vector
+        ended = rows["terminated"] | rows["truncated"]
+        if self._mode == "NextStep":
+            self._check_autoreset_rows(rows, final_obs, ended)
+            after = vector.link_next_step(rows, ended)
+        else:
+            finals = self._final_observations(next_obs, final_obs, ended)
+            rows, after = vector.link_finals(rows, finals, ended)
+        matters = ~ended if self._mode == "Disabled" else np.ones(count, np.bool_)
+        # A copy, since many environments write each observation to the same place.
+        expected = (
+            None
+            if next_obs is None
+            else {name.removeprefix("next_"): (value.copy(), matters) for name, value in next_obs.items()}
+        )
+
+        def go_on() -> None:
+            self._vector, self._expected = after, expected
+
+        self._advance = go_on
+        return rows
+
+    def _check_autoreset_rows(self, rows: Mapping[str, Array], final_obs: object, ended: NDArray[np.bool_]) -> None:
+        """Refuse what cannot come from environments that reset in the step after an end."""
+        remedy = "set autoreset_mode to that of your environments, envs.metadata['autoreset_mode']"
+        if final_obs is not None and not (isinstance(final_obs, np.ndarray) and _is_empty(final_obs)):
+            raise SpecMismatch("final_obs", "nothing in autoreset mode NextStep", "final observations", remedy)
+        resets = self._vector.is_resetting
+        if not resets.any():
+            return
+        if (ended & resets).any():
+            raise SpecMismatch("terminated", "no end in the step of a reset (mode NextStep)", "an end", remedy)
+        if not self._mode_is_given and rows["reward"][resets].any():
+            expected = "0 in the step of a reset (mode NextStep, the default)"
+            raise SpecMismatch("reward", expected, str(rows["reward"][resets].ravel()[0]), remedy)
+
+    def _final_observations(
+        self, next_obs: dict[str, Array] | None, final_obs: object, ended: NDArray[np.bool_]
+    ) -> dict[str, Array]:
+        """The final observations of the environments that ended, in order."""
+        which = np.flatnonzero(ended)
+        if len(which) == 0:
+            return {}
+        where = f"autoreset mode {self._mode}, environment {which[0]}, where an episode ends"
+        if self._mode == "Disabled":
+            if next_obs is None:
+                raise _final_obs_missing(where)
+            return {name: value[which] for name, value in next_obs.items()}
+        if final_obs is None:
+            remedy = "pass final_obs=info['final_obs'] of the vector environment's step"
+            raise SpecMismatch("final_obs", f"an observation ({where})", "nothing", remedy)
+        flat = self._flat_finals(final_obs, which)
+        return {
+            name: self._final_fields[name].convert(value, (len(which),), by_value=value.ndim == 1)
+            for name, value in flat.items()
+        }
+
+    def _flat_finals(self, final_obs: Any, which: NDArray[np.intp]) -> dict[str, Array]:
+        """`final_obs` of those environments: arrays of all of them, or a sequence with one observation for each."""
+        if isinstance(final_obs, Mapping) or (isinstance(final_obs, tuple) and "obs.0" in self._spec):  # of arrays
+            flat = dict(self._flat({"obs": final_obs}))
+            return {name: np.asarray(flat[name])[which] for name in self._known(flat)}
+        chosen = [final_obs[k] for k in which]
+        if any(one is None for one in chosen):
+            missing = which[[one is None for one in chosen].index(True)]
+            remedy = "pass final_obs=info['final_obs'] of the same step"
+            raise SpecMismatch("final_obs", f"an observation of environment {missing}, which ended", "None", remedy)
+        each = [dict(self._flat({"obs": one})) for one in chosen]
+        return {name: np.stack([np.asarray(one[name]) for one in each]) for name in self._known(*each)}
+
+    def _known(self, *observations: dict[str, Any]) -> Iterable[str]:
+        for one in observations:
+            for name in self._spec.observations:
+                if name not in one:
+                    raise SpecMismatch("final_obs", f"{name!r} ({self._spec[name]})", ", ".join(one), "give all of it")
+        return self._spec.observations
+
+    # What both need.
+
+    def _check_environments(self, shape: tuple[int, ...]) -> None:
+        """The number of environments is that of the first step."""
+        if len(shape) > 1 or (shape and not 1 <= shape[0] <= MAX_ENVIRONMENTS):
+            expected = f"() for one environment, or (L,) for a vector of at most {MAX_ENVIRONMENTS:,}"
+            raise SpecMismatch("terminated", expected, f"shape {shape}", "give a step of each environment")
+        count = shape[0] if shape else 0
+        if self._environments is None:
+            self._environments = count
+            self._vector = _Vector(count)
+        elif self._environments != count:
+            before = f"shape ({self._environments},)" if self._environments else "shape ()"
+            raise SpecMismatch(
+                "terminated", f"{before} as in the first step", f"shape {shape}", "use a stream for one kind of steps"
+            )
+
+    def _take_next(self, fields: dict[str, Any]) -> dict[str, Any] | None:
+        """Take the next observations out of the fields, all or none of them."""
+        if not self._is_nested:
+            value = fields.pop("next_obs", None)
+            return None if value is None else {"obs": value}
+        taken = {name: fields.pop(f"next_{name}", None) for name in self._spec.observations}
+        fields.pop("next_obs", None)  # None was given
+        missing = [name for name, value in taken.items() if value is None]
+        if len(missing) == len(taken):
+            return None
+        if missing:
+            raise SpecMismatch(f"next_{missing[0]}", str(self._spec[missing[0]]), "nothing", "give all of next_obs")
+        return taken
+
+    def _flat(self, step: Row) -> dict[str, Any]:
+        """A step with the parts of nested observations and actions under dotted names."""
+        flat: dict[str, Any] = {}
+        for name, value in step.items():
+            if name in self._spec or name == "final_obs":
+                flat[name] = value
+            else:
+                flat |= _parts(name, value)
+        return flat
+
+
+class _Vector:
+    """Where the next row of each of L environments belongs: the moments, and which row before it is linked to it."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.moments = first_moments(np.arange(count, dtype=np.int64))
+        self.stride = count  # rows from one step to the next
+        self.begins = np.ones(count, np.bool_)  # the next row begins an episode, or comes after a gap
+        self.is_resetting = np.zeros(count, np.bool_)  # NextStep: the next row is a final observation's
+        self.is_adrift = np.zeros(count, np.bool_)  # NextStep after a gap: it may be, so it is not used for a step
+
+    def cut(self, mode: str) -> _Vector:
+        """What it is after a gap."""
+        after = _Vector(self.count)
+        after.moments = self._next_episodes(GAP)
+        after.is_adrift[:] = mode == "NextStep"
+        return after
+
+    def link_next_step(self, rows: dict[str, Array], ended: NDArray[np.bool_]) -> _Vector:
+        """Link the rows of a step; what comes after it."""
+        count, is_final = self.count, self.is_resetting | self.is_adrift
+        rows[MOMENT] = self.moments
+        rows[AHEAD] = np.where(is_final, -count, count).astype(np.int16)
+        rows[BACK] = np.where(self.begins, 0, count).astype(np.int16)
+        after = _Vector(count)
+        after.begins = is_final
+        after.moments = np.where(
+            is_final, np.where(self.is_adrift, self._next_episodes(GAP), self._next_episodes(0)), self.moments + 1
+        )
+        after.is_resetting = ended & ~self.is_adrift
+        after.is_adrift = ended & self.is_adrift
+        return after
+
+    def link_finals(
+        self, rows: dict[str, Array], finals: dict[str, Array], ended: NDArray[np.bool_]
+    ) -> tuple[dict[str, Array], _Vector]:
+        """The linked rows of a step and the final observations after them; what comes after that."""
+        count, which = self.count, np.flatnonzero(ended)
+        extra, ranks = len(which), np.arange(len(which))
+        ahead = np.full(count + extra, count + extra)
+        ahead[which] = count - which + ranks  # to the row of the final observation, and from there to the next step
+        ahead[count:] = -(extra - ranks + which)
+        back = np.where(self.begins, 0, self.stride)
+        moments = self.moments
+        if extra:
+            back = np.concatenate([back, ahead[which]])
+            moments = np.concatenate([moments, moments[which] + 1])
+            rows = {
+                name: np.concatenate(
+                    [column, finals[name] if name in finals else np.zeros((extra, *column.shape[1:]), column.dtype)]
+                )
+                for name, column in rows.items()
+            }
+        rows |= {MOMENT: moments, AHEAD: ahead.astype(np.int16), BACK: back.astype(np.int16)}
+        after = _Vector(count)
+        after.begins, after.stride = ended, count + extra
+        after.moments = np.where(ended, self._next_episodes(0), self.moments + 1)
+        return rows, after
+
+    def _next_episodes(self, number: int) -> NDArray[np.int64]:
+        return first_moments(episodes_of(self.moments) + self.count, number)
+
+
+def _parts(name: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        pairs: Iterable[tuple[str, Any]] = value.items()
+    elif isinstance(value, tuple):
+        pairs = ((str(k), inner) for k, inner in enumerate(value))
+    else:
+        return {name: value}
+    flat: dict[str, Any] = {}
+    for key, inner in pairs:
+        flat |= _parts(f"{name}.{key}", inner)
+    return flat
+
+
+def _bytes(field: Field, value: Any) -> bytes:
+    if type(value) is np.ndarray and value.dtype == field.dtype and value.shape == field.shape:
+        return value.tobytes()
+    return field.convert(value).tobytes()
+
+
+def _same_rows(one: Array, other: Array) -> NDArray[np.bool_]:
+    """Which rows have the same bytes: a NaN is like itself."""
+    count = len(one)
+    if count == 0:
+        return np.ones(0, np.bool_)
+    left, right = (np.ascontiguousarray(array).reshape(count, -1).view(np.uint8) for array in (one, other))
+    same: NDArray[np.bool_] = (left == right).all(axis=1)
+    return same
+
+
+def _is_empty(final_obs: Array) -> bool:
+    return final_obs.dtype == object and all(one is None for one in final_obs)
+
+
+def _final_obs_missing(where: str) -> SpecMismatch:
+    return SpecMismatch("next_obs", f"the final observation ({where})", "nothing", "pass next_obs= there")
+
+
+def _not_continuous(name: str, whose: str) -> SpecMismatch:
+    return SpecMismatch(
+        name,
+        "the next_obs of the step before",
+        f"another observation {whose}".rstrip(),
+        "end an episode with terminated or truncated before you reset; hand in environments stepped side by side as "
+        "one vector; and pass arrays that the environment does not write to later",
+    )

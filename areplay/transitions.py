@@ -1,0 +1,138 @@
+"""Transitions: what an agent that learns from single steps needs, n steps deep if wished, from rows stored once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from areplay.items import Fields, View
+from areplay.options import fraction, whole_number
+from areplay.spec import Array, Spec
+from areplay.stacks import Stacks
+from areplay.windows import Window, Windows
+
+MAX_STEPS = 10_000
+
+
+class Transitions:
+    """Each item is a transition over n steps of one episode, or fewer where it ends.
+
+    With o, a, r of step t, where the episode ends after m more steps at the latest (n = min(n_step, m)):
+
+        obs = o[t], action = a[t], reward = r[t] + gamma r[t+1] + ... + gamma^(n-1) r[t+n-1]
+        next_obs = o[t+n], discount = gamma^n, or 0 if step t+n-1 terminated the episode
+        terminated, truncated: of step t+n-1; n; each extra of step t
+
+    so that `reward + discount * value(next_obs)` is the n-step target (Sutton & Barto, Reinforcement Learning, 2nd ed.,
+    eq. 7.1), also after a truncation: `next_obs` is the final observation there. Dtypes as in the spec; `reward` at
+    least float32, `discount` like `reward`, `n` int64.
+
+    Args:
+        n_step: n, at least 1.
+        gamma: from 0 to 1.
+        frame_stack: observations of the last so many frames, oldest first, `(frame_stack, *shape)`; or
+            `{"obs.camera": 4}` to stack some. With `n_step=1` and an int `obs` and `next_obs` share memory.
+        pad: what stands for the frames before an episode's first: "first", that one again; or "zero".
+
+    Raises:
+        ValueError, TypeError: an option is not such a number.
+    """
+
+    def __init__(
+        self,
+        n_step: int = 1,
+        gamma: float = 0.99,
+        frame_stack: int | Mapping[str, int] | None = None,
+        pad: str = "first",
+    ) -> None:
+        self.n_step = whole_number("n_step", n_step, at_most=MAX_STEPS)
+        self.gamma = fraction("gamma", gamma)
+        self._stacks = Stacks(frame_stack, pad)
+        self.window = Window(back=self._stacks.back, forward=self.n_step)
+        self._discounts = self.gamma ** np.arange(self.n_step + 1)
+
+    def fields(self, spec: Spec) -> Fields:
+        """See `Item.fields`."""
+        if not spec.is_steps:
+            raise ValueError(f"{self!r} needs a spec of steps, made with Spec.steps or Spec.from_env; use Rows()")
+        self._stacks.check(spec)
+        fields: dict[str, object] = {}
+        for name in spec.observations:
+            shape, dtype, depth = spec[name].shape, spec[name].dtype, self._stacks.depth(name)
+            if self._shares(depth):
+                # The frames of both, once: the next observation has all of this one's but the oldest.
+                fields[f"frames:{name}"] = ((depth + 1, *shape), dtype)
+                fields[name], fields[f"next_{name}"] = (
+                    View(f"frames:{name}", 0, depth),
+                    View(f"frames:{name}", 1, depth + 1),
+                )
+            else:
+                stacked = (depth, *shape) if depth else shape
+                fields[name] = fields[f"next_{name}"] = (stacked, dtype)
+        for name in spec.actions:
+            fields[name] = spec[name]
+        reward = (spec["reward"].shape, np.result_type(spec["reward"].dtype, np.float32))
+        fields |= {"reward": reward, "discount": ((), reward[1])}
+        fields |= {"terminated": ((), "bool"), "truncated": ((), "bool"), "n": ((), "int64")}
+        for name in spec.extras:
+            if name in fields:
+                raise ValueError(f"the extra {name!r} has the name of a field of Transitions; give it another one")
+            fields[name] = spec[name]
+        return fields
+
+    def assemble(self, windows: Windows, out: Mapping[str, Array]) -> None:
+        """See `Item.assemble`."""
+        n = windows.ahead
+        is_full = bool((n == self.n_step).all())
+        for name in windows.spec.observations:
+            depth = self._stacks.depth(name)
+            if self._shares(depth):
+                frames = out[f"frames:{name}"]
+                windows.take(name, slice(1 - depth, 2), out=frames)
+                self._stacks.blank(frames, np.minimum(windows.behind + 1, depth))
+            elif not depth:
+                windows.take(name, out=out[name])
+                windows.take(name, self.n_step, out=out[f"next_{name}"])
+            else:
+                windows.take(name, slice(1 - depth, 1), out=out[name])
+                self._stacks.blank(out[name], windows.behind)
+                self._take_next(windows, name, depth, out[f"next_{name}"], is_full)
+        last = np.maximum(n - 1, 0) + windows.back
+        at_last = np.take_along_axis(windows.positions, last[:, None], axis=1)[:, 0]
+        for name in ("terminated", "truncated"):
+            windows.columns[name].take(at_last, out=out[name], mode="clip")
+        self._sum_rewards(windows, out["reward"], is_full)
+        np.multiply(self._discounts.take(n, mode="clip"), ~out["terminated"], out=out["discount"], casting="unsafe")
+        out["n"][:] = n
+        for name in windows.spec.actions + windows.spec.extras:
+            windows.take(name, out=out[name])
+
+    def _shares(self, depth: int) -> bool:
+        """Whether an observation and the next one are kept in the same memory: their windows never differ in length."""
+        return depth > 0 and self.n_step == 1
+
+    def _take_next(self, windows: Windows, name: str, depth: int, out: Array, is_full: bool) -> None:
+        """The stacks that end with the row after the last step."""
+        behind = np.minimum(windows.behind + windows.ahead, depth - 1)
+        if is_full:  # where there are too few rows before, the window itself repeats the first one
+            windows.take(name, slice(self.n_step + 1 - depth, self.n_step + 1), out=out)
+        else:
+            columns = self._stacks.columns(depth, windows.back + windows.ahead, behind)
+            positions = np.take_along_axis(windows.positions, columns, axis=1)
+            windows.columns[name].take(positions, axis=0, out=out, mode="clip")
+        self._stacks.blank(out, behind)
+
+    def _sum_rewards(self, windows: Windows, out: Array, is_full: bool) -> None:
+        if self.n_step == 1:
+            out[:] = windows.take("reward")
+            return
+        rewards = windows.take("reward", slice(0, self.n_step)).astype(np.float64)
+        factors = np.broadcast_to(self._discounts[:-1], rewards.shape[:2])
+        if not is_full:
+            factors = factors * (np.arange(self.n_step) < windows.ahead[:, None])
+        out[:] = np.einsum("bn...,bn->b...", rewards, factors)
+
+    def __repr__(self) -> str:
+        stack = f", frame_stack={self._stacks.frame_stack!r}" if self._stacks.frame_stack else ""
+        return f"Transitions(n_step={self.n_step}, gamma={self.gamma}{stack})"
