@@ -78,7 +78,8 @@ class Actor:
     def autoreset_mode(self) -> str:
         """How the environments of a vector begin their next episode: `envs.metadata["autoreset_mode"]`.
 
-        "NextStep" (as gymnasium's vectors by default), "SameStep" or "Disabled". Set it before the first `add`.
+        "NextStep" (as gymnasium's vectors by default), "SameStep" or "Disabled". Set it before the first `add`. Of
+        ale-py's vectors say `envs.autoreset_mode`: their metadata is shared, and has the mode of the one made last.
         """
         return self._steps().autoreset_mode
 

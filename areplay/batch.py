@@ -93,11 +93,12 @@ class Batch(Mapping[str, Array]):
         """
         give_back, self._give_back = self._give_back, None
         self._arrays = None
-        for transfer in self._transfers:
-            transfer.wait()
-        self._transfers.clear()
-        if give_back is not None:
-            give_back()
+        try:
+            while self._transfers:
+                self._transfers.pop().wait()
+        finally:  # also if the device has failed
+            if give_back is not None:
+                give_back()
 
     @property
     def is_released(self) -> bool:

@@ -21,6 +21,7 @@ Knows nothing of where rows are put.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,6 +35,8 @@ from areplay.links import AHEAD, BACK, GAP, MAX_ENVIRONMENTS, MOMENT, episodes_o
 from areplay.spec import Array, Columns, Field, Spec
 
 AUTORESET_MODES = ("NextStep", "SameStep", "Disabled")
+
+logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
 Rows = tuple[Row, ...]
@@ -60,6 +63,7 @@ class Episodes:
         self._vector = _Vector(0)
         self._expected: dict[str, Any] | None = None  # what the next observation must be, if that is known
         self._advance: Callable[[], None] | None = None
+        self._warned: set[str] = set()
 
     @property
     def autoreset_mode(self) -> str:
@@ -244,14 +248,19 @@ class Episodes:
             name: field.convert(step[name], (count,), by_value=field.shape == ()) for name, field in self._spec.items()
         }
         if next_obs is not None:
-            next_obs = {name: self._next_fields[name].convert(value, (count,)) for name, value in next_obs.items()}
-        if self._expected is not None:
-            for name, (expected, matters) in self._expected.items():
-                same = _same_rows(expected, rows[name]) | ~matters
-                if not same.all():
-                    raise _not_continuous(name, f"of environment {int(np.flatnonzero(~same)[0])} ")
+            fields = self._next_fields
+            next_obs = {
+                name: fields[name].convert(value, (count,), by_value=fields[name].shape == ())
+                for name, value in next_obs.items()
+            }
+        self._check_continuity(rows)
         vector = self._vector
         ended = rows["terminated"] | rows["truncated"]
+        if ended.any() and not self._mode_is_given:
+            self._warn_once(
+                "an episode has ended in a vector of environments that are taken to begin the next one in the step "
+                "after (gymnasium's default); say how they do: actor.autoreset_mode = envs.metadata['autoreset_mode']"
+            )
         if self._mode == "NextStep":
             self._check_autoreset_rows(rows, final_obs, ended)
             after = vector.link_next_step(rows, ended)
@@ -271,6 +280,26 @@ class Episodes:
 
         self._advance = go_on
         return rows
+
+    def _check_continuity(self, rows: Mapping[str, Array]) -> None:
+        """Each environment goes on with the observation that the last step announced."""
+        was_reset = np.zeros(self._vector.count, np.bool_)
+        for name, (expected, goes_on) in (self._expected or {}).items():
+            same = _same_rows(expected, rows[name])
+            if not (same | ~goes_on).all():
+                raise _not_continuous(name, f"of environment {int(np.flatnonzero(~same & goes_on)[0])} ")
+            was_reset |= ~same | goes_on
+        if self._expected is not None and not was_reset.all():
+            self._warn_once(
+                "environment %d begins an episode with the final observation of the last one, in autoreset mode "
+                "Disabled; reset it, with options={'reset_mask': ended}, or set the mode of your environments",
+                int(np.flatnonzero(~was_reset)[0]),
+            )
+
+    def _warn_once(self, text: str, *values: object) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            logger.warning(text, *values)
 
     def _check_autoreset_rows(self, rows: Mapping[str, Array], final_obs: object, ended: NDArray[np.bool_]) -> None:
         """Refuse what cannot come from environments that reset in the step after an end."""

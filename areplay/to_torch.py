@@ -116,7 +116,7 @@ class _Pin:
 
     def __init__(self, torch: Any, memory: mmap.mmap, device: torch.device) -> None:
         self._cudart = torch.cuda.cudart()
-        self._memory = np.frombuffer(memory, np.uint8)  # holds the mapping
+        self._memory = np.frombuffer(memory, np.uint8)
         self.last_copied: dict[int, torch.cuda.Event] = {}  # by device, whose copies follow each other
         error = int(self._cudart.cudaHostRegister(self._memory.ctypes.data, self._memory.nbytes, 0))
         self.is_registered = error == 0
@@ -141,7 +141,7 @@ class _Pin:
 
 
 _pins: dict[mmap.mmap, _Pin] = {}
-"""Of this process, until they are closed."""
+"""Of this process, until they are closed. As a key here, their memory stays mapped."""
 
 _unpinned: WeakSet[mmap.mmap] = WeakSet()
 """What is not pinned again, since nobody would unpin it."""

@@ -5,9 +5,10 @@ final observation if the episode ends before; `back` rows before it, or all sinc
 yet written, was overwritten, or will never be written (its actor died) makes it invalid, never shorter.
 
 Nearly all windows lie in one block, in which the distance from row to row is the same, and no episode ends in them:
-guess where their rows are, and look whether the rows there are the ones (their moments tell). The few others are walked
-row by row along their links. All of it for many windows at once, and for rows that may change meanwhile: whoever copies
-them checks `Windows.unchanged` after that.
+guess where their rows are, and look whether the rows there are the ones (their moments tell). Most of the others reach
+into one neighbouring block, or end with their episode: guess with that in mind. What is left, where distances vary or
+blocks are short, is walked row by row along the links. All of it for many windows at once, and for rows that may change
+meanwhile: whoever copies them checks `Windows.unchanged` after that.
 """
 
 from __future__ import annotations
@@ -207,22 +208,88 @@ class WindowFinder:
         windows = Windows(ring, back, indices, guessed, behind, ahead)
         rest = np.flatnonzero(~settled)
         if len(rest):
-            windows = self._walked(windows, rest)
+            windows = self._mended(windows, rest, moments[rest], strides[rest], steps[rest])
         if window.min_steps > 1:
             windows = _only(windows, windows.steps >= window.min_steps)
         return windows
 
-    def _walked(self, windows: Windows, rest: NDArray[np.intp]) -> Windows:
-        """`windows` with those at `rest` found row by row, without those that are not valid."""
-        walk = _Walk(self._ring, self._window, windows.indices[rest])
-        walk.forward()
-        walk.back()
-        windows.positions[rest] = self._ring.positions(walk.found)
-        windows.ahead[rest], windows.behind[rest] = walk.ahead, walk.behind
-        valid = np.ones(len(windows), np.bool_)
-        valid[rest] = walk.valid
-        windows._elsewhere = walk.elsewhere(rest)
-        return _only(windows, valid)
+    def _mended(
+        self, windows: Windows, rest: NDArray[np.intp], moments: Indices, strides: Indices, steps: Indices
+    ) -> Windows:
+        """`windows` with those at `rest` found on the longer ways, without those that are not valid."""
+        guess = _Guess(self._ring, self._window, windows.indices[rest], moments, strides, steps)
+        found, ahead, behind, valid = guess.found, guess.ahead, windows.behind[rest], guess.settled
+        lost = np.flatnonzero(~guess.settled & ~guess.dead)
+        if len(lost):
+            walk = _Walk(self._ring, self._window, windows.indices[rest[lost]])
+            walk.forward()
+            walk.back()
+            found[lost], ahead[lost], behind[lost], valid[lost] = walk.found, walk.ahead, walk.behind, walk.valid
+        windows.positions[rest] = self._ring.positions(found)
+        windows.ahead[rest], windows.behind[rest] = ahead, behind
+        serials = found // self._ring.block_rows
+        which, column = np.nonzero(serials[:, 1:] != serials[:, :-1])
+        # Of two neighbours in different blocks both, since either may be the one that is not in the row's own block.
+        elsewhere = np.concatenate([found[which, column], found[which, column + 1]])
+        windows._elsewhere = np.concatenate([rest[which], rest[which]]), elsewhere
+        is_valid = np.ones(len(windows), np.bool_)
+        is_valid[rest] = valid
+        return _only(windows, is_valid)
+
+
+class _Guess:
+    """A guess for windows that may reach into a neighbouring block, or end with their episode.
+
+    Attributes:
+        found: (U, W) the indices of their rows, for those that are settled. ahead: (U,) how many rows after the first.
+        settled: (U,) whether they were found. dead: (U,) whether there is no such window.
+    """
+
+    def __init__(
+        self, ring: Ring, window: Window, indices: Indices, moments: Indices, strides: Indices, steps: Indices
+    ) -> None:
+        back, block_rows, positions = window.back, ring.block_rows, ring.positions
+        serials = indices // block_rows
+        rows, following = ring.neighbours(serials, following=True)
+        previous = ring.neighbours(serials, following=False)[1]
+        before = ring.neighbours(previous, following=False)[0]
+        offsets = (indices - serials * block_rows)[:, None] + steps * strides[:, None]
+        after = offsets - rows[:, None]
+        is_after, is_before = after >= 0, offsets < 0
+        found = serials[:, None] * block_rows + offsets
+        found = np.where(is_after, following[:, None] * block_rows + after, found)
+        found = np.where(is_before, previous[:, None] * block_rows + before[:, None] + offsets, found)
+        reached = np.where(is_after, (following[:, None] >= 0) & (after < block_rows), rows[:, None] > 0)
+        reached &= ~is_before | ((previous[:, None] >= 0) & (offsets + before[:, None] >= 0))
+        there = reached & ring.committed(found)
+        there &= ring.columns[MOMENT].take(positions(found), mode="clip") - moments[:, None] == steps
+        each = np.arange(len(indices))
+        # Forward: all rows, or all up to the final observation.
+        self.ahead = np.logical_and.accumulate(there[:, back + 1 :], axis=1).sum(axis=1)
+        last = found[each, back + self.ahead]
+        links = ring.columns[AHEAD].take(positions(last), mode="clip")
+        is_full = self.ahead == window.forward
+        if window.across_episodes:
+            done, dead = is_full & (links > 0), np.zeros(len(indices), np.bool_)
+        else:
+            done = is_full | (links < 0)
+            following_column = np.minimum(back + 1 + self.ahead, window.rows - 1)
+            # The next row would be in the block after ours, which is the last one of the stream, or in none: it is not
+            # yet there, or never will be.
+            last_block = (following < 0) | (ring.neighbours(following, following=True)[1] < 0)
+            is_known = is_after[each, following_column] & last_block & (after[each, following_column] < block_rows)
+            dead = ~done & (links == strides) & is_known
+        # Back: all rows.
+        if back:
+            ahead_of = np.logical_and.accumulate(there[:, back - 1 :: -1], axis=1).sum(axis=1)
+            nearest = found[each, back - ahead_of]
+            links = ring.columns[BACK].take(positions(nearest), mode="clip")
+            column = np.maximum(back - 1 - ahead_of, 0)
+            is_known = reached[each, column] | (is_before[each, column] & ((previous < 0) | (before == 0)))
+            dead |= (ahead_of < back) & ((links == 0) | ((links == strides) & is_known))
+            done &= ahead_of == back
+        self.settled, self.dead = done & (rows > 0), dead | (rows == 0)
+        self.found = np.where(np.arange(-back, window.forward + 1) > self.ahead[:, None], last[:, None], found)
 
 
 class _Walk:
@@ -276,14 +343,6 @@ class _Walk:
             at[walking] = there
             self.behind[walking] += 1
             self.found[:, column] = at
-
-    def elsewhere(self, items: NDArray[np.intp]) -> tuple[NDArray[np.intp], Indices]:
-        """The rows that are in other blocks than the row before them, and the items that they belong to."""
-        serials = self.found // self._ring.block_rows
-        which, column = np.nonzero(serials[:, 1:] != serials[:, :-1])
-        # of two neighbours in different blocks both, since either may be the one that is not in the row's own block
-        indices = np.concatenate([self.found[which, column], self.found[which, column + 1]])
-        return np.concatenate([items[which], items[which]]), indices
 
     def _next(self, here: Indices, walking: NDArray[np.intp]) -> tuple[Indices, NDArray[np.intp]]:
         """The rows one step on, and of whom; who has none is not valid."""

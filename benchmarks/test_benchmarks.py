@@ -20,6 +20,7 @@ EXPECTED = {
     "cartpole": 4,
     "learner": 4,
     "ingest": 6,
+    "items": 6,
     "blocks": 4,
     "question": 4,
     "queue_fill": 3,

@@ -70,6 +70,8 @@ CARTPOLE = Workload(
     },
 )
 
+STEPS = areplay.Spec.steps(obs=((84, 84), "uint8"), action=((), "int64"))
+
 
 def split(columns: Columns) -> list[dict[str, Any]]:
     """The same rows one by one, as an environment would hand them over."""
@@ -121,6 +123,22 @@ async def push_paced_chunks(actor: areplay.Actor, workload: Workload, chunk_rows
         await asyncio.sleep(pace.early_s())
         for _ in range(pace.due()):
             await actor.extend(chunk)
+            pace.sent += 1
+
+
+async def push_vector_steps(actor: areplay.Actor, environments: int, steps_per_s: float) -> None:
+    """Hand in the steps of a vector of made-up environments at a steady rate; one in a thousand ends an episode."""
+    frames = np.random.default_rng(actor.seed).integers(0, 256, (16, environments, 84, 84)).astype(np.uint8)
+    action, reward = np.zeros(environments, np.int64), np.zeros(environments)
+    never, resets = np.zeros(environments, np.bool_), np.zeros(environments, np.bool_)
+    pace = Pace(steps_per_s / environments)
+    while not actor.stopping:
+        await asyncio.sleep(pace.early_s())
+        for _ in range(pace.due()):
+            obs, next_obs = frames[pace.sent % 16], frames[(pace.sent + 1) % 16]
+            ended = ~resets & (actor.rng.random(environments) < 0.001)
+            await actor.add(obs=obs, action=action, reward=reward, terminated=ended, truncated=never, next_obs=next_obs)
+            resets = ended
             pace.sent += 1
 
 

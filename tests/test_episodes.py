@@ -1,0 +1,349 @@
+"""Tests of `areplay.episodes`: the rows that steps become, and how they are linked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from areplay.episodes import Episodes
+from areplay.errors import SpecMismatch
+from areplay.links import AHEAD, BACK, GAP, MAX_ENVIRONMENTS, MOMENT
+from areplay.spec import Spec
+
+SPEC = Spec.steps(obs=((2,), "float32"), action=((), "int64"), tag=((), "int32"))
+NESTED = Spec.steps(obs={"camera": ((2, 2), "uint8"), "speed": ((), "float32")}, action={"0": ((), "int64")})
+
+
+def step(number: int, ends: str = "", **changed: Any) -> dict[str, Any]:
+    """A step from observation `number` to the next; `ends` is "t", "u" or nothing."""
+    row: dict[str, Any] = {
+        "obs": np.full(2, number, np.float32),
+        "action": number,
+        "reward": number / 2,
+        "terminated": ends == "t",
+        "truncated": ends == "u",
+        "tag": -number,
+        "next_obs": np.full(2, number + 1, np.float32),
+    }
+    return row | changed
+
+
+def vector(numbers: list[int], ends: str, **changed: Any) -> dict[str, Any]:
+    """A step of several environments; `ends` has a letter for each: "t", "u" or "."."""
+    obs = np.repeat(np.array(numbers, np.float32)[:, None], 2, axis=1)
+    row: dict[str, Any] = {
+        "obs": obs,
+        "action": np.array(numbers),
+        "reward": np.zeros(len(numbers)),
+        "terminated": np.array([letter == "t" for letter in ends]),
+        "truncated": np.array([letter == "u" for letter in ends]),
+        "tag": -np.array(numbers),
+        "next_obs": obs + 1,
+    }
+    return row | changed
+
+
+class Stream:
+    """All rows that were handed in, in order, as one table."""
+
+    def __init__(self, spec: Spec = SPEC, mode: str | None = None) -> None:
+        self.episodes, self.rows = Episodes(spec), []
+        if mode is not None:
+            self.episodes.autoreset_mode = mode
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Hand in one step."""
+        made = self.episodes.rows(row)
+        if isinstance(made, tuple):
+            self.rows += [dict(one) for one in made]
+        else:
+            self.rows += [{name: made[name][k] for name in made} for k in range(len(made[MOMENT]))]
+        self.episodes.advance()
+
+    def column(self, name: str) -> list[Any]:
+        """The values of one field; of an observation its first number."""
+        return [np.asarray(row[name]).ravel()[0].item() for row in self.rows]
+
+    def chains(self) -> list[list[int]]:
+        """For each episode, by its links from row to row, the rows that it consists of."""
+        chains, ahead, back = [], self.column(AHEAD), self.column(BACK)
+        for start in range(len(self.rows)):
+            if back[start] == 0:
+                chain = [start]
+                while ahead[chain[-1]] > 0 and chain[-1] + ahead[chain[-1]] < len(self.rows):
+                    chain.append(chain[-1] + ahead[chain[-1]])
+                    assert chain[-1] - back[chain[-1]] == chain[-2]
+                chains.append(chain)
+        return chains
+
+
+def test_an_episode_of_t_steps_becomes_t_plus_one_rows() -> None:
+    """The last one holds the final observation only, and the next episode follows."""
+    stream = Stream()
+    for number, ends in enumerate(["", "", "t", "", "u"]):
+        stream.add(step(number if number < 3 else number + 1, ends))
+    assert stream.column("obs") == [0, 1, 2, 3, 4, 5, 6]
+    assert stream.column("action") == [0, 1, 2, 0, 4, 5, 0]
+    assert stream.column("terminated") == [False, False, True, False, False, False, False]
+    assert stream.column("truncated") == [False] * 5 + [True, False]
+    assert stream.column(MOMENT) == [0, 1, 2, 3, (1 << 32), (1 << 32) + 1, (1 << 32) + 2]
+    assert stream.column(AHEAD) == [1, 1, 1, -1, 1, 1, -1]
+    assert stream.column(BACK) == [0, 1, 1, 1, 0, 1, 1]
+
+
+def test_many_steps_at_once_become_the_rows_that_they_become_one_by_one() -> None:
+    """Columns of n steps in any cut, with ends anywhere."""
+    rng = np.random.default_rng(5)
+    ends = ["" if rng.random() < 0.7 else "tu"[rng.integers(2)] for _ in range(40)]
+    numbers, number = [], 0
+    for end in ends:
+        numbers.append(number)
+        number += 2 if end else 1
+    one, many = Stream(), Stream()
+    for number, end in zip(numbers, ends, strict=True):
+        one.add(step(number, end))
+    start = 0
+    for count in (1, 2, 13, 4, 20):
+        rows = [step(n, e) for n, e in zip(numbers[start : start + count], ends[start : start + count], strict=True)]
+        columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+        columns |= {"tag": columns["tag"].astype(np.int32), "reward": columns["reward"].astype(np.float32)}
+        made, which = many.episodes.columns(columns)
+        assert made["obs"][which].tolist() == [[n, n] for n in numbers[start : start + count]]
+        many.rows += [{name: made[name][k] for name in made} for k in range(len(made[MOMENT]))]
+        many.episodes.advance()
+        start += count
+    for name in one.rows[0]:
+        assert many.column(name) == one.column(name), name
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])
+def test_the_rows_of_a_vector_are_linked_to_its_episodes(mode: str) -> None:
+    """In each mode: following the links gives each environment's observations, final ones included, and no other."""
+    rng, count = np.random.default_rng(7), 4
+    stream = Stream(mode=mode)
+    now = np.arange(count) * 1_000  # environments count their observations
+    truth = [[[n]] for n in now.tolist()]  # for each environment its episodes' observations
+    resets = np.zeros(count, bool)
+    for _ in range(60):
+        ended = (rng.random(count) < 0.2) & ~resets
+        step = vector(now.tolist(), "".join("t" if end else "." for end in ended))
+        after = now + 1
+        for k in range(count):
+            if mode == "NextStep" and resets[k]:
+                truth[k].append([int(after[k])])
+            else:
+                truth[k][-1].append(int(after[k]))
+        if mode == "SameStep":
+            final = np.array([[n, n] if end else None for n, end in zip(after, ended, strict=True)], object)
+            step["final_obs"] = [None if one is None else np.array(one, np.float32) for one in final]
+            after[ended] += 1  # the first observation of the next episode comes with the end
+            step["next_obs"] = np.repeat(after[:, None], 2, axis=1).astype(np.float32)
+        stream.add(step)
+        if mode != "NextStep":
+            after[ended] += mode == "Disabled"  # here the caller resets
+            for k in np.flatnonzero(ended):
+                truth[k].append([int(after[k])])
+        resets, now = ended if mode == "NextStep" else resets, after
+    observations, ahead = stream.column("obs"), stream.column(AHEAD)
+    found = sorted([observations[row] for row in chain] for chain in stream.chains())
+    # The last observation of an episode that goes on is not stored yet, nor one that has only begun.
+    expected = sorted(
+        episode if k < len(episodes) - 1 else episode[:-1] for episodes in truth for k, episode in enumerate(episodes)
+    )
+    assert found == [episode for episode in expected if episode]
+    assert sum(distance < 0 for distance in ahead) >= 20
+    extra = 0 if mode == "NextStep" else sum(distance < 0 for distance in ahead)
+    assert len(stream.rows) == 60 * count + extra, "a row a step, and one more for each end unless its step has one"
+
+
+def test_episodes_side_by_side_never_share_a_moment() -> None:
+    """What a moment names is unique in the stream."""
+    stream = Stream(mode="Disabled")
+    rng, now = np.random.default_rng(3), np.arange(3) * 100
+    for _ in range(30):
+        ended = rng.random(3) < 0.4
+        stream.add(vector(now.tolist(), "".join("u" if end else "." for end in ended)))
+        now = now + 1 + ended
+    moments = stream.column(MOMENT)
+    assert len(set(moments)) == len(moments)
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])
+def test_after_a_gap_nothing_is_linked_over_it(mode: str) -> None:
+    """Rows that got lost leave a new chain that does not claim to be an episode's beginning; in mode NextStep the first
+    row after it could be one of a reset, so no step is made of it."""
+    stream = Stream(mode=mode)
+    stream.add(vector([0, 100], ".."))
+    stream.episodes.rows(vector([1, 101], ".."))
+    stream.episodes.cut()
+    stream.add(vector([2, 102], ".."))
+    stream.add(vector([3, 103], ".."))
+    assert stream.column(BACK) == [0, 0, 0, 0, 0 if mode == "NextStep" else 2, 0 if mode == "NextStep" else 2]
+    assert [moment & 0xFFFFFFFF for moment in stream.column(MOMENT)][:4] == [0, 0, GAP, GAP]
+    is_next_step = mode == "NextStep"
+    assert [distance < 0 for distance in stream.column(AHEAD)] == [False] * 2 + [is_next_step] * 2 + [False] * 2
+    assert len({moment >> 32 for moment in stream.column(MOMENT)}) == (6 if mode == "NextStep" else 4)
+
+
+def test_after_a_gap_one_environment_goes_on_unlinked() -> None:
+    """Also when the step that got lost was an episode's last."""
+    stream = Stream()
+    stream.add(step(0))
+    stream.episodes.rows(step(1, "t"))
+    stream.episodes.cut()
+    stream.add(step(10))
+    stream.add(step(11, "t"))
+    stream.add(step(20))
+    assert stream.column(BACK) == [0, 0, 1, 1, 0]
+    assert [moment & 0xFFFFFFFF for moment in stream.column(MOMENT)] == [0, GAP, GAP + 1, GAP + 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        ({"terminated": True, "next_obs": None}, "next_obs"),
+        ({"obs": np.zeros(3, np.float32)}, "obs"),
+        ({"next_obs": np.zeros(2)}, "next_obs"),
+        ({"obs": np.full(2, 7, np.float32)}, "obs"),
+        ({"terminated": 2}, "terminated"),
+        ({"tagg": 1}, "tagg"),
+        ({"final_obs": np.zeros(2, np.float32)}, "final_obs"),
+        ({"terminated": np.array([[True]])}, "terminated"),
+        ({"terminated": np.zeros(MAX_ENVIRONMENTS + 1, np.bool_)}, "terminated"),
+        ({"terminated": np.zeros(2, np.bool_)}, "terminated"),
+    ],
+)
+def test_a_step_that_does_not_fit_is_refused_by_name(wrong: dict[str, Any], field: str) -> None:
+    """A missing final observation, a wrong shape or dtype, an observation that does not follow, a misspelt field."""
+    stream = Stream()
+    stream.add(step(0))
+    with pytest.raises(SpecMismatch) as caught:
+        made = stream.episodes.rows(step(1, **wrong))
+        # single rows are checked field by field where they are written
+        stream.episodes._spec["obs"].convert(made[0]["obs"])  # type: ignore[index]
+    assert caught.value.field == field
+    stream.add(step(1))
+    assert stream.column("obs") == [0, 1], "and nothing was changed by it"
+
+
+def test_an_observation_must_follow_from_the_one_before_in_every_way_in() -> None:
+    """One step, columns within and at their beginning, a vector; NaN follows from NaN."""
+    stream = Stream()
+    columns = {name: np.array([step(0)[name], step(2)[name]]) for name in step(0)}
+    columns |= {"tag": columns["tag"].astype(np.int32), "reward": columns["reward"].astype(np.float32)}
+    with pytest.raises(SpecMismatch, match="of step 1"):
+        stream.episodes.columns(columns)
+    stream.add(step(5))
+    with pytest.raises(SpecMismatch, match="of the first step"):
+        stream.episodes.columns({name: column[:1] for name, column in columns.items()})
+    lanes = Stream()
+    lanes.add(vector([0, 10], ".."))
+    with pytest.raises(SpecMismatch, match="of environment 1"):
+        lanes.add(vector([1, 12], ".."))
+    holes = Stream()
+    nan = np.full(2, np.nan, np.float32)
+    holes.add(step(0, next_obs=nan))
+    holes.add(step(1, obs=nan))
+
+
+def test_what_cannot_come_from_environments_of_that_mode_is_refused() -> None:
+    """The remedy names the mode to set."""
+    same_as_next = Stream()
+    same_as_next.add(vector([0, 10], "t."))
+    with pytest.raises(SpecMismatch, match="autoreset_mode") as caught:
+        same_as_next.add(vector([1, 11], "..", reward=np.ones(2)))
+    assert caught.value.field == "reward"
+    chosen = Stream(mode="NextStep")  # a wrapper may change rewards: whoever says the mode is believed
+    chosen.add(vector([0, 10], "t."))
+    chosen.add(vector([1, 11], "..", reward=np.ones(2)))
+    with pytest.raises(SpecMismatch, match="no end in the step of a reset"):
+        both = Stream()
+        both.add(vector([0, 10], "t."))
+        both.add(vector([1, 11], "t."))
+    with pytest.raises(SpecMismatch, match="final_obs"):
+        Stream().add(vector([0, 10], "t.", final_obs=np.array([np.zeros(2), None], object)))
+    with pytest.raises(SpecMismatch, match="info\\['final_obs'\\]"):
+        Stream(mode="SameStep").add(vector([0, 10], "t."))
+    with pytest.raises(SpecMismatch, match="environment 0, which ended"):
+        Stream(mode="SameStep").add(vector([0, 10], "t.", final_obs=[None, None]))
+    with pytest.raises(SpecMismatch, match="next_obs"):
+        Stream(mode="Disabled").add(vector([0, 10], "t.", next_obs=None))
+
+
+def test_an_end_in_an_undeclared_mode_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The default is gymnasium's own; whether it is right nobody can see, so nobody relies on it unknowingly."""
+    stream = Stream()
+    stream.add(vector([0, 10], ".."))
+    assert caplog.messages == []
+    stream.add(vector([1, 11], "t."))
+    stream.add(vector([2, 12], ".."))
+    stream.add(vector([3, 13], "t."))
+    assert len(caplog.messages) == 1 and "autoreset_mode" in caplog.messages[0]
+    declared = Stream(mode="NextStep")
+    declared.add(vector([1, 11], "t."))
+    assert len(caplog.messages) == 1
+
+
+def test_environments_that_were_not_reset_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    """In mode Disabled the caller resets; an episode that begins where the last one ended looks as if nobody did."""
+    stream = Stream(mode="Disabled")
+    stream.add(vector([0, 10], "t."))
+    stream.add(vector([5, 11], ".t"))
+    assert caplog.messages == []
+    stream.add(vector([6, 12], "t."))
+    stream.add(vector([7, 13], ".."))
+    assert len(caplog.messages) == 1 and "environment 1" in caplog.messages[0]
+
+
+def test_the_mode_is_set_before_the_first_step() -> None:
+    """By name or as gymnasium's own; another one is a mistake."""
+    from gymnasium.vector import AutoresetMode
+
+    episodes = Episodes(SPEC)
+    episodes.autoreset_mode = AutoresetMode.SAME_STEP
+    assert episodes.autoreset_mode == "SameStep"
+    with pytest.raises(ValueError, match="NextStep, SameStep, Disabled"):
+        episodes.autoreset_mode = "same"
+    episodes.rows(step(0))
+    episodes.advance()
+    episodes.autoreset_mode = "SameStep"
+    with pytest.raises(ValueError, match="before"):
+        episodes.autoreset_mode = "NextStep"
+
+
+def test_nested_observations_are_given_as_they_come() -> None:
+    """Dicts and tuples, in steps, next observations and final ones, of one environment and of a vector."""
+    stream = Stream(NESTED)
+    obs = {"camera": np.ones((2, 2), np.uint8), "speed": 1.5}
+    final = {"camera": np.full((2, 2), 9, np.uint8), "speed": 9.5}
+    stream.add({"obs": obs, "action": (3,), "reward": 1.0, "terminated": True, "truncated": False, "next_obs": final})
+    assert stream.column("obs.camera") == [1, 9]
+    assert stream.column("obs.speed") == [1.5, 9.5]
+    assert stream.column("action.0") == [3, 0]
+    with pytest.raises(SpecMismatch, match=r"next_obs\.speed"):
+        stream.episodes.rows(
+            {
+                "obs": obs,
+                "action": (3,),
+                "reward": 1.0,
+                "terminated": True,
+                "truncated": False,
+                "next_obs": {"camera": final["camera"]},
+            }
+        )
+    lanes = Stream(NESTED, mode="SameStep")
+    both = {"camera": np.ones((2, 2, 2), np.uint8), "speed": np.array([1.5, 2.5])}
+    lanes.add(
+        {
+            "obs": both,
+            "action": (np.array([3, 4]),),
+            "reward": np.ones(2),
+            "terminated": np.array([False, True]),
+            "truncated": np.zeros(2, bool),
+            "next_obs": both,
+            "final_obs": np.array([None, final], object),
+        }
+    )
+    assert lanes.column("obs.speed") == [1.5, 2.5, 9.5]

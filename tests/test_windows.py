@@ -1,0 +1,148 @@
+"""Tests of `areplay.windows`. What the windows are is held by the oracle in `tests/models`; here the two ways to them
+are held against each other, and what a writer does meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from areplay.episodes import Episodes
+from areplay.ring import Ring, RingGuard, StreamWriter
+from areplay.spec import Spec
+from areplay.windows import Window, WindowFinder, Windows, _Walk
+
+SPEC = Spec.steps(obs=((), "int64"), action=((), "int8"))
+
+
+class Scene:
+    """A ring with streams of vectors of made-up environments, whose observations count rows of their own."""
+
+    def __init__(self, blocks: int = 12, block_rows: int = 16) -> None:
+        self.ring, self.guard = Ring(SPEC, blocks, block_rows), RingGuard()
+        self.writers: list[StreamWriter] = []
+
+    def stream(self, environments: int, mode: str, steps: int, seed: int, mean: float = 1e9) -> StreamWriter:
+        """Write a stream; its writer, to go on with. With short episodes some blocks stay short."""
+        rng, episodes = np.random.default_rng(seed), Episodes(SPEC)
+        episodes.autoreset_mode = mode
+        writer = StreamWriter(self.ring, self.ring.block_locks(), self.guard)
+        self.writers.append(writer)
+        resets = np.zeros(environments, bool)
+        for number in range(steps):
+            ended = (rng.random(environments) < 1 / mean) & ~resets
+            obs = np.arange(environments) * 10_000 + number
+            rows = episodes.rows(
+                {
+                    "obs": obs,
+                    "action": np.zeros(environments, np.int8),
+                    "reward": np.zeros(environments),
+                    "terminated": ended,
+                    "truncated": np.zeros(environments, bool),
+                    "next_obs": obs + 1 if mode == "Disabled" else None,
+                }
+            )
+            episodes.advance()
+            resets = ended if mode == "NextStep" else resets
+            assert not isinstance(rows, tuple)
+            writer.write(rows, 0, len(rows["reward"]))
+            if mean < 1e9 and rng.random() < 0.03:
+                writer.seal()  # as when a block is held by somebody: it stays short
+        return writer
+
+    def committed(self) -> np.ndarray:
+        """The indices of all rows that are there."""
+        first, end = self.ring.names()
+        names = np.arange(first, end)
+        return names[self.ring.committed(names)]
+
+    def close(self) -> None:
+        """Give everything back."""
+        for writer in self.writers:
+            writer.close()
+        self.ring.segment.close()
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    """An empty ring."""
+    scene = Scene()
+    yield scene
+    scene.close()
+
+
+@pytest.mark.parametrize("across", [False, True])
+@pytest.mark.parametrize(("back", "forward"), [(0, 0), (0, 1), (3, 1), (3, 3), (0, 10), (2, 40)])
+@pytest.mark.parametrize("environments", [1, 3, 20])
+@pytest.mark.parametrize("mode", ["NextStep", "Disabled"])
+def test_guessing_and_walking_find_the_same(
+    scene: Scene, environments: int, mode: str, back: int, forward: int, across: bool
+) -> None:
+    """For every row of a ring that was overwritten in part: same windows, same verdicts, whatever lies in between."""
+    for seed in range(3):
+        scene.stream(environments, mode, 300 // environments, seed, mean=6.0 if seed else 50.0)
+    window = Window(back=back, forward=forward, across_episodes=across)
+    rows = scene.committed()
+    found = WindowFinder(scene.ring, window).find(rows)
+    steps = rows[scene.ring.columns["steps.ahead"][scene.ring.positions(rows)] > 0]
+    walk = _Walk(scene.ring, window, steps)
+    walk.forward()
+    walk.back()
+    assert found.indices.tolist() == steps[walk.valid].tolist()
+    assert found.positions.tolist() == scene.ring.positions(walk.found[walk.valid]).tolist()
+    assert found.ahead.tolist() == walk.ahead[walk.valid].tolist()
+    assert found.behind.tolist() == walk.behind[walk.valid].tolist()
+    assert found.unchanged().all()
+
+
+def test_a_window_changes_with_each_block_that_it_lies_in(scene: Scene) -> None:
+    """Recycling any one of its blocks, also one that the drawn row is not in, is seen; other windows stay."""
+    scene.stream(1, "Disabled", 40, 0)  # rows 0 to 39 in blocks 0 to 2
+    windows = WindowFinder(scene.ring, Window(back=3, forward=20)).find(np.array([5, 17, 18, 19]))
+    assert windows.indices.tolist() == [5, 17, 18, 19]
+    assert windows.blocks() == [0, 1, 2]
+    assert windows.unchanged().tolist() == [True] * 4
+    scene.ring.ends[0] = -1
+    assert windows.unchanged().tolist() == [False, False, False, True], "19 - 3 is in block 1"
+    scene.ring.ends[0] = 16
+    scene.ring.ends[2] = -1
+    assert windows.unchanged().tolist() == [True, False, False, False], "5 + 20 is in block 1"
+    assert windows.first(1).unchanged().tolist() == [True]
+    joined = Windows.joined([windows.first(1), windows, windows.first(2)])
+    assert joined.unchanged().tolist() == [True, True, False, False, False, True, False]
+    assert len(joined) == 7
+
+
+def test_values_are_taken_by_their_distance(scene: Scene) -> None:
+    """One step, or a range of them; before the episode's beginning its first row."""
+    scene.stream(1, "Disabled", 40, 0)
+    windows = WindowFinder(scene.ring, Window(back=3, forward=2)).find(np.array([1, 30]))
+    assert windows.take("obs").tolist() == [1, 30]
+    assert windows.take("obs", 2).tolist() == [3, 32]
+    assert windows.take("obs", slice(-3, 3)).tolist() == [[0, 0, 0, 1, 2, 3], [27, 28, 29, 30, 31, 32]]
+    assert windows.take("obs", slice(None, None)).tolist() == [[1, 2, 3], [30, 31, 32]]
+    assert windows.behind.tolist() == [1, 3]
+    assert windows.numbers().tolist() == [[0, 0, 0, 1, 2, 3], [27, 28, 29, 30, 31, 32]]
+    assert windows.steps.tolist() == [3, 3]
+
+
+def test_only_every_period_th_step_begins_a_window(scene: Scene) -> None:
+    """Counted from the first step of each episode; and only with enough steps before its end."""
+    scene.stream(1, "Disabled", 150, 4, mean=8.0)
+    rows = scene.committed()
+    numbers = scene.ring.columns["steps.moment"][scene.ring.positions(rows)] & 0xFFFFFFFF
+    every = WindowFinder(scene.ring, Window(forward=4)).find(rows)
+    third = WindowFinder(scene.ring, Window(forward=4, period=3)).find(rows)
+    assert third.indices.tolist() == [n for n in every.indices.tolist() if numbers[rows == n][0] % 3 == 0]
+    long = WindowFinder(scene.ring, Window(forward=4, min_steps=3)).find(rows)
+    kept = every.steps >= 3
+    assert 0 < kept.sum() < len(kept)
+    assert long.indices.tolist() == every.indices[kept].tolist()
+
+
+@pytest.mark.parametrize("wrong", [{"back": -1}, {"forward": 1.5}, {"period": 0}, {"forward": 2, "min_steps": 4}])
+def test_a_window_that_makes_no_sense_is_refused(wrong: dict[str, int]) -> None:
+    """By the name of the option."""
+    with pytest.raises(ValueError, match=list(wrong)[-1]):
+        Window(**wrong)
