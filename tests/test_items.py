@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import inspect
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pytest
 
-from areplay.items import Rows
+import areplay
+from areplay import items
+from areplay.items import BatchFields, Fields, Rows, View
 from areplay.ring import Ring, RingGuard, StreamWriter
-from areplay.spec import Spec
-from areplay.windows import WindowFinder, Windows
+from areplay.spec import Array, Spec
+from areplay.windows import Window, WindowFinder, Windows
 
 SPEC = Spec(obs=((2, 3), "uint8"), reward=((), "float32"), done=((), "bool"), z=((1,), "complex128"))
 
@@ -63,6 +67,60 @@ def test_a_stale_name_copies_something_and_does_not_fail(ring: Ring) -> None:
     out = {name: np.zeros((2, *field.shape), field.dtype) for name, field in SPEC.items()}
     Rows().assemble(windows(ring, [3, 1_000_003]), out)
     assert out["reward"].tolist() == [35.0, 35.0], "the row that has the place now"
+
+
+class NextRewards:
+    """The example of the docstring of `areplay.items`: the discounted sum of the next five rewards."""
+
+    window = Window(forward=4)
+
+    def fields(self, spec: Spec) -> Fields:
+        """See `Item.fields`."""
+        return {"obs": spec["obs"], "returns": ((), "float32")}
+
+    def assemble(self, windows: Windows, out: Mapping[str, Array]) -> None:
+        """See `Item.assemble`."""
+        windows.take("obs", out=out["obs"])
+        rewards = windows.take("reward", slice(0, 5))  # (B, 5); behind an episode's end the last row is repeated
+        is_step = np.arange(5) < windows.steps[:, None]
+        out["returns"][:] = (rewards * is_step) @ 0.99 ** np.arange(5)
+
+
+async def test_an_item_kind_of_the_users_own_is_drawn_and_put_together() -> None:
+    """The documented example, in this process and in a sampler's; and it is what the documentation shows."""
+    spec = Spec.steps(obs=((), "int64"), action=((), "int64"))
+    async with areplay.Replay(spec, 64, seed=0) as replay:
+        for t in range(12):
+            await replay.add(obs=t, action=0, reward=float(t), terminated=t == 11, truncated=False, next_obs=t + 1)
+        expected = [sum(0.99**k * (t + k) for k in range(5) if t + k < 12) for t in range(12)]
+        batch = replay.sample(200, NextRewards())
+        assert set(batch["obs"].tolist()) == set(range(12))
+        assert np.allclose(batch["returns"], [expected[t] for t in batch["obs"]])
+        async with asyncio.timeout(60), replay.batches(NextRewards(), batch_size=16) as batches:
+            batch = await anext(batches)
+            assert np.allclose(batch["returns"], [expected[t] for t in batch["obs"]])
+    shown = inspect.cleandoc(items.__doc__ or "").split("class NextRewards:")[1]
+    for line in inspect.getsource(NextRewards.assemble).splitlines()[2:]:
+        assert line.strip() in shown
+
+
+def test_a_view_is_a_part_of_the_memory_that_it_names() -> None:
+    """A range along axis 1, or stacks of neighbours in it, as views; the source is not shown."""
+    views = {"a": View("s", 0, 2), "w": View("s", 1, 5, stack=3)}
+    fields = BatchFields(views | {"s": ((5, 2), "int64"), "b": ((), "int8")})
+    stored = fields.empty(3)
+    stored["s"][:] = np.arange(30).reshape(3, 5, 2)
+    shown = fields.of(stored)
+    assert list(shown) == ["a", "w", "b"]
+    assert shown["a"].shape == (3, 2, 2) and np.shares_memory(shown["a"], stored["s"])
+    assert shown["w"].shape == (3, 2, 3, 2) and np.shares_memory(shown["w"], stored["s"])
+    for t in range(2):
+        assert shown["w"][:, t].tolist() == stored["s"][:, 1 + t : 4 + t].tolist()
+    for wrong in ({}, {"a": View("s", 0, 2)}, {"s": ((2,), "int8"), "a": View("t", 0, 1)}):
+        with pytest.raises(ValueError, match="sources"):
+            BatchFields(wrong)
+    with pytest.raises(ValueError, match="'a'"):
+        BatchFields({"a": "float32"})
 
 
 def test_what_was_copied_is_nobody_elses(ring: Ring) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import struct
 from typing import Any
 
@@ -460,3 +461,60 @@ def test_an_unpickled_spec_writes_arrays_without_converting_them(monkeypatch: py
     monkeypatch.setattr(Field, "convert", None)
     writer.write(1, {"obs": np.ones(4, np.float32)})
     assert columns["obs"].tolist() == [[0] * 4, [1] * 4]
+
+
+# Specs of steps.
+
+
+def test_a_spec_of_steps_has_what_a_step_consists_of() -> None:
+    """Observation, action, reward, the two flags and the extras, in that order; stored with the links."""
+    spec = Spec.steps(obs=((2,), "uint8"), action=((), "int64"), state=((4,), "float16"))
+    assert list(spec) == ["obs", "action", "reward", "terminated", "truncated", "state"]
+    assert (spec["reward"].dtype, spec["terminated"].dtype) == (np.float32, np.bool_)
+    assert (spec.observations, spec.actions, spec.extras) == (("obs",), ("action",), ("state",))
+    assert spec.is_steps and not Spec(obs=((2,), "uint8")).is_steps
+    assert spec.row_bytes == 2 + 8 + 4 + 1 + 1 + 8 + 12
+    assert list(spec.rows)[-3:] == ["steps.moment", "steps.ahead", "steps.back"]
+    assert repr(spec).startswith("Spec.steps(obs=")
+
+
+def test_nested_observations_and_actions_become_fields_with_dotted_names() -> None:
+    """To any depth; extras, too."""
+    spec = Spec.steps(
+        obs={"camera": ((2, 2), "uint8"), "arm": {"0": ((3,), "float32"), "1": ((), "bool")}},
+        action={"0": ((), "int64")},
+        reward=((2,), "float64"),
+        lstm={"h": ((4,), "float32")},
+    )
+    assert spec.observations == ("obs.camera", "obs.arm.0", "obs.arm.1")
+    assert spec.actions == ("action.0",) and spec.extras == ("lstm.h",)
+    assert spec["reward"].shape == (2,)
+
+
+def test_a_spec_of_steps_is_equal_to_its_like_only() -> None:
+    """Also after a way through pickle; not to a plain one with the same fields."""
+    spec = Spec.steps(obs=((2,), "uint8"), action=((), "int64"))
+    twin = pickle.loads(pickle.dumps(spec))
+    assert twin == spec and twin.is_steps and twin.rows == spec.rows and hash(twin) == hash(spec)
+    plain = Spec(**{name: (field.shape, field.dtype) for name, field in spec.items()})
+    assert plain != spec and not pickle.loads(pickle.dumps(plain)).is_steps
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"next_obs": ((2,), "uint8")}, "next_obs"),
+        ({"terminated": ((), "bool")}, "terminated"),
+        ({"steps.ahead": ((), "int16")}, "steps.ahead"),
+        ({"reward": {"a": ((), "float32")}}, "reward"),
+        ({"obs": {}}, "obs"),
+        ({"obs": {"a.b": ((), "int8")}}, "a.b"),
+        ({"obs": {1: ((), "int8")}}, "obs"),
+        ({"obs": {"a": ((), "int8")}, "obs.a": ((), "int8")}, "obs.a"),
+        ({"extra": ((), "object")}, "extra"),
+    ],
+)
+def test_a_step_that_cannot_be_described_so_is_refused(wrong: dict[str, Any], named: str) -> None:
+    """Names that mean something else, that occur twice, or that cannot be part of a field's name."""
+    with pytest.raises(ValueError, match=re.escape(named)):
+        Spec.steps(**({"obs": ((2,), "uint8"), "action": ((), "int64")} | wrong))
