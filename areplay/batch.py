@@ -46,7 +46,11 @@ class Batch(Mapping[str, Array]):
 
     @property
     def probabilities(self) -> NDArray[np.float64]:
-        """(B,) float64: the probability with which each item was drawn."""
+        """(B,) float64: the probability with which the row that each item is drawn by was drawn.
+
+        Rows by which no item can be drawn (the last ones of an episode that goes on) are drawn again: divide by the
+        share of the others to get the item's own. Importance weights do not depend on it.
+        """
         return self._whole().probabilities
 
     def copy(self) -> Batch:

@@ -4,8 +4,9 @@
     not
 
 After a few rounds in which the writer was faster, the items that are left are copied one by one under their blocks'
-shared locks, which no writer takes away: so progress is certain, and a writer still does not wait, it leaves those
-blocks for later. A reader that dies holding one leaves nothing: the kernel frees it.
+shared locks, which no writer takes away: then only a writer that goes round the ring between a draw and its locks is
+faster, and it does not wait either, it leaves those blocks for later. A reader that dies holding a lock leaves nothing:
+the kernel frees it.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ that keeps a queue of random batches full. The learner, a double DQN in plain nu
 batch and publishes its weights now and then. It is over when the network alone holds the pole up through 20 test
 episodes, as a rule within half a minute; then come a summary and a picture of the learning curve and the queue's fill.
 
-`explore` and `train` are the use of areplay. What they use stands below them; what you see is in `cartpole_display.py`.
+`explore` and `train` are the use of areplay. What they use stands below them; what you see is in `display.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +27,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 import areplay
-from cartpole_display import Progress, display, draw_picture
+from display import Chart, Progress, display, draw_picture
 
 Floats = NDArray[np.float32]
 Params = Mapping[str, Floats]
 
 ENV_ID = "CartPole-v1"
-SPEC = areplay.Spec(
-    obs=((4,), "float32"),
-    action=((), "int64"),
-    reward=((), "float32"),
-    next_obs=((4,), "float32"),
-    terminated=((), "bool"),  # pole fallen or cart off the track; the cut after 500 steps is none of these
-)
+SPEC = areplay.Spec.steps(obs=((4,), "float32"), action=((), "int64"))
+ITEM = areplay.Transitions(n_step=1, gamma=0.99)  # its discount is 0 where the pole fell, not after the 500th step
 CAPACITY_ROWS, MIN_ROWS = 100_000, 1_000
-BATCH_ROWS, PREFETCH_BATCHES = 256, 16
+BATCH_SIZE, PREFETCH_BATCHES = 256, 16
 LEAST_EPSILON, MOST_EPSILON = 0.05, 0.5
 
 PUBLISH_STEPS, TEST_STEPS = 50, 250  # learner steps from one publishing, one test to the next
@@ -50,23 +44,9 @@ TEST_EPISODES, TEST_SEED, SOLVED_RETURN = 20, 1_000_000, 475.0
 
 HIDDEN_UNITS = 64
 OBS_SCALE = np.array([0.8, 1.0, 9.5, 1.0], np.float32)  # metres, m/s, radians and rad/s, all to about -2..2
-GAMMA = 0.99
 LEARNING_RATE = 2e-3
 TARGET_RATE = 0.02  # the part of the way that the target network moves towards the online network in a step
 HUBER_DELTA = 10.0  # values go up to 100, so an error of 10 is where "large" begins
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a run went."""
-
-    solved: bool
-    greedy_return: float
-    """Mean over the episodes of the last test."""
-    seconds: float
-    learner_steps: int
-    rows: int
-    weight_version: int
 
 
 async def explore(actor: areplay.Actor, actors: int) -> None:
@@ -80,17 +60,19 @@ async def explore(actor: areplay.Actor, actors: int) -> None:
         is_random = actor.rng.random() < epsilon
         action = int(actor.rng.integers(2)) if is_random else int(action_values(params, obs).argmax())
         next_obs, reward, terminated, truncated, _ = env.step(action)
-        await actor.add(obs=obs, action=action, reward=reward, next_obs=next_obs, terminated=terminated)
+        await actor.add(
+            obs=obs, action=action, reward=reward, terminated=terminated, truncated=truncated, next_obs=next_obs
+        )
         obs = next_obs
         episode_return += float(reward)
         if terminated or truncated:
-            actor.report(episode_return=episode_return, epsilon=epsilon)
+            actor.report(episode_return=episode_return, series=actor.index)
             obs, _ = env.reset()
             episode_return = 0.0
     env.close()
 
 
-async def train(seed: int, actors: int, max_steps: int, progress: Progress, quiet: bool = False) -> Outcome:
+async def train(seed: int, actors: int, max_steps: int, progress: Progress, quiet: bool = False) -> None:
     """Learn until a test is passed or `max_steps` batches are learnt from."""
     learner = DoubleDQN(np.random.default_rng(seed))
     weights = areplay.Weights(learner.params)
@@ -98,9 +80,7 @@ async def train(seed: int, actors: int, max_steps: int, progress: Progress, quie
         async with (
             areplay.Replay(SPEC, capacity=CAPACITY_ROWS, seed=seed) as replay,
             replay.actors(explore, actors, args=(actors,), weights=weights) as players,
-            replay.batches(
-                areplay.Rows(), batch_size=BATCH_ROWS, prefetch=PREFETCH_BATCHES, min_size_to_sample=MIN_ROWS
-            ) as batches,
+            replay.batches(ITEM, BATCH_SIZE, prefetch=PREFETCH_BATCHES, min_size_to_sample=MIN_ROWS) as batches,
         ):
             async for batch in batches:
                 learner.learn(batch)
@@ -110,25 +90,31 @@ async def train(seed: int, actors: int, max_steps: int, progress: Progress, quie
                     progress.note_test(greedy_return(learner.params))
                 for report in players.reports():
                     progress.note_episode(report)
-                is_over = progress.greedy_return >= SOLVED_RETURN or learner.steps >= max_steps
+                is_over = progress.is_solved or learner.steps >= max_steps
                 if is_over or progress.wants_look():
                     progress.note_look(replay.statistics(), weights.version)
                     show()
                 if is_over:
                     break
-    return Outcome(
-        solved=progress.greedy_return >= SOLVED_RETURN,
-        greedy_return=progress.greedy_return,
-        seconds=progress.seconds(),
-        learner_steps=learner.steps,
-        rows=progress.looks[-1].rows,
-        weight_version=weights.version,
-    )
 
 
 def epsilon_of(index: int, actors: int) -> float:
     """How often an actor acts at random: the first seldom, the last half of the time, the others between (Ape-X)."""
     return float(LEAST_EPSILON * (MOST_EPSILON / LEAST_EPSILON) ** (index / max(actors - 1, 1)))
+
+
+def chart_of(actors: int, max_steps: int) -> Chart:
+    """What the display and the picture are to show."""
+    return Chart(
+        name="CartPole",
+        title="CartPole-v1: how long the pole stays up",
+        unit="steps",
+        series=[f"actor {index}, random {epsilon_of(index, actors):.0%} of the time" for index in range(actors)],
+        test="test, never random: mean of 20",
+        returns=(0.0, 500.0),  # CartPole cuts an episode there
+        solved_return=SOLVED_RETURN,
+        max_batches=max_steps,
+    )
 
 
 def greedy_return(params: Params) -> float:
@@ -187,7 +173,7 @@ class DoubleDQN:
         rows = np.arange(len(batch["reward"]))
         next_actions = action_values(self.params, batch["next_obs"]).argmax(axis=1)
         next_values = action_values(self._target_params, batch["next_obs"])[rows, next_actions]
-        targets = batch["reward"] + GAMMA * np.where(batch["terminated"], 0, next_values)
+        targets = batch["reward"] + batch["discount"] * next_values
         scaled, hidden_1, hidden_2, values = _layers(self.params, batch["obs"])
         errors = values[rows, batch["action"]] - targets
         slopes = np.zeros_like(values)
@@ -224,19 +210,20 @@ def _flat_and_named() -> tuple[Floats, dict[str, Floats]]:
 # ---------------------------------------------------------------------------------------------------- command line
 
 
-def main(arguments: Sequence[str] | None = None) -> Outcome:
+def main(arguments: Sequence[str] | None = None) -> Progress:
     """Train as the command line says, print a summary, draw the picture."""
     options = _parse(arguments)
-    progress = Progress(options.max_steps)
-    outcome: Outcome = areplay.run(train(options.seed, options.actors, options.max_steps, progress, options.quiet))
+    progress = Progress(chart_of(options.actors, options.max_steps))
+    areplay.run(train(options.seed, options.actors, options.max_steps, progress, options.quiet))
+    end = progress.looks[-1]
     print(
-        f"{'Solved' if outcome.solved else 'Not solved'} after {outcome.seconds:.1f} s: greedy return "
-        f"{outcome.greedy_return:.0f} (mean of {TEST_EPISODES} episodes, {SOLVED_RETURN:.0f} needed), "
-        f"{outcome.learner_steps:,} learner steps on {outcome.rows:,} rows, {outcome.weight_version:,} weight versions."
+        f"{'Solved' if progress.is_solved else 'Not solved'} after {end.time_s:.1f} s: greedy return "
+        f"{progress.test_return or 0:.0f} (mean of {TEST_EPISODES} episodes, {SOLVED_RETURN:.0f} needed), "
+        f"{end.batches:,} learner steps on {end.rows:,} rows, {end.weight_version:,} weight versions."
     )
-    draw_picture(progress, options.picture, SOLVED_RETURN)
+    draw_picture(progress, options.picture)
     print(f"Learning curve and queue: {options.picture}")
-    return outcome
+    return progress
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -251,6 +238,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 if __name__ == "__main__":
     try:
-        sys.exit(0 if main().solved else 1)
+        sys.exit(0 if main().is_solved else 1)
     except KeyboardInterrupt:
         sys.exit(130)  # as a shell expects after Ctrl-C; the processes are gone by now

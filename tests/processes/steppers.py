@@ -1,0 +1,70 @@
+"""What runs in the children of `test_items`: actors that step the counting environments of `tests/models`, and die."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from models.episode_world import PLAIN, Player
+
+import areplay
+
+LENGTHS = [
+    [(3, "terminated"), (1, "truncated"), (8, "truncated")],
+    [(5, "truncated")],
+    [(2, "terminated"), (2, "both"), (11, "terminated")],
+]
+NUMBERS_A_LIFE = 1_000_000
+# As the plain kind, with floats in which numbers that large are exact.
+KIND = dataclasses.replace(
+    PLAIN,
+    spec=areplay.Spec.steps(
+        obs=((2,), "int64"),
+        action=((), "int64"),
+        reward=((), "float64"),
+        version=((), "int64"),
+        note=((2,), "float64"),
+    ),
+)
+
+
+def numbers(actor: int, life: int) -> Iterator[int]:
+    """The numbers of an actor's life, no other has them."""
+    return itertools.count(1 + NUMBERS_A_LIFE * (10 * actor + life))
+
+
+def begun(folder: str, actor: int) -> int:
+    """Which life of that actor this is, from 0."""
+    life = len(list(Path(folder).glob(f"{actor}-*")))
+    (Path(folder) / f"{actor}-{life}").touch()
+    return life
+
+
+async def step_and_die(actor: areplay.Actor, folder: str, modes: list[str], steps: list[int]) -> None:
+    """So many steps of a vector in each life, and SIGKILL when they are handed in; but in the last life it returns."""
+    life = begun(folder, actor.index)
+    player = Player(KIND, actor, modes[actor.index], LENGTHS, numbers(actor.index, life), [])
+    for _ in range(steps[life]):
+        await player.play(gives_next=bool(actor.rng.random() < 0.5))
+    if life + 1 < len(steps):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+async def step_until_killed(actor: areplay.Actor, folder: str, modes: list[str]) -> None:
+    """Steps for as long as it may, or until a random moment."""
+    life = begun(folder, actor.index)
+    player = Player(KIND, actor, modes[actor.index], LENGTHS, numbers(actor.index, life), [])
+    last = int(np.random.default_rng(life).integers(200, 600)) if life < 2 else None
+    for step in itertools.count():
+        if step == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if actor.stopping:
+            break
+        await player.play(gives_next=False)
+        await asyncio.sleep(0.0005)
