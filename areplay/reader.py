@@ -12,6 +12,7 @@ the kernel frees it.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +30,7 @@ from areplay.transform import Transform
 from areplay.windows import WindowFinder, Windows
 
 ROUNDS_WITHOUT_LOCK = 8
+_DRAWN_AHEAD, _MOST_AHEAD, _STOCK_S = 2_048, 8, 0.1  # items, batches, and how long they are used
 _MOST_DRAWN = 1 << 16  # rows at once, in search of the few by which an item can be drawn
 _DRAWS_A_ROW = 16  # so often each row is drawn on average before there is said to be none: e^-16 of missing one
 
@@ -78,6 +80,9 @@ class BatchArrays:
 class Reader:
     """Draws items and copies them out of a ring, for one process.
 
+    Args:
+        draws_ahead: draw the items of a few small batches at once.
+
     Attributes:
         fields: of the batches that it fills.
         rows_redrawn: items that were copied in vain, since a block of theirs was recycled meanwhile.
@@ -91,6 +96,8 @@ class Reader:
         selector: Selector,
         rng: np.random.Generator,
         transform: Transform | None = None,
+        *,
+        draws_ahead: bool = False,
     ) -> None:
         self._ring, self._locks, self._item, self._selector, self._rng = ring, locks, item, selector, rng
         self._finder = WindowFinder(ring, item.window)
@@ -100,11 +107,14 @@ class Reader:
         if transform is not None:
             self.fields, self._scratch_fields = transform.split(self._item_fields)
         self._valid_share = 1.0  # of the rows drawn lately, those by which an item could be drawn
+        self._stock: Windows | None = None  # drawn ahead, of which `_stock_used` are used
+        self._stock_used, self._stock_drawn_s, self._stock_probability = 0, 0.0, 1.0
+        self._draws_ahead = draws_ahead
         self.rows_redrawn = 0
 
     def fill(self, out: BatchArrays) -> bool:
         """Fill `out` with items, each whole and committed; `False`, with `out` undefined, if there is none."""
-        drawn = self._draw(len(out.indices))
+        drawn = self._next(len(out.indices))
         if drawn is None:
             return False
         windows, probability = drawn
@@ -134,6 +144,26 @@ class Reader:
         places = {**out.stored, **self._scratch}
         return {name: places[name] for name in self._item_fields.stored}
 
+    def _next(self, count: int) -> tuple[Windows, float] | None:
+        """As `_draw`, from items that are drawn a few batches ahead if it `draws_ahead`.
+
+        What a draw costs does not depend much on how many are drawn. They are as good as those in the queue, which are
+        older; but not so after a pause.
+        """
+        ahead = min(_MOST_AHEAD, _DRAWN_AHEAD // count)
+        if not self._draws_ahead or ahead < 2:
+            return self._draw(count)
+        now_s = time.monotonic()
+        if self._stock is None or self._stock_used + count > len(self._stock) or now_s - self._stock_drawn_s > _STOCK_S:
+            drawn = self._draw(count * ahead)
+            if drawn is None:
+                return None
+            self._stock, self._stock_probability = drawn
+            self._stock_used, self._stock_drawn_s = 0, now_s
+        start = self._stock_used
+        self._stock_used += count
+        return self._stock.part(start, start + count), self._stock_probability
+
     def _draw(self, count: int) -> tuple[Windows, float] | None:
         """`count` items, and the probability that the row of each had in one draw; `None` if there seem to be none.
 
@@ -154,7 +184,7 @@ class Reader:
             if share != self._valid_share:
                 self._valid_share = max(0.9 * self._valid_share + 0.1 * share, 0.5 * share, 1e-4)
             if len(found):
-                parts.append(found.first(missing))
+                parts.append(found.part(0, missing))
                 missing -= len(parts[-1])
                 drawn = 0
                 if missing == 0:

@@ -10,7 +10,7 @@ from areplay.items import Item
 from areplay.process import READY, Channel
 from areplay.reader import Reader
 from areplay.ring import Ring
-from areplay.select import Selector
+from areplay.select import Selector, Uniform
 from areplay.slots import Slots
 from areplay.transform import Transform
 from areplay.waiting import Naps, Sleeper, Turns
@@ -30,7 +30,8 @@ async def run_sampler(
     seeds: np.random.SeedSequence,
 ) -> None:
     """What a sampler's process runs, until it is asked to stop."""
-    reader = Reader(ring, ring.block_locks(), item, selector, np.random.default_rng(seeds), transform)
+    rng = np.random.default_rng(seeds)
+    reader = Reader(ring, ring.block_locks(), item, selector, rng, transform, draws_ahead=isinstance(selector, Uniform))
     freed, naps, turns = Sleeper(slots.sampler_bells[index]), Naps(), Turns(_TURN_S)
     channel.send(READY)
     pause_s = _EMPTY_RING_S[0]

@@ -84,7 +84,7 @@ class Transitions:
     def assemble(self, windows: Windows, out: Mapping[str, Array]) -> None:
         """See `Item.assemble`."""
         n = windows.ahead
-        is_full = bool((n == self.n_step).all())
+        is_full = int(n.min()) == self.n_step
         for name in windows.spec.observations:
             depth = self._stacks.depth(name)
             if self._shares(depth):
@@ -97,9 +97,11 @@ class Transitions:
             else:
                 windows.take(name, slice(1 - depth, 1), out=out[name])
                 self._stacks.blank(out[name], windows.behind)
-                self._take_next(windows, name, depth, out[f"next_{name}"], is_full)
-        last = np.maximum(n - 1, 0) + windows.back
-        at_last = np.take_along_axis(windows.positions, last[:, None], axis=1)[:, 0]
+                self._take_next(windows, name, depth, out[f"next_{name}"])
+        if is_full:
+            at_last = windows.positions[:, windows.back + self.n_step - 1]
+        else:
+            at_last = windows.positions[np.arange(len(n)), windows.back + n - 1]
         for name in ("terminated", "truncated"):
             windows.columns[name].take(at_last, out=out[name], mode="clip")
         self._sum_rewards(windows, out["reward"], is_full)
@@ -112,15 +114,14 @@ class Transitions:
         """Whether an observation and the next one are kept in the same memory: their windows never differ in length."""
         return depth > 0 and self.n_step == 1
 
-    def _take_next(self, windows: Windows, name: str, depth: int, out: Array, is_full: bool) -> None:
+    def _take_next(self, windows: Windows, name: str, depth: int, out: Array) -> None:
         """The stacks that end with the row after the last step."""
-        behind = np.minimum(windows.behind + windows.ahead, depth - 1)
-        if is_full:  # where there are too few rows before, the window itself repeats the first one
-            windows.take(name, slice(self.n_step + 1 - depth, self.n_step + 1), out=out)
-        else:
-            columns = self._stacks.columns(depth, windows.back + windows.ahead, behind)
-            positions = np.take_along_axis(windows.positions, columns, axis=1)
-            windows.columns[name].take(positions, axis=0, out=out, mode="clip")
+        windows.take(name, slice(self.n_step + 1 - depth, self.n_step + 1), out=out)
+        behind = windows.behind + windows.ahead
+        short = np.flatnonzero(windows.ahead < self.n_step)  # few: there the episode ends within the window
+        if len(short):
+            columns = self._stacks.columns(depth, windows.back + windows.ahead[short], behind[short])
+            out[short] = windows.columns[name].take(windows.positions[short[:, None], columns], axis=0, mode="clip")
         self._stacks.blank(out, behind)
 
     def _sum_rewards(self, windows: Windows, out: Array, is_full: bool) -> None:
@@ -128,10 +129,9 @@ class Transitions:
             out[:] = windows.take("reward")
             return
         rewards = windows.take("reward", slice(0, self.n_step)).astype(np.float64)
-        factors = np.broadcast_to(self._discounts[:-1], rewards.shape[:2])
         if not is_full:
-            factors = factors * (np.arange(self.n_step) < windows.ahead[:, None])
-        out[:] = np.einsum("bn...,bn->b...", rewards, factors)
+            rewards[np.arange(self.n_step) >= windows.ahead[:, None]] = 0
+        out[:] = np.moveaxis(rewards, 1, -1) @ self._discounts[:-1]
 
     def __repr__(self) -> str:
         stack = f", frame_stack={self._stacks.frame_stack!r}" if self._stacks.frame_stack else ""

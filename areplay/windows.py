@@ -118,21 +118,15 @@ class Windows:
         indices = self.indices if self._elsewhere is None else np.concatenate([self.indices, self._elsewhere[1]])
         return sorted(set((indices // self._ring.block_rows % self._ring.blocks).tolist()))
 
-    def first(self, count: int) -> Windows:
-        """Those of the first `count` items."""
-        if count >= len(self):
+    def part(self, start: int, stop: int) -> Windows:
+        """Those of the items from `start` to `stop`."""
+        if start == 0 and stop >= len(self):
             return self
-        some = Windows(
-            self._ring,
-            self.back,
-            self.indices[:count],
-            self.positions[:count],
-            self.behind[:count],
-            self.ahead[:count],
-        )
+        some = Windows(self._ring, self.back, *(getattr(self, name)[start:stop] for name in _ARRAYS))
         if self._elsewhere is not None:
             items, indices = self._elsewhere
-            some._elsewhere = items[items < count], indices[items < count]
+            inside = (items >= start) & (items < stop)
+            some._elsewhere = items[inside] - start, indices[inside]
         return some
 
     @classmethod

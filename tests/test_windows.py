@@ -108,8 +108,8 @@ def test_a_window_changes_with_each_block_that_it_lies_in(scene: Scene) -> None:
     scene.ring.ends[0] = 16
     scene.ring.ends[2] = -1
     assert windows.unchanged().tolist() == [True, False, False, False], "5 + 20 is in block 1"
-    assert windows.first(1).unchanged().tolist() == [True]
-    joined = Windows.joined([windows.first(1), windows, windows.first(2)])
+    assert windows.part(0, 1).unchanged().tolist() == [True]
+    joined = Windows.joined([windows.part(0, 1), windows, windows.part(0, 2)])
     assert joined.unchanged().tolist() == [True, True, False, False, False, True, False]
     assert len(joined) == 7
 

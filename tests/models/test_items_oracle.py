@@ -354,7 +354,7 @@ def test_windows_are_unchanged_as_long_as_all_their_rows_are(mode: str, seed: in
             drawn = rng.choice(np.arange(*world.ring.names()), 150)
             some = finder.find(drawn[world.ring.committed(drawn)])
             assert set(some.indices.tolist()) <= rows_of.keys()
-            parts = [some.first(70), finder.find(np.array(sorted(rows_of))), some.first(3), finder.find(drawn[:0])]
+            parts = [some.part(0, 70), finder.find(np.array(sorted(rows_of))), some.part(0, 3), finder.find(drawn[:0])]
             kept = [some, *parts, Windows.joined(parts)]
             lost: set[int] = set()
             while len(lost) < len(rows_of):

@@ -329,7 +329,7 @@ class StopsItself(areplay.Rows):
     def assemble(self, windows: Windows, out: Mapping[str, Array]) -> None:
         """Copy half, stop, copy the other half."""
         half = len(windows) // 2
-        super().assemble(windows.first(half), {name: array[:half] for name, array in out.items()})
+        super().assemble(windows.part(0, half), {name: array[:half] for name, array in out.items()})
         self.left -= 1
         if self.left == 0:
             os.kill(os.getpid(), signal.SIGSTOP)
