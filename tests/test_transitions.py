@@ -92,8 +92,7 @@ def test_fields_have_the_specs_shapes_and_dtypes() -> None:
     )
     fields = BatchFields(areplay.Transitions(2, frame_stack={"obs.camera": 4}).fields(spec)).stored
     assert {name: (field.shape, field.dtype.name) for name, field in fields.items()} == {
-        "obs.camera": ((4, 8, 8), "uint8"),
-        "next_obs.camera": ((4, 8, 8), "uint8"),
+        "frames:obs.camera": ((8, 8, 8), "uint8"),
         "obs.speed": ((), "float32"),
         "next_obs.speed": ((), "float32"),
         "action.0": ((2,), "float32"),

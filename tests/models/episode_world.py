@@ -178,6 +178,10 @@ class Player:
         self._hand.die()
         self._begin()
 
+    def seal(self) -> None:
+        """The next row goes into a new block, as when a reader holds the open one for a moment."""
+        self._hand._writer.seal()
+
     async def play(self, gives_next: bool) -> None:
         """One step of each environment, handed in."""
         steps = [self._step(k) for k in range(len(self._environments))]

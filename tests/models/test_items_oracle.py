@@ -47,7 +47,7 @@ def quiet() -> Iterator[None]:
     logger.setLevel(before)
 
 
-ENDS = st.tuples(st.integers(1, 9), st.sampled_from(["terminated", "truncated", "both"]))
+ENDS = st.tuples(st.one_of(st.integers(1, 9), st.just(40)), st.sampled_from(["terminated", "truncated", "both"]))
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,13 @@ class History:
 def histories(draw: st.DrawFn, kinds: tuple[Kind, ...] = (PLAIN, FRAMES)) -> History:
     """Any history."""
     modes = draw(st.lists(st.sampled_from(MODES), min_size=1, max_size=3))
-    happening = st.sampled_from(["play"] * 6 + ["extend"] * 2 + ["die", "lose", "jump", "hold", "release"])
+    happening = st.sampled_from(
+        ["play"] * 6 + ["extend"] * 2 + ["die", "lose", "jump", "seal", "seal", "hold", "release"]
+    )
     return History(
         draw(st.sampled_from(kinds)),
         draw(st.integers(4, 12)),
-        draw(st.integers(1, 12)),
+        draw(st.sampled_from([1, 2, 3, 4, 6, 9, 14])),
         modes,
         [draw(st.lists(st.lists(ENDS, min_size=1, max_size=3), min_size=1, max_size=5)) for _ in modes],
         draw(
@@ -100,6 +102,8 @@ async def happen(world: World, history: History) -> None:
             world.release()
         elif what == "lose":
             await player.lose()
+        elif what == "seal":
+            player.seal()
         elif what == "jump":
             await player.jump()
         elif what == "die" and number > 0:
@@ -285,6 +289,60 @@ def test_what_an_earlier_actor_left_behind_the_last_row_is_no_part_of_a_window(m
                 await player.play(gives_next=False)
             for item, items in DENSE:
                 compare(world, item, items)
+            world.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_actors_in_step_with_each_other_are_not_mixed_up(seed: int) -> None:
+    """Actors whose episodes are alike, row for row, and go on by whole blocks, so that the same numbers of steps lie
+    in blocks side by side and in blocks that others have left; some blocks end early."""
+    rng = np.random.default_rng(seed)
+    mode, block_rows = MODES[seed % 2], 2 + 2 * (seed % 3)
+
+    async def main() -> None:
+        async with areplay.Replay(PLAIN.spec, 18 * block_rows, block_rows=block_rows, seed=1) as replay:
+            world = World(replay, PLAIN)
+            players = [world.player(mode, [[(1_000, "terminated")]] * 2) for _ in range(3)]
+            a_block = block_rows if mode == "one" else block_rows // 2
+            for turn in range(90):
+                player = players[rng.integers(3)]
+                for _ in range(a_block * rng.integers(1, 3) if rng.random() < 0.9 else 1):
+                    await player.play(gives_next=False)
+                if turn % 10 == 9:
+                    player.seal()
+                if turn % 20 == 19:
+                    player.die()
+            for item, items in DENSE:
+                compare(world, item, items)
+            for back, forward in [(0, 3), (2, 5), (5, 1), (4, 9)]:
+                reach = areplay.Window(back, forward)
+                compare(world, Neighbours(reach), partial(Oracle.windows, back=back, forward=forward))
+            world.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_step_that_got_lost_between_two_episodes_parts_them(mode: str) -> None:
+    """Nobody knows whether the first row after the gap begins an episode: it is not padded, not `is_first`, and no
+    sequence goes on with it."""
+
+    async def main() -> None:
+        async with areplay.Replay(PLAIN.spec, 96, block_rows=24, seed=1) as replay:
+            world = World(replay, PLAIN)
+            player = world.player(mode, [[(3, "terminated")]] * 2, owner=True)
+            for _ in range(4 if mode == "NextStep" else 3):
+                await player.play(gives_next=False)
+            await player.lose()
+            for _ in range(8):
+                await player.play(gives_next=True)
+            for item, items in DENSE:
+                if getattr(item, "period", 1) == 1:
+                    compare(world, item, items)
+            across = partial(Oracle.sequences_across, length=4, burn_in=0, period=1, stack=Stack({"obs": 2}))
+            compare(world, areplay.Sequences(4, across_episodes=True, frame_stack=2), across)
             world.close()
 
     asyncio.run(main())
