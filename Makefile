@@ -2,10 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: cartpole test lint bench clean
+.PHONY: cartpole atari test lint bench clean
 
 cartpole: .venv/ready          ## train a CartPole agent, and watch it
 	$(BIN)/python examples/cartpole.py
+
+atari: .venv/ready             ## train an Atari agent (wants a GPU and a dozen cores), and watch it
+	$(BIN)/python examples/atari.py
 
 test: lint                     ## everything that has to hold
 	$(BIN)/python -m pytest -q

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -87,7 +87,7 @@ class Actor:
     def autoreset_mode(self, mode: object) -> None:
         self._steps().autoreset_mode = mode
 
-    async def add(self, **row: Any) -> None:
+    def add(self, **row: Any) -> Coroutine[Any, Any, None]:
         """Hand in one row, waiting while the inbox is full. When this returns, the row is safe: it will be stored
         even if this process is killed at the next instruction.
 
@@ -109,26 +109,28 @@ class Actor:
             row: each field of the spec, of its shape and dtype; plain numbers are taken by value.
 
         Raises:
+            RuntimeError: another task of this actor is handing in a step; one does it, and in their order.
             SpecMismatch: a field is missing, extra, or does not fit. Nothing was handed in; the actor can go on.
             InboxFull: no room came within the `timeout_s` given to `Replay.actors`.
         """
         if self._episodes is None:
+            return self._add_row(row)
+        return self._add_step(self._episodes, self._episodes.ticket(), row)
+
+    async def _add_row(self, row: dict[str, Any]) -> None:
+        await self._turn()
+        await self._put((row,))
+
+    async def _add_step(self, episodes: Episodes, ticket: int, step: dict[str, Any]) -> None:
+        with episodes.step(ticket):
             await self._turn()
-            await self._put((row,))
-            return
-        try:
-            await self._turn()
-            rows = self._episodes.rows(row)
+            rows = episodes.rows(step)
             if isinstance(rows, tuple):
                 await self._put(rows)
             else:
                 await self._extend(rows)
-        except BaseException:
-            self._episodes.cut()
-            raise
-        self._episodes.advance()
 
-    async def extend(self, columns: Mapping[str, Any]) -> None:
+    def extend(self, columns: Mapping[str, Any]) -> Coroutine[Any, Any, None]:
         """Hand in n rows at once, waiting until there is room for all of them. When this returns, they are safe.
 
         Cancelled while waiting, or killed: all of them or none, if n is at most `inbox_rows`; of more, a prefix of
@@ -143,17 +145,18 @@ class Actor:
             InboxFull: no room came within the `timeout_s` given to `Replay.actors`.
         """
         if self._episodes is None:
-            _, arrays = self._spec.convert_columns(columns)
+            return self._extend_rows(columns)
+        return self._extend_steps(self._episodes, self._episodes.ticket(), columns)
+
+    async def _extend_rows(self, columns: Mapping[str, Any]) -> None:
+        _, arrays = self._spec.convert_columns(columns)
+        await self._turn()
+        await self._extend(arrays)
+
+    async def _extend_steps(self, episodes: Episodes, ticket: int, columns: Mapping[str, Any]) -> None:
+        with episodes.step(ticket):
             await self._turn()
-            await self._extend(arrays)
-            return
-        try:
-            await self._turn()
-            await self._extend(self._episodes.columns(columns)[0])
-        except BaseException:
-            self._episodes.cut()
-            raise
-        self._episodes.advance()
+            await self._extend(episodes.columns(columns)[0])
 
     async def flush(self) -> None:
         """Wait until every row handed in so far can be sampled. Cancelled: nothing is lost.

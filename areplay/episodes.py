@@ -15,6 +15,8 @@ go depends on how the environments begin their next episode (gymnasium's autores
 
 Rule: `rows` changes nothing but what `advance` will do; after it either `advance` is called, when the rows are safe, or
 `cut`, when they got lost. After a cut the next row is linked to none before it, so nobody pairs rows over the gap.
+Whoever is asked to hand in a step takes a ticket at once, and shows it when it begins to: a ticket that was not shown
+(its call was cancelled before it began) is a step that got lost.
 
 Knows nothing of where rows are put.
 """
@@ -55,7 +57,7 @@ class Episodes:
         self._next_fields = {name: replace(spec[name], name=f"next_{name}") for name in spec.observations}
         self._final_fields = {name: replace(spec[name], name=f"final_{name}") for name in spec.observations}
         self._final = {name: np.zeros(field.shape, field.dtype) for name, field in spec.items()}
-        self._is_nested = spec.observations != ("obs",) or spec.actions != ("action",)
+        self._is_nested = any("." in name for name in spec)
         self._mode, self._mode_is_given = AUTORESET_MODES[0], False
         self._environments: int | None = None  # 0: one that is no vector; None: not known yet
         self._moment = 0  # of the next row, if there is one environment
@@ -64,6 +66,9 @@ class Episodes:
         self._expected: dict[str, Any] | None = None  # what the next observation must be, if that is known
         self._advance: Callable[[], None] | None = None
         self._warned: set[str] = set()
+        self._is_begun = self._has_gap = False  # a step was handed in; one got lost before that
+        self._tickets = self._shown = 0
+        self._is_busy = False
 
     @property
     def autoreset_mode(self) -> str:
@@ -95,7 +100,7 @@ class Episodes:
         if fields.keys() != self._spec.keys():
             self._spec.check_names(fields)
         terminated = fields["terminated"]
-        shape: tuple[int, ...] = () if type(terminated) is bool else np.shape(terminated)
+        shape: tuple[int, ...] = () if type(terminated) is bool else self._shape_of(terminated)
         self._check_environments(shape)
         if shape == ():
             if final_obs is not None:
@@ -126,7 +131,7 @@ class Episodes:
         """The rows made last are safe: what comes next goes on from there."""
         assert self._advance is not None
         self._advance()
-        self._advance = None
+        self._advance, self._is_begun = None, True
 
     def cut(self) -> None:
         """The rows made last, if any, got lost: what comes next is linked to nothing before it."""
@@ -135,16 +140,35 @@ class Episodes:
         self._moment = first_moment((self._moment >> 32) + 1, GAP)
         self._is_linked = False
         self._vector = self._vector.cut(self._mode)
+        if not self._is_begun:  # nothing says yet how many environments there are
+            self._environments, self._has_gap = None, True
+
+    def ticket(self) -> int:
+        """For a call that will hand in a step. Taken when it is made, not when it is run."""
+        self._tickets += 1
+        return self._tickets
 
     @contextmanager
-    def step(self) -> Iterator[None]:
-        """`advance` if what is done in it succeeds, else `cut`."""
+    def step(self, ticket: int) -> Iterator[None]:
+        """`advance` if what is done in it succeeds, else `cut`. Steps whose tickets were skipped got lost.
+
+        Raises:
+            RuntimeError: another task is handing in a step; this one gets lost.
+        """
+        if self._is_busy:
+            raise RuntimeError("another task hands in steps at this moment; let one do it, side by side as one vector")
+        if ticket != self._shown + 1:
+            self.cut()
+        self._shown, self._is_busy = ticket, True
         try:
             yield
         except BaseException:
             self.cut()
             raise
-        self.advance()
+        else:
+            self.advance()
+        finally:
+            self._is_busy = False
 
     # One environment.
 
@@ -330,7 +354,12 @@ class Episodes:
         if final_obs is None:
             remedy = "pass final_obs=info['final_obs'] of the vector environment's step"
             raise SpecMismatch("final_obs", f"an observation ({where})", "nothing", remedy)
-        flat = self._flat_finals(final_obs, which)
+        try:
+            flat = self._flat_finals(final_obs, which)
+        except (TypeError, IndexError, KeyError, ValueError) as error:
+            expected = f"observations of {len(ended)} environments, or None for those that go on"
+            remedy = "pass final_obs=info['final_obs'] of the same step"
+            raise SpecMismatch("final_obs", expected, f"{type(final_obs).__name__} ({error})", remedy) from None
         return {
             name: self._final_fields[name].convert(value, (len(which),), by_value=value.ndim == 1)
             for name, value in flat.items()
@@ -367,11 +396,20 @@ class Episodes:
         if self._environments is None:
             self._environments = count
             self._vector = _Vector(count)
+            if self._has_gap:
+                self._vector = self._vector.cut(self._mode)
         elif self._environments != count:
             before = f"shape ({self._environments},)" if self._environments else "shape ()"
             raise SpecMismatch(
                 "terminated", f"{before} as in the first step", f"shape {shape}", "use a stream for one kind of steps"
             )
+
+    def _shape_of(self, flags: Any) -> tuple[int, ...]:
+        try:
+            return np.asarray(flags).shape
+        except ValueError:
+            got, remedy = "lists of several lengths", "give an array"
+            raise SpecMismatch("terminated", "shape () or (L,) of bool", got, remedy) from None
 
     def _take_next(self, fields: dict[str, Any]) -> dict[str, Any] | None:
         """Take the next observations out of the fields, all or none of them."""
@@ -379,7 +417,9 @@ class Episodes:
             value = fields.pop("next_obs", None)
             return None if value is None else {"obs": value}
         taken = {name: fields.pop(f"next_{name}", None) for name in self._spec.observations}
-        fields.pop("next_obs", None)  # None was given
+        if "obs" not in self._spec and (given := fields.pop("next_obs", None)) is not None:
+            parts = ", ".join(self._spec.observations)
+            raise SpecMismatch("next_obs", f"a dict or tuple with {parts}", type(given).__name__, "give it as obs")
         missing = [name for name, value in taken.items() if value is None]
         if len(missing) == len(taken):
             return None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numbers
 
+import numpy as np
+
 
 def whole_number(name: str, value: object, *, at_least: int = 1, at_most: int | None = None) -> int:
     """`value` as an int, if it is a whole number (no bool, no float) between the bounds, else `ValueError`."""
@@ -14,6 +16,13 @@ def whole_number(name: str, value: object, *, at_least: int = 1, at_most: int | 
     if number < at_least or (at_most is not None and number > at_most):
         raise ValueError(f"{name} must be {allowed}, got {value!r}")
     return number
+
+
+def flag(name: str, value: object) -> bool:
+    """`value`, if it is a bool, else `ValueError`."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
 
 
 def fraction(name: str, value: object) -> float:

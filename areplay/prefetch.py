@@ -269,7 +269,7 @@ class Batches(AsyncIterator[Batch]):
         if self._crew.alive == 0:
             failures = self._crew.failures
             raise failures[0] if failures else Closed("each sampler of this stream of batches")
-        if not self._slots.is_open:
+        if not self._slots.is_open or self._slots.all_in_vain(self._ring.rows_inserted[0]):
             supply = self._supply()
             if supply.is_exhausted or supply.failure is not None:
                 reason = f"{self._reason()}; no more rows can come"

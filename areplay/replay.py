@@ -204,6 +204,7 @@ class Replay:
             raise TypeError(f"weights must be an areplay.Weights, got {type(weights).__name__}")
         if inbox_rows is None:
             inbox_rows = default_inbox_rows(self.spec)
+        least_rows = 2 if self.spec.is_steps else 1  # an episode's last step and its final observation go in together
         group = next(self._numbers)
         self._groups = [other for other in self._groups if not other.is_closed]  # and so frees their memory
         count = whole_number("count", count, at_most=10_000)
@@ -221,7 +222,7 @@ class Replay:
             dict(kwargs or {}),
             self.spec,
             count,
-            whole_number("inbox_rows", inbox_rows, at_most=1 << 30),
+            whole_number("inbox_rows", inbox_rows, at_least=least_rows, at_most=1 << 30),
             lambda index, run: self._seeds(_ACTORS, group, index, run),
             weights,
             optional_seconds("timeout_s", timeout_s),
@@ -294,7 +295,7 @@ class Replay:
         self._streams.append(stream)
         return stream
 
-    async def add(self, **row: Any) -> int | Indices:
+    def add(self, **row: Any) -> Coroutine[Any, Any, int | Indices]:
         """Write one row from this process; its index. It can be sampled when this returns.
 
         With a spec of steps: one step of one environment, or of a vector of them, as `Actor.add` takes it; the index of
@@ -305,13 +306,16 @@ class Replay:
         Raises:
             SpecMismatch: the row does not fit the spec. Nothing was written.
         """
+        return self._add(None if self._episodes is None else self._episodes.ticket(), row)
+
+    async def _add(self, ticket: int | None, row: dict[str, Any]) -> int | Indices:
         self._opened()
         async with self._owner_lock:
             writer = self._writer_now()
-            if self._episodes is None:
+            if self._episodes is None or ticket is None:
                 indices: int | Indices = writer.write_rows(row)
             else:
-                with self._episodes.step():
+                with self._episodes.step(ticket):
                     rows = self._episodes.rows(row)
                     if isinstance(rows, tuple):
                         indices = writer.write_rows(*rows)
@@ -330,7 +334,7 @@ class Replay:
     def autoreset_mode(self, mode: object) -> None:
         self._steps().autoreset_mode = mode
 
-    async def extend(self, columns: Mapping[str, Any]) -> Indices:
+    def extend(self, columns: Mapping[str, Any]) -> Coroutine[Any, Any, Indices]:
         """Write n rows from this process, all or none; their indices, (n,) int64.
 
         More than a few megabytes are copied off the loop. Cancelled before the copy begins: none were written;
@@ -345,14 +349,17 @@ class Replay:
             SpecMismatch: a field is missing, extra, or has the wrong shape or dtype. Nothing was written.
             ValueError: more rows than fit.
         """
+        return self._extend(None if self._episodes is None else self._episodes.ticket(), columns)
+
+    async def _extend(self, ticket: int | None, columns: Mapping[str, Any]) -> Indices:
         self._opened()
-        if self._episodes is None:
+        if self._episodes is None or ticket is None:
             rows, arrays = self.spec.convert_columns(columns)
             self._check_fits(rows)
             async with self._owner_lock:
                 return await self._write(arrays)
         async with self._owner_lock:
-            with self._episodes.step():
+            with self._episodes.step(ticket):
                 steps, which = self._episodes.columns(columns)
                 self._check_fits(_length(steps))
                 return (await self._write(steps))[which]

@@ -36,17 +36,19 @@ async def run_sampler(
     channel.send(READY)
     pause_s = _EMPTY_RING_S[0]
     while not slots.is_stopping:
+        if turns.is_due():
+            await asyncio.sleep(0)
         slot = slots.lease(index)
         if slot is None:
             if not slots.is_open or not naps.nap():
                 await freed.wait(lambda: slots.is_stopping or slots.can_lease(index), None)
-        elif reader.fill(slots.batch(slot)):
+            continue
+        rows_inserted = ring.rows_inserted[0]
+        if reader.fill(slots.batch(slot)):
             slots.publish(slot, reader.rows_redrawn)
             naps.reset()
             pause_s = _EMPTY_RING_S[0]
         else:
-            slots.abandon(slot)
+            slots.abandon(slot, rows_inserted)
             await asyncio.sleep(pause_s)
             pause_s = min(_EMPTY_RING_S[1], 2 * pause_s)
-        if turns.is_due():
-            await asyncio.sleep(0)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from areplay.items import Fields, View
-from areplay.options import whole_number
+from areplay.options import flag, whole_number
 from areplay.spec import Array, Spec
 from areplay.stacks import Stacks
 from areplay.windows import Window, Windows
@@ -55,10 +55,10 @@ class Sequences:
         self.sequence_length = whole_number("sequence_length", sequence_length, at_most=MAX_STEPS)
         self.burn_in = whole_number("burn_in", burn_in, at_least=0, at_most=self.sequence_length - 1)
         self.period = whole_number("period", period)
-        self.across_episodes = bool(across_episodes)
+        self.across_episodes = flag("across_episodes", across_episodes)
         self._stacks = Stacks(frame_stack, pad)
-        if isinstance(first_step_only, str):
-            raise ValueError(f"first_step_only must be names of extras, such as ({first_step_only!r},), got a str")
+        if isinstance(first_step_only, str) or not isinstance(first_step_only, Collection):
+            raise ValueError(f"first_step_only must be names of extras, such as ('state',), got {first_step_only!r}")
         self._first_step_only = frozenset(first_step_only)
         self.window = Window(
             back=self._stacks.back,

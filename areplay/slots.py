@@ -18,7 +18,8 @@ Shared words (int64):
                          a sampler that dies before that store leaves is a FILLING slot, until `recover`.
     taken[sampler]       how many of them were lent, by the learner.
     redrawn[sampler]       by that sampler: items copied in vain since its start.
-    fruitless[sampler]     by that sampler: 1 if it found no item in the rows when it looked last.
+    fruitless[sampler]     by that sampler: 0, or, if it found no item in the rows when it looked last, 1 more than the
+                         number of rows that had been inserted when it began to look.
     learner_sleep          by the learner: its doorbell, rung by samplers.
     sampler_sleep[sampler] by that sampler: its doorbell, rung by the learner's process.
     gate             by the learner's process: 0 until sampling may begin, then 1.
@@ -117,12 +118,17 @@ class Slots:
         """Whether `lease` would find a slot."""
         return self._free_slot(sampler) is not None
 
-    def abandon(self, slot: int) -> None:
-        """Return a leased slot unfilled: no item can be made of the rows that are there."""
+    def abandon(self, slot: int, rows_inserted: int = 0) -> None:
+        """Return a leased slot unfilled: no item can be made of the rows that are there. Tells a waiting learner.
+
+        Args:
+            rows_inserted: how many there had been since the start when the sampler began to look.
+        """
         assert slot in self._leased, self
-        self._fruitless[slot % self.samplers][0] = 1
+        self._fruitless[slot % self.samplers][0] = rows_inserted + 1
         self._leased.remove(slot)
         self._states[slot] = FREE
+        self.learner_bell.ring()
 
     def publish(self, slot: int, rows_redrawn: int = 0) -> None:
         """Pass a filled slot to the learner, and wake it if it sleeps."""
@@ -200,6 +206,10 @@ class Slots:
     def is_fruitless(self) -> bool:
         """Whether a sampler found no item in the rows when it looked last."""
         return any(word[0] for word in self._fruitless)
+
+    def all_in_vain(self, rows_inserted: int) -> bool:
+        """Whether every sampler found no item although so many rows had been inserted when it looked."""
+        return all(word[0] == rows_inserted + 1 for word in self._fruitless)
 
     def count(self, state: int) -> int:
         """How many slots are in that state."""

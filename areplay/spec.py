@@ -140,8 +140,8 @@ class Spec(Mapping[str, Field]):
         Raises:
             ValueError: as for `Spec(...)`, or an extra has a name that means something else.
         """
-        for name in ("terminated", "truncated", "next_obs", "final_obs"):
-            if name in extras:
+        for name in extras:
+            if name in ("terminated", "truncated") or name.split(".")[0] in ("obs", "action", "next_obs", "final_obs"):
                 raise ValueError(f"field {name!r} of a step is areplay's own; give the extra another name")
         observations, actions = _flat("obs", obs), _flat("action", action)
         reward = _flat("reward", extras.pop("reward", ((), "float32")))

@@ -73,7 +73,7 @@ class Transitions:
         for name in spec.actions:
             fields[name] = spec[name]
         reward = (spec["reward"].shape, np.result_type(spec["reward"].dtype, np.float32))
-        fields |= {"reward": reward, "discount": ((), reward[1])}
+        fields |= {"reward": reward, "discount": ((), np.empty(0, reward[1]).real.dtype)}
         fields |= {"terminated": ((), "bool"), "truncated": ((), "bool"), "n": ((), "int64")}
         for name in spec.extras:
             if name in fields:
@@ -126,7 +126,7 @@ class Transitions:
         if self.n_step == 1:
             out[:] = windows.take("reward")
             return
-        rewards = windows.take("reward", slice(0, self.n_step)).astype(np.float64)
+        rewards = windows.take("reward", slice(0, self.n_step)).astype(np.result_type(out.dtype, np.float64))
         if not is_full:
             rewards[np.arange(self.n_step) >= windows.ahead[:, None]] = 0
         out[:] = np.moveaxis(rewards, 1, -1) @ self._discounts[:-1]

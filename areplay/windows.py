@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from areplay.fence import order
 from areplay.links import AHEAD, BACK, MOMENT, numbers_of
-from areplay.options import whole_number
+from areplay.options import flag, whole_number
 from areplay.ring import Indices, Mask, Ring
 from areplay.spec import Array
 
@@ -49,6 +49,7 @@ class Window:
         whole_number("forward", self.forward, at_least=0)
         whole_number("period", self.period)
         whole_number("min_steps", self.min_steps, at_most=self.forward + 1)
+        flag("across_episodes", self.across_episodes)
 
     @property
     def rows(self) -> int:
@@ -98,9 +99,14 @@ class Windows:
         if isinstance(offset, slice):
             start = 0 if offset.start is None else offset.start
             stop = self.positions.shape[1] - self.back if offset.stop is None else offset.stop
-            at: int | slice = slice(start + self.back, stop + self.back)
+            first, last = start + self.back, stop + self.back
+            at: int | slice = slice(first, last)
         else:
-            at = offset + self.back
+            at = first = offset + self.back
+            last = first + 1
+        if not 0 <= first < last <= self.positions.shape[1]:
+            reach = f"from {-self.back} to {self.positions.shape[1] - self.back - 1}"
+            raise IndexError(f"take({name!r}, {offset}): the item's Window reaches {reach}")
         # mode="clip" because the default checks bounds first and then copies through a buffer: 2.3 times slower
         taken: Array = self.columns[name].take(self.positions[:, at], axis=0, out=out, mode="clip")
         return taken

@@ -347,3 +347,72 @@ def test_nested_observations_are_given_as_they_come() -> None:
         }
     )
     assert lanes.column("obs.speed") == [1.5, 2.5, 9.5]
+
+
+# What got lost, and what cannot be right.
+
+
+def test_a_ticket_that_was_not_shown_is_a_step_that_got_lost() -> None:
+    """A call that was cancelled before it began: the next one begins a chain of its own."""
+    stream = Stream()
+    for number in (0, 1):
+        with stream.episodes.step(stream.episodes.ticket()):
+            stream.rows += stream.episodes.rows(step(number, next_obs=None))
+    stream.episodes.ticket()
+    with stream.episodes.step(stream.episodes.ticket()):
+        stream.rows += stream.episodes.rows(step(3))
+    assert stream.column(BACK) == [0, 1, 0]
+    assert stream.column(MOMENT)[2] & 0xFFFFFFFF == GAP
+
+
+def test_one_task_at_a_time_hands_in_steps() -> None:
+    """The second one is refused; its step is lost, and that of the first is not."""
+    stream = Stream()
+    with stream.episodes.step(stream.episodes.ticket()):
+        stream.rows += stream.episodes.rows(step(0))
+        with pytest.raises(RuntimeError, match="another task"), stream.episodes.step(stream.episodes.ticket()):
+            pass
+    with stream.episodes.step(stream.episodes.ticket()):
+        stream.rows += stream.episodes.rows(step(2))
+    assert stream.column(BACK) == [0, 0]
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])
+def test_a_first_step_that_got_lost_is_a_gap_and_decides_nothing(mode: str) -> None:
+    """How many environments there are, and their mode, is said by the first step that is accepted."""
+    stream = Stream()
+    with pytest.raises(SpecMismatch), stream.episodes.step(stream.episodes.ticket()):
+        stream.episodes.rows(vector([0, 10, 20], "...", oops=1))
+    stream.episodes.autoreset_mode = mode
+    with stream.episodes.step(stream.episodes.ticket()):
+        made = stream.episodes.rows(vector([1, 11], ".."))
+    assert not isinstance(made, tuple)
+    assert (made[MOMENT] & 0xFFFFFFFF).tolist() == [GAP, GAP]
+    assert (made[AHEAD] < 0).all() == (mode == "NextStep")
+    one = Stream()
+    with pytest.raises(SpecMismatch), one.episodes.step(one.episodes.ticket()):
+        one.episodes.rows(step(0, terminated=np.array([False]), truncated=np.array([False])))
+    one.add(step(1))
+    assert one.column(MOMENT)[0] & 0xFFFFFFFF == GAP
+
+
+@pytest.mark.parametrize("final_obs", [[], [None], 5, {"x": 1}, {"obs": np.zeros(1)}, np.zeros((1, 2), np.float32)])
+def test_final_observations_of_another_form_are_refused_by_name(final_obs: object) -> None:
+    """Too few, no sequence at all, a dict where there is none."""
+    with pytest.raises(SpecMismatch, match="final_obs"):
+        Stream(mode="SameStep").add(vector([0, 10], ".t", final_obs=final_obs))
+
+
+def test_what_is_nested_must_come_nested() -> None:
+    """A next observation that is no dict is not taken for none; extras may be nested where nothing else is."""
+    obs = {"camera": np.ones((2, 2), np.uint8), "speed": 1.5}
+    row = {"obs": obs, "action": (3,), "reward": 1.0, "terminated": True, "truncated": False}
+    with pytest.raises(SpecMismatch, match="ndarray") as caught:
+        Stream(NESTED).add(row | {"next_obs": np.zeros(3)})
+    assert caught.value.field == "next_obs"
+    lstm = Stream(Spec.steps(obs=((2,), "float32"), action=((), "int64"), lstm={"h": ((2,), "float32")}))
+    row = {name: value for name, value in step(0).items() if name != "tag"}
+    lstm.add(row | {"lstm": {"h": np.ones(2, np.float32)}})
+    assert lstm.column("lstm.h") == [1.0]
+    with pytest.raises(SpecMismatch, match="several lengths"):
+        Stream().add(step(0, terminated=[True, [False]]))

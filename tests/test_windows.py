@@ -146,3 +146,12 @@ def test_a_window_that_makes_no_sense_is_refused(wrong: dict[str, int]) -> None:
     """By the name of the option."""
     with pytest.raises(ValueError, match=list(wrong)[-1]):
         Window(**wrong)
+
+
+def test_what_lies_outside_the_window_is_not_to_be_had(scene: Scene) -> None:
+    """Neither the row before it nor the one behind: an index that wraps would give another row."""
+    scene.stream(1, "Disabled", 40, 0)
+    windows = WindowFinder(scene.ring, Window(back=1, forward=2)).find(np.array([10]))
+    for offset in (-2, 3, slice(-2, 1), slice(0, 4), slice(2, 2)):
+        with pytest.raises(IndexError, match="from -1 to 2"):
+            windows.take("obs", offset)

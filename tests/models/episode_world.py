@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,7 +118,7 @@ class OtherStream:
 
     async def add(self, **step: Any) -> Any:
         """As of a replay."""
-        with self._episodes.step():
+        with self._episodes.step(self._episodes.ticket()):
             rows = self._episodes.rows(step)
             if isinstance(rows, tuple):
                 return self._writer.write_rows(*rows)
@@ -126,7 +126,7 @@ class OtherStream:
 
     async def extend(self, steps: Mapping[str, Any]) -> Any:
         """As of a replay."""
-        with self._episodes.step():
+        with self._episodes.step(self._episodes.ticket()):
             rows, which = self._episodes.columns(steps)
             return self._writer.write(rows, 0, len(rows["reward"]))[which]
 
@@ -189,6 +189,14 @@ class Player:
 
     async def play_some(self, count: int) -> None:
         """Many steps of the environment that is no vector, handed in together."""
+        steps, columns = self._some(count)
+        indices = await self._hand.extend(columns)
+        assert indices.shape == (count,)
+        for step, index in zip(steps, indices.tolist(), strict=True):
+            self._record(step, index, self._mine[0])
+
+    def _some(self, count: int) -> tuple[list[Player.Step], dict[str, Any]]:
+        """So many steps of the one environment, and what `extend` is called with."""
         steps = []
         for _ in range(count):
             steps.append(self._step(0))
@@ -197,20 +205,17 @@ class Player:
         columns = {name: self._array(name, [one[name] for one in flat]) for name in self._kind.spec}
         following = [self._kind.observation(step.following) for step in steps]
         columns |= {f"next_{name}": self._array(name, [one[name] for one in following]) for name in following[0]}
-        indices = await self._hand.extend(nested(columns))
-        assert indices.shape == (count,)
-        for step, index in zip(steps, indices.tolist(), strict=True):
-            self._record(step, index, self._mine[0])
+        return steps, nested(columns)
 
     async def lose(self) -> None:
         """One step that does not fit the spec: it raises and is lost, and the environments have gone on."""
         steps = [self._step(k) for k in range(len(self._environments))]
         call = self._call(steps, gives_next=True)
-        await self._refused(call | {"reward": np.zeros((7, 7))})
+        await self._refused(self._hand.add(**call | {"reward": np.zeros((7, 7))}))
         self._cut(steps)
 
-    async def jump(self) -> None:
-        """An environment is reset in mid-episode, and nobody says so: the next step is refused."""
+    async def jump(self, *, some: bool = False) -> None:
+        """An environment is reset in mid-episode, and nobody says so: the next step (or `some` of them) is refused."""
         steps = [self._step(k) for k in range(len(self._environments))]
         if any(step.terminated or step.truncated or step.is_reset for step in steps):
             self._keep(steps, await self._hand.add(**self._call(steps, gives_next=False)))
@@ -218,14 +223,19 @@ class Player:
         self._keep(steps, await self._hand.add(**self._call(steps, gives_next=True)))
         for environment in self._environments:
             environment.reset()
-        steps = [self._step(k) for k in range(len(self._environments))]
-        await self._refused(self._call(steps, gives_next=False))
-        self._cut(steps)
+        if some:
+            steps, columns = self._some(3)
+            await self._refused(self._hand.extend(columns))
+            self._cut(steps[-1:])
+        else:
+            steps = [self._step(k) for k in range(len(self._environments))]
+            await self._refused(self._hand.add(**self._call(steps, gives_next=False)))
+            self._cut(steps)
 
-    async def _refused(self, call: dict[str, Any]) -> None:
+    async def _refused(self, handing_in: Awaitable[Any]) -> None:
         """Hand in what does not fit."""
         try:
-            await self._hand.add(**call)
+            await handing_in
         except areplay.SpecMismatch:
             return
         raise AssertionError("was to be refused")

@@ -299,7 +299,7 @@ def test_actors_in_step_with_each_other_are_not_mixed_up(seed: int) -> None:
     """Actors whose episodes are alike, row for row, and go on by whole blocks, so that the same numbers of steps lie
     in blocks side by side and in blocks that others have left; some blocks end early."""
     rng = np.random.default_rng(seed)
-    mode, block_rows = MODES[seed % 2], 2 + 2 * (seed % 3)
+    mode, block_rows = MODES[seed % 2], (2, 4)[seed // 3]
 
     async def main() -> None:
         async with areplay.Replay(PLAIN.spec, 18 * block_rows, block_rows=block_rows, seed=1) as replay:
@@ -307,18 +307,42 @@ def test_actors_in_step_with_each_other_are_not_mixed_up(seed: int) -> None:
             players = [world.player(mode, [[(1_000, "terminated")]] * 2) for _ in range(3)]
             a_block = block_rows if mode == "one" else block_rows // 2
             for turn in range(90):
-                player = players[rng.integers(3)]
-                for _ in range(a_block * rng.integers(1, 3) if rng.random() < 0.9 else 1):
+                at_random = turn < seed % 3 * 40  # then two of them take turns, block by block
+                player = players[rng.integers(3) if at_random else turn % 2]
+                for _ in range(a_block * rng.integers(1, 3) if at_random else a_block):
                     await player.play(gives_next=False)
-                if turn % 10 == 9:
+                if at_random and turn % 10 == 9:
                     player.seal()
-                if turn % 20 == 19:
+                if at_random and turn % 20 == 19:
                     player.die()
             for item, items in DENSE:
                 compare(world, item, items)
-            for back, forward in [(0, 3), (2, 5), (5, 1), (4, 9)]:
+            for back, forward in [(0, 3), (2, 5), (5, 1), (9, 9)]:
                 reach = areplay.Window(back, forward)
                 compare(world, Neighbours(reach), partial(Oracle.windows, back=back, forward=forward))
+            world.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_steps_handed_in_singly_and_many_at_once_make_the_same_episodes(seed: int) -> None:
+    """`add` and `extend` by turns, over blocks so short that windows span many of them."""
+    rng = np.random.default_rng(seed)
+
+    async def main() -> None:
+        async with areplay.Replay(PLAIN.spec, 60, block_rows=1 + seed, seed=1) as replay:
+            world = World(replay, PLAIN)
+            player = world.player("one", [[(40, "terminated"), (2, "both"), (11, "truncated")]], owner=True)
+            for _ in range(25):
+                await player.play_some(int(rng.integers(1, 8)))
+                for _ in range(rng.integers(3)):
+                    await player.play(gives_next=True)
+            for item, items in DENSE:
+                compare(world, item, items)
+            compare(world, Neighbours(areplay.Window(9, 9)), partial(Oracle.windows, back=9, forward=9))
+            await player.jump(some=True)
+            compare(world, *DENSE[0])
             world.close()
 
     asyncio.run(main())
