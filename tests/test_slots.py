@@ -310,3 +310,22 @@ def test_the_invariant_check_notices_what_must_not_be(slots: Slots) -> None:
     leased(slots, 0)
     with pytest.raises(AssertionError, match="sampler 0"):
         slots.check()
+
+
+def test_samplers_that_looked_in_vain_are_known_by_the_rows_that_they_saw(slots: Slots) -> None:
+    """All of them, and since the last row came in; one that finds an item again is none of them."""
+    slots.open_gate()
+    assert not slots.is_fruitless and not slots.all_in_vain(0)
+    for sampler, seen in ((0, 7), (1, 6)):
+        slot = slots.lease(sampler)
+        assert slot is not None
+        slots.abandon(slot, seen)
+    assert slots.is_fruitless and not slots.all_in_vain(7)
+    slot = slots.lease(1)
+    assert slot is not None
+    slots.abandon(slot, 7)
+    assert slots.all_in_vain(7) and not slots.all_in_vain(8)
+    slot = slots.lease(0)
+    assert slot is not None
+    slots.publish(slot)
+    assert slots.is_fruitless and not slots.all_in_vain(7)

@@ -94,9 +94,12 @@ class SlotsMachine(RuleBasedStateMachine):
 
     @rule(sampler=st.integers(0, 2))
     def abandon(self, sampler: int) -> None:
-        for slot in self.filling(sampler % self.samplers):
-            self.children[sampler % self.samplers].abandon(slot)
+        sampler %= self.samplers
+        for slot in self.filling(sampler):
+            self.children[sampler].abandon(slot)
             self.state[slot] = "free"
+            assert self.rings(self.slots.learner_bell) == (self.learner_sleeps and not self.heard[sampler])
+            self.heard[sampler] = True
 
     @rule(sampler=st.integers(0, 2))
     def die_and_be_recovered(self, sampler: int) -> None:
