@@ -125,7 +125,7 @@ async def train(learner: DoubleDQN, run: Run, options: argparse.Namespace) -> No
             prefetch=PREFETCH_BATCHES,
             min_size_to_sample=options.min_rows,
         ) as batches,
-        replay.actors(examine, args=test_args, weights=weights, inbox_rows=1, grace_s=GRACE_S) as examiner,
+        replay.actors(examine, args=test_args, weights=weights, inbox_rows=2, grace_s=GRACE_S) as examiner,
         replay.actors(explore, options.actors, args=play_args, weights=weights, grace_s=GRACE_S) as players,
     ):
         with display(run, options.quiet) as show:

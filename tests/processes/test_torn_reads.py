@@ -143,7 +143,8 @@ async def test_a_sampler_stopped_in_mid_copy_delivers_nothing_stale() -> None:
             assert torn(first) == torn(second) == torn(third) == torn(fourth) == 0
             assert set(first["life"].tolist()) == set(second["life"].tolist()) == {0}
             assert set(third["life"].tolist()) == set(fourth["life"].tolist()) == {3}
-            assert batches.statistics().rows_redrawn == 64
+            # The batch that it stopped in, and those whose rows were drawn with it: eight at most.
+            assert batches.statistics().rows_redrawn in range(64, 8 * 64 + 1, 64)
 
 
 async def test_a_slow_reader_gets_its_rows_under_the_lock() -> None:
