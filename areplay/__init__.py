@@ -30,11 +30,12 @@ from areplay.errors import (
 )
 from areplay.items import Item, Rows, View
 from areplay.prefetch import Batches
-from areplay.replay import Replay, run
-from areplay.select import Selector, Uniform
+from areplay.program import run
+from areplay.replay import Replay
+from areplay.select import Prioritized, Selector, Uniform
 from areplay.sequences import Sequences
 from areplay.spec import Field, Spec
-from areplay.statistics import ActorStatistics, BatchesStatistics, Statistics
+from areplay.statistics import ActorStatistics, BatchesStatistics, PriorityUpdate, Statistics
 from areplay.transform import Transform
 from areplay.transitions import Transitions
 from areplay.weights import Weights
@@ -61,6 +62,8 @@ __all__ = [
     "Item",
     "LayoutMismatch",
     "MemoryLimitExceeded",
+    "Prioritized",
+    "PriorityUpdate",
     "Replay",
     "Report",
     "ResourceUnavailable",

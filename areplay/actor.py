@@ -21,8 +21,9 @@ from areplay.episodes import Episodes
 from areplay.errors import ActorFailed, Closed, InboxFull, WaitTimeout, WouldBlock
 from areplay.inbox import DESCRIPTORS_AN_INBOX, Inbox, Inboxes
 from areplay.limits import check_descriptors
+from areplay.options import NO_PRIORITY, one_priority, priority_column
 from areplay.process import DESCRIPTORS_A_CHILD, DESCRIPTORS_TO_START, READY, REPORT, Channel
-from areplay.spec import Columns, Spec
+from areplay.spec import Array, Columns, Spec
 from areplay.statistics import ActorStatistics
 from areplay.waiting import Sleeper, Turns, ended, opened, run_to_completion
 from areplay.weights import Weights
@@ -87,7 +88,7 @@ class Actor:
     def autoreset_mode(self, mode: object) -> None:
         self._steps().autoreset_mode = mode
 
-    def add(self, **row: Any) -> Coroutine[Any, Any, None]:
+    def add(self, *, priority: Any = None, **row: Any) -> Coroutine[Any, Any, None]:
         """Hand in one row, waiting while the inbox is full. When this returns, the row is safe: it will be stored
         even if this process is killed at the next instruction.
 
@@ -102,6 +103,9 @@ class Actor:
         next call, of which action and reward are ignored then; "SameStep": in `final_obs=info["final_obs"]`;
         "Disabled": in `next_obs`.
 
+        `priority=` is what a `Prioritized` selector begins with for this row, (L,) of a vector; else the largest one so
+        far.
+
         Cancelled while waiting: the row has not been handed in. A step that was not handed in, for whatever reason,
         leaves a gap: the steps before and after it are kept, no item spans it.
 
@@ -114,23 +118,24 @@ class Actor:
             InboxFull: no room came within the `timeout_s` given to `Replay.actors`.
         """
         if self._episodes is None:
-            return self._add_row(row)
-        return self._add_step(self._episodes, self._episodes.ticket(), row)
+            return self._add_row(row, priority)
+        return self._add_step(self._episodes, self._episodes.ticket(), row, priority)
 
-    async def _add_row(self, row: dict[str, Any]) -> None:
+    async def _add_row(self, row: dict[str, Any], priority: Any) -> None:
+        given = NO_PRIORITY if priority is None else one_priority(priority)
         await self._turn()
-        await self._put((row,))
+        await self._put((row,), given)
 
-    async def _add_step(self, episodes: Episodes, ticket: int, step: dict[str, Any]) -> None:
+    async def _add_step(self, episodes: Episodes, ticket: int, step: dict[str, Any], priority: Any) -> None:
         with episodes.step(ticket):
             await self._turn()
             rows = episodes.rows(step)
             if isinstance(rows, tuple):
-                await self._put(rows)
+                await self._put(rows, NO_PRIORITY if priority is None else one_priority(priority))
             else:
-                await self._extend(rows)
+                await self._extend(rows, priority_column(priority, len(step["terminated"]), _length(rows)))
 
-    def extend(self, columns: Mapping[str, Any]) -> Coroutine[Any, Any, None]:
+    def extend(self, columns: Mapping[str, Any], *, priorities: Any = None) -> Coroutine[Any, Any, None]:
         """Hand in n rows at once, waiting until there is room for all of them. When this returns, they are safe.
 
         Cancelled while waiting, or killed: all of them or none, if n is at most `inbox_rows`; of more, a prefix of
@@ -139,24 +144,27 @@ class Actor:
         Args:
             columns: field name -> array of shape `(n, *field.shape)`, dtype as in the spec, n at least 1. With a spec
                 of steps: n consecutive steps of one environment, and `next_obs` if an episode ends among them.
+            priorities: (n,) float, as for `add`.
 
         Raises:
             SpecMismatch: a field is missing, extra, or has the wrong shape or dtype. Nothing was handed in.
             InboxFull: no room came within the `timeout_s` given to `Replay.actors`.
         """
         if self._episodes is None:
-            return self._extend_rows(columns)
-        return self._extend_steps(self._episodes, self._episodes.ticket(), columns)
+            return self._extend_rows(columns, priorities)
+        return self._extend_steps(self._episodes, self._episodes.ticket(), columns, priorities)
 
-    async def _extend_rows(self, columns: Mapping[str, Any]) -> None:
-        _, arrays = self._spec.convert_columns(columns)
+    async def _extend_rows(self, columns: Mapping[str, Any], priorities: Any) -> None:
+        rows, arrays = self._spec.convert_columns(columns)
+        given = priority_column(priorities, rows, rows)
         await self._turn()
-        await self._extend(arrays)
+        await self._extend(arrays, given)
 
-    async def _extend_steps(self, episodes: Episodes, ticket: int, columns: Mapping[str, Any]) -> None:
+    async def _extend_steps(self, episodes: Episodes, ticket: int, columns: Mapping[str, Any], priorities: Any) -> None:
         with episodes.step(ticket):
             await self._turn()
-            await self._extend(episodes.columns(columns)[0])
+            steps, at = episodes.columns(columns)
+            await self._extend(steps, priority_column(priorities, len(at), _length(steps), at))
 
     async def flush(self) -> None:
         """Wait until every row handed in so far can be sampled. Cancelled: nothing is lost.
@@ -192,21 +200,21 @@ class Actor:
         if self._turns.is_due():
             await asyncio.sleep(0)
 
-    async def _put(self, rows: tuple[Mapping[str, Any], ...]) -> None:
+    async def _put(self, rows: tuple[Mapping[str, Any], ...], priority: float) -> None:
         """Hand in a row, or two, together."""
         try:
-            self._inbox.put(*rows)
+            self._inbox.put(*rows, priority=priority)
         except WouldBlock:
             await self._wait_room(len(rows))
-            self._inbox.put(*rows)
+            self._inbox.put(*rows, priority=priority)
 
-    async def _extend(self, columns: Columns) -> None:
+    async def _extend(self, columns: Columns, priorities: Array | None) -> None:
         """Hand in checked columns, together if they fit into the inbox."""
-        rows = len(next(iter(columns.values())))
+        rows = _length(columns)
         for start in range(0, rows, self._inbox.inbox_rows):
             stop = min(rows, start + self._inbox.inbox_rows)
             await self._wait_room(stop - start)
-            self._inbox.extend(columns, start, stop)
+            self._inbox.extend(columns, start, stop, priorities)
 
     async def _wait_room(self, rows: int) -> None:
         if self._inbox.room < rows:
@@ -222,6 +230,10 @@ class Actor:
             f"actor {self.index} waits for the coordinator: {self._inbox.used:,} of {self._inbox.inbox_rows:,} rows of "
             f"its inbox are not yet taken"
         )
+
+
+def _length(columns: Columns) -> int:
+    return len(next(iter(columns.values())))
 
 
 async def run_actor(

@@ -211,9 +211,9 @@ class Coordinator:
             self._take_chunk(feed)
 
     def _take_chunk(self, feed: _Feed) -> None:
-        columns, start, stop = feed.inbox.peek()
+        columns, priorities, start, stop = feed.inbox.peek()
         stop = min(stop, start + feed.chunk_rows)
-        feed.writer.write(columns, start, stop)
+        feed.writer.write(columns, start, stop, priorities)
         feed.inbox.consume(stop - start)
         self.last_rows_at = time.monotonic()
         self._on_rows()

@@ -19,6 +19,7 @@ the actor.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -49,6 +50,7 @@ class Inboxes:
     def __init__(self, spec: Spec, count: int, inbox_rows: int) -> None:
         self.spec, self.count, self.inbox_rows = spec, count, inbox_rows
         columns = {f"column:{f.name}": ((count, inbox_rows, *f.shape), f.dtype) for f in spec.rows.values()}
+        columns["priorities"] = ((count, inbox_rows), np.dtype(np.float64))
         layout = Layout("inboxes", {"words": ((count, _WORDS, WORDS_A_LINE), np.int64), **columns})
         self._segment = Segment(layout, f"{count} inboxes of {inbox_rows:,} rows of {spec.row_bytes:,} bytes")
         self._events: list[EventDescriptor] = []  # of each inbox the coordinator's, then the actor's
@@ -63,7 +65,10 @@ class Inboxes:
         """Inbox number `index`, as this process sees it."""
         arrays = self._segment.arrays
         columns = {name: arrays[f"column:{name}"][index] for name in self.spec.rows}
-        return Inbox(self.spec.rows, columns, arrays["words"][index], *self._events[2 * index : 2 * index + 2])
+        priorities = arrays["priorities"][index]
+        return Inbox(
+            self.spec.rows, columns, priorities, arrays["words"][index], *self._events[2 * index : 2 * index + 2]
+        )
 
     def close(self) -> None:
         """Give back all descriptors. The memory stays mapped for as long as a view of it lives."""
@@ -79,11 +84,12 @@ class Inbox:
         self,
         spec: Spec,
         columns: Mapping[str, Array],
+        priorities: Array,
         words: Array,
         rows_event: EventDescriptor,
         room_event: EventDescriptor,
     ) -> None:
-        self._columns = columns
+        self._columns, self._priorities = columns, priorities
         self.inbox_rows = len(next(iter(columns.values())))
         self._tail, self._head, self._wake_at, self._hurry = (word(words, k) for k in range(4))
         self.rows_bell = Doorbell(rows_event, word(words, 4))
@@ -110,8 +116,11 @@ class Inbox:
 
     # The actor's side.
 
-    def put(self, *rows: Mapping[str, object]) -> None:
+    def put(self, *rows: Mapping[str, object], priority: float = math.nan) -> None:
         """Put a row, or a few; they become safe together, when this returns.
+
+        Args:
+            priority: of each; NaN: none given.
 
         Raises:
             WouldBlock: there is not room for all of them.
@@ -123,12 +132,16 @@ class Inbox:
         kill_point("add.before")
         for k, row in enumerate(rows):
             self._writer.write((tail + k) % self.inbox_rows, row)
+            self._priorities[(tail + k) % self.inbox_rows] = priority
         kill_point("add.written")
         self._publish(tail + count)
         kill_point("add.published")
 
-    def extend(self, columns: Mapping[str, Array], start: int, stop: int) -> None:
+    def extend(self, columns: Mapping[str, Array], start: int, stop: int, priorities: Array | None = None) -> None:
         """Put rows `start` to `stop` of checked columns; they become safe together, when this returns.
+
+        Args:
+            priorities: float64, of the rows of `columns`; NaN: none given.
 
         Raises:
             WouldBlock: there is not room for all of them. Nothing was put.
@@ -139,6 +152,11 @@ class Inbox:
         kill_point("add.before")
         at = tail % self.inbox_rows
         before_seam = min(count, self.inbox_rows - at)
+        self._priorities[at : at + before_seam] = math.nan
+        self._priorities[: count - before_seam] = math.nan
+        if priorities is not None:
+            self._priorities[at : at + before_seam] = priorities[start : start + before_seam]
+            self._priorities[: count - before_seam] = priorities[start + before_seam : stop]
         for name, column in self._columns.items():
             column[at : at + before_seam] = columns[name][start : start + before_seam]
             if before_seam < count:
@@ -166,12 +184,12 @@ class Inbox:
 
     # The coordinator's side.
 
-    def peek(self) -> tuple[Mapping[str, Array], int, int]:
-        """`(columns, start, stop)`: the oldest rows, as many as lie in one piece."""
+    def peek(self) -> tuple[Mapping[str, Array], Array, int, int]:
+        """`(columns, priorities, start, stop)`: the oldest rows, as many as lie in one piece."""
         head, tail = self._head[0], self._tail[0]
         order()
         at = head % self.inbox_rows
-        return self._columns, at, min(at + tail - head, self.inbox_rows)
+        return self._columns, self._priorities, at, min(at + tail - head, self.inbox_rows)
 
     def consume(self, count: int) -> None:
         """Give the room of the oldest `count` rows back to the actor, and wake it if it sleeps."""

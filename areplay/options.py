@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import numbers
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+from areplay.errors import SpecMismatch
+
+NO_PRIORITY = math.nan
+"""Stands for: none given."""
 
 
 def whole_number(name: str, value: object, *, at_least: int = 1, at_most: int | None = None) -> int:
@@ -46,3 +54,63 @@ def seconds(name: str, value: object, *, positive: bool = True) -> float:
 def optional_seconds(name: str, value: object) -> float | None:
     """As `seconds`, but `None` (no limit) passes."""
     return None if value is None else seconds(name, value)
+
+
+def one_priority(value: Any) -> float:
+    """`value` as a float, if it is a finite number.
+
+    Raises:
+        SpecMismatch: it is not.
+    """
+    if isinstance(value, np.ndarray) and value.shape == ():
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise SpecMismatch(
+            "priority", "a finite number", repr(value)[:80], "give the error of the step, or leave it out"
+        )
+    return float(value)
+
+
+def priority_values(values: Any, count: int, max_mean_mix: float = 0.9, mask: Any = None) -> NDArray[np.float64]:
+    """(count,) float64 of as many finite numbers, or of the errors of as many sequences, (count, T).
+
+    Raises:
+        SpecMismatch: they are none.
+    """
+    array = np.asarray(values)
+    expected = f"finite numbers of shape ({count},), or ({count}, T) of sequences"
+    if array.dtype.kind not in "iuf" or array.ndim not in (1, 2) or len(array) != count or array.size < count:
+        raise SpecMismatch("priorities", expected, f"shape {array.shape} of {array.dtype}", "give one number an item")
+    array = array.astype(np.float64)
+    if not np.isfinite(array).all():
+        raise SpecMismatch("priorities", expected, "NaN or infinity", "look at the loss that they come from")
+    if array.ndim == 1:
+        return array
+    counts = np.ones(array.shape, np.bool_) if mask is None else np.asarray(mask)
+    if counts.shape != array.shape or counts.dtype != np.bool_:
+        got = f"shape {counts.shape} of {counts.dtype}"
+        raise SpecMismatch("mask", f"shape {array.shape} of bool", got, "pass batch['mask']")
+    errors = np.abs(array) * counts
+    means: NDArray[np.float64] = errors.sum(axis=1) / np.maximum(counts.sum(axis=1), 1)
+    mixed: NDArray[np.float64] = max_mean_mix * errors.max(axis=1) + (1 - max_mean_mix) * means
+    return mixed
+
+
+def priority_column(
+    values: Any, given: int, rows: int, at: NDArray[np.intp] | slice = slice(None)
+) -> NDArray[np.float64] | None:
+    """(rows,) float64 with the priorities of `given` steps, `NO_PRIORITY` in the rows of no step; None if none given.
+
+    Args:
+        at: which rows are the steps'; by default the first ones.
+
+    Raises:
+        SpecMismatch: not one finite number a step.
+    """
+    if values is None:
+        return None
+    column = np.full(rows, NO_PRIORITY)
+    if np.ndim(values) != 1:
+        raise SpecMismatch("priority", f"shape ({given},)", f"shape {np.shape(values)}", "give one number a step")
+    column[slice(given) if isinstance(at, slice) else at] = priority_values(values, given)
+    return column

@@ -78,6 +78,7 @@ class Batches(AsyncIterator[Batch]):
         self._check_open = check_open
         self._ring, self._item, self._selector, self._transform = ring, item, selector, transform
         self._seeds, self._supply = seeds, supply
+        self._on_delivered = getattr(selector, "on_delivered", None)
         self._batch_size, self._samplers, self._prefetch = batch_size, samplers, prefetch
         self._min_size, self._timeout_s, self._options = min_size_to_sample, timeout_s, options
         self._slots: Slots | None = None
@@ -224,6 +225,8 @@ class Batches(AsyncIterator[Batch]):
     def _batch(self, slot: int) -> Batch:
         assert self._slots is not None
         self._delivered += 1
+        if self._on_delivered is not None:
+            self._on_delivered(self._delivered)
         return Batch(self._slots.batch(slot), self._give_back[slot])
 
     def _lend(self) -> int | None:

@@ -24,7 +24,7 @@ from areplay.items import BatchFields, Item, View
 from areplay.kill_points import kill_point
 from areplay.locks import BlockLocks
 from areplay.ring import Indices, Ring
-from areplay.select import Selector
+from areplay.select import Selector, weigh
 from areplay.spec import Array
 from areplay.transform import Transform
 from areplay.windows import WindowFinder, Windows
@@ -108,26 +108,25 @@ class Reader:
             self.fields, self._scratch_fields = transform.split(self._item_fields)
         self._valid_share = 1.0  # of the rows drawn lately, those by which an item could be drawn
         self._stock: Windows | None = None  # drawn ahead, of which `_stock_used` are used
-        self._stock_used, self._stock_drawn_s, self._stock_probability = 0, 0.0, 1.0
+        self._stock_used, self._stock_drawn_s = 0, 0.0
         self._draws_ahead = draws_ahead
         self.rows_redrawn = 0
 
     def fill(self, out: BatchArrays) -> bool:
         """Fill `out` with items, each whole and committed; `False`, with `out` undefined, if there is none."""
-        drawn = self._next(len(out.indices))
-        if drawn is None:
+        windows = self._next(len(out.indices))
+        if windows is None:
             return False
-        windows, probability = drawn
         kill_point("sampler.draw")
         target = self._target(out)
         self._item.assemble(windows, target)
         kill_point("sampler.gather")
         out.indices[:] = windows.indices
+        out.probabilities[:] = windows.probabilities
         whole = windows.unchanged()
         if np.count_nonzero(whole) < len(whole) and not self._mend(out, target, np.flatnonzero(~whole)):
             return False
-        out.weights.fill(1.0)
-        out.probabilities.fill(probability)
+        weigh(out.probabilities, getattr(self._selector, "importance_sampling_exponent", 0.0), out.weights)
         if self._transform is not None:
             written = {name: out.stored[name] for name in self._transform.fields}
             self._transform.function(self._item_fields.of(target), written, self._rng)
@@ -144,7 +143,7 @@ class Reader:
         places = {**out.stored, **self._scratch}
         return {name: places[name] for name in self._item_fields.stored}
 
-    def _next(self, count: int) -> tuple[Windows, float] | None:
+    def _next(self, count: int) -> Windows | None:
         """As `_draw`, from items that are drawn a few batches ahead if it `draws_ahead`.
 
         What a draw costs does not depend much on how many are drawn. They are as good as those in the queue, which are
@@ -155,17 +154,16 @@ class Reader:
             return self._draw(count)
         now_s = time.monotonic()
         if self._stock is None or self._stock_used + count > len(self._stock) or now_s - self._stock_drawn_s > _STOCK_S:
-            drawn = self._draw(count * ahead)
-            if drawn is None:
+            self._stock = self._draw(count * ahead)
+            if self._stock is None:
                 return None
-            self._stock, self._stock_probability = drawn
             self._stock_used, self._stock_drawn_s = 0, now_s
         start = self._stock_used
         self._stock_used += count
-        return self._stock.part(start, start + count), self._stock_probability
+        return self._stock.part(start, start + count)
 
-    def _draw(self, count: int) -> tuple[Windows, float] | None:
-        """`count` items, and the probability that the row of each had in one draw; `None` if there seem to be none.
+    def _draw(self, count: int) -> Windows | None:
+        """`count` items; `None` if there seem to be none.
 
         Rows are drawn, and those by which no item can be drawn are dropped: each that can be is as likely as the next.
         """
@@ -175,11 +173,11 @@ class Reader:
             ask = missing
             if self._valid_share < 1:
                 ask = min(_MOST_DRAWN, math.ceil(1.1 * missing / self._valid_share) + 2)
-            indices, probability = self._selector.draw(self._ring, ask, self._rng)
+            indices, probabilities = self._selector.draw(self._ring, ask, self._rng)
             if len(indices) == 0:
                 return None
             drawn += len(indices)
-            found = self._finder.find(indices)
+            found = self._finder.find(indices, probabilities)
             share = len(found) / len(indices)
             if share != self._valid_share:
                 self._valid_share = max(0.9 * self._valid_share + 0.1 * share, 0.5 * share, 1e-4)
@@ -188,7 +186,7 @@ class Reader:
                 missing -= len(parts[-1])
                 drawn = 0
                 if missing == 0:
-                    return Windows.joined(parts), probability
+                    return Windows.joined(parts)
             elif drawn > _DRAWS_A_ROW * len(self._ring) + count:
                 return None
 
@@ -196,10 +194,9 @@ class Reader:
         """Replace the items at `torn` by newly drawn ones."""
         for _ in range(ROUNDS_WITHOUT_LOCK):
             self.rows_redrawn += len(torn)
-            drawn = self._draw(len(torn))
-            if drawn is None:
+            windows = self._draw(len(torn))
+            if windows is None:
                 return False
-            windows, _ = drawn
             self._copy(windows, out, target, torn)
             torn = torn[~windows.unchanged()]
             if len(torn) == 0:
@@ -209,10 +206,9 @@ class Reader:
     def _copy_locked(self, out: BatchArrays, target: Mapping[str, Array], at: int) -> bool:
         """Replace one item, under the shared locks of its blocks."""
         while True:
-            drawn = self._draw(1)
-            if drawn is None:
+            windows = self._draw(1)
+            if windows is None:
                 return False
-            windows, _ = drawn
             held = []
             try:
                 for block in windows.blocks():
@@ -234,3 +230,4 @@ class Reader:
         for name, array in target.items():
             array[to] = fresh[name]
         out.indices[to] = windows.indices
+        out.probabilities[to] = windows.probabilities

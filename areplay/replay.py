@@ -12,39 +12,44 @@ import inspect
 import itertools
 import logging
 import pickle
-import signal
-import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import uvloop
 
 from areplay.actor import ActorFunction, Actors
 from areplay.batch import Batch
 from areplay.coordinator import Coordinator
 from areplay.crew import CrewOptions
 from areplay.episodes import Episodes
-from areplay.errors import Closed, Stalled
+from areplay.errors import Closed, SpecMismatch, Stalled
 from areplay.inbox import default_inbox_rows
 from areplay.items import Item, Rows
 from areplay.limits import check_memory
-from areplay.options import optional_seconds, seconds, whole_number
+from areplay.options import (
+    NO_PRIORITY,
+    fraction,
+    one_priority,
+    optional_seconds,
+    priority_column,
+    priority_values,
+    seconds,
+    whole_number,
+)
 from areplay.prefetch import Batches, Supply
+from areplay.priorities import Priorities
 from areplay.reader import BatchArrays, Reader
 from areplay.ring import MIN_BLOCKS, Indices, Ring, RingGuard, StreamWriter, default_block_rows
 from areplay.select import Selector, Uniform
-from areplay.spec import Columns, Spec
-from areplay.statistics import Statistics
+from areplay.spec import Array, Columns, Spec
+from areplay.statistics import PriorityUpdate, Statistics
 from areplay.transform import Transform, batch_fields
 from areplay.transitions import Transitions
 from areplay.waiting import ended, opened, run_to_completion
 from areplay.weights import Weights
 from areplay.windows import Window
-
-T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +105,8 @@ class Replay:
         parts = {field.name: field.row_bytes * self.capacity_rows for field in spec.rows.values()}
         check_memory(f"a replay of {self.capacity_rows:,} rows of {spec.row_bytes:,} bytes", parts)
         self._guard = RingGuard()
+        self._priorities: dict[float, Priorities] = {}
+        self._updated = self._stale = 0
         self._groups: list[Actors] = []
         self._streams: list[Batches] = []
         self._numbers = itertools.count()  # of groups and streams, for their seeds
@@ -274,6 +281,7 @@ class Replay:
         _check_sendable("item", item)
         _check_sendable("selector", selector)
         _check_sendable("transform", transform)
+        self._bind(selector)
         samplers = whole_number("samplers", samplers, at_most=1_000)
         group = next(self._numbers)
         self._streams = [other for other in self._streams if not other.is_closed]  # and so frees their memory
@@ -295,7 +303,7 @@ class Replay:
         self._streams.append(stream)
         return stream
 
-    def add(self, **row: Any) -> Coroutine[Any, Any, int | Indices]:
+    def add(self, *, priority: Any = None, **row: Any) -> Coroutine[Any, Any, int | Indices]:
         """Write one row from this process; its index. It can be sampled when this returns.
 
         With a spec of steps: one step of one environment, or of a vector of them, as `Actor.add` takes it; the index of
@@ -306,22 +314,25 @@ class Replay:
         Raises:
             SpecMismatch: the row does not fit the spec. Nothing was written.
         """
-        return self._add(None if self._episodes is None else self._episodes.ticket(), row)
+        return self._add(None if self._episodes is None else self._episodes.ticket(), row, priority)
 
-    async def _add(self, ticket: int | None, row: dict[str, Any]) -> int | Indices:
+    async def _add(self, ticket: int | None, row: dict[str, Any], priority: Any) -> int | Indices:
         self._opened()
         async with self._owner_lock:
             writer = self._writer_now()
             if self._episodes is None or ticket is None:
-                indices: int | Indices = writer.write_rows(row)
+                given = NO_PRIORITY if priority is None else one_priority(priority)
+                indices: int | Indices = writer.write_rows(row, priority=given)
             else:
                 with self._episodes.step(ticket):
                     rows = self._episodes.rows(row)
                     if isinstance(rows, tuple):
-                        indices = writer.write_rows(*rows)
+                        given = NO_PRIORITY if priority is None else one_priority(priority)
+                        indices = writer.write_rows(*rows, priority=given)
                     else:
-                        count = len(np.asarray(row["terminated"]))
-                        indices = writer.write(rows, 0, _length(rows))[:count]
+                        count, length = len(np.asarray(row["terminated"])), _length(rows)
+                        column = priority_column(priority, count, length)
+                        indices = writer.write(rows, 0, length, column)[:count]
         self._announce()
         return indices
 
@@ -334,7 +345,7 @@ class Replay:
     def autoreset_mode(self, mode: object) -> None:
         self._steps().autoreset_mode = mode
 
-    def extend(self, columns: Mapping[str, Any]) -> Coroutine[Any, Any, Indices]:
+    def extend(self, columns: Mapping[str, Any], *, priorities: Any = None) -> Coroutine[Any, Any, Indices]:
         """Write n rows from this process, all or none; their indices, (n,) int64.
 
         More than a few megabytes are copied off the loop. Cancelled before the copy begins: none were written;
@@ -344,25 +355,28 @@ class Replay:
             columns: field name -> array of shape `(n, *field.shape)`, dtype as in the spec, 1 <= n <= capacity_rows.
                 With a spec of steps: n consecutive steps of one environment, and `next_obs` if an episode ends among
                 them.
+            priorities: (n,) float, as for `Actor.add`.
 
         Raises:
             SpecMismatch: a field is missing, extra, or has the wrong shape or dtype. Nothing was written.
             ValueError: more rows than fit.
         """
-        return self._extend(None if self._episodes is None else self._episodes.ticket(), columns)
+        return self._extend(None if self._episodes is None else self._episodes.ticket(), columns, priorities)
 
-    async def _extend(self, ticket: int | None, columns: Mapping[str, Any]) -> Indices:
+    async def _extend(self, ticket: int | None, columns: Mapping[str, Any], priorities: Any) -> Indices:
         self._opened()
         if self._episodes is None or ticket is None:
             rows, arrays = self.spec.convert_columns(columns)
             self._check_fits(rows)
+            given = priority_column(priorities, rows, rows)
             async with self._owner_lock:
-                return await self._write(arrays)
+                return await self._write(arrays, given)
         async with self._owner_lock:
             with self._episodes.step(ticket):
                 steps, which = self._episodes.columns(columns)
                 self._check_fits(_length(steps))
-                return (await self._write(steps))[which]
+                given = priority_column(priorities, len(which), _length(steps), which)
+                return (await self._write(steps, given))[which]
 
     def sample(
         self,
@@ -381,12 +395,48 @@ class Replay:
         ring = self._opened()
         item, selector = self._checked(item, selector, transform)
         batch_size = whole_number("batch_size", batch_size, at_most=self._max_batch_size)
+        self._bind(selector)
         reader = Reader(ring, self._reading_locks, item, selector, self._rng, transform)
         arrays = BatchArrays.empty(batch_size, reader.fields)
         if not reader.fill(arrays):
             what = "a replay without rows" if not len(self) else f"{len(self):,} rows of which no {item!r} can be made"
             raise Stalled(f"sample() on {what}; add some first, or use batches(), which waits for them")
         return Batch(arrays)
+
+    def update_priorities(
+        self, indices: Indices, priorities: Any, *, max_mean_mix: float = 0.9, mask: Any = None
+    ) -> PriorityUpdate:
+        """Give the rows that a batch's items were drawn by new priorities: `batch.indices` and their errors.
+
+        A row that was overwritten meanwhile is recognised by its index, and left out. Of an index that occurs twice the
+        last priority counts. Signs do not matter. A row of priority 0 is not drawn by `Prioritized` any more.
+
+        Args:
+            indices: (B,) int64.
+            priorities: (B,), or the errors of sequences, (B, T): then an item's priority is `max_mean_mix` times the
+                largest of them and the rest times their mean (R2D2, Kapturowski et al. 2019, section 2.3).
+            max_mean_mix: from 0 to 1.
+            mask: (B, T) bool, which of the errors count; all by default.
+
+        Raises:
+            SpecMismatch: not one finite number an item. Nothing was changed.
+            ValueError: no `Prioritized` selector was given to `batches` or `sample` yet.
+        """
+        self._opened()
+        if not self._priorities:
+            raise ValueError("update_priorities has no effect: pass selector=Prioritized(...) to batches() or sample()")
+        names = np.asarray(indices)
+        if names.dtype.kind not in "iu" or names.ndim != 1:
+            raise SpecMismatch("indices", "(B,) int64, as batch.indices", f"shape {names.shape} of {names.dtype}", "")
+        names = names.astype(np.int64)
+        values = priority_values(priorities, len(names), fraction("max_mean_mix", max_mean_mix), mask)
+        is_there = np.ones(len(names), np.bool_)
+        for each in self._priorities.values():
+            is_there &= each.update(names, values)
+        updated = int(np.count_nonzero(is_there))
+        self._updated += updated
+        self._stale += len(names) - updated
+        return PriorityUpdate(updated, len(names) - updated)
 
     def statistics(self) -> Statistics:
         """Counts and states at this moment."""
@@ -399,6 +449,8 @@ class Replay:
             blocks=ring.blocks,
             block_rows=ring.block_rows,
             blocks_started=ring.next_serial[0],
+            priorities_updated=self._updated,
+            priorities_stale=self._stale,
             actors=tuple(record for group in self._groups for record in group.statistics()),
             batches=tuple(stream.statistics() for stream in self._streams),
         )
@@ -436,19 +488,33 @@ class Replay:
         batch_fields(item, self.spec, transform)
         return item, selector
 
+    def _bind(self, selector: Selector) -> None:
+        bind = getattr(selector, "bind", None)
+        if bind is not None:
+            bind(self._priorities_of)
+
+    def _priorities_of(self, exponent: float) -> Priorities:
+        """The priorities of all rows for that exponent; they are kept from the first time on that somebody asks."""
+        if exponent not in self._priorities:
+            priorities = Priorities(self._opened(), exponent)
+            self._guard.watchers.append(priorities)
+            priorities.begin()
+            self._priorities[exponent] = priorities
+        return self._priorities[exponent]
+
     def _check_fits(self, rows: int) -> None:
         if rows > self.capacity_rows:
             raise ValueError(f"extend takes at most capacity_rows = {self.capacity_rows:,} rows, got {rows:,}")
 
-    async def _write(self, columns: Columns) -> Indices:
+    async def _write(self, columns: Columns, priorities: Array | None) -> Indices:
         """Write checked columns, off the loop if there are many bytes. Cancelled: they are written all the same."""
         writer, rows = self._writer_now(), _length(columns)
         if rows * self.spec.row_bytes <= _INLINE_BYTES:
-            indices = writer.write(columns, 0, rows)
+            indices = writer.write(columns, 0, rows, priorities)
             self._announce()
             return indices
         try:
-            return await run_to_completion(asyncio.to_thread(writer.write, columns, 0, rows))
+            return await run_to_completion(asyncio.to_thread(writer.write, columns, 0, rows, priorities))
         finally:
             self._announce()
 
@@ -521,40 +587,13 @@ class Replay:
             assert self._writer is not None
             self._writer.close()
             self._reading_locks.close()
+        self._guard.watchers.clear()
+        for priorities in self._priorities.values():
+            priorities.close()
         ring.segment.close()
 
     def __repr__(self) -> str:
         return f"<Replay {'closed' if self._closing is not None else self._ring or 'not open'}>"
-
-
-def run(main: Coroutine[Any, Any, T], *, debug: bool | None = None) -> T:
-    """Run a program's main coroutine on uvloop, as `asyncio.run` does; SIGTERM ends it as orderly as Ctrl-C.
-
-    One Ctrl-C cancels `main`, so that replays close in order, and `KeyboardInterrupt` is raised; a second one
-    interrupts at once. SIGTERM cancels likewise, and `SystemExit(143)` is raised.
-    """
-    terminated = False
-
-    async def with_sigterm() -> T:
-        task = asyncio.current_task()
-        assert task is not None
-
-        def terminate() -> None:
-            nonlocal terminated
-            terminated = True
-            task.cancel()
-
-        if threading.current_thread() is threading.main_thread():
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
-        return await main
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop, debug=debug) as runner:
-        try:
-            return runner.run(with_sigterm())
-        except asyncio.CancelledError:
-            if terminated:
-                raise SystemExit(128 + signal.SIGTERM) from None
-            raise
 
 
 def _length(columns: Columns) -> int:

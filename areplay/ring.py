@@ -28,9 +28,11 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import threading
 import time
 from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +42,7 @@ from areplay.kill_points import kill_point
 from areplay.layout import WORDS_A_LINE, Layout, word
 from areplay.locks import BlockLocks
 from areplay.segment import Segment
-from areplay.spec import Columns, RowWriter, Spec
+from areplay.spec import Array, Columns, RowWriter, Spec
 
 Indices = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -182,16 +184,30 @@ class Ring:
         )
 
 
+class Watcher(Protocol):
+    """Who keeps something about each row."""
+
+    def written(self, at: int, count: int, priorities: Array | None) -> None:
+        """Rows were written to positions `at` to `at + count`, with these priorities, if any were given (NaN: none)."""
+        ...
+
+    def cleared(self, at: int, count: int) -> None:
+        """The rows in positions `at` to `at + count` are not there any more, and no new ones yet."""
+        ...
+
+
 class RingGuard:
     """What the writers of one ring share, in the owner's process: a lock, held for a few stores at a time.
 
     Attributes:
         left: places of blocks that were due to be recycled but held by somebody, until they are due again. Their rows
             are out of every reader's range, and no longer counted.
+        watchers: told of rows that were written, and of those that are gone; by the thread that wrote, not guarded.
     """
 
     def __init__(self) -> None:
         self.left: set[int] = set()
+        self.watchers: list[Watcher] = []
         self._lock = threading.Lock()
 
     def __enter__(self) -> None:
@@ -218,12 +234,16 @@ class StreamWriter:
         self._last_serial = -1  # the block before it in our chain
         fields = ring.spec.rows
         self._few = {name: np.empty((_FEW_ROWS, *field.shape), field.dtype) for name, field in fields.items()}
+        self._few_priorities = np.full(_FEW_ROWS, np.nan)
         self._row_writer = RowWriter(fields, self._few)
 
-    def write(self, columns: Columns, start: int, stop: int) -> Indices:
+    def write(self, columns: Columns, start: int, stop: int, priorities: Array | None = None) -> Indices:
         """Append rows `start` to `stop` of `columns` (checked arrays, as of `Spec.convert_columns`); their indices.
 
         Each chunk is visible to readers when it is whole; a chunk is the part that goes into one block.
+
+        Args:
+            priorities: float64, of the rows of `columns`; NaN: none given.
         """
         indices = np.empty(stop - start, np.int64)
         done = start
@@ -236,21 +256,27 @@ class StreamWriter:
                 for name, column in self._ring.columns.items():
                     column[at : at + n] = columns[name][done : done + n]
                 first = self._publish(place, n)
+                for watcher in self._guard.watchers:
+                    watcher.written(at, n, None if priorities is None else priorities[done : done + n])
             finally:
                 self._locks.release(place)
             indices[done - start : done - start + n] = np.arange(first, first + n)
             done += n
         return indices
 
-    def write_rows(self, *rows: Mapping[str, object]) -> int:
+    def write_rows(self, *rows: Mapping[str, object], priority: float = math.nan) -> int:
         """Append a row, or two; the index of the first.
+
+        Args:
+            priority: of the first; NaN: none given.
 
         Raises:
             SpecMismatch: a row does not fit the spec. Nothing was appended, and no block recycled for it.
         """
         for k, row in enumerate(rows):
             self._row_writer.write(k, row)
-        return int(self.write(self._few, 0, len(rows))[0])
+        self._few_priorities[0] = priority
+        return int(self.write(self._few, 0, len(rows), self._few_priorities)[0])
 
     def begin_stream(self) -> None:
         """End the stream: what is written next belongs to a new one."""
@@ -335,6 +361,8 @@ class StreamWriter:
             if self._last_serial >= 0 and ring.block(last_place)[0] == self._last_serial:
                 ring._following[last_place] = serial
         fence()
+        for watcher in self._guard.watchers:
+            watcher.cleared(place * ring.block_rows, ring.block_rows)
         self._serial, self._used = serial, 0
         kill_point("ring.recycle")
         return place

@@ -1,33 +1,61 @@
-"""Selectors: which items are drawn, and with which probability.
+"""Selectors: which rows items are drawn by, and with which probability.
 
-A selector draws indices of rows that are committed at that moment. By the time they are copied some may be gone;
-`areplay.reader` notices and draws again.
+A selector draws indices of rows that are committed at that moment. By the time they are copied some may be gone, and
+by some no item can be drawn; `areplay.reader` notices and draws again.
+
+A selector of your own is any object with a `draw` that can be pickled. This one draws recent rows more often::
+
+    class Recent:
+        def __init__(self, mean_age):
+            self.mean_age = mean_age  # rows
+
+        def draw(self, ring, count, rng):
+            first, end = ring.names()
+            indices = end - 1 - rng.geometric(1 / self.mean_age, count)
+            indices = indices[ring.committed(indices) & (indices >= first)]
+            p = (1 - 1 / self.mean_age) ** (end - 2 - indices) / self.mean_age
+            return indices, p
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
+from areplay.options import fraction
+from areplay.priorities import Masses, Priorities
 from areplay.ring import Indices, Ring
 
 
 class Selector(Protocol):
-    """A way to draw."""
+    """A way to draw. With an attribute `importance_sampling_exponent` a batch gets weights, see `weigh`."""
 
-    def draw(self, ring: Ring, count: int, rng: np.random.Generator) -> tuple[Indices, float]:
-        """`count` indices of committed rows, and the probability that each of them had in one draw.
+    def draw(self, ring: Ring, count: int, rng: np.random.Generator) -> tuple[Indices, Masses | float]:
+        """About `count` indices of committed rows, and the probability that each of them had in one draw.
 
-        Empty if the ring has no row.
+        It is asked again if they are too few. Empty if there is nothing to draw.
         """
         ...
+
+
+def weigh(probabilities: Masses, exponent: float, out: NDArray[np.float32]) -> None:
+    """Importance sampling weights `(N p) ** -exponent`, divided by the largest of the batch.
+
+    Schaul et al., Prioritized Experience Replay, 2016, section 3.4: then steps only shrink. N cancels out.
+    """
+    if exponent == 0:
+        out.fill(1.0)
+    else:
+        out[:] = (probabilities / probabilities.min()) ** -exponent
 
 
 class Uniform:
     """Every committed row that has not been overwritten, each with the same probability, with replacement."""
 
-    def draw(self, ring: Ring, count: int, rng: np.random.Generator) -> tuple[Indices, float]:
+    def draw(self, ring: Ring, count: int, rng: np.random.Generator) -> tuple[Indices, Masses | float]:
         """See `Selector.draw`."""
         first, end = ring.names()
         rows = max(1, ring.rows_now[0])
@@ -54,6 +82,89 @@ class Uniform:
 
     def __repr__(self) -> str:
         return "Uniform()"
+
+
+class Prioritized:
+    """Rows in proportion to their priorities: `|priority| ** priority_exponent`.
+
+    Stratified within a batch; its `probabilities` and `weights` come with it. New rows enter with the largest priority
+    before them, or with the one that the actor gave; `Replay.update_priorities` gives others. Source: Schaul et al.,
+    Prioritized Experience Replay, 2016.
+
+    Args:
+        priority_exponent: 0: uniform; 1: in proportion.
+        importance_sampling_exponent: of the weights; 0: all are 1; 1: the bias is made up for in full. Or a schedule:
+            a function of the batches delivered so far. Assigned to in the learner's process while samplers run, it is
+            used from their next batch on.
+        uniform_sample_probability: the share of rows that are drawn uniformly instead.
+
+    Raises:
+        ValueError: one of them is not a number from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        priority_exponent: float = 0.6,
+        importance_sampling_exponent: float | Callable[[int], float] = 0.4,
+        uniform_sample_probability: float = 0.0,
+    ) -> None:
+        self.priority_exponent = fraction("priority_exponent", priority_exponent)
+        self.uniform_sample_probability = fraction("uniform_sample_probability", uniform_sample_probability)
+        self._schedule = importance_sampling_exponent if callable(importance_sampling_exponent) else None
+        first = self._schedule(0) if self._schedule is not None else importance_sampling_exponent
+        self._exponent = fraction("importance_sampling_exponent", first)
+        self._priorities: Priorities | None = None
+        self._number = 0  # of our shared exponent
+        self._uniform = Uniform()
+
+    @property
+    def importance_sampling_exponent(self) -> float:
+        """What the weights are raised to."""
+        return self._exponent if self._priorities is None else float(self._priorities.exponents[self._number])
+
+    @importance_sampling_exponent.setter
+    def importance_sampling_exponent(self, value: float) -> None:
+        self._exponent = fraction("importance_sampling_exponent", value)
+        if self._priorities is not None:
+            self._priorities.exponents[self._number] = self._exponent
+
+    def bind(self, priorities_of: Callable[[float], Priorities]) -> None:
+        """Draw by the priorities of a replay from now on.
+
+        Args:
+            priorities_of: those for a priority exponent.
+
+        Raises:
+            ValueError: it draws by those of another replay already.
+        """
+        priorities = priorities_of(self.priority_exponent)
+        if self._priorities is None:
+            self._priorities, self._number = priorities, priorities.new_exponent(self._exponent)
+        elif self._priorities is not priorities:
+            raise ValueError(f"{self!r} is used by another replay; give each replay a selector of its own")
+
+    def on_delivered(self, batches: int) -> None:
+        """Follow the schedule, if there is one: so many batches were delivered."""
+        if self._schedule is not None:
+            self.importance_sampling_exponent = self._schedule(batches)
+
+    def draw(self, ring: Ring, count: int, rng: np.random.Generator) -> tuple[Indices, Masses | float]:
+        """See `Selector.draw`."""
+        assert self._priorities is not None
+        share = self.uniform_sample_probability
+        uniform = int(rng.binomial(count, share)) if share else 0
+        indices, probabilities = self._priorities.draw(count - uniform, rng)
+        if not share:
+            return indices, probabilities
+        others, chance = self._uniform.draw(ring, uniform, rng)
+        probabilities = np.concatenate([probabilities, self._priorities.probabilities(others)])
+        return np.concatenate([indices, others]), (1 - share) * probabilities + share * chance
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_schedule": None}  # followed in the learner's process
+
+    def __repr__(self) -> str:
+        return f"Prioritized({self.priority_exponent}, {self.importance_sampling_exponent})"
 
 
 def _integers(rng: np.random.Generator, low: int, high: int, count: int) -> Indices:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,14 @@ class ActorStatistics:
     """In its inbox, not yet taken by the coordinator."""
     inbox_rows: int
     """Capacity of its inbox."""
+
+
+class PriorityUpdate(NamedTuple):
+    """What `Replay.update_priorities` did: `updated, stale = ...`."""
+
+    updated: int
+    stale: int
+    """Rows that had been overwritten meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,5 +71,9 @@ class Statistics:
     block_rows: int
     blocks_started: int
     """Since the start; above `blocks`, each one recycled another."""
+    priorities_updated: int
+    """By `Replay.update_priorities`, since the start."""
+    priorities_stale: int
+    """Not updated, since the rows had been overwritten."""
     actors: tuple[ActorStatistics, ...]
     batches: tuple[BatchesStatistics, ...]

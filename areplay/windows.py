@@ -65,16 +65,25 @@ class Windows:
         positions: (B, W) int64, where in the columns its rows are. Column `back` is the row itself. Where the episode
             begins or ends, the first or last row of the window is repeated.
         behind, ahead: (B,) int64, how many rows before and after it there are.
+        probabilities: (B,) float64, of the row that each was drawn by, in one draw.
         back: as of the `Window`.
         columns: field name -> array of shape `(capacity_rows, *shape)`: the whole ring. Other processes write to it.
         spec: of the rows.
     """
 
     def __init__(
-        self, ring: Ring, back: int, indices: Indices, positions: Indices, behind: Indices, ahead: Indices
+        self,
+        ring: Ring,
+        back: int,
+        indices: Indices,
+        positions: Indices,
+        behind: Indices,
+        ahead: Indices,
+        probabilities: NDArray[np.float64],
     ) -> None:
         self._ring, self.back, self.columns, self.spec = ring, back, ring.columns, ring.spec
         self.indices, self.positions, self.behind, self.ahead = indices, positions, behind, ahead
+        self.probabilities = probabilities
         self._elsewhere: tuple[NDArray[np.intp], Indices] | None = None
 
     def __len__(self) -> int:
@@ -157,7 +166,7 @@ class Windows:
         return joined
 
 
-_ARRAYS = ("indices", "positions", "behind", "ahead")
+_ARRAYS = ("indices", "positions", "behind", "ahead", "probabilities")
 
 
 class WindowFinder:
@@ -170,13 +179,19 @@ class WindowFinder:
             self._moments: Indices = ring.columns[MOMENT]
             self._ahead, self._back = ring.columns[AHEAD], ring.columns[BACK]
 
-    def find(self, indices: Indices) -> Windows:
-        """The valid ones of the windows of these committed rows, in their order."""
+    def find(self, indices: Indices, probabilities: NDArray[np.float64] | float = 1.0) -> Windows:
+        """The valid ones of the windows of these committed rows, in their order.
+
+        Args:
+            probabilities: with which each was drawn, or all of them.
+        """
         ring = self._ring
+        if not isinstance(probabilities, np.ndarray):
+            probabilities = np.full(len(indices), probabilities)
         positions = ring.positions(indices)
         if not ring.spec.is_steps:
             nothing = np.zeros(len(indices), np.int64)
-            return Windows(ring, 0, indices, positions[:, None], nothing, nothing)
+            return Windows(ring, 0, indices, positions[:, None], nothing, nothing, probabilities)
         moments = self._moments.take(positions, mode="clip")
         strides = self._ahead.take(positions, mode="clip")
         may_be = strides > 0
@@ -184,9 +199,17 @@ class WindowFinder:
             may_be &= numbers_of(moments) % self._window.period == 0
         if np.count_nonzero(may_be) < len(may_be):
             indices, positions, moments, strides = (a[may_be] for a in (indices, positions, moments, strides))
-        return self._windows(indices, positions, moments, strides.astype(np.int64))
+            probabilities = probabilities[may_be]
+        return self._windows(indices, positions, moments, strides.astype(np.int64), probabilities)
 
-    def _windows(self, indices: Indices, positions: Indices, moments: Indices, strides: Indices) -> Windows:
+    def _windows(
+        self,
+        indices: Indices,
+        positions: Indices,
+        moments: Indices,
+        strides: Indices,
+        probabilities: NDArray[np.float64],
+    ) -> Windows:
         """The windows of steps."""
         ring, window = self._ring, self._window
         back, forward = window.back, window.forward
@@ -205,7 +228,7 @@ class WindowFinder:
         settled &= (found - moments[:, None] == steps).all(axis=1)
         if window.across_episodes:
             settled &= self._ahead.take(guessed[:, -1], mode="clip") > 0
-        windows = Windows(ring, back, indices, guessed, behind, ahead)
+        windows = Windows(ring, back, indices, guessed, behind, ahead, probabilities)
         rest = np.flatnonzero(~settled)
         if len(rest):
             windows = self._mended(windows, rest, moments[rest], strides[rest], steps[rest])

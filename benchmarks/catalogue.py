@@ -12,6 +12,7 @@ from benchmarks import (
     bench_ingest,
     bench_items,
     bench_learner,
+    bench_prioritized,
     bench_question,
     queue_fill,
 )
@@ -25,6 +26,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "learner": bench_learner.run,
     "ingest": bench_ingest.run,
     "items": bench_items.run,
+    "prioritized": bench_prioritized.run,
     "blocks": bench_blocks.run,
     "question": bench_question.run,
     "queue_fill": queue_fill.run,

@@ -56,7 +56,7 @@ class Scene:
 
     def take(self, most: int = 4) -> list[int]:
         """Take rows as the coordinator does, in one piece; their numbers."""
-        rows, start, stop = self.coordinator.peek()
+        rows, _, start, stop = self.coordinator.peek()
         stop = min(stop, start + most)
         numbers: list[int] = rows["number"][start:stop].tolist()
         assert rows["pair"][start:stop].tolist() == [[n, n] for n in numbers]

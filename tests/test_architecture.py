@@ -19,7 +19,7 @@ PACKAGE = Path(areplay.__file__).parent
 
 ROOMS_ABOVE = [
     {"__init__"},
-    {"replay"},
+    {"replay", "program"},
     {"actor", "coordinator", "prefetch"},
     {"sampler"},
     {"crew"},
@@ -33,6 +33,7 @@ ROOMS_BELOW = [
     {"transform", "transitions", "sequences"},
     {"items"},
     {"windows", "select", "stacks"},
+    {"priorities"},
     {"ring", "inbox", "weights", "episodes"},
     {"locks", "doorbell", "segment"},
     {"limits", "layout", "fence", "kill_points"},

@@ -50,7 +50,7 @@ def taken(inbox: Inbox, most: int = 1 << 30) -> list[int]:
     """Take all rows, in pieces of at most `most`; their numbers."""
     numbers: list[int] = []
     while inbox.used:
-        rows, start, stop = inbox.peek()
+        rows, _, start, stop = inbox.peek()
         stop = min(stop, start + most)
         assert stop > start
         piece = rows["number"][start:stop].tolist()
@@ -144,7 +144,7 @@ def test_part_of_the_columns_can_be_put(inbox: Inbox) -> None:
     inbox.extend(columns(0, 1, 2), 0, 3)
     assert taken(inbox) == [0, 1, 2]
     inbox.extend(columns(90, 91, 92, 93, 94, 95), 1, 5)
-    rows, start, stop = inbox.peek()
+    rows, _, start, stop = inbox.peek()
     assert (start, stop) == (3, 4), "the oldest rows, as many as lie in one piece"
     assert rows["number"][start:stop].tolist() == [91]
     assert taken(inbox) == [91, 92, 93, 94]
@@ -154,10 +154,10 @@ def test_part_of_the_columns_can_be_put(inbox: Inbox) -> None:
 
 def test_peeking_takes_nothing(inbox: Inbox) -> None:
     """The same rows again, until they are consumed; none if there are none."""
-    _, start, stop = inbox.peek()
+    _, _, start, stop = inbox.peek()
     assert start == stop
     inbox.extend(columns(0, 1), 0, 2)
-    assert inbox.peek()[1:] == inbox.peek()[1:] == (0, 2)
+    assert inbox.peek()[2:] == inbox.peek()[2:] == (0, 2)
     assert inbox.used == 2
 
 
@@ -347,9 +347,9 @@ def test_closing_gives_back_every_descriptor_and_keeps_the_memory() -> None:
     inbox.put(row(5))
     inboxes.close()
     inboxes.close()
-    rows, start, stop = inbox.peek()
+    rows, priorities, start, stop = inbox.peek()
     assert rows["number"][start:stop].tolist() == [5]
-    del inboxes, inbox, rows
+    del inboxes, inbox, rows, priorities
     assert open_descriptors() == before
 
 

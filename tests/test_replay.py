@@ -525,7 +525,7 @@ async def test_statistics_tell_the_state() -> None:
     """Rows, capacity, inserted since the start, geometry; frozen at the moment of the call."""
     async with areplay.Replay(SPEC, 64) as replay:
         fresh = replay.statistics()
-        assert fresh == areplay.Statistics(0, 64, 0, 16, 4, 16, 0, (), ())
+        assert fresh == areplay.Statistics(0, 64, 0, 16, 4, 16, 0, 0, 0, (), ())
         await replay.extend(columns(0, 40))
         await replay.extend(columns(40, 30))
         assert fresh.rows == 0

@@ -11,7 +11,7 @@ from areplay.statistics import ActorStatistics, BatchesStatistics, Statistics
 
 ACTOR = ActorStatistics(0, 17, True, 1, 100, 3, 16)
 BATCHES = BatchesStatistics(256, 16, 8, 0.5, 1, 99, 2, 1, 0, 5, 0.25, 0.1)
-WHOLE = Statistics(90, 128, 100, 45, 8, 16, 9, (ACTOR,), (BATCHES,))
+WHOLE = Statistics(90, 128, 100, 45, 8, 16, 9, 0, 0, (ACTOR,), (BATCHES,))
 
 
 @pytest.mark.parametrize("record", [ACTOR, BATCHES, WHOLE], ids=lambda record: type(record).__name__)

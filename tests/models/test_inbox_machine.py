@@ -137,7 +137,7 @@ class InboxMachine(RuleBasedStateMachine):
 
     @rule(most=st.integers(1, 7))
     def take_a_piece(self, most: int) -> None:
-        columns, start, stop = self.coordinator.peek()
+        columns, _, start, stop = self.coordinator.peek()
         expected = min(len(self.waiting), self.inbox_rows - self.taken % self.inbox_rows)
         assert stop - start == expected, "as many as lie in one piece"
         count = min(most, expected)

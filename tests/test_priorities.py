@@ -1,0 +1,223 @@
+"""Tests of `areplay.priorities`: masses, their sums, and what is drawn by them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from areplay.episodes import Episodes
+from areplay.priorities import Priorities
+from areplay.ring import Ring, RingGuard, StreamWriter
+from areplay.spec import Spec
+from areplay.windows import Window, WindowFinder
+
+SPEC = Spec(x=((), "int64"))
+NONE = float("nan")
+
+
+class Scene:
+    """A ring, a writer, and priorities that watch it."""
+
+    def __init__(self, blocks: int = 8, block_rows: int = 24, exponent: float = 1.0, spec: Spec = SPEC) -> None:
+        self.ring, self.guard = Ring(spec, blocks, block_rows), RingGuard()
+        self.writer = StreamWriter(self.ring, self.ring.block_locks(), self.guard)
+        self.priorities = Priorities(self.ring, exponent)
+        self.guard.watchers.append(self.priorities)
+
+    def write(self, count: int, priorities: list[float] | None = None) -> list[int]:
+        """Append rows; their indices."""
+        columns = {"x": np.arange(count)}
+        given = None if priorities is None else np.array(priorities)
+        return self.writer.write(columns, 0, count, given).tolist()
+
+    def mass(self, indices: list[int]) -> list[float]:
+        """The masses in those rows' positions."""
+        return self.priorities.masses[self.ring.positions(np.array(indices))].tolist()
+
+    def close(self) -> None:
+        """Give everything back."""
+        self.writer.close()
+        self.priorities.close()
+        self.ring.segment.close()
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    """An empty ring of 192 rows."""
+    scene = Scene()
+    yield scene
+    scene.close()
+
+
+def test_new_rows_enter_with_the_largest_mass_so_far_or_their_own(scene: Scene) -> None:
+    """1 at first; then the largest that any row was given, also by an update."""
+    assert scene.mass(scene.write(3)) == [1, 1, 1]
+    assert scene.mass(scene.write(3, [0.5, NONE, 4.0])) == [0.5, 1.0, 4.0]
+    assert scene.mass(first := scene.write(2)) == [4.0, 4.0]
+    assert scene.priorities.update(np.array(first), np.array([9.0, -2.0])).all()
+    assert scene.mass(first) == [9.0, 2.0], "signs do not matter"
+    assert scene.mass(scene.write(1)) == [9.0]
+    scene.priorities.check()
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.3, 1.0])
+def test_masses_are_priorities_raised_to_the_exponent(exponent: float) -> None:
+    """Also tiny and huge ones, which neither vanish nor become infinite; zero stays zero, but for the exponent 0."""
+    scene = Scene(exponent=exponent)
+    given = [1e-30, 0.5, 1.0, 7.0, 1e30, 1e300, 5e-324]
+    mass = scene.mass(scene.write(7, given))
+    smallest, largest = float(np.finfo(np.float32).smallest_subnormal), float(np.finfo(np.float32).max)
+    expected = [min(max(p**exponent, smallest), largest) for p in given]
+    assert np.allclose(mass, expected, rtol=1e-6, atol=0)
+    assert all(m > 0 for m in mass) and np.isfinite(mass).all()
+    assert scene.mass(scene.write(1, [0.0])) == [0.0**exponent]
+    scene.priorities.check()
+    scene.close()
+
+
+@pytest.mark.parametrize(("blocks", "block_rows"), [(4, 16), (8, 24), (40, 64), (700, 128)])
+def test_rows_are_drawn_in_proportion_to_their_masses(blocks: int, block_rows: int) -> None:
+    """Chi-square over all rows, in rings with one level of sums and with two; some rows have no mass."""
+    scene, rng = Scene(blocks, block_rows), np.random.default_rng(11)
+    capacity = scene.ring.capacity_rows
+    names = scene.write(capacity - 5)
+    masses = rng.random(len(names)) ** 4 * (rng.random(len(names)) > 0.2)
+    assert scene.priorities.update(np.array(names), masses).all()
+    scene.priorities.check()
+    counts, drawn = np.zeros(len(names)), 0
+    while drawn < 40 * len(names):
+        indices, probabilities = scene.priorities.draw(256, rng)
+        assert np.allclose(probabilities, masses[indices] / masses.sum(), rtol=1e-5)
+        counts += np.bincount(indices, minlength=len(names))
+        drawn += len(indices)
+    assert counts[masses == 0].sum() == 0
+    expected = masses / masses.sum() * drawn
+    large = expected > 5
+    seen, hoped = [*counts[large], counts[~large].sum()], [*expected[large], expected[~large].sum()]
+    assert stats.chisquare(seen, np.array(hoped) * sum(seen) / sum(hoped)).pvalue > 1e-3
+    assert (abs(counts - expected)[large] < 6 * np.sqrt(expected[large])).all()
+    scene.close()
+
+
+def test_a_batch_is_stratified_and_in_no_order(scene: Scene) -> None:
+    """One row from each equal share of the mass, so that no part of the ring is missed; shuffled."""
+    names = scene.write(192)
+    indices, _ = scene.priorities.draw(96, np.random.default_rng(0))
+    assert sorted(index // 2 for index in indices.tolist()) == [name // 2 for name in names[::2]]
+    assert indices.tolist() != sorted(indices.tolist())
+
+
+@pytest.mark.parametrize("masses", [[1e-38, 3e38], [1e-45, 1e-45], [3e38] * 5, [0.0, 0.0, 2.0, 0.0]])
+def test_edge_cases_of_float32_draw_only_what_has_mass(scene: Scene, masses: list[float]) -> None:
+    """Tiny beside huge, all tiny, all huge, one that is not zero."""
+    names = scene.write(len(masses), masses)
+    indices, probabilities = scene.priorities.draw(100, np.random.default_rng(1))
+    assert len(indices) == 100
+    allowed = {name for name, mass in zip(names, masses, strict=True) if mass > 1e-30 * max(masses)}
+    assert set(indices.tolist()) <= allowed
+    assert np.isfinite(probabilities).all() and (probabilities > 0).all()
+    if len(set(masses)) == 1:
+        assert set(indices.tolist()) == allowed
+
+
+def test_without_any_mass_nothing_is_drawn(scene: Scene) -> None:
+    """No rows, or none with a priority."""
+    assert len(scene.priorities.draw(8, np.random.default_rng(0))[0]) == 0
+    scene.write(3, [0.0] * 3)
+    assert len(scene.priorities.draw(8, np.random.default_rng(0))[0]) == 0
+
+
+def test_an_update_of_an_overwritten_row_is_recognised(scene: Scene) -> None:
+    """It is left out, and the newcomer in its place keeps what it has."""
+    old = scene.write(192)
+    new = scene.write(30)  # recycles two blocks of 24
+    updated = scene.priorities.update(np.array([old[0], old[47], old[48], new[0]]), np.array([5.0, 5.0, 7.0, 8.0]))
+    assert updated.tolist() == [False, False, True, True]
+    assert scene.mass([new[0], new[29], old[48]]) == [8.0, 1.0, 7.0]
+    assert scene.mass([30 + old[0]]) == [0.0], "what was there is gone, and nothing new has come yet"
+    scene.priorities.check()
+
+
+def test_rows_that_were_there_before_get_the_same_mass() -> None:
+    """Priorities may be kept from any moment on, also with a ring that has gone round."""
+    scene = Scene()
+    scene.guard.watchers.clear()
+    scene.write(250)
+    late = Priorities(scene.ring, 0.5)
+    late.begin()
+    late.check()
+    indices = np.arange(250)
+    there = scene.ring.committed(indices)
+    assert late.total == there.sum() == scene.ring.rows_now[0]
+    assert set(late.draw(400, np.random.default_rng(0))[0].tolist()) <= set(indices[there].tolist())
+    late.close()
+    scene.close()
+
+
+def test_final_observations_have_no_mass() -> None:
+    """No item is drawn by them; and an update by mistake gives them none."""
+    spec = Spec.steps(obs=((), "int64"), action=((), "int64"))
+    scene, episodes = Scene(spec=spec), Episodes(spec)
+    for t in range(60):
+        step = {"obs": t, "action": t, "reward": 0.0, "terminated": t % 3 == 2, "truncated": False, "next_obs": t + 1}
+        rows = episodes.rows(step)
+        assert isinstance(rows, tuple)
+        scene.writer.write_rows(*rows)
+        episodes.advance()
+    assert scene.priorities.total == 60 and scene.ring.rows_now[0] == 80
+    indices, _ = scene.priorities.draw(300, np.random.default_rng(0))
+    assert len(WindowFinder(scene.ring, Window()).find(indices)) == len(indices) == 300
+    everything = np.arange(80)
+    scene.priorities.update(everything, np.full(80, 2.0))
+    assert scene.priorities.total == 120
+    scene.close()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sums_never_drift_under_writers_and_updates_at_once(seed: int) -> None:
+    """Two threads write, two update what they know, one draws: afterwards every sum is that of its masses, and rows
+    that are not there have none."""
+    scene, rng = Scene(blocks=12, block_rows=16), np.random.default_rng(seed)
+    writers = [scene.writer, StreamWriter(scene.ring, scene.ring.block_locks(), scene.guard)]
+    known: list[int] = []
+    stop = threading.Event()
+    stale = 0
+
+    def write(writer: StreamWriter) -> None:
+        for _ in range(150):
+            known.extend(writer.write({"x": np.arange(7)}, 0, 7).tolist())
+
+    def update(numbers: np.random.Generator) -> None:
+        nonlocal stale
+        while not stop.is_set():
+            if known:
+                names = np.array(known[-300:])[numbers.integers(0, min(300, len(known)), 64)]
+                stale += int((~scene.priorities.update(names, numbers.random(64) * 10)).sum())
+
+    def draw() -> None:
+        while not stop.is_set():
+            indices, probabilities = scene.priorities.draw(32, rng)
+            assert len(indices) == len(probabilities) <= 32
+
+    changing = [threading.Thread(target=write, args=(writer,)) for writer in writers]
+    others = [threading.Thread(target=update, args=(np.random.default_rng(k),)) for k in range(2)]
+    others.append(threading.Thread(target=draw))
+    for thread in [*changing, *others]:
+        thread.start()
+    for thread in changing:
+        thread.join()
+    stop.set()
+    for thread in others:
+        thread.join()
+    scene.priorities.check()
+    positions = np.arange(scene.ring.capacity_rows)
+    serials = (scene.ring.ends[positions // 16] - 1) // 16
+    there = scene.ring.committed(serials * 16 + positions % 16)
+    masses = scene.priorities.masses[: len(positions)]
+    assert (masses[~there] == 0).all() and (masses[there] > 0).all()
+    writers[1].close()
+    scene.close()

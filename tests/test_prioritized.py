@@ -1,0 +1,192 @@
+"""Prioritised sampling through the front door: batches, weights, updates from the learner, priorities from actors."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import areplay
+
+SPEC = areplay.Spec.steps(obs=((), "int64"), action=((), "int64"))
+PLAIN = areplay.Spec(x=((), "int64"))
+
+
+async def episode(replay: areplay.Replay, steps: int) -> np.ndarray:
+    """One episode; the indices of its steps."""
+    obs = np.arange(steps)
+    return await replay.extend(
+        {
+            "obs": obs,
+            "action": obs,
+            "reward": np.zeros(steps, np.float32),
+            "terminated": obs == steps - 1,
+            "truncated": np.zeros(steps, bool),
+            "next_obs": obs + 1,
+        }
+    )
+
+
+async def hand_in_with_priorities(actor: areplay.Actor) -> None:
+    """Plain rows, of which every other one comes with a priority of its own."""
+    for x in range(20):
+        await actor.add(x=x, priority=float(x)) if x % 2 else await actor.add(x=x)
+    await actor.extend({"x": np.arange(20, 40)}, priorities=np.arange(20, 40) / 2)
+
+
+async def test_items_are_drawn_in_proportion_and_weighed() -> None:
+    """Chi-square over transitions of which the last ones are not possible yet; weights in float64 by the formula."""
+    async with areplay.Replay(SPEC, 256, seed=3) as replay:
+        indices = await episode(replay, 60)
+        last = len(indices) - 1
+        selector = areplay.Prioritized(priority_exponent=0.7, importance_sampling_exponent=0.5)
+        replay.sample(1, selector=selector)
+        errors = np.random.default_rng(0).normal(size=60)
+        assert replay.update_priorities(indices, errors) == (60, 0)
+        counts = np.zeros(60)
+        for _ in range(100):
+            batch = replay.sample(256, areplay.Transitions(3), selector)
+            counts += np.bincount(batch["obs"], minlength=60)
+            p = np.abs(errors[batch["obs"]]) ** 0.7 / (np.abs(errors) ** 0.7).sum()
+            assert np.allclose(batch.probabilities, p, rtol=1e-5)
+            weights = (60 * p) ** -0.5
+            assert np.allclose(batch.weights, weights / weights.max(), rtol=1e-5)
+        expected = np.abs(errors) ** 0.7
+        assert stats.chisquare(counts, expected / expected.sum() * counts.sum()).pvalue > 1e-3
+        assert counts[last] > 0
+
+
+async def test_a_share_of_the_rows_is_drawn_uniformly() -> None:
+    """Rows of priority 0, too; and the probabilities say so."""
+    async with areplay.Replay(PLAIN, 64, seed=3) as replay:
+        indices = await replay.extend({"x": np.arange(40)})
+        selector = areplay.Prioritized(1.0, 1.0, uniform_sample_probability=0.25)
+        replay.sample(1, selector=selector)
+        replay.update_priorities(indices, np.where(np.arange(40) < 4, 1.0, 0.0))
+        batch = replay.sample(4_000, selector=selector)
+        p = np.where(batch["x"] < 4, 0.75 / 4 + 0.25 / 40, 0.25 / 40)
+        assert np.allclose(batch.probabilities, p)
+        assert np.allclose(batch.weights, p.min() / p)
+        rare = (batch["x"] >= 4).mean()
+        assert abs(rare - 0.225) < 0.04
+
+
+async def test_stale_updates_are_counted_and_never_reach_a_newcomer() -> None:
+    """Rows that were overwritten between the batch and its update."""
+    async with areplay.Replay(PLAIN, 64, seed=3) as replay:
+        old = await replay.extend({"x": np.arange(64)})
+        selector = areplay.Prioritized(1.0)
+        replay.sample(1, selector=selector)
+        new = await replay.extend({"x": np.arange(100, 116)})  # one block
+        assert replay.update_priorities(old, np.full(64, 1e-6)) == areplay.PriorityUpdate(updated=48, stale=16)
+        assert set(replay.sample(200, selector=selector).indices.tolist()) <= set(new.tolist())
+        statistics = replay.statistics()
+        assert (statistics.priorities_updated, statistics.priorities_stale) == (48, 16)
+
+
+async def test_samplers_follow_updates_and_the_exponent() -> None:
+    """What the learner changes reaches batches drawn after it; a schedule follows the batches delivered."""
+    async with areplay.Replay(PLAIN, 64, seed=3) as replay:
+        indices = await replay.extend({"x": np.arange(64)})
+        changed = areplay.Prioritized(1.0, 0.0)
+        scheduled = areplay.Prioritized(1.0, lambda batches: min(1.0, batches / 8))
+        async with (
+            asyncio.timeout(60),
+            replay.batches(batch_size=32, selector=changed, prefetch=1) as one,
+            replay.batches(batch_size=32, selector=scheduled, prefetch=1) as other,
+        ):
+            assert (await anext(one)).weights.tolist() == [1.0] * 32
+            replay.update_priorities(indices, 1.0 + np.arange(64))
+            changed.importance_sampling_exponent = 1.0
+            for _ in range(4):  # more than were drawn ahead
+                batch = await anext(one)
+            assert np.allclose(batch.weights, batch.probabilities.min() / batch.probabilities, rtol=1e-5)
+            assert np.allclose(batch.probabilities, (1 + batch["x"]) / 2080)
+            for _ in range(12):
+                batch = await anext(other)
+            assert scheduled.importance_sampling_exponent == 1.0
+            assert np.allclose(batch.weights, batch.probabilities.min() / batch.probabilities, rtol=1e-5)
+
+
+async def test_actors_hand_in_priorities() -> None:
+    """Row by row and in columns; rows without one enter with the largest so far."""
+    async with areplay.Replay(PLAIN, 64, seed=3) as replay:
+        selector = areplay.Prioritized(1.0)
+        replay._bind(selector)
+        async with asyncio.timeout(60), replay.actors(hand_in_with_priorities, 1) as actors:
+            await actors.wait()
+        batch = replay.sample(4_000, selector=selector)
+        mass = {int(x): p for x, p in zip(batch["x"], batch.probabilities, strict=True)}
+        given = {x: float(x) for x in range(1, 20, 2)} | {x: x / 2 for x in range(20, 40)}
+        assert mass.keys() == set(range(40))
+        unit = mass[1]
+        assert all(abs(mass[x] / unit - given[x]) < 1e-4 for x in given)
+        # Rows that are written together enter with the largest of those before them.
+        assert all(1 - 1e-4 < mass[x] / unit < max(1, x - 1) + 1e-4 for x in range(0, 20, 2))
+
+
+async def test_steps_of_vectors_and_of_one_environment_have_priorities() -> None:
+    """In the owner's process: of an episode's last step, not of its final observation; of each environment."""
+    async with areplay.Replay(SPEC, 64, seed=3) as replay:
+        selector = areplay.Prioritized(1.0)
+        replay._bind(selector)
+        await replay.add(obs=0, action=0, reward=0.0, terminated=True, truncated=False, next_obs=1, priority=3.0)
+        (tree,) = replay._priorities.values()
+        assert tree.masses[:2].tolist() == [3.0, 0.0]
+    async with areplay.Replay(SPEC, 64, seed=3) as replay:
+        replay._bind(areplay.Prioritized(1.0))
+        replay.autoreset_mode = "Disabled"
+        flags = np.array([True, False])
+        step = {"obs": np.arange(2), "action": np.zeros(2, int), "reward": np.zeros(2), "terminated": flags}
+        await replay.add(**step, truncated=~flags & False, next_obs=np.arange(1, 3), priority=[5.0, 7.0])
+        (tree,) = replay._priorities.values()
+        assert tree.masses[:3].tolist() == [5.0, 7.0, 0.0]
+
+
+async def test_a_sequence_has_one_priority_of_its_errors() -> None:
+    """0.9 of the largest and 0.1 of the mean, of those that count."""
+    async with areplay.Replay(SPEC, 64, seed=3) as replay:
+        indices = await episode(replay, 10)
+        replay._bind(areplay.Prioritized(1.0))
+        (tree,) = replay._priorities.values()
+        errors = np.array([[1.0, -3.0, 100.0], [2.0, 2.0, 2.0]])
+        mask = np.array([[True, True, False], [True, True, True]])
+        replay.update_priorities(indices[:2], errors, mask=mask)
+        assert np.allclose(tree.masses[:2], [0.9 * 3 + 0.1 * 2, 2.0])
+        replay.update_priorities(indices[:2], errors, max_mean_mix=0.0)
+        assert np.allclose(tree.masses[:2], [104 / 3, 2.0])
+
+
+async def test_what_makes_no_sense_is_refused_and_changes_nothing() -> None:
+    """By the name of what was wrong."""
+    for options in (
+        {"priority_exponent": 1.1},
+        {"importance_sampling_exponent": -1},
+        {"uniform_sample_probability": 2},
+    ):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            areplay.Prioritized(**options)
+    async with areplay.Replay(PLAIN, 64, seed=3) as replay, areplay.Replay(PLAIN, 64) as other:
+        indices = await replay.extend({"x": np.arange(4)})
+        with pytest.raises(ValueError, match=r"selector=Prioritized"):
+            replay.update_priorities(indices, np.ones(4))
+        selector = areplay.Prioritized()
+        replay.sample(1, selector=selector)
+        for wrong in (np.ones(3), [1.0, np.nan, 1.0, 1.0], np.ones((4, 0)), ["a"] * 4, np.ones((4, 2, 2))):
+            with pytest.raises(areplay.SpecMismatch, match="priorities"):
+                replay.update_priorities(indices, wrong)
+        with pytest.raises(areplay.SpecMismatch, match="indices"):
+            replay.update_priorities(indices.astype(float), np.ones(4))
+        with pytest.raises(areplay.SpecMismatch, match="mask"):
+            replay.update_priorities(indices, np.ones((4, 2)), mask=np.ones(4, bool))
+        with pytest.raises(areplay.SpecMismatch, match="priority"):
+            await replay.add(x=1, priority=float("nan"))
+        with pytest.raises(areplay.SpecMismatch, match="priorit"):
+            await replay.extend({"x": np.arange(3)}, priorities=[1.0])
+        with pytest.raises(ValueError, match="selector of its own"):
+            await other.add(x=1)
+            other.sample(1, selector=selector)
+        assert len(replay) == 4
+        assert replay.statistics().priorities_updated == 0
