@@ -10,6 +10,7 @@ In short::
 
 from areplay.actor import Actor, Actors, Report
 from areplay.batch import Batch
+from areplay.deliveries import Delivering, Epochs, Fifo
 from areplay.errors import (
     ActorFailed,
     AreplayError,
@@ -17,6 +18,7 @@ from areplay.errors import (
     ChildFailed,
     Closed,
     DescriptorLimitExceeded,
+    EpochsOver,
     ExtraMissing,
     InboxFull,
     LayoutMismatch,
@@ -31,11 +33,12 @@ from areplay.errors import (
 from areplay.items import Item, Rows, View
 from areplay.prefetch import Batches
 from areplay.program import run
+from areplay.rate import MinSize, SamplesPerInsert
 from areplay.replay import Replay
 from areplay.select import Prioritized, Selector, Uniform
 from areplay.sequences import Sequences
 from areplay.spec import Field, Spec
-from areplay.statistics import ActorStatistics, BatchesStatistics, PriorityUpdate, Statistics
+from areplay.statistics import ActorStatistics, BatchesStatistics, LimiterStatistics, PriorityUpdate, Statistics, Wait
 from areplay.transform import Transform
 from areplay.transitions import Transitions
 from areplay.weights import Weights
@@ -55,13 +58,19 @@ __all__ = [
     "BatchesStatistics",
     "ChildFailed",
     "Closed",
+    "Delivering",
     "DescriptorLimitExceeded",
+    "Epochs",
+    "EpochsOver",
     "ExtraMissing",
     "Field",
+    "Fifo",
     "InboxFull",
     "Item",
     "LayoutMismatch",
+    "LimiterStatistics",
     "MemoryLimitExceeded",
+    "MinSize",
     "Prioritized",
     "PriorityUpdate",
     "Replay",
@@ -69,6 +78,7 @@ __all__ = [
     "ResourceUnavailable",
     "Rows",
     "SamplerFailed",
+    "SamplesPerInsert",
     "Selector",
     "Sequences",
     "Spec",
@@ -79,6 +89,7 @@ __all__ = [
     "Transitions",
     "Uniform",
     "View",
+    "Wait",
     "WaitTimeout",
     "Weights",
     "Window",

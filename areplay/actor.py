@@ -32,6 +32,7 @@ ActorFunction = Callable[..., Awaitable[None]]
 Scalar = float | int | str | bool
 
 MAX_REPORTS = 10_000
+_STOPPING_S = 0.2  # so long an actor that was asked to stop still waits for room
 _TURN_S = 0.002  # an actor that never waits lets its loop turn so often, for its other tasks and for cancellation
 
 
@@ -114,6 +115,7 @@ class Actor:
 
         Raises:
             RuntimeError: another task of this actor is handing in a step; one does it, and in their order.
+            Closed: it was waiting for room, and is asked to stop. Nothing was handed in; let it end the function.
             SpecMismatch: a field is missing, extra, or does not fit. Nothing was handed in; the actor can go on.
             InboxFull: no room came within the `timeout_s` given to `Replay.actors`.
         """
@@ -148,6 +150,7 @@ class Actor:
 
         Raises:
             SpecMismatch: a field is missing, extra, or has the wrong shape or dtype. Nothing was handed in.
+            Closed: as of `add`.
             InboxFull: no room came within the `timeout_s` given to `Replay.actors`.
         """
         if self._episodes is None:
@@ -171,6 +174,7 @@ class Actor:
 
         Raises:
             WaitTimeout: that took longer than the `timeout_s` given to `Replay.actors`.
+            Closed: it was waiting, and the actor is asked to stop. The rows are safe all the same.
         """
         target = self._inbox.rows_put
         await self._wait_taken(lambda: self._inbox.rows_put - self._inbox.used >= target, WaitTimeout)
@@ -222,13 +226,20 @@ class Actor:
 
     async def _wait_taken(self, is_ready: Callable[[], bool], error: type[WaitTimeout]) -> None:
         """Wait until the coordinator has taken enough; it is asked to hurry."""
-        self._inbox.hurry()
-        await self._room.wait(is_ready, self._reason, self._timeout_s, error)
+        inbox = self._inbox
+        inbox.hurry()
+        with inbox.waiting():
+            await self._room.wait(lambda: is_ready() or inbox.is_stopping, self._reason, self._timeout_s, error)
+            if not is_ready():
+                # The learner may take no more batches, and then a limiter never lets these rows in.
+                await self._room.linger(is_ready, _STOPPING_S)
+                if not is_ready():
+                    raise Closed(f"the inbox of actor {self.index}, whose actor was asked to stop,")
 
     def _reason(self) -> str:
         return (
             f"actor {self.index} waits for the coordinator: {self._inbox.used:,} of {self._inbox.inbox_rows:,} rows of "
-            f"its inbox are not yet taken"
+            f"its inbox are not yet taken; the learner may be slower than its limiter or selector allows"
         )
 
 
@@ -250,7 +261,11 @@ async def run_actor(
     """What an actor's process runs."""
     actor = Actor(channel, inboxes.spec, inboxes.inbox(index), index, seeds, weights, timeout_s)
     channel.send(READY)
-    await function(actor, *args, **kwargs)
+    try:
+        await function(actor, *args, **kwargs)
+    except Closed:
+        if not actor.stopping:
+            raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -406,6 +421,7 @@ class Actors:
                 rows=inbox.rows_put,
                 waiting_rows=inbox.used,
                 inbox_rows=inbox.inbox_rows,
+                waited_s=inbox.waited_s if member.is_alive else 0.0,
             )
             for member, inbox in zip(self._crew.members, self._inbox, strict=True)
         )

@@ -5,6 +5,9 @@ learner may then block its loop with a training step of any length: rows come in
 without the interpreter lock (docs/decisions/002). Everything in a task between two waits is synchronous, so a row is
 taken from the inbox if and only if it is in the ring.
 
+Rows that may not be written yet (see `areplay.admission`) stay in their inbox, and its actor waits when that is full.
+Inboxes whose turn it is get theirs one chunk after the other, in the order in which they began to wait.
+
 Called from the learner's loop; a call crosses into the thread and back (some 50 us), which happens when an actor is
 started, has ended or is closed, never for a row.
 """
@@ -17,11 +20,13 @@ import contextlib
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import uvloop
 
+from areplay.admission import Admission, steps_among
 from areplay.errors import Closed, ResourceUnavailable, Stalled
 from areplay.inbox import Inbox
 from areplay.ring import Ring, RingGuard, StreamWriter
@@ -36,12 +41,18 @@ _CHUNKS_AN_INBOX = 4
 
 
 class _Feed:
-    """One inbox being read: its task, and the writer of its present stream."""
+    """One inbox being read: its task, and the writer of its present stream.
 
-    def __init__(self, inbox: Inbox, writer: StreamWriter) -> None:
-        self.inbox, self.writer = inbox, writer
+    Attributes:
+        ends: the tails that actors left when they died: there a stream ends.
+    """
+
+    def __init__(self, inbox: Inbox, writer: StreamWriter, name: str) -> None:
+        self.inbox, self.writer, self.name = inbox, writer, name
         self.chunk_rows = max(1, inbox.inbox_rows // _CHUNKS_AN_INBOX)
         self.task: asyncio.Task[None] | None = None
+        self.ends: deque[int] = deque()
+        self.held_since: float | None = None  # monotonic seconds, while its rows may not be written
 
 
 class Coordinator:
@@ -56,12 +67,21 @@ class Coordinator:
     """
 
     def __init__(
-        self, ring: Ring, guard: RingGuard, on_rows: Callable[[], None], on_failure: Callable[[], None]
+        self,
+        ring: Ring,
+        guard: RingGuard,
+        admission: Admission,
+        on_rows: Callable[[], None],
+        on_failure: Callable[[], None],
     ) -> None:
         self.last_rows_at = 0.0
         self.failure: BaseException | None = None
         self._ring, self._guard, self._on_rows, self._on_failure = ring, guard, on_rows, on_failure
+        self._admission = admission
+        self._admitted = Sleeper(admission.coordinator_bell)
         self._feeds: dict[int, _Feed] = {}
+        self._left: list[_Feed] = []  # inboxes without actors, of which rows are still to be written
+        self._line: list[_Feed] = []  # those who wait for admission, in order
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ending = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
@@ -88,16 +108,38 @@ class Coordinator:
         await self._in_thread(self._attach(inbox, name))
 
     async def settle(self, inbox: Inbox) -> None:
-        """Take all that a dead actor left, and end its stream: what comes next is another. Does nothing if detached."""
+        """End the stream behind all that a dead actor left: what comes next is another. Does nothing if detached.
+
+        What may be written now is, the rest in its turn.
+        """
         await self._in_thread(self._settle(inbox))
 
     async def detach(self, inbox: Inbox) -> None:
-        """Take all that is there, end the stream, and stop reading. Does nothing if it is detached already."""
+        """Take all that is there, end the stream, and stop reading. Does nothing if it is detached already.
+
+        Rows that may not be written yet are in their turn, after this has returned: nobody puts any more.
+        """
         await self._in_thread(self._detach(inbox))
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether there are rows of actors that are not in the ring yet. From any thread."""
+        return any(feed.inbox.used for feed in [*self._feeds.values(), *self._left])
+
+    def held(self) -> list[tuple[str, float]]:
+        """Name of each inbox whose rows may not be written yet, and for how many seconds already. From any thread."""
+        now = time.monotonic()
+        waits = [(feed.name, feed.held_since) for feed in [*self._feeds.values(), *self._left]]
+        return [(name, now - since) for name, since in waits if since is not None]
+
     async def stop(self) -> None:
-        """Detach every inbox and end the thread. May be called twice."""
+        """Detach every inbox, write what is left, and end the thread. Nobody is held back any more.
+
+        May be called twice.
+        """
         self._is_stopped = True
+        self._guard.keep_nothing()
+        self._admission.lift()
         thread, self._thread = self._thread, None
         if thread is None or self._started is None:
             return
@@ -163,18 +205,19 @@ class Coordinator:
             await self._ending.wait()
             for feed in list(self._feeds.values()):
                 await self._detach(feed.inbox)
+        self._admitted.close()
 
     async def _attach(self, inbox: Inbox, name: str) -> None:
         assert self._group is not None
-        feed = _Feed(inbox, self._new_writer())
+        feed = _Feed(inbox, self._new_writer(), name)
         self._feeds[id(inbox)] = feed
         feed.task = self._group.create_task(self._serve(feed), name=f"areplay coordinator of {name}")
 
     async def _settle(self, inbox: Inbox) -> None:
         feed = self._feeds.get(id(inbox))
         if feed is not None:
+            feed.ends.append(inbox.rows_put)
             self._take_all(feed)
-            feed.writer.begin_stream()
 
     async def _detach(self, inbox: Inbox) -> None:
         feed = self._feeds.pop(id(inbox), None)
@@ -183,7 +226,14 @@ class Coordinator:
         feed.task.cancel()
         await asyncio.wait({feed.task})
         self._take_all(feed)
-        feed.writer.close()
+        if inbox.used == 0:
+            feed.writer.close()
+            return
+        assert self._group is not None
+        self._left.append(feed)
+        feed.task = self._group.create_task(
+            self._write_left(feed), name=f"areplay coordinator of what {feed.name} left"
+        )
 
     async def _serve(self, feed: _Feed) -> None:
         """Move rows whenever there are some, until cancelled."""
@@ -199,24 +249,80 @@ class Coordinator:
                 await rows.wait(lambda: inbox.used > 0, None)
                 inbox.set_wake(feed.chunk_rows)
                 await rows.linger(has_chunk, LINGER_S)
-                self._take_chunk(feed)  # from the look at the rows to their publication: no await
+                await self._move_chunk(feed)
                 while has_chunk():
                     await asyncio.sleep(0)
-                    self._take_chunk(feed)
+                    await self._move_chunk(feed)
         finally:
             rows.close()
 
-    def _take_all(self, feed: _Feed) -> None:
+    async def _write_left(self, feed: _Feed) -> None:
+        """Write what is left in an inbox that has no actor any more."""
         while feed.inbox.used > 0:
+            await self._move_chunk(feed)
+        feed.writer.close()
+        self._left.remove(feed)
+
+    async def _move_chunk(self, feed: _Feed) -> None:
+        """Move a chunk, or as much of it as may be written; wait until that is a row. Cancelled: nothing was moved."""
+        if (self._line and not self._admission.is_lifted) or not self._take_chunk(feed):
+            await self._wait_admission(feed)
             self._take_chunk(feed)
 
-    def _take_chunk(self, feed: _Feed) -> None:
-        columns, priorities, start, stop = feed.inbox.peek()
+    async def _wait_admission(self, feed: _Feed) -> None:
+        """Wait until it is this one's turn, and a row of it may be written."""
+
+        self._line.append(feed)
+        feed.held_since = time.monotonic()
+        try:
+            await self._admitted.wait(lambda: self._turn() is feed, lambda: self._reason(feed))
+        finally:
+            feed.held_since = None
+            self._line.remove(feed)
+            if self._line:
+                self._admitted.wake()  # whose turn is next
+
+    def _turn(self) -> _Feed | None:
+        """The first in line who may write a row; others do not wait for one who only lacks a block."""
+        if not self._admission.has_room:
+            return None
+        has_place = self._guard.has_place()
+        return next((feed for feed in self._line if has_place or feed.writer.has_open_block), None)
+
+    def _reason(self, feed: _Feed) -> str:
+        if self._line[0] is not feed:
+            return ""
+        names = ", ".join(other.name for other in self._line[:8]) + (", ..." if len(self._line) > 8 else "")
+        return f"rows of {names} wait, they may not be written yet: {self._admission.reason()}"
+
+    def _take_all(self, feed: _Feed) -> None:
+        """Take what may be written, and end the streams that end there."""
+        while self._take_chunk(feed) and feed.inbox.used > 0:
+            pass
+
+    def _take_chunk(self, feed: _Feed) -> bool:
+        """Take what may be written of the oldest chunk; whether that was something, or there was nothing to take.
+
+        From the look at the rows to their publication there is no await.
+        """
+        inbox = feed.inbox
+        columns, priorities, start, stop = inbox.peek()
         stop = min(stop, start + feed.chunk_rows)
-        feed.writer.write(columns, start, stop, priorities)
-        feed.inbox.consume(stop - start)
-        self.last_rows_at = time.monotonic()
-        self._on_rows()
+        taken = inbox.rows_taken
+        if feed.ends:
+            stop = min(stop, start + feed.ends[0] - taken)
+        admitted = start + self._admission.admit_rows(columns, start, stop)
+        written = len(feed.writer.write(columns, start, admitted, priorities))
+        if start + written < admitted:
+            self._admission.give_back(steps_among(columns, start + written, admitted))
+        if written:
+            inbox.consume(written)
+            self.last_rows_at = time.monotonic()
+            self._on_rows()
+        while feed.ends and feed.ends[0] == taken + written:
+            feed.ends.popleft()
+            feed.writer.begin_stream()
+        return written > 0 or start == stop
 
     def _new_writer(self) -> StreamWriter:
         return StreamWriter(self._ring, self._ring.block_locks(), self._guard)

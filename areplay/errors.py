@@ -97,6 +97,17 @@ class Closed(AreplayError):
         return f"{self.what} is closed; use it inside its `async with` block"
 
 
+class EpochsOver(AreplayError):
+    """All epochs were delivered. A loop over the stream of batches just ends."""
+
+    def __init__(self, epochs: str) -> None:
+        super().__init__(epochs)
+        self.epochs = epochs
+
+    def __str__(self) -> str:
+        return f"all batches of {self.epochs} were delivered; open another stream for more"
+
+
 class BatchReleased(AreplayError):
     """A batch was read after its slot went back to the samplers."""
 

@@ -12,6 +12,8 @@ Shared words of each inbox (int64, a cache line each):
                Written by the actor.
     rows_sleep, room_sleep   the two doorbells: the coordinator sleeps until rows are there, the actor until room is.
     stopping   1 when the actor is to end. Written by the learner's process.
+    waits_since   CLOCK_MONOTONIC, in ns, since when the actor has been waiting for room, or 0. Written by the actor,
+                  for statistics only.
 
 head <= tail <= head + inbox_rows at every instant. The rows from head to tail belong to the coordinator, the others to
 the actor.
@@ -19,8 +21,10 @@ the actor.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -35,7 +39,7 @@ from areplay.spec import Array, RowWriter, Spec
 _TARGET_BYTES = 16 << 20  # tens of milliseconds at 20,000 Atari rows a second, and still small beside the ring
 _MAX_ROWS = 8_192
 _MIN_ROWS = 16
-_WORDS = 7
+_WORDS = 8
 DESCRIPTORS_AN_INBOX = 3  # two doorbells, and the block locks of the coordinator for it
 
 
@@ -94,8 +98,9 @@ class Inbox:
         self._tail, self._head, self._wake_at, self._hurry = (word(words, k) for k in range(4))
         self.rows_bell = Doorbell(rows_event, word(words, 4))
         self.room_bell = Doorbell(room_event, word(words, 5))
-        self._stopping = word(words, 6)
+        self._stopping, self._waits_since = word(words, 6), word(words, 7)
         self._writer = RowWriter(spec, columns)
+        self._waits_since[0] = 0  # a predecessor may have died while it waited
 
     @property
     def used(self) -> int:
@@ -114,7 +119,28 @@ class Inbox:
         put: int = self._tail[0]
         return put
 
+    @property
+    def rows_taken(self) -> int:
+        """Rows taken since the start."""
+        taken: int = self._head[0]
+        return taken
+
+    @property
+    def waited_s(self) -> float:
+        """How long the actor has been waiting for room; 0.0 if it does not wait."""
+        since: int = self._waits_since[0]
+        return max(0, time.monotonic_ns() - since) / 1e9 if since else 0.0
+
     # The actor's side.
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While this is entered, `waited_s` counts."""
+        self._waits_since[0] = time.monotonic_ns()
+        try:
+            yield
+        finally:
+            self._waits_since[0] = 0
 
     def put(self, *rows: Mapping[str, object], priority: float = math.nan) -> None:
         """Put a row, or a few; they become safe together, when this returns.

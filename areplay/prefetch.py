@@ -1,12 +1,14 @@
 """The prefetch queue: a stream of batches for the learner, kept near capacity by sampler processes.
 
 `async for batch in batches` takes a ready slot without suspending, and gives the previous one back. It knows the slots
-and the samplers' crew; what rows there are, and who makes them, it asks a `Supply`.
+and the samplers' crew; what rows there are, and who makes them, it asks a `Supply`. A limiter may hold a ready slot
+back; each batch that is handed out lets writers go on that wait for it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import copy
 import sys
 import threading
 import time
@@ -17,18 +19,21 @@ from types import TracebackType
 
 import numpy as np
 
+from areplay.admission import Admission
 from areplay.batch import Batch
 from areplay.crew import Crew, CrewOptions
-from areplay.errors import Closed, SamplerFailed, Stalled
+from areplay.deliveries import Deliveries, Delivering
+from areplay.errors import Closed, EpochsOver, SamplerFailed, Stalled
 from areplay.items import Item
 from areplay.limits import check_descriptors
 from areplay.options import optional_seconds
 from areplay.process import DESCRIPTORS_A_CHILD, DESCRIPTORS_TO_START
+from areplay.rate import MinSize, SamplesPerInsert
 from areplay.ring import Ring
 from areplay.sampler import run_sampler
 from areplay.select import Selector
 from areplay.slots import LENT, READY, Slots
-from areplay.statistics import BatchesStatistics
+from areplay.statistics import BatchesStatistics, Wait
 from areplay.transform import Transform, batch_fields
 from areplay.waiting import Sleeper, Turns, ended, opened, run_to_completion
 
@@ -63,12 +68,14 @@ class Batches(AsyncIterator[Batch]):
         self,
         ring: Ring,
         item: Item,
-        selector: Selector,
+        selector: Selector | Delivering,
         transform: Transform | None,
         batch_size: int,
         samplers: int,
         prefetch: int,
-        min_size_to_sample: int,
+        limiter: MinSize,
+        deliveries: Callable[[], Deliveries] | None,
+        admission: Admission,
         seeds: Callable[[int, int], np.random.SeedSequence],
         timeout_s: float | None,
         options: CrewOptions,
@@ -80,7 +87,11 @@ class Batches(AsyncIterator[Batch]):
         self._seeds, self._supply = seeds, supply
         self._on_delivered = getattr(selector, "on_delivered", None)
         self._batch_size, self._samplers, self._prefetch = batch_size, samplers, prefetch
-        self._min_size, self._timeout_s, self._options = min_size_to_sample, timeout_s, options
+        self._min_size, self._timeout_s, self._options = limiter.min_size_to_sample, timeout_s, options
+        self._limiter = limiter if isinstance(limiter, SamplesPerInsert) else None
+        self._new_deliveries, self._admission = deliveries, admission
+        self._deliveries: Deliveries | None = None
+        self._waiting_since: float | None = None
         self._slots: Slots | None = None
         self._crew: Crew | None = None
         self._ready: Sleeper | None = None
@@ -99,6 +110,7 @@ class Batches(AsyncIterator[Batch]):
         Raises:
             MemoryLimitExceeded, DescriptorLimitExceeded, ResourceUnavailable: before any sampler was started.
             SamplerFailed: one could not be started. None is left.
+            Stalled: of `Epochs`: there is no item.
         """
         self._check_open()
         if self._opening is not None or self._closing is not None:
@@ -114,7 +126,8 @@ class Batches(AsyncIterator[Batch]):
         fields = batch_fields(self._item, self._ring.spec, self._transform)
         # Slots beside the queue's: one for the batch that the learner holds, one for each sampler to fill meanwhile.
         count = self._prefetch + 1 + self._samplers
-        self._slots = slots = Slots(fields, self._batch_size, count, self._samplers)
+        in_turn = self._new_deliveries is not None
+        self._slots = slots = Slots(fields, self._batch_size, count, self._samplers, in_turn=in_turn)
         self._give_back = [partial(slots.give_back, slot) for slot in range(count)]
         self._ready = Sleeper(slots.learner_bell)
         self._crew = Crew(
@@ -128,6 +141,7 @@ class Batches(AsyncIterator[Batch]):
                 self._item,
                 self._selector,
                 self._transform,
+                self._deliveries,
                 self._seeds(index, run),
             ),
             self._options,
@@ -136,8 +150,33 @@ class Batches(AsyncIterator[Batch]):
             after_exit=self._recover,
             on_change=self.look_again,
         )
+        await self._begin_pacing()
         self.on_rows()
         await self._crew.start()
+
+    async def _begin_pacing(self) -> None:
+        """From now on writers wait for the learner, as limiter and selector want."""
+        if self._limiter is not None:
+            self._limiter.open(self._batch_size, self._ring.rows_now[0], self._on_limiter_changed)
+            self._admission.add(self._limiter)
+        if self._new_deliveries is not None:
+            self._deliveries = self._new_deliveries()
+            self._deliveries.keep()
+            await run_to_completion(asyncio.to_thread(self._deliveries.begin))
+            self._admission.ring()
+            if self._deliveries.size(0) == 0:
+                raise Stalled(f"{self._selector!r} of {self._ring.rows_now[0]:,} rows, of which no item can be made")
+
+    def _end_pacing(self) -> None:
+        if self._limiter is not None and self._admission.remove(self._limiter):
+            self._limiter.close()
+        if self._deliveries is not None:
+            self._deliveries.close()
+        self._admission.ring()
+
+    def _on_limiter_changed(self) -> None:
+        self._admission.ring()
+        self.look_again()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -160,8 +199,9 @@ class Batches(AsyncIterator[Batch]):
 
         Raises:
             Closed: the context was left.
-            Stalled: no row can come any more, since all actors or the coordinator failed, or, before the first batch,
-                since all actors have returned; says why.
+            StopAsyncIteration: all epochs were delivered.
+            Stalled: no row can come any more, since all actors or the coordinator failed, or, if it takes rows to go
+                on, since all actors have returned; says why.
             SamplerFailed: all samplers failed for good.
             WaitTimeout: none was ready within the `timeout_s` given to `Replay.batches`.
         """
@@ -171,14 +211,17 @@ class Batches(AsyncIterator[Batch]):
         if self._turns.is_due():
             await asyncio.sleep(0)
             self._raise_if_failed()
-        slot = self._lend()
-        self._current = self._batch(await self._wait_ready(self._timeout_s) if slot is None else slot)
+        try:
+            slot = self._lend()
+            self._current = self._batch(await self._wait_ready(self._timeout_s) if slot is None else slot)
+        except EpochsOver:
+            raise StopAsyncIteration from None
         return self._current
 
     async def get(self, timeout_s: float | None = None) -> Batch:
         """A batch that stays valid until its `release()`. While it is held, the queue has one slot less.
 
-        Cancelled: no batch has been taken. Raises as `__anext__` does.
+        Cancelled: no batch has been taken. Raises as `__anext__` does, but `EpochsOver` where that one ends the loop.
         """
         timeout_s = optional_seconds("timeout_s", timeout_s)
         if self._turns.is_due():
@@ -203,12 +246,26 @@ class Batches(AsyncIterator[Batch]):
             learner_waits=self._waits,
             learner_waited_s=self._waited_s,
             peak_learner_wait_s=self._peak_wait_s,
+            limiter=self._limiter.statistics() if self._limiter is not None else None,
+            items_left=self._deliveries.items_left(self._delivered) if self._deliveries is not None else None,
         )
+
+    def waits(self) -> list[Wait]:
+        """The learner's wait, if it waits at this moment."""
+        since = self._waiting_since
+        return [] if since is None else [Wait("learner", self._reason(), time.monotonic() - since)]
 
     def on_rows(self) -> None:
         """Open the gate once there are rows enough. Called after rows were written, from any thread."""
         slots, ring = self._slots, self._ring
-        if slots is None or slots.is_open:
+        if slots is None:
+            return
+        if slots.is_open:
+            if self._limiter is not None or self._deliveries is not None:
+                with self._gate_guard:
+                    if not self.is_closed:
+                        slots.learner_bell.ring()
+                        slots.wake_samplers()
             return
         # Once blocks are recycled there will not be more rows: open blocks may keep a full ring below its capacity.
         if ring.rows_now[0] >= self._min_size or ring.next_serial[0] > ring.blocks:
@@ -224,15 +281,32 @@ class Batches(AsyncIterator[Batch]):
 
     def _batch(self, slot: int) -> Batch:
         assert self._slots is not None
+        arrays = self._slots.batch(slot)
+        if self._deliveries is not None:
+            arrays = arrays.first(self._deliveries.size(self._delivered - 1))
+        return Batch(arrays, self._give_back[slot])
+
+    def _lend(self) -> int | None:
+        """Take a slot, if one is ready and may be handed out; writers who wait for that look again."""
+        if self.is_closed or self._slots is None:
+            raise Closed("this stream of batches")
+        if self._limiter is not None and not self._limiter.can_sample:
+            return None
+        if self._deliveries is not None and self._deliveries.size(self._delivered) == 0:
+            raise EpochsOver(repr(self._selector))
+        slot = self._slots.lend()
+        if slot is None:
+            return None
         self._delivered += 1
         if self._on_delivered is not None:
             self._on_delivered(self._delivered)
-        return Batch(self._slots.batch(slot), self._give_back[slot])
-
-    def _lend(self) -> int | None:
-        if self.is_closed or self._slots is None:
-            raise Closed("this stream of batches")
-        return self._slots.lend()
+        if self._limiter is not None:
+            self._limiter.sample()
+        if self._deliveries is not None:
+            self._deliveries.on_delivered(self._delivered)
+        if self._limiter is not None or self._deliveries is not None:
+            self._admission.ring()
+        return slot
 
     async def _wait_ready(self, timeout_s: float | None) -> int:
         """Wait for a slot, and take it."""
@@ -248,6 +322,7 @@ class Batches(AsyncIterator[Batch]):
             return slot is not None
 
         self._waits += 1
+        self._waiting_since = started
         try:
             while slot is None and time.monotonic() - started < _SPIN_S:
                 await asyncio.sleep(0)
@@ -255,6 +330,7 @@ class Batches(AsyncIterator[Batch]):
             if slot is None:
                 await self._ready.wait(took_one, self._reason, timeout_s)
         finally:
+            self._waiting_since = None
             waited = time.monotonic() - started
             self._waited_s += waited
             self._peak_wait_s = max(self._peak_wait_s, waited)
@@ -272,25 +348,43 @@ class Batches(AsyncIterator[Batch]):
         if self._crew.alive == 0:
             failures = self._crew.failures
             raise failures[0] if failures else Closed("each sampler of this stream of batches")
-        if not self._slots.is_open or self._slots.all_in_vain(self._ring.rows_inserted[0]):
+        if self._deliveries is not None:  # each sampler has batches that no other one fills
+            failure = self._crew.members[self._slots.next_sampler].failure
+            if failure is not None:
+                raise copy.copy(failure)
+        if self._needs_rows():
             supply = self._supply()
             if supply.is_exhausted or supply.failure is not None:
                 reason = f"{self._reason()}; no more rows can come"
                 raise Stalled(f"{reason}: {supply.failure}" if supply.failure else reason) from supply.failure
 
+    def _needs_rows(self) -> bool:
+        """Whether there will be no batch before there are more rows."""
+        assert self._slots is not None
+        if not self._slots.is_open or self._slots.all_in_vain(self._ring.rows_inserted[0]):
+            return True
+        if self._limiter is not None and not self._limiter.can_sample:
+            return True
+        return self._deliveries is not None and not self._deliveries.has_batch(self._delivered)
+
     def _reason(self) -> str:
         assert self._slots is not None and self._crew is not None
+        supply = self._supply()
+        alive = f"{supply.actors_alive} actors alive, {supply.last_row}"
+        rows = self._ring.rows_now[0]
         if not self._slots.is_open:
-            supply = self._supply()
+            return f"learner waits: {rows:,} of {self._min_size:,} rows needed by min_size_to_sample; {alive}"
+        if self._limiter is not None and not self._limiter.can_sample:
+            seen = self._limiter.statistics()
             return (
-                f"learner waits: {self._ring.rows_now[0]:,} of {self._min_size:,} rows needed by min_size_to_sample; "
-                f"{supply.actors_alive} actors alive, {supply.last_row}"
+                f"learner waits: {self._limiter.inserts_missing:,} steps are missing until the next batch, by "
+                f"{self._limiter!r}: {seen.inserts:,} steps inserted, {seen.samples:,} items handed out; {alive}"
             )
+        if self._deliveries is not None and not self._deliveries.has_batch(self._delivered):
+            left = self._deliveries.items_left(self._delivered)
+            return f"learner waits: {left} of {self._batch_size} items for a batch of {self._selector!r}; {alive}"
         if self._slots.is_fruitless:
-            return (
-                f"learner waits: no {self._item!r} can be made of the {self._ring.rows_now[0]:,} rows yet; "
-                f"{self._supply().actors_alive} actors alive, {self._supply().last_row}"
-            )
+            return f"learner waits: no {self._item!r} can be made of the {rows:,} rows yet; {alive}"
         return (
             f"learner waits for a batch: {self._slots!r}, {self._crew.alive} of {self._samplers} samplers alive; "
             f"release() batches that were taken with get()"
@@ -316,6 +410,7 @@ class Batches(AsyncIterator[Batch]):
         finally:
             with self._gate_guard:
                 self.is_closed = True
+            self._end_pacing()
             if self._current is not None:
                 self._current.release()
                 self._current = None

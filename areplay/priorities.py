@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from areplay.layout import Layout
 from areplay.links import AHEAD
-from areplay.ring import Indices, Mask, Ring
+from areplay.ring import Indices, Mask, Ring, Watcher
 from areplay.segment import Segment
 
 GROUP = 16
@@ -39,7 +39,7 @@ _MOST_AT_TOP, _MOST_SELECTORS = 4_096, 1_024
 Masses = NDArray[np.float64]
 
 
-class Priorities:
+class Priorities(Watcher):
     """The masses of the rows of a ring, for one priority exponent. Pickles into a sampler that is being spawned.
 
     Args:
@@ -48,6 +48,7 @@ class Priorities:
 
     def __init__(self, ring: Ring, exponent: float) -> None:
         self.exponent = exponent
+        self.is_closed = False
         self._ring = ring
         lengths = [-(-ring.capacity_rows // GROUP)]
         while lengths[-1] > _MOST_AT_TOP:
@@ -209,6 +210,7 @@ class Priorities:
 
     def close(self) -> None:
         """Give back the descriptor. The memory stays mapped for as long as a view of it lives."""
+        self.is_closed = True
         self._segment.close()
 
     def __getstate__(self) -> dict[str, object]:

@@ -20,6 +20,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from areplay.deliveries import Delivering
 from areplay.items import BatchFields, Item, View
 from areplay.kill_points import kill_point
 from areplay.locks import BlockLocks
@@ -71,6 +72,14 @@ class BatchArrays:
         """Which of the fields are parts of what is stored."""
         return self.layout.views
 
+    def first(self, count: int) -> BatchArrays:
+        """The places of the first `count` items."""
+        if count == len(self.indices):
+            return self
+        stored = {name: array[:count] for name, array in self.stored.items()}
+        indices, weights, probabilities = self.indices[:count], self.weights[:count], self.probabilities[:count]
+        return BatchArrays(indices, weights, probabilities, stored, self.layout)
+
     def copy(self) -> BatchArrays:
         """The same in memory of its own."""
         stored = {name: array.copy() for name, array in self.stored.items()}
@@ -93,13 +102,14 @@ class Reader:
         ring: Ring,
         locks: BlockLocks,
         item: Item,
-        selector: Selector,
+        selector: Selector | Delivering,
         rng: np.random.Generator,
         transform: Transform | None = None,
         *,
         draws_ahead: bool = False,
     ) -> None:
         self._ring, self._locks, self._item, self._selector, self._rng = ring, locks, item, selector, rng
+        self._drawing = None if isinstance(selector, Delivering) else selector
         self._finder = WindowFinder(ring, item.window)
         self._item_fields = self.fields = BatchFields(item.fields(ring.spec))
         self._transform = transform
@@ -112,11 +122,17 @@ class Reader:
         self._draws_ahead = draws_ahead
         self.rows_redrawn = 0
 
-    def fill(self, out: BatchArrays) -> bool:
-        """Fill `out` with items, each whole and committed; `False`, with `out` undefined, if there is none."""
-        windows = self._next(len(out.indices))
+    def fill(self, out: BatchArrays, rows: Indices | None = None) -> bool:
+        """Fill `out` with items, each whole and committed; `False`, with `out` undefined, if there is none.
+
+        Args:
+            rows: to make the items of, instead of drawing some; their blocks are kept.
+        """
+        windows = self._next(len(out.indices)) if rows is None else self._finder.find(rows)
         if windows is None:
             return False
+        if rows is not None:
+            assert len(windows) == len(rows), "a row that was to be delivered is gone"
         kill_point("sampler.draw")
         target = self._target(out)
         self._item.assemble(windows, target)
@@ -124,8 +140,10 @@ class Reader:
         out.indices[:] = windows.indices
         out.probabilities[:] = windows.probabilities
         whole = windows.unchanged()
-        if np.count_nonzero(whole) < len(whole) and not self._mend(out, target, np.flatnonzero(~whole)):
-            return False
+        if np.count_nonzero(whole) < len(whole):
+            assert rows is None, "a row that was to be delivered was overwritten"
+            if not self._mend(out, target, np.flatnonzero(~whole)):
+                return False
         weigh(out.probabilities, getattr(self._selector, "importance_sampling_exponent", 0.0), out.weights)
         if self._transform is not None:
             written = {name: out.stored[name] for name in self._transform.fields}
@@ -173,7 +191,8 @@ class Reader:
             ask = missing
             if self._valid_share < 1:
                 ask = min(_MOST_DRAWN, math.ceil(1.1 * missing / self._valid_share) + 2)
-            indices, probabilities = self._selector.draw(self._ring, ask, self._rng)
+            assert self._drawing is not None
+            indices, probabilities = self._drawing.draw(self._ring, ask, self._rng)
             if len(indices) == 0:
                 return None
             drawn += len(indices)

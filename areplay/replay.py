@@ -13,38 +13,33 @@ import itertools
 import logging
 import pickle
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from areplay.actor import ActorFunction, Actors
+from areplay.admission import Admission
 from areplay.batch import Batch
 from areplay.coordinator import Coordinator
 from areplay.crew import CrewOptions
-from areplay.episodes import Episodes
+from areplay.deliveries import Deliveries, Delivering, LocalDeliveries
 from areplay.errors import Closed, SpecMismatch, Stalled
 from areplay.inbox import default_inbox_rows
 from areplay.items import Item, Rows
 from areplay.limits import check_memory
-from areplay.options import (
-    NO_PRIORITY,
-    fraction,
-    one_priority,
-    optional_seconds,
-    priority_column,
-    priority_values,
-    seconds,
-    whole_number,
-)
+from areplay.options import fraction, optional_seconds, priority_values, seconds, whole_number
+from areplay.own_rows import OwnRows
 from areplay.prefetch import Batches, Supply
 from areplay.priorities import Priorities
+from areplay.rate import MinSize, SamplesPerInsert
 from areplay.reader import BatchArrays, Reader
-from areplay.ring import MIN_BLOCKS, Indices, Ring, RingGuard, StreamWriter, default_block_rows
+from areplay.ring import MIN_BLOCKS, Indices, Ring, RingGuard, default_block_rows
 from areplay.select import Selector, Uniform
-from areplay.spec import Array, Columns, Spec
-from areplay.statistics import PriorityUpdate, Statistics
+from areplay.spec import Spec
+from areplay.statistics import PriorityUpdate, Statistics, Wait
 from areplay.transform import Transform, batch_fields
 from areplay.transitions import Transitions
 from areplay.waiting import ended, opened, run_to_completion
@@ -53,9 +48,8 @@ from areplay.windows import Window
 
 logger = logging.getLogger(__name__)
 
-_INLINE_BYTES = 4 << 20  # what `extend` copies on the loop; more is copied in a thread meanwhile
 _SMALL_BATCH = 4_096  # items that a batch may have even if fewer rows fit
-_OWNER, _ACTORS, _BATCHES = range(3)  # kinds of random generators
+_OWNER, _ACTORS, _BATCHES, _DELIVERIES = range(4)  # kinds of random generators
 
 
 class Replay:
@@ -97,7 +91,6 @@ class Replay:
         if seed is not None:
             seed = whole_number("seed", seed, at_least=0)
         self._entropy = np.random.SeedSequence(seed).entropy
-        self._episodes = Episodes(spec) if spec.is_steps else None
         self._rng = np.random.default_rng(self._seeds(_OWNER))
         self._prefault, self._on_prefault = bool(prefault), on_prefault
         if self.capacity_rows != capacity:
@@ -111,9 +104,8 @@ class Replay:
         self._streams: list[Batches] = []
         self._numbers = itertools.count()  # of groups and streams, for their seeds
         self._ring: Ring | None = None
-        self._writer: StreamWriter | None = None
-        self._owner_lock = asyncio.Lock()
-        self._owner_added = False
+        self._own_rows: OwnRows | None = None
+        self._local: dict[int, LocalDeliveries] = {}  # by the id of the selector, which they keep alive
         self._coordinator: Coordinator | None = None
         self._opening: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -157,15 +149,14 @@ class Replay:
         try:
             if self._prefault:
                 ring.segment.prefault(self._on_prefault)
-            self._writer = StreamWriter(ring, ring.block_locks(), self._guard)
             self._reading_locks = ring.block_locks()
+            self._admission = Admission()
+            self._own_rows = OwnRows(ring, self._guard, self._admission, self._on_rows)
         except BaseException:
-            if self._writer is not None:
-                self._writer.close()
             ring.segment.close()
             raise
         self._ring = ring
-        self._coordinator = Coordinator(ring, self._guard, self._on_rows, self._on_change)
+        self._coordinator = Coordinator(ring, self._guard, self._admission, self._on_rows, self._on_change)
 
     def actors(
         self,
@@ -250,9 +241,10 @@ class Replay:
         *,
         samplers: int = 1,
         prefetch: int = 16,
-        selector: Selector | None = None,
+        selector: Selector | Delivering | None = None,
         transform: Transform | None = None,
-        min_size_to_sample: int = 1,
+        limiter: MinSize | None = None,
+        min_size_to_sample: int | None = None,
         timeout_s: float | None = None,
         max_restarts: int = 3,
         start_timeout_s: float = 60.0,
@@ -266,10 +258,11 @@ class Replay:
             samplers: processes that fill the queue.
             prefetch: batches that are kept ready, beside the one that the learner holds and one that each sampler is
                 filling; at least one a sampler.
-            selector: how rows are drawn; `Uniform()` by default.
+            selector: which items: `Uniform()` by default, `Prioritized`, `Fifo`, `Epochs`, or one of your own.
             transform: a function over the batch, run by the samplers, and the fields that it writes.
+            limiter: how learner and actors wait for each other: `SamplesPerInsert`, or by default `MinSize`.
             min_size_to_sample: rows that must be there before the first batch is drawn, or a full ring; at most
-                `capacity_rows`.
+                `capacity_rows`. Short for `limiter=MinSize(...)`; 1 by default.
             timeout_s: how long a step of the loop waits for a batch before it raises `WaitTimeout`; None for ever.
             max_restarts, start_timeout_s, grace_s: as for `actors`.
 
@@ -282,6 +275,8 @@ class Replay:
         _check_sendable("selector", selector)
         _check_sendable("transform", transform)
         self._bind(selector)
+        batch_size = whole_number("batch_size", batch_size, at_most=self._max_batch_size)
+        limiter = self._checked_limiter(limiter, min_size_to_sample, batch_size)
         samplers = whole_number("samplers", samplers, at_most=1_000)
         group = next(self._numbers)
         self._streams = [other for other in self._streams if not other.is_closed]  # and so frees their memory
@@ -290,10 +285,12 @@ class Replay:
             item,
             selector,
             transform,
-            whole_number("batch_size", batch_size, at_most=self._max_batch_size),
+            batch_size,
             samplers,
             whole_number("prefetch", prefetch, at_least=samplers, at_most=100_000),
-            whole_number("min_size_to_sample", min_size_to_sample, at_most=self.capacity_rows),
+            limiter,
+            self._deliveries(selector, item, batch_size, group),
+            self._admission,
             lambda index, run: self._seeds(_BATCHES, group, index, run),
             optional_seconds("timeout_s", timeout_s),
             _crew_options(max_restarts, start_timeout_s, grace_s),
@@ -309,47 +306,30 @@ class Replay:
         With a spec of steps: one step of one environment, or of a vector of them, as `Actor.add` takes it; the index of
         its row, or (L,) int64. Steps handed in from this process are one stream.
 
-        Cancelled while waiting for another `add` or `extend`: nothing was written.
+        Waits for another `add` or `extend`, and where a limiter or selector lets no row in before the learner takes a
+        batch. Cancelled meanwhile: nothing was written.
 
         Raises:
             SpecMismatch: the row does not fit the spec. Nothing was written.
         """
-        return self._add(None if self._episodes is None else self._episodes.ticket(), row, priority)
-
-    async def _add(self, ticket: int | None, row: dict[str, Any], priority: Any) -> int | Indices:
         self._opened()
-        async with self._owner_lock:
-            writer = self._writer_now()
-            if self._episodes is None or ticket is None:
-                given = NO_PRIORITY if priority is None else one_priority(priority)
-                indices: int | Indices = writer.write_rows(row, priority=given)
-            else:
-                with self._episodes.step(ticket):
-                    rows = self._episodes.rows(row)
-                    if isinstance(rows, tuple):
-                        given = NO_PRIORITY if priority is None else one_priority(priority)
-                        indices = writer.write_rows(*rows, priority=given)
-                    else:
-                        count, length = len(np.asarray(row["terminated"])), _length(rows)
-                        column = priority_column(priority, count, length)
-                        indices = writer.write(rows, 0, length, column)[:count]
-        self._announce()
-        return indices
+        return self._own().add(row, priority)
 
     @property
     def autoreset_mode(self) -> str:
         """As `Actor.autoreset_mode`, for the steps that `add` takes in this process."""
-        return self._steps().autoreset_mode
+        return self._own().episodes.autoreset_mode
 
     @autoreset_mode.setter
     def autoreset_mode(self, mode: object) -> None:
-        self._steps().autoreset_mode = mode
+        self._own().episodes.autoreset_mode = mode
 
     def extend(self, columns: Mapping[str, Any], *, priorities: Any = None) -> Coroutine[Any, Any, Indices]:
         """Write n rows from this process, all or none; their indices, (n,) int64.
 
-        More than a few megabytes are copied off the loop. Cancelled before the copy begins: none were written;
-        meanwhile: all of them, and the cancellation is delivered after that.
+        Waits as `add` does, until all of them may be written. More than a few megabytes are copied off the loop.
+        Cancelled before the copy begins: none were written; meanwhile: all of them, and the cancellation is delivered
+        after that.
 
         Args:
             columns: field name -> array of shape `(n, *field.shape)`, dtype as in the spec, 1 <= n <= capacity_rows.
@@ -359,46 +339,37 @@ class Replay:
 
         Raises:
             SpecMismatch: a field is missing, extra, or has the wrong shape or dtype. Nothing was written.
-            ValueError: more rows than fit.
+            ValueError: more rows than fit, or than a limiter or selector can ever let in at once.
         """
-        return self._extend(None if self._episodes is None else self._episodes.ticket(), columns, priorities)
-
-    async def _extend(self, ticket: int | None, columns: Mapping[str, Any], priorities: Any) -> Indices:
         self._opened()
-        if self._episodes is None or ticket is None:
-            rows, arrays = self.spec.convert_columns(columns)
-            self._check_fits(rows)
-            given = priority_column(priorities, rows, rows)
-            async with self._owner_lock:
-                return await self._write(arrays, given)
-        async with self._owner_lock:
-            with self._episodes.step(ticket):
-                steps, which = self._episodes.columns(columns)
-                self._check_fits(_length(steps))
-                given = priority_column(priorities, len(which), _length(steps), which)
-                return (await self._write(steps, given))[which]
+        return self._own().extend(columns, priorities)
 
     def sample(
         self,
         batch_size: int,
         item: Item | None = None,
-        selector: Selector | None = None,
+        selector: Selector | Delivering | None = None,
         *,
         transform: Transform | None = None,
     ) -> Batch:
         """A batch drawn in this process at once, in memory of its own; the same each time under the same seed.
 
+        With `Fifo` or `Epochs` each call goes on where the one before it with this selector ended; from the first one
+        on rows are kept that are still to come, until the replay is closed.
+
         Raises:
-            Stalled: no item can be made of the rows, or there are none.
+            Stalled: no item can be made of the rows, or there are none; of `Fifo`: too few.
+            EpochsOver: of `Epochs`: all of them were given.
             ValueError, TypeError: an option is not what it should be.
         """
         ring = self._opened()
-        item, selector = self._checked(item, selector, transform)
+        item, chosen = self._checked(item, selector, transform)
         batch_size = whole_number("batch_size", batch_size, at_most=self._max_batch_size)
-        self._bind(selector)
-        reader = Reader(ring, self._reading_locks, item, selector, self._rng, transform)
-        arrays = BatchArrays.empty(batch_size, reader.fields)
-        if not reader.fill(arrays):
+        self._bind(chosen)
+        rows = self._next_rows(chosen, item, batch_size) if isinstance(chosen, Delivering) else None
+        reader = Reader(ring, self._reading_locks, item, chosen, self._rng, transform)
+        arrays = BatchArrays.empty(batch_size if rows is None else len(rows), reader.fields)
+        if not reader.fill(arrays, rows):
             what = "a replay without rows" if not len(self) else f"{len(self):,} rows of which no {item!r} can be made"
             raise Stalled(f"sample() on {what}; add some first, or use batches(), which waits for them")
         return Batch(arrays)
@@ -453,7 +424,22 @@ class Replay:
             priorities_stale=self._stale,
             actors=tuple(record for group in self._groups for record in group.statistics()),
             batches=tuple(stream.statistics() for stream in self._streams),
+            waits=tuple(self._waits()),
         )
+
+    def _waits(self) -> Iterator[Wait]:
+        """Who waits at this moment."""
+        for stream in self._streams:
+            yield from stream.waits()
+        held = dict(self._coordinator_now().held())
+        for name, waited_s in held.items():
+            yield Wait(name, f"its rows may not be written yet: {self._admission.reason()}", waited_s)
+        for record in (record for group in self._groups for record in group.statistics()):
+            name = f"actor {record.index}"
+            if record.waited_s and name not in held:
+                used = f"{record.waiting_rows:,} of {record.inbox_rows:,} rows"
+                yield Wait(name, f"{used} of its inbox are not yet taken", record.waited_s)
+        yield from self._own().waits()
 
     def __len__(self) -> int:
         """Rows that can be sampled now."""
@@ -465,14 +451,15 @@ class Replay:
         return True
 
     def _checked(
-        self, item: Item | None, selector: Selector | None, transform: Transform | None
-    ) -> tuple[Item, Selector]:
+        self, item: Item | None, selector: Selector | Delivering | None, transform: Transform | None
+    ) -> tuple[Item, Selector | Delivering]:
         """What to sample, and how: as given or by default, if it can be done with these rows."""
         if item is None:
             item = Transitions() if self.spec.is_steps else Rows()
         selector = Uniform() if selector is None else selector
         _check_methods("item", item, ("fields", "assemble"), "Rows()")
-        _check_methods("selector", selector, ("draw",), "Uniform()")
+        if not isinstance(selector, Delivering):
+            _check_methods("selector", selector, ("draw",), "Uniform()")
         if transform is not None and not isinstance(transform, Transform):
             raise TypeError(f"transform must be an areplay.Transform, got {transform!r}")
         window = getattr(item, "window", None)
@@ -488,7 +475,41 @@ class Replay:
         batch_fields(item, self.spec, transform)
         return item, selector
 
-    def _bind(self, selector: Selector) -> None:
+    def _checked_limiter(self, limiter: MinSize | None, min_size_to_sample: int | None, batch_size: int) -> MinSize:
+        """As given or by default, if it can be had with such batches."""
+        if limiter is None:
+            limiter = MinSize(1 if min_size_to_sample is None else min_size_to_sample)
+        elif min_size_to_sample is not None:
+            raise ValueError(f"min_size_to_sample is given twice: {min_size_to_sample!r} and in {limiter!r}")
+        if not isinstance(limiter, MinSize):
+            raise TypeError(f"limiter must be a SamplesPerInsert or MinSize, got {limiter!r}")
+        whole_number("min_size_to_sample", limiter.min_size_to_sample, at_most=self.capacity_rows)
+        if isinstance(limiter, SamplesPerInsert):
+            limiter.check(batch_size)
+        return limiter
+
+    def _deliveries(
+        self, selector: Selector | Delivering, item: Item, batch_size: int, group: int
+    ) -> Callable[[], Deliveries] | None:
+        """What settles which items are in which batch, if the selector does."""
+        if not isinstance(selector, Delivering):
+            return None
+        selector.check(batch_size, self.capacity_rows)
+        seeds = self._seeds(_DELIVERIES, group)
+        return partial(selector.deliveries, self._opened(), self._guard, item.window, batch_size, seeds)
+
+    def _next_rows(self, selector: Delivering, item: Item, batch_size: int) -> Indices:
+        """What `sample` goes on with."""
+        local = self._local.get(id(selector))
+        if local is None:
+            start = self._deliveries(selector, item, batch_size, next(self._numbers))
+            assert start is not None
+            local = self._local[id(selector)] = LocalDeliveries(selector, item, start())
+        rows = local.next_rows(item, batch_size)
+        self._admission.ring()
+        return rows
+
+    def _bind(self, selector: Selector | Delivering) -> None:
         bind = getattr(selector, "bind", None)
         if bind is not None:
             bind(self._priorities_of)
@@ -497,31 +518,10 @@ class Replay:
         """The priorities of all rows for that exponent; they are kept from the first time on that somebody asks."""
         if exponent not in self._priorities:
             priorities = Priorities(self._opened(), exponent)
-            self._guard.watchers.append(priorities)
+            self._guard.watch(priorities)
             priorities.begin()
             self._priorities[exponent] = priorities
         return self._priorities[exponent]
-
-    def _check_fits(self, rows: int) -> None:
-        if rows > self.capacity_rows:
-            raise ValueError(f"extend takes at most capacity_rows = {self.capacity_rows:,} rows, got {rows:,}")
-
-    async def _write(self, columns: Columns, priorities: Array | None) -> Indices:
-        """Write checked columns, off the loop if there are many bytes. Cancelled: they are written all the same."""
-        writer, rows = self._writer_now(), _length(columns)
-        if rows * self.spec.row_bytes <= _INLINE_BYTES:
-            indices = writer.write(columns, 0, rows, priorities)
-            self._announce()
-            return indices
-        try:
-            return await run_to_completion(asyncio.to_thread(writer.write, columns, 0, rows, priorities))
-        finally:
-            self._announce()
-
-    def _steps(self) -> Episodes:
-        if self._episodes is None:
-            raise ValueError("autoreset_mode is about steps of environments; make the spec with Spec.steps or from_env")
-        return self._episodes
 
     @property
     def _max_batch_size(self) -> int:
@@ -535,19 +535,14 @@ class Replay:
     def _seeds(self, *key: int) -> np.random.SeedSequence:
         return np.random.SeedSequence(self._entropy, spawn_key=key)
 
-    def _writer_now(self) -> StreamWriter:
+    def _own(self) -> OwnRows:
         self._opened()
-        assert self._writer is not None
-        return self._writer
+        assert self._own_rows is not None
+        return self._own_rows
 
     def _coordinator_now(self) -> Coordinator:
         assert self._coordinator is not None
         return self._coordinator
-
-    def _announce(self) -> None:
-        """Say that the owner has written rows."""
-        self._owner_added = True
-        self._on_rows()
 
     def _on_rows(self) -> None:
         for stream in self._streams:
@@ -562,7 +557,9 @@ class Replay:
         alive = sum(group.alive for group in self._groups)
         failures: list[BaseException] = [failure for group in self._groups for failure in group.failures]
         last = coordinator.last_rows_at
-        exhausted = any(group.is_open for group in self._groups) and alive == 0 and not self._owner_added
+        assert self._own_rows is not None
+        exhausted = any(group.is_open for group in self._groups) and alive == 0
+        exhausted = exhausted and not self._own_rows.any_written and not coordinator.has_rows
         return Supply(
             actors_alive=alive,
             is_exhausted=exhausted,
@@ -583,21 +580,19 @@ class Replay:
                 stack.push_async_callback(group.close)
 
     async def _free(self, ring: Ring) -> None:
-        async with self._owner_lock:
-            assert self._writer is not None
-            self._writer.close()
-            self._reading_locks.close()
-        self._guard.watchers.clear()
+        assert self._own_rows is not None
+        await self._own_rows.close()
+        self._reading_locks.close()
+        self._admission.close()
+        for local in self._local.values():
+            local.close()
         for priorities in self._priorities.values():
+            self._guard.forget(priorities)
             priorities.close()
         ring.segment.close()
 
     def __repr__(self) -> str:
         return f"<Replay {'closed' if self._closing is not None else self._ring or 'not open'}>"
-
-
-def _length(columns: Columns) -> int:
-    return len(next(iter(columns.values())))
 
 
 def _check_sendable(option: str, given: object) -> None:

@@ -20,8 +20,8 @@ named; read by everyone without a lock. If the owner dies, everything here ends 
 
 Readers take no lock. A row exists if its block's end lies behind it, by no more than a block. They look, copy, and look
 again: if it exists still, what was copied is whole, since a writer sets the end to -1 before it touches a row. Nobody
-ever waits: a writer that finds a block locked by a reader (see `areplay.reader`) leaves that block alone for one more
-lap and takes the next.
+ever waits: a writer that finds a block locked by a reader (see `areplay.reader`), or kept by somebody who needs its
+rows (a `Keeper`), leaves that block alone for one more lap and takes the next.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from areplay.errors import WouldBlock
 from areplay.fence import fence, order
 from areplay.kill_points import kill_point
 from areplay.layout import WORDS_A_LINE, Layout, word
@@ -184,15 +185,24 @@ class Ring:
         )
 
 
-class Watcher(Protocol):
-    """Who keeps something about each row."""
+class Watcher:
+    """Who keeps something about each row. Told by the thread that writes it, under the lock of its block."""
 
     def written(self, at: int, count: int, priorities: Array | None) -> None:
         """Rows were written to positions `at` to `at + count`, with these priorities, if any were given (NaN: none)."""
-        ...
 
     def cleared(self, at: int, count: int) -> None:
         """The rows in positions `at` to `at + count` are not there any more, and no new ones yet."""
+
+    def ended(self, stream: int) -> None:
+        """No more rows of that stream will be written."""
+
+
+class Keeper(Protocol):
+    """Who needs blocks to stay."""
+
+    def kept(self) -> Mask:
+        """(blocks,) bool: in which places they may not be recycled."""
         ...
 
 
@@ -203,12 +213,57 @@ class RingGuard:
         left: places of blocks that were due to be recycled but held by somebody, until they are due again. Their rows
             are out of every reader's range, and no longer counted.
         watchers: told of rows that were written, and of those that are gone; by the thread that wrote, not guarded.
+        keepers: their blocks are left for another lap; a writer that finds all of them kept writes nothing.
+        reserved: how many places are promised to a writer.
+        streams: those that are not ended, each with the place of its open block, -1 if it has none.
     """
 
     def __init__(self) -> None:
         self.left: set[int] = set()
-        self.watchers: list[Watcher] = []
+        self.watchers: tuple[Watcher, ...] = ()  # replaced as a whole: other threads go through them meanwhile
+        self.keepers: tuple[Keeper, ...] = ()
+        self.reserved = 0
+        self.streams: dict[int, int] = {}
         self._lock = threading.Lock()
+
+    def watch(self, watcher: Watcher) -> None:
+        """Tell it of the rows that come and go from now on."""
+        with self:
+            self.watchers = (*self.watchers, watcher)
+
+    def keep(self, keeper: Keeper) -> None:
+        """Recycle no block any more that it needs."""
+        with self:
+            self.keepers = (*self.keepers, keeper)
+
+    def forget(self, one: Watcher | Keeper) -> None:
+        """Tell it nothing any more, and keep nothing for it."""
+        with self:
+            self.watchers = tuple(other for other in self.watchers if other is not one)
+            self.keepers = tuple(other for other in self.keepers if other is not one)
+
+    def keep_nothing(self) -> None:
+        """Recycle blocks whoever needs them, from now on."""
+        with self:
+            self.keepers = ()
+
+    def kept(self) -> Mask | None:
+        """The places that are kept; None if there is no keeper."""
+        masks = [keeper.kept() for keeper in self.keepers]
+        if not masks:
+            return None
+        return masks[0] if len(masks) == 1 else np.logical_or.reduce(masks)
+
+    def has_place(self) -> bool:
+        """Whether a block may be recycled that is not promised to anybody."""
+        with self:
+            kept = self.kept()
+            return kept is None or (not kept.all() and self.sure(kept) > self.reserved)
+
+    def sure(self, kept: Mask) -> int:
+        """How many places will not be kept before they are recycled: an open block may still get rows that are."""
+        open_places = {place for place in self.streams.values() if place >= 0 and not kept[place]}
+        return int(np.count_nonzero(~kept)) - len(open_places)
 
     def __enter__(self) -> None:
         self._lock.acquire()
@@ -229,9 +284,11 @@ class StreamWriter:
         with guard:
             self.stream: int = ring.next_stream[0]
             ring.next_stream[0] = self.stream + 1
+            guard.streams[self.stream] = -1
         self._serial = -1  # our open block, or -1
         self._used = 0
         self._last_serial = -1  # the block before it in our chain
+        self._reserved = 0  # places promised to us
         fields = ring.spec.rows
         self._few = {name: np.empty((_FEW_ROWS, *field.shape), field.dtype) for name, field in fields.items()}
         self._few_priorities = np.full(_FEW_ROWS, np.nan)
@@ -240,7 +297,8 @@ class StreamWriter:
     def write(self, columns: Columns, start: int, stop: int, priorities: Array | None = None) -> Indices:
         """Append rows `start` to `stop` of `columns` (checked arrays, as of `Spec.convert_columns`); their indices.
 
-        Each chunk is visible to readers when it is whole; a chunk is the part that goes into one block.
+        Each chunk is visible to readers when it is whole; a chunk is the part that goes into one block. They are fewer
+        if then all blocks are kept; never after `reserve`.
 
         Args:
             priorities: float64, of the rows of `columns`; NaN: none given.
@@ -248,7 +306,10 @@ class StreamWriter:
         indices = np.empty(stop - start, np.int64)
         done = start
         while done < stop:
-            place = self._lock_open_block()
+            try:
+                place = self._lock_open_block()
+            except WouldBlock:
+                break
             try:
                 n = min(stop - done, self._ring.block_rows - self._used)
                 at = place * self._ring.block_rows + self._used
@@ -262,10 +323,40 @@ class StreamWriter:
                 self._locks.release(place)
             indices[done - start : done - start + n] = np.arange(first, first + n)
             done += n
-        return indices
+        return indices[: done - start]
+
+    @property
+    def has_open_block(self) -> bool:
+        """Whether there is room in a block of ours that nobody has recycled."""
+        ring = self._ring
+        return 0 <= self._used < ring.block_rows and self._serial >= max(0, ring.next_serial[0] - ring.blocks)
+
+    def reserve(self, rows: int) -> bool:
+        """Make sure that the next `rows` rows find room; `False`, with nothing changed, if it cannot be promised now.
+
+        Call `unreserve` when they are written.
+        """
+        with self._guard:
+            kept = self._guard.kept()
+            if kept is None:
+                return True
+            # One more, since our open block may be taken away before we come to it.
+            room = self._ring.block_rows - self._used if self.has_open_block else 0
+            places = -(-max(0, rows - room) // self._ring.block_rows) + (room > 0)
+            if self._guard.sure(kept) - self._guard.reserved < places:
+                return False
+            self._guard.reserved += places
+            self._reserved += places
+            return True
+
+    def unreserve(self) -> None:
+        """Give back what was reserved and not used."""
+        with self._guard:
+            self._guard.reserved -= self._reserved
+            self._reserved = 0
 
     def write_rows(self, *rows: Mapping[str, object], priority: float = math.nan) -> int:
-        """Append a row, or two; the index of the first.
+        """Append a row, or two; the index of the first. Only where there is room, see `reserve`.
 
         Args:
             priority: of the first; NaN: none given.
@@ -280,22 +371,31 @@ class StreamWriter:
 
     def begin_stream(self) -> None:
         """End the stream: what is written next belongs to a new one."""
-        self.seal()
-        self._last_serial = -1
+        self._end_stream()
         with self._guard:
             self.stream = self._ring.next_stream[0]
             self._ring.next_stream[0] = self.stream + 1
+            self._guard.streams[self.stream] = -1
 
     def seal(self) -> None:
         """End the open block, full or not: the next row goes into a new one."""
         if self._serial >= 0 and self._used > 0:
             self._last_serial = self._serial
         self._serial = -1
+        if self.stream in self._guard.streams:
+            self._guard.streams[self.stream] = -1
 
     def close(self) -> None:
         """End the stream, and give back the locks."""
-        self.seal()
+        self._end_stream()
         self._locks.close()
+
+    def _end_stream(self) -> None:
+        self.seal()
+        self._last_serial = -1
+        self._guard.streams.pop(self.stream, None)
+        for watcher in self._guard.watchers:
+            watcher.ended(self.stream)
 
     def _publish(self, place: int, n: int) -> int:
         """Make `n` rows after the used ones visible; the index of the first of them."""
@@ -307,6 +407,8 @@ class StreamWriter:
         order()
         self._used += n
         with self._guard:
+            if self._used == ring.block_rows:
+                self._guard.streams[self.stream] = -1
             ring.ends[place] = first + n
             ring.rows_inserted[0] += n
             if place not in self._guard.left:
@@ -333,17 +435,16 @@ class StreamWriter:
             if attempt % ring.blocks == 0:  # a ring of which every block is held: few blocks, and writers in each
                 time.sleep(_ALL_HELD_S)
             with self._guard:
-                serial: int = ring.next_serial[0]
-                ring.next_serial[0] = serial + 1
+                serial = self._next_serial()
             place = serial % ring.blocks
             if self._locks.try_exclusive(place):
-                break
+                # Somebody may have written to it, and those rows be needed, before we had the lock.
+                if not self._guard.keepers or not self._is_kept(place):
+                    break
+                self._locks.release(place)
             # A reader copies under the lock, or another writer is in it: leave it for another lap, wait for nobody.
             with self._guard:
-                is_new = place not in self._guard.left
-                if is_new:
-                    self._guard.left.add(place)
-                    ring.rows_now[0] -= ring.block(place)[1]
+                is_new = self._leave(place)
             level = logging.WARNING if is_new else logging.DEBUG  # a holder that is stuck is named once
             logger.log(level, "block %d is held by process %d, left for another lap", place, self._locks.holder(place))
         # -1 before anything else changes: a reader that copied before or during what follows will see it. The fence
@@ -360,9 +461,47 @@ class StreamWriter:
             last_place = self._last_serial % ring.blocks
             if self._last_serial >= 0 and ring.block(last_place)[0] == self._last_serial:
                 ring._following[last_place] = serial
+            self._guard.streams[self.stream] = place
+            if self._reserved:
+                self._reserved -= 1
+                self._guard.reserved -= 1
         fence()
         for watcher in self._guard.watchers:
             watcher.cleared(place * ring.block_rows, ring.block_rows)
         self._serial, self._used = serial, 0
         kill_point("ring.recycle")
         return place
+
+    def _next_serial(self) -> int:
+        """The serial of the next place that nobody keeps, now ours. Under the guard.
+
+        Raises:
+            WouldBlock: there is none, or all that there are were promised to others. Nothing changed.
+        """
+        ring, guard = self._ring, self._guard
+        serial: int = ring.next_serial[0]
+        kept = guard.kept()
+        if kept is not None:
+            free = np.flatnonzero(~kept)
+            if len(free) == 0 or guard.sure(kept) <= guard.reserved - self._reserved:
+                raise WouldBlock("all blocks are kept")
+            skipped = int(((free - serial) % ring.blocks).min())
+            for place in range(serial, serial + skipped):
+                self._leave(place % ring.blocks)
+            serial += skipped
+        ring.next_serial[0] = serial + 1
+        return serial
+
+    def _is_kept(self, place: int) -> bool:
+        with self._guard:
+            kept = self._guard.kept()
+            return kept is not None and bool(kept[place])
+
+    def _leave(self, place: int) -> bool:
+        """Leave the block in that place for another lap; whether it was not left before. Under the guard."""
+        left = self._guard.left
+        if place in left:
+            return False
+        left.add(place)
+        self._ring.rows_now[0] -= self._ring.block(place)[1]
+        return True

@@ -1,4 +1,7 @@
-"""Samplers: the processes that fill the slots. One loop: lease a slot, fill it, publish it; sleep if none is free."""
+"""Samplers: the processes that fill the slots. One loop: lease a slot, fill it, publish it; sleep if none is free.
+
+With deliveries it is settled what is in each batch: then it also sleeps while not all items of its next one are there.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import asyncio
 
 import numpy as np
 
+from areplay.deliveries import Deliveries, Delivering
 from areplay.items import Item
 from areplay.process import READY, Channel
 from areplay.reader import Reader
@@ -25,8 +29,9 @@ async def run_sampler(
     slots: Slots,
     index: int,
     item: Item,
-    selector: Selector,
+    selector: Selector | Delivering,
     transform: Transform | None,
+    deliveries: Deliveries | None,
     seeds: np.random.SeedSequence,
 ) -> None:
     """What a sampler's process runs, until it is asked to stop."""
@@ -35,16 +40,28 @@ async def run_sampler(
     freed, naps, turns = Sleeper(slots.sampler_bells[index]), Naps(), Turns(_TURN_S)
     channel.send(READY)
     pause_s = _EMPTY_RING_S[0]
+
+    def next_number() -> int:
+        """Of the batch that is ours to fill next, if it is settled which."""
+        return slots.published(index) * slots.samplers + index
+
+    def can_fill() -> bool:
+        return slots.can_lease(index) and (deliveries is None or deliveries.has_batch(next_number()))
+
     while not slots.is_stopping:
         if turns.is_due():
             await asyncio.sleep(0)
-        slot = slots.lease(index)
+        slot = slots.lease(index) if deliveries is None or can_fill() else None
         if slot is None:
             if not slots.is_open or not naps.nap():
-                await freed.wait(lambda: slots.is_stopping or slots.can_lease(index), None)
+                await freed.wait(lambda: slots.is_stopping or can_fill(), None)
             continue
         rows_inserted = ring.rows_inserted[0]
-        if reader.fill(slots.batch(slot)):
+        batch, rows = slots.batch(slot), None
+        if deliveries is not None:
+            rows = deliveries.batch(next_number())
+            batch = batch.first(deliveries.size(next_number()))
+        if reader.fill(batch, rows):
             slots.publish(slot, reader.rows_redrawn)
             naps.reset()
             pause_s = _EMPTY_RING_S[0]

@@ -138,7 +138,9 @@ class Prioritized:
             ValueError: it draws by those of another replay already.
         """
         priorities = priorities_of(self.priority_exponent)
-        if self._priorities is None:
+        if self._priorities is None or self._priorities.is_closed:
+            if self._priorities is not None:
+                self._exponent = self.importance_sampling_exponent  # as it was left in the replay before
             self._priorities, self._number = priorities, priorities.new_exponent(self._exponent)
         elif self._priorities is not priorities:
             raise ValueError(f"{self!r} is used by another replay; give each replay a selector of its own")

@@ -48,11 +48,15 @@ class Slots:
     Args:
         fields: of a batch.
         slots: how many; at least one a sampler.
+        in_turn: the learner takes one batch of each sampler after the other, also if the next one has to be waited for.
     """
 
-    def __init__(self, fields: BatchFields, batch_size: int, slots: int, samplers: int) -> None:
+    def __init__(
+        self, fields: BatchFields, batch_size: int, slots: int, samplers: int, *, in_turn: bool = False
+    ) -> None:
         assert slots >= samplers >= 1
         self.fields, self.batch_size, self.slots, self.samplers = fields, batch_size, slots, samplers
+        self.in_turn = in_turn
         columns = {f"field:{f.name}": ((slots, batch_size, *f.shape), f.dtype) for f in fields.stored.values()}
         layout = Layout(
             "slots",
@@ -143,6 +147,11 @@ class Slots:
         self._published[sampler][0] = number + 1
         self.learner_bell.ring()
 
+    def published(self, sampler: int) -> int:
+        """How many batches that sampler has published since the start, with all its predecessors."""
+        published: int = self._published[sampler][0]
+        return published
+
     @property
     def is_stopping(self) -> bool:
         """Whether the samplers are to end."""
@@ -155,7 +164,9 @@ class Slots:
 
         Of one sampler they come in the order in which they were filled; the samplers take turns.
         """
-        for sampler in (*range(self._next_sampler, self.samplers), *range(self._next_sampler)):
+        turns = 1 if self.in_turn else self.samplers
+        for turn in range(self._next_sampler, self._next_sampler + turns):
+            sampler = turn % self.samplers
             number = self._taken[sampler][0]
             if self._published[sampler][0] > number:
                 order()
@@ -191,6 +202,16 @@ class Slots:
         """Ask the samplers to end."""
         self._stopping[0] = 1
         self._ring_samplers()
+
+    def wake_samplers(self) -> None:
+        """Let samplers that sleep look again: there are new items."""
+        for bell in self.sampler_bells:
+            bell.ring()
+
+    @property
+    def next_sampler(self) -> int:
+        """Whose batch the learner takes next, `in_turn`; else whose it looks at first."""
+        return self._next_sampler
 
     @property
     def is_open(self) -> bool:
@@ -249,7 +270,7 @@ class Slots:
             event.notify()
 
     def __getstate__(self) -> dict[str, object]:
-        kept = ("fields", "batch_size", "slots", "samplers", "_segment", "_events")
+        kept = ("fields", "batch_size", "slots", "samplers", "in_turn", "_segment", "_events")
         return {key: self.__dict__[key] for key in kept}
 
     def __setstate__(self, state: dict[str, object]) -> None:

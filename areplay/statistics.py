@@ -21,6 +21,8 @@ class ActorStatistics:
     """In its inbox, not yet taken by the coordinator."""
     inbox_rows: int
     """Capacity of its inbox."""
+    waited_s: float
+    """How long it has been waiting for room in its inbox; 0.0 if it does not wait now."""
 
 
 class PriorityUpdate(NamedTuple):
@@ -29,6 +31,38 @@ class PriorityUpdate(NamedTuple):
     updated: int
     stale: int
     """Rows that had been overwritten meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Somebody who waits at this moment."""
+
+    who: str
+    """"learner", "actor 3", or "owner" for `Replay.add` and `extend`."""
+    reason: str
+    """For whom and why, with the numbers."""
+    waited_s: float
+    """So far."""
+
+
+@dataclass(frozen=True, slots=True)
+class LimiterStatistics:
+    """A `SamplesPerInsert` limiter."""
+
+    samples_per_insert: float
+    min_size_to_sample: int
+    error_buffer: float
+    """In samples."""
+    error: float
+    """In samples: above 0 the actors are ahead, below the learner is."""
+    inserts: int
+    """Steps since the stream was opened, and before that up to `min_size_to_sample`."""
+    samples: int
+    """Items handed to the learner."""
+    holds_learner: bool
+    """The learner may take no batch before rows come."""
+    holds_writers: bool
+    """No step is written before the learner takes a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +89,11 @@ class BatchesStatistics:
     learner_waited_s: float
     """How long it waited then, in total."""
     peak_learner_wait_s: float
+    limiter: LimiterStatistics | None
+    """None if there is no `SamplesPerInsert`."""
+    items_left: int | None
+    """Of `Fifo`: that are complete and were not handed to the learner as often as they should; of `Epochs`: that are
+    still to come; None of other selectors, and of endless epochs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +116,5 @@ class Statistics:
     """Not updated, since the rows had been overwritten."""
     actors: tuple[ActorStatistics, ...]
     batches: tuple[BatchesStatistics, ...]
+    waits: tuple[Wait, ...]
+    """Who waits now, for whom and why."""

@@ -43,7 +43,7 @@ class Sleeper:
         """Return when `is_ready()`; at once, without suspending, if it is so already.
 
         Cancelled: nothing has changed. `reason()` says who waits for whom and why, for warnings and the error; `None`
-        for one who rests between two tasks and has nothing to complain about.
+        for one who rests between two tasks and has nothing to complain about, "" if another says it already.
 
         Raises:
             WaitTimeout: or the given subclass of it, after `timeout_s`.
@@ -65,7 +65,8 @@ class Sleeper:
                 if timeout_s is not None and waited >= timeout_s:
                     raise error(reason() if reason else "nothing came", timeout_s)
                 if reason and waited >= warn_after:
-                    logger.warning("%s; waiting for %.0f s", reason(), waited)
+                    if complaint := reason():
+                        logger.warning("%s; waiting for %.0f s", complaint, waited)
                     warn_after *= 2
                 await self._sleep(loop, min(deadline, loop.time() + _LOOK_AGAIN_S))
         finally:

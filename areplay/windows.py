@@ -130,8 +130,14 @@ class Windows:
 
     def blocks(self) -> list[int]:
         """The places of the blocks in which the rows are, in ascending order."""
-        indices = self.indices if self._elsewhere is None else np.concatenate([self.indices, self._elsewhere[1]])
-        return sorted(set((indices // self._ring.block_rows % self._ring.blocks).tolist()))
+        return sorted(set(self.places()[1].tolist()))
+
+    def places(self) -> tuple[NDArray[np.intp], Indices]:
+        """`(items, places)`: the place of each block that an item needs, beside the number of the item."""
+        items, indices = np.arange(len(self)), self.indices
+        if self._elsewhere is not None:
+            items, indices = np.concatenate([items, self._elsewhere[0]]), np.concatenate([indices, self._elsewhere[1]])
+        return items, indices // self._ring.block_rows % self._ring.blocks
 
     def part(self, start: int, stop: int) -> Windows:
         """Those of the items from `start` to `stop`."""

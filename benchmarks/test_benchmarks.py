@@ -21,6 +21,7 @@ EXPECTED = {
     "learner": 4,
     "ingest": 6,
     "items": 6,
+    "limiter": 6,
     "prioritized": 4,
     "blocks": 4,
     "question": 4,

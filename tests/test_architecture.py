@@ -20,26 +20,26 @@ PACKAGE = Path(areplay.__file__).parent
 ROOMS_ABOVE = [
     {"__init__"},
     {"replay", "program"},
-    {"actor", "coordinator", "prefetch"},
+    {"actor", "coordinator", "own_rows", "prefetch"},
     {"sampler"},
     {"crew"},
     {"process", "waiting"},
 ]
 # ------------- nothing below this line imports asyncio -------------
 ROOMS_BELOW = [
-    {"batch", "statistics"},
+    {"batch"},
     {"slots", "to_torch", "to_jax"},
     {"reader"},
-    {"transform", "transitions", "sequences"},
-    {"items"},
+    {"transform", "transitions", "sequences", "deliveries"},
+    {"items", "item_log"},
     {"windows", "select", "stacks"},
     {"priorities"},
-    {"ring", "inbox", "weights", "episodes"},
+    {"ring", "inbox", "weights", "episodes", "admission"},
     {"locks", "doorbell", "segment"},
-    {"limits", "layout", "fence", "kill_points"},
+    {"limits", "layout", "fence", "kill_points", "rate"},
     {"spec", "options"},
     {"spaces"},
-    {"errors", "links"},
+    {"errors", "links", "statistics"},
 ]
 EXTRAS = {
     "spaces": {"gymnasium"},

@@ -16,6 +16,7 @@ from kit import cancel_at_every_tick, memory_descriptors, ticks, until
 
 from areplay import coordinator as coordinator_module
 from areplay import waiting as waiting_module
+from areplay.admission import Admission
 from areplay.coordinator import Coordinator
 from areplay.errors import Closed, ResourceUnavailable, Stalled
 from areplay.inbox import Inboxes
@@ -34,7 +35,7 @@ class Scene:
         self.inboxes = Inboxes(SPEC, 3, INBOX_ROWS)
         self.inbox = [self.inboxes.inbox(k) for k in range(3)]
         self.told = self.failed = 0
-        self.coordinator = Coordinator(self.ring, RingGuard(), self.on_rows, self.on_failure)
+        self.coordinator = Coordinator(self.ring, RingGuard(), Admission(), self.on_rows, self.on_failure)
         self.put = [0, 0, 0]
 
     def on_rows(self) -> None:

@@ -19,6 +19,7 @@ EXAMPLES: list[errors.AreplayError] = [
     errors.LayoutMismatch("kind 'ring'", "kind 'slots'"),
     errors.Closed("this replay"),
     errors.BatchReleased(),
+    errors.EpochsOver("Epochs(3)"),
     errors.WaitTimeout("learner waits for actor 3", 1.5),
     errors.InboxFull("actor 3 waits for the coordinator", 2.5),
     errors.Stalled("all actors are gone"),

@@ -38,8 +38,8 @@ def progress_of(**changed: object) -> Progress:
 
 def statistics(rows: int, ready: int) -> Statistics:
     """Of a replay with one stream of batches."""
-    stream = BatchesStatistics(32, 8, ready, ready / 8, 0, rows // 10, 0, 1, 0, 0, 0.0, 0.0)
-    return Statistics(rows, 10_000, rows, 45, 10, 1_000, 1, 0, 0, (), (stream,))
+    stream = BatchesStatistics(32, 8, ready, ready / 8, 0, rows // 10, 0, 1, 0, 0, 0.0, 0.0, None, None)
+    return Statistics(rows, 10_000, rows, 45, 10, 1_000, 1, 0, 0, (), (stream,), ())
 
 
 def text_of(progress: Progress) -> str:

@@ -14,11 +14,13 @@ from kit import cancel_at_every_tick, memory_descriptors, ticks, until
 
 from areplay import prefetch as prefetch_module
 from areplay import waiting as waiting_module
+from areplay.admission import Admission
 from areplay.batch import Batch
 from areplay.crew import CrewOptions
 from areplay.errors import BatchReleased, Closed, DescriptorLimitExceeded, SamplerFailed, Stalled, WaitTimeout
 from areplay.items import Rows
 from areplay.prefetch import Batches, Supply
+from areplay.rate import MinSize
 from areplay.ring import Ring, RingGuard, StreamWriter
 from areplay.select import Uniform
 from areplay.slots import FREE, LENT, READY, Slots
@@ -76,7 +78,9 @@ class Scene:
             4,
             1,
             3,
-            min_size,
+            MinSize(min_size),
+            None,
+            Admission(),
             lambda index, run: np.random.SeedSequence(index),
             timeout_s,
             CrewOptions(0, 1.0, 1.0),

@@ -26,7 +26,7 @@ class Scene:
         self.ring, self.guard = Ring(spec, blocks, block_rows), RingGuard()
         self.writer = StreamWriter(self.ring, self.ring.block_locks(), self.guard)
         self.priorities = Priorities(self.ring, exponent)
-        self.guard.watchers.append(self.priorities)
+        self.guard.watch(self.priorities)
 
     def write(self, count: int, priorities: list[float] | None = None) -> list[int]:
         """Append rows; their indices."""
@@ -145,7 +145,7 @@ def test_an_update_of_an_overwritten_row_is_recognised(scene: Scene) -> None:
 def test_rows_that_were_there_before_get_the_same_mass() -> None:
     """Priorities may be kept from any moment on, also with a ring that has gone round."""
     scene = Scene()
-    scene.guard.watchers.clear()
+    scene.guard.forget(scene.priorities)
     scene.write(250)
     late = Priorities(scene.ring, 0.5)
     late.begin()

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import numpy as np
+
+import areplay
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -24,7 +29,7 @@ def test_the_readmes_program_learns_the_rule(tmp_path: Path) -> None:
 
 def test_the_readmes_steps_are_what_the_package_takes(tmp_path: Path) -> None:
     """The second block's coroutine runs as an actor with real games, and its two streams give what it says."""
-    _, block = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    _, block, _ = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     code, _, streams = block.partition("\nreplay.batches")
     shapes = re.findall(r'# batch\["(\w+)"\]: (\(.*?\))', streams)
     items = re.findall(r"replay\.batches\((.*), batch_size=(\d+)\)", "replay.batches" + streams)
@@ -46,3 +51,20 @@ def test_the_readmes_steps_are_what_the_package_takes(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+async def test_the_readmes_streams_give_batches() -> None:
+    """Each line of the third block is a stream from which a learner gets a batch, with weights if it says so."""
+    _, _, block = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    streams = re.findall(r"^replay\.batches\((.*)\)(?:  #.*)?$", block, re.MULTILINE)
+    assert len(streams) == 4
+    spec = areplay.Spec(x=((), "float32"))
+    for options in streams:
+        async with areplay.Replay(spec, 100_000) as replay:
+            await replay.extend({"x": np.arange(20_000, dtype=np.float32)})
+            async with eval(f"replay.batches({options})") as batches, asyncio.timeout(60):
+                batch = await anext(batches)
+                assert batch["x"].shape == (256,)
+                if "Prioritized" in options:
+                    assert batch.weights.shape == batch.probabilities.shape == (256,)
+                    assert replay.update_priorities(batch.indices, batch["x"] + 1) == (256, 0)

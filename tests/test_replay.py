@@ -19,7 +19,7 @@ import uvloop
 from kit import FailsAt, cancel_at_every_tick, memory_descriptors, open_descriptors, ticks, until
 
 import areplay
-from areplay import replay as replay_module
+from areplay import own_rows
 from areplay import segment as segment_module
 
 SPEC = areplay.Spec(number=((), "int64"), pair=((2,), "float32"))
@@ -359,7 +359,7 @@ async def test_adds_of_several_tasks_are_each_stored_once() -> None:
 @pytest.fixture
 def always_off_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every extend is a large one."""
-    monkeypatch.setattr(replay_module, "_INLINE_BYTES", 0)
+    monkeypatch.setattr(own_rows, "_INLINE_BYTES", 0)
 
 
 @pytest.mark.usefixtures("always_off_the_loop")
@@ -525,7 +525,7 @@ async def test_statistics_tell_the_state() -> None:
     """Rows, capacity, inserted since the start, geometry; frozen at the moment of the call."""
     async with areplay.Replay(SPEC, 64) as replay:
         fresh = replay.statistics()
-        assert fresh == areplay.Statistics(0, 64, 0, 16, 4, 16, 0, 0, 0, (), ())
+        assert fresh == areplay.Statistics(0, 64, 0, 16, 4, 16, 0, 0, 0, (), (), ())
         await replay.extend(columns(0, 40))
         await replay.extend(columns(40, 30))
         assert fresh.rows == 0

@@ -55,7 +55,7 @@ class Scene:
     def start(self, item: Any = None, seed: int = 7) -> asyncio.Task[None]:
         """Sampler 1 begins."""
         seeds = np.random.SeedSequence(seed)
-        work = run_sampler(self.channel, self.ring, self.slots, 1, item or Rows(), Uniform(), None, seeds)  # type: ignore[arg-type]
+        work = run_sampler(self.channel, self.ring, self.slots, 1, item or Rows(), Uniform(), None, None, seeds)  # type: ignore[arg-type]
         self.task = asyncio.create_task(work)
         return self.task
 

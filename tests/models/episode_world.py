@@ -180,7 +180,7 @@ class Player:
 
     def seal(self) -> None:
         """The next row goes into a new block, as when a reader holds the open one for a moment."""
-        self._hand._writer.seal()
+        getattr(self._hand, "_own_rows", self._hand)._writer.seal()
 
     async def play(self, gives_next: bool) -> None:
         """One step of each environment, handed in."""

@@ -31,7 +31,8 @@ async def test_an_actor_whose_rows_nobody_takes_gets_inbox_full_and_can_go_on() 
             await actors.wait()
             first = str(reports[0].values["error"])
             assert first == (
-                "actor 0 waits for the coordinator: 16 of 16 rows of its inbox are not yet taken; "
+                "actor 0 waits for the coordinator: 16 of 16 rows of its inbox are not yet taken; the "
+                "learner may be slower than its limiter or selector allows; "
                 "gave up after 0.3 s, raise timeout_s to wait longer"
             )
         (stored,) = lives(replay).values()

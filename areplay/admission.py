@@ -1,0 +1,137 @@
+"""Admission: whether rows may be written now, for all the writers of one replay.
+
+Two things hold writers back: rate limiters (`areplay.rate`), which count steps, and selectors that deliver each item
+(`areplay.deliveries`), which keep blocks from being recycled (`areplay.ring`). Whoever is held back waits on a doorbell
+of the thread that it lives in: the coordinator's, or the owner's loop. They are rung by the learner's loop when it took
+a batch, when a stream of batches ends, and when a limiter was changed.
+
+Nothing here is shared between processes. `_guard` makes the look at the limiters and the count of what they let pass
+one step, for the two threads that write.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+from areplay.doorbell import Doorbell, EventDescriptor
+from areplay.layout import WORDS_A_LINE, word
+from areplay.links import AHEAD
+from areplay.rate import SamplesPerInsert
+from areplay.spec import Columns
+
+
+class Admission:
+    """The limiters of the open streams of batches, and the doorbells of those who wait for them."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._limiters: tuple[SamplesPerInsert, ...] = ()
+        self._is_lifted = False
+        words = np.zeros((2, WORDS_A_LINE), np.int64)
+        self._events = [EventDescriptor("the doorbell of rows that wait for admission") for _ in range(2)]
+        self.coordinator_bell, self.owner_bell = (
+            Doorbell(event, word(words, k)) for k, event in enumerate(self._events)
+        )
+
+    def add(self, limiter: SamplesPerInsert) -> None:
+        """Let that one hold writers back as well."""
+        with self._guard:
+            self._limiters = (*self._limiters, limiter)
+
+    def remove(self, limiter: SamplesPerInsert) -> bool:
+        """Let it hold nobody back any more; whether it did."""
+        with self._guard:
+            before = self._limiters
+            self._limiters = tuple(other for other in before if other is not limiter)
+        self.ring()
+        return len(self._limiters) < len(before)
+
+    def lift(self) -> None:
+        """Hold nobody back from now on: the replay closes."""
+        with self._guard:
+            self._is_lifted = True
+        self.ring()
+
+    def ring(self) -> None:
+        """Let those who wait look again. From any thread."""
+        self.coordinator_bell.ring()
+        self.owner_bell.ring()
+
+    @property
+    def is_lifted(self) -> bool:
+        """Whether nobody is held back any more."""
+        return self._is_lifted
+
+    @property
+    def limits(self) -> bool:
+        """Whether there is a limiter."""
+        return bool(self._limiters)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a step may be inserted."""
+        return self._is_lifted or all(limiter.room for limiter in self._limiters)
+
+    def admit(self, steps: int, *, all_or_none: bool = False) -> int:
+        """How many of so many steps may be inserted; they count as inserted from now on.
+
+        Raises:
+            ValueError: not all of them now, `all_or_none`, and it could stay so for ever.
+        """
+        if not self._limiters or self._is_lifted:
+            return steps
+        with self._guard:
+            admitted = min(steps, *(limiter.room for limiter in self._limiters))
+            if admitted < steps and all_or_none:
+                for limiter in self._limiters:
+                    if not limiter.can_ever_insert(steps):
+                        raise ValueError(
+                            f"{steps:,} steps at once do not fit into the error_buffer of {limiter!r}; hand them in in "
+                            f"smaller parts, or raise error_buffer"
+                        )
+                return 0
+            for limiter in self._limiters:
+                limiter.insert(admitted)
+        return admitted
+
+    def admit_rows(self, columns: Columns, start: int, stop: int) -> int:
+        """How many of these rows, from the first on, may be written; they count as inserted from now on."""
+        if not self._limiters or self._is_lifted:
+            return stop - start
+        if AHEAD not in columns:
+            return self.admit(stop - start)
+        is_step = columns[AHEAD][start:stop] > 0
+        steps = int(np.count_nonzero(is_step))
+        admitted = self.admit(steps)
+        if admitted == steps:
+            return stop - start
+        return int(is_step.cumsum().searchsorted(admitted, side="right"))
+
+    def give_back(self, steps: int) -> None:
+        """So many were admitted, but not written."""
+        with self._guard:
+            for limiter in self._limiters:
+                limiter.insert(-steps)
+
+    def reason(self) -> str:
+        """Which limiter holds writers back, and its numbers."""
+        for limiter in self._limiters:
+            if not limiter.room:
+                seen = limiter.statistics()
+                return (
+                    f"{limiter!r}: {seen.inserts:,} steps inserted, {seen.samples:,} items handed to the learner, "
+                    f"error {seen.error:g}; the learner has to take a batch"
+                )
+        return "the learner has to take batches, before blocks whose items it did not get can be recycled"
+
+    def close(self) -> None:
+        """Give back the descriptors."""
+        for event in self._events:
+            event.close()
+
+
+def steps_among(columns: Columns, start: int, stop: int) -> int:
+    """How many of these rows are steps: all but final observations."""
+    return stop - start if AHEAD not in columns else int(np.count_nonzero(columns[AHEAD][start:stop] > 0))

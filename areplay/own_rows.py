@@ -1,0 +1,181 @@
+"""Own rows: what the owner's process itself writes into the ring, by `Replay.add` and `Replay.extend`: one stream.
+
+One call at a time: each waits for those before it, and until its rows may be written (see `areplay.admission`). Then it
+writes them in one step, all or none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+import numpy as np
+
+from areplay.admission import Admission, steps_among
+from areplay.episodes import Episodes
+from areplay.errors import Closed
+from areplay.options import NO_PRIORITY, one_priority, priority_column
+from areplay.ring import Indices, Ring, RingGuard, StreamWriter
+from areplay.spec import Array, Columns
+from areplay.statistics import Wait
+from areplay.waiting import Sleeper, run_to_completion
+
+_INLINE_BYTES = 4 << 20  # what `extend` copies on the loop; more is copied in a thread meanwhile
+
+
+class OwnRows:
+    """The owner's stream.
+
+    Args:
+        on_rows: called after rows were written.
+
+    Attributes:
+        any_written: whether there ever was a row.
+    """
+
+    def __init__(self, ring: Ring, guard: RingGuard, admission: Admission, on_rows: Callable[[], None]) -> None:
+        self.any_written = False
+        self._ring, self._guard, self._admission, self._on_rows = ring, guard, admission, on_rows
+        self._episodes = Episodes(ring.spec) if ring.spec.is_steps else None
+        self._writer = StreamWriter(ring, ring.block_locks(), guard)
+        self._lock = asyncio.Lock()
+        self._admitted = Sleeper(admission.owner_bell)
+        self._waiting_since: float | None = None  # monotonic seconds
+        self._is_closing = False
+
+    @property
+    def episodes(self) -> Episodes:
+        """The episodes that this process is in."""
+        if self._episodes is None:
+            raise ValueError("autoreset_mode is about steps of environments; make the spec with Spec.steps or from_env")
+        return self._episodes
+
+    def add(self, row: dict[str, Any], priority: Any) -> Coroutine[Any, Any, int | Indices]:
+        """See `Replay.add`."""
+        return self._add(None if self._episodes is None else self._episodes.ticket(), row, priority)
+
+    def extend(self, columns: Mapping[str, Any], priorities: Any) -> Coroutine[Any, Any, Indices]:
+        """See `Replay.extend`."""
+        return self._extend(None if self._episodes is None else self._episodes.ticket(), columns, priorities)
+
+    def waits(self) -> list[Wait]:
+        """The wait for admission, if there is one at this moment."""
+        since = self._waiting_since
+        return [] if since is None else [Wait("owner", self._reason(), time.monotonic() - since)]
+
+    async def close(self) -> None:
+        """End the stream, when the call that is being served is done; those that wait get `Closed`."""
+        self._is_closing = True
+        self._admitted.wake()
+        async with self._lock:
+            self._writer.close()
+        self._admitted.close()
+
+    async def _add(self, ticket: int | None, row: dict[str, Any], priority: Any) -> int | Indices:
+        async with self._lock:
+            self._check_open()
+            if self._episodes is None or ticket is None:
+                return await self._add_few((row,), priority)
+            with self._episodes.step(ticket):
+                rows = self._episodes.rows(row)
+                if isinstance(rows, tuple):
+                    return await self._add_few(rows, priority)
+                count, length = len(np.asarray(row["terminated"])), _length(rows)
+                return (await self._write(rows, priority_column(priority, count, length)))[:count]
+
+    async def _add_few(self, rows: tuple[Mapping[str, Any], ...], priority: Any) -> int:
+        """Write a step, and perhaps the final observation after it."""
+        given = NO_PRIORITY if priority is None else one_priority(priority)
+        is_admitted = await self._admit(len(rows), 1)
+        try:
+            index = self._writer.write_rows(*rows, priority=given)
+        except BaseException:
+            if is_admitted:
+                self._admission.give_back(1)
+            raise
+        finally:
+            self._writer.unreserve()
+        self._announce()
+        return index
+
+    async def _extend(self, ticket: int | None, columns: Mapping[str, Any], priorities: Any) -> Indices:
+        if self._episodes is None or ticket is None:
+            rows, arrays = self._ring.spec.convert_columns(columns)
+            self._check_fits(rows)
+            given = priority_column(priorities, rows, rows)
+            async with self._lock:
+                self._check_open()
+                return await self._write(arrays, given)
+        async with self._lock:
+            self._check_open()
+            with self._episodes.step(ticket):
+                steps, which = self._episodes.columns(columns)
+                self._check_fits(_length(steps))
+                given = priority_column(priorities, len(which), _length(steps), which)
+                return (await self._write(steps, given))[which]
+
+    async def _write(self, columns: Columns, priorities: Array | None) -> Indices:
+        """Write checked columns, off the loop if there are many bytes. Once begun, cancelling does not stop it."""
+        rows = _length(columns)
+        await self._admit(rows, steps_among(columns, 0, rows))
+        try:
+            if rows * self._ring.spec.row_bytes <= _INLINE_BYTES:
+                return self._writer.write(columns, 0, rows, priorities)
+            return await run_to_completion(asyncio.to_thread(self._writer.write, columns, 0, rows, priorities))
+        finally:
+            self._writer.unreserve()
+            self._announce()
+
+    async def _admit(self, rows: int, steps: int) -> bool:
+        """Wait until so many rows, so many of them steps, may be written, and count them; whether anybody counts.
+
+        Cancelled: nothing changed. Room for them is reserved, until `unreserve`.
+        """
+        if not self._guard.keepers and not self._admission.limits:
+            return False
+
+        def is_admitted() -> bool:
+            self._check_open()
+            if not self._writer.reserve(rows):
+                if 2 * rows > self._ring.capacity_rows:
+                    raise ValueError(
+                        f"{rows:,} rows at once are more than half of capacity_rows = {self._ring.capacity_rows:,}, "
+                        f"while Fifo() or Epochs() keeps rows; hand them in in smaller parts"
+                    )
+                return False
+            admitted = 0
+            try:
+                admitted = self._admission.admit(steps, all_or_none=True)
+            finally:
+                if admitted < steps:
+                    self._writer.unreserve()
+            return admitted == steps
+
+        self._waiting_since = time.monotonic()
+        try:
+            await self._admitted.wait(is_admitted, self._reason)
+        finally:
+            self._waiting_since = None
+        return True
+
+    def _reason(self) -> str:
+        return f"Replay.add or extend waits: rows may not be written yet: {self._admission.reason()}"
+
+    def _announce(self) -> None:
+        self.any_written = True
+        self._on_rows()
+
+    def _check_open(self) -> None:
+        if self._is_closing:
+            raise Closed("this replay")
+
+    def _check_fits(self, rows: int) -> None:
+        capacity = self._ring.capacity_rows
+        if rows > capacity:
+            raise ValueError(f"extend takes at most capacity_rows = {capacity:,} rows, got {rows:,}")
+
+
+def _length(columns: Columns) -> int:
+    return len(next(iter(columns.values())))

@@ -1,0 +1,217 @@
+"""Rate limiters: when the learner may take a batch, and how many rows the writers may insert.
+
+An *insert* is a step that was written into the ring (a row, of a plain spec; a final observation is none). A *sample*
+is an item of a batch that was handed to the learner; what lies in the prefetch queue is none yet.
+
+Both sides read the same few numbers and wait on doorbells, see `areplay.admission` and `areplay.prefetch`. The counts
+of inserts are changed under the admission's guard, those of samples by the learner's loop alone: each side may see the
+other's a moment late, and then waits a moment longer than it would have to, never shorter.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable
+from typing import NamedTuple
+
+from areplay.options import whole_number
+from areplay.statistics import LimiterStatistics
+
+
+class MinSize:
+    """The learner gets its first batch when n rows are there, or the ring is full; after that nobody waits.
+
+    Args:
+        min_size_to_sample: n, at least 1; at most the replay's `capacity_rows`.
+    """
+
+    def __init__(self, min_size_to_sample: int) -> None:
+        self.min_size_to_sample = whole_number("min_size_to_sample", min_size_to_sample)
+
+    def __repr__(self) -> str:
+        return f"MinSize({self.min_size_to_sample})"
+
+
+class _Base(NamedTuple):
+    """From where on the present ratio holds. Replaced as a whole, so that another thread never sees half of it."""
+
+    samples_per_insert: float
+    error_buffer: float
+    error: float
+    inserts: int
+    samples: int
+
+
+class SamplesPerInsert(MinSize):
+    """So many samples for each insert: the learner waits when it is ahead, the actors when they are.
+
+    With the error e = samples_per_insert * (inserts - min_size_to_sample) - samples, a row may be inserted if e is at
+    most `error_buffer` after it, and a batch be handed out if e is at least `-error_buffer` after it. Source: Cassirer
+    et al., Reverb: A Framework for Experience Replay, 2021, section 3.3, and its `SampleToInsertRatio`.
+
+    Counted from the moment at which the stream of batches is opened; rows that are there by then count as inserted up
+    to `min_size_to_sample`. Rows that actors have handed in wait in their inboxes for their turn, `inbox_rows` of each
+    actor at most. One limiter belongs to one stream; of several, writers wait for the slowest.
+
+    Args:
+        samples_per_insert: how often each step is sampled on average; above 0.
+        min_size_to_sample: rows that must be there before the first batch.
+        error_buffer: by how many samples either side may be ahead. At least
+            `(batch_size + samples_per_insert) / 2`, or both could wait for each other; one of some batches lets both
+            sides run smoothly. By default sixteen batches, and sixteen inserts.
+
+    Raises:
+        ValueError: an option is not such a number.
+    """
+
+    def __init__(self, samples_per_insert: float, min_size_to_sample: int, error_buffer: float | None = None) -> None:
+        super().__init__(min_size_to_sample)
+        ratio = _positive("samples_per_insert", samples_per_insert)
+        buffer = 0.0 if error_buffer is None else _positive("error_buffer", error_buffer)
+        self._has_default_buffer = error_buffer is None
+        self._inserts = self._samples = 0
+        self._batch_size = 0  # of the stream that it belongs to; 0 while there is none
+        self._on_change: Callable[[], None] = _nothing
+        self._base = _Base(ratio, buffer, -ratio * self.min_size_to_sample, 0, 0)
+
+    @property
+    def samples_per_insert(self) -> float:
+        """Assigned to while the stream is open, it holds for what is inserted from then on.
+
+        Raises:
+            ValueError: when assigned: both sides could wait for each other, or it is no positive number.
+        """
+        return self._base.samples_per_insert
+
+    @samples_per_insert.setter
+    def samples_per_insert(self, value: float) -> None:
+        ratio = _positive("samples_per_insert", value)
+        self._check(ratio, self.error_buffer)
+        error = self.error if self._samples else ratio * (self._inserts - self.min_size_to_sample)
+        self._base = _Base(ratio, self.error_buffer, error, self._inserts, self._samples)
+        self._on_change()
+
+    @property
+    def error_buffer(self) -> float:
+        """Samples. Assigned to while the stream is open, it holds at once; raises as `samples_per_insert` does."""
+        return self._base.error_buffer
+
+    @error_buffer.setter
+    def error_buffer(self, value: float) -> None:
+        buffer = _positive("error_buffer", value)
+        self._check(self.samples_per_insert, buffer)
+        self._has_default_buffer = False
+        self._base = self._base._replace(error_buffer=buffer)
+        self._on_change()
+
+    @property
+    def error(self) -> float:
+        """e: above 0 the actors are ahead, below the learner is."""
+        return self._error(self._base)
+
+    def check(self, batch_size: int) -> None:
+        """Raise `ValueError` if it cannot limit a new stream of such batches: see `open`."""
+        if self._batch_size:
+            raise ValueError(f"{self!r} limits another stream of batches; give each one of its own")
+        self._check(self.samples_per_insert, self._buffer_for(batch_size), batch_size)
+
+    def open(self, batch_size: int, rows: int, on_change: Callable[[], None]) -> None:
+        """Begin to count, for a stream of such batches.
+
+        Args:
+            rows: that are there already.
+            on_change: called when an option was changed, so that whoever waits looks again.
+
+        Raises:
+            ValueError: it belongs to another open stream, or both sides could wait for each other.
+        """
+        self.check(batch_size)
+        ratio, buffer = self.samples_per_insert, self._buffer_for(batch_size)
+        self._batch_size, self._on_change = batch_size, on_change
+        self._inserts, self._samples = min(rows, self.min_size_to_sample), 0
+        error = ratio * (self._inserts - self.min_size_to_sample)
+        self._base = _Base(ratio, buffer, error, self._inserts, 0)
+
+    def _buffer_for(self, batch_size: int) -> float:
+        return 16 * (batch_size + self.samples_per_insert) if self._has_default_buffer else self.error_buffer
+
+    def close(self) -> None:
+        """Limit nobody any more."""
+        self._batch_size, self._on_change = 0, _nothing
+
+    # The writers' side, under the admission's guard.
+
+    @property
+    def room(self) -> int:
+        """How many steps may be inserted now."""
+        base = self._base
+        return max(0, math.floor((base.error_buffer - self._error(base)) / base.samples_per_insert + 1e-9))
+
+    def insert(self, steps: int) -> None:
+        """So many are inserted now (or, if negative, were not after all)."""
+        self._inserts += steps
+
+    def can_ever_insert(self, steps: int) -> bool:
+        """Whether so many at once can be inserted at some time, whatever the learner has taken by then."""
+        base = self._base
+        return steps * base.samples_per_insert + self._batch_size <= 2 * base.error_buffer
+
+    # The learner's side.
+
+    @property
+    def can_sample(self) -> bool:
+        """Whether a batch may be handed out now."""
+        base = self._base
+        return self._error(base) - self._batch_size >= -base.error_buffer - 1e-9
+
+    @property
+    def inserts_missing(self) -> int:
+        """So many inserts are missing until a batch may be handed out."""
+        base = self._base
+        missing = self._batch_size - base.error_buffer - self._error(base)
+        return max(0, math.ceil(missing / base.samples_per_insert - 1e-9))
+
+    def sample(self) -> None:
+        """A batch is handed out now."""
+        self._samples += self._batch_size
+
+    def statistics(self) -> LimiterStatistics:
+        """Its numbers at this moment."""
+        return LimiterStatistics(
+            samples_per_insert=self.samples_per_insert,
+            min_size_to_sample=self.min_size_to_sample,
+            error_buffer=self.error_buffer,
+            error=self.error,
+            inserts=self._inserts,
+            samples=self._samples,
+            holds_learner=not self.can_sample,
+            holds_writers=self.room == 0,
+        )
+
+    def _error(self, base: _Base) -> float:
+        return base.error + base.samples_per_insert * (self._inserts - base.inserts) - (self._samples - base.samples)
+
+    def _check(self, ratio: float, buffer: float, batch_size: int | None = None) -> None:
+        """Refuse what could end with both sides waiting: room for no insert, and for no batch either."""
+        size = self._batch_size if batch_size is None else batch_size
+        if size and 2 * buffer < size + ratio:
+            raise ValueError(
+                f"error_buffer={buffer:g} could let learner and actors wait for each other for ever: with batches of "
+                f"{size} and samples_per_insert={ratio:g} it must be at least {(size + ratio) / 2:g}"
+            )
+
+    def __repr__(self) -> str:
+        return (
+            f"SamplesPerInsert({self.samples_per_insert:g}, min_size_to_sample={self.min_size_to_sample}, "
+            f"error_buffer={self.error_buffer:g})"
+        )
+
+
+def _positive(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
+        raise ValueError(f"{name} must be a number above 0, got {value!r}")
+    return float(value)
+
+
+def _nothing() -> None: ...
