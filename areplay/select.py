@@ -49,7 +49,11 @@ def weigh(probabilities: Masses, exponent: float, out: NDArray[np.float32]) -> N
     if exponent == 0:
         out.fill(1.0)
     else:
-        out[:] = (probabilities / probabilities.min()) ** -exponent
+        # x ** -e as exp(-e log x), which takes two thirds of the time. The least probable one has a weight of exactly 1.
+        logarithms = np.log(probabilities / np.minimum.reduce(probabilities))
+        logarithms *= -exponent
+        np.exp(logarithms, out=logarithms)
+        out[:] = logarithms
 
 
 class Uniform:
