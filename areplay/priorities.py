@@ -1,9 +1,9 @@
 """Priorities: a mass for each row, and sums of them, so that rows can be drawn in proportion to their masses.
 
-A row's mass is its priority raised to an exponent. Masses are summed in groups of 16, those sums again, and so on,
+A row's mass is its priority raised to an exponent. Masses are summed in groups of 8, those sums again, and so on,
 until at most 4,096 are left:
 
-    top (<= 4,096 sums)  <-  ...  <-  sums of 16 rows  <-  masses, one a row
+    top (<= 4,096 sums)  <-  ...  <-  sums of 8 rows  <-  masses, one a row
 
 A draw is a cumulative sum over the top, and at each level below one over the groups that were hit. A change recomputes
 the sums above it from the masses, so they never drift, however many changes there were.
@@ -35,7 +35,7 @@ from areplay.links import AHEAD
 from areplay.ring import Indices, Mask, Ring
 from areplay.segment import Segment
 
-GROUP = 16
+GROUP = 8
 _MOST_AT_TOP, _MOST_SELECTORS = 4_096, 1_024
 _SMALLEST, _LARGEST = float(np.finfo(np.float32).smallest_subnormal), float(np.finfo(np.float32).max)
 Masses = NDArray[np.float64]

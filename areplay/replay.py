@@ -428,12 +428,11 @@ class Replay:
         names = np.asarray(indices)
         if names.dtype.kind not in "iu" or names.ndim != 1:
             raise SpecMismatch("indices", "(B,) int64, as batch.indices", f"shape {names.shape} of {names.dtype}", "")
-        names = names.astype(np.int64)
+        names = names.astype(np.int64, copy=False)
         values = priority_values(priorities, len(names), fraction("max_mean_mix", max_mean_mix), mask)
-        is_there = np.ones(len(names), np.bool_)
+        updated = len(names)
         for each in self._priorities.values():
-            is_there &= each.update(names, values)
-        updated = int(np.count_nonzero(is_there))
+            updated = min(updated, int(np.count_nonzero(each.update(names, values))))
         self._updated += updated
         self._stale += len(names) - updated
         return PriorityUpdate(updated, len(names) - updated)
