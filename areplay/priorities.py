@@ -112,7 +112,7 @@ class Priorities:
         total = float(starts[-1])
         if not total > 0 or not count:
             return np.empty(0, np.int64), np.empty(0)
-        # Share by share, the same one of all batches side by side: searches and look-ups then go one way through memory.
+        # Share by share, the same one of all batches side by side: so searches and look-ups go one way through memory.
         rests = rng.random(count * batches)
         shares = np.arange(count * batches)
         rests += shares if batches == 1 else shares // batches
@@ -123,7 +123,8 @@ class Priorities:
         rests -= starts.take(at)
         for groups in reversed(self._groups):
             at, rests = _descend(groups, at, rests)
-        at = at.reshape(count, batches).take(rng.permutation(count), axis=0).T.ravel()  # in no order: some may be dropped
+        in_no_order = rng.permutation(count)  # since some may be dropped
+        at = at.reshape(count, batches).take(in_no_order, axis=0).T.ravel()
         masses = self.masses.take(at).astype(np.float64)
         indices, is_there = self._names(at)
         is_there &= masses > 0
@@ -167,7 +168,7 @@ class Priorities:
                         is_final = self._ring.columns[AHEAD].take(positions, mode="clip") < 0
                         masses[~has_mass & is_final] = 0
                 self.masses[positions] = masses
-                self._largest[0] = max(self._largest[0], float(masses.max()))
+                self._largest[0] = max(self._largest[0], float(np.maximum.reduce(masses)))
                 self._recompute(positions // GROUP)
         return is_there
 

@@ -81,7 +81,7 @@ class Reader:
     """Draws items and copies them out of a ring, for one process.
 
     Args:
-        most_at_once: so many batches, if they are small, may be drawn at once, from the rows and priorities of a moment.
+        most_at_once: so many batches, if they are small, may be drawn at once, by the priorities of that moment.
 
     Attributes:
         fields: of the batches that it fills.

@@ -59,7 +59,7 @@ def weigh(probabilities: Masses, exponent: float, out: NDArray[np.float32]) -> N
     if exponent == 0:
         out.fill(1.0)
     else:
-        # x ** -e as exp(-e log x), the last of it in float32: half the time. That of the least probable one is exactly 1.
+        # x ** -e as exp(-e log x), the last of it in float32: half the time. The least probable one gets exactly 1.
         logarithms = np.log(probabilities)
         out[:] = (np.minimum.reduce(logarithms) - logarithms) * exponent
         np.exp(out, out=out)

@@ -21,7 +21,7 @@ EXPECTED = {
     "learner": 4,
     "ingest": 6,
     "items": 6,
-    "prioritized": 4,
+    "prioritized": 7,
     "blocks": 4,
     "question": 4,
     "queue_fill": 3,
