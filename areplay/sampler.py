@@ -32,7 +32,7 @@ async def run_sampler(
 ) -> None:
     """What a sampler's process runs, until it is asked to stop."""
     rng = np.random.default_rng(seeds)
-    at_once = _batches_at_once(selector, slots)
+    at_once = batches_at_once(selector, slots)
     reader = Reader(ring, ring.block_locks(), item, selector, rng, transform, most_at_once=at_once)
     freed, naps, turns = Sleeper(slots.sampler_bells[index]), Naps(), Turns(_TURN_S)
     channel.send(READY)
@@ -56,7 +56,7 @@ async def run_sampler(
             pause_s = min(_EMPTY_RING_S[1], 2 * pause_s)
 
 
-def _batches_at_once(selector: Selector, slots: Slots) -> int:
+def batches_at_once(selector: Selector, slots: Slots) -> int:
     """How many batches a sampler may draw at once.
 
     Each waits in the queue for all that are filled before it, and drawn so, in addition, for those that are drawn with
