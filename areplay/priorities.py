@@ -180,12 +180,12 @@ class Priorities:
         """
         with self._guard:
             part = self.masses[at : at + count]
-            if priorities is None:
-                part[:] = self._largest[0]
-            else:
-                given = self._masses_of(priorities)
-                part[:] = np.where(np.isnan(priorities), self._largest[0], given)
-                self._largest[0] = max(self._largest[0], float(part.max()))
+            part.fill(self._largest[0])
+            if priorities is not None:
+                is_given = ~np.isnan(priorities)
+                if np.count_nonzero(is_given):
+                    part[is_given] = self._masses_of(priorities[is_given])
+                    self._largest[0] = max(self._largest[0], float(np.maximum.reduce(part)))
             if self._ring.spec.is_steps:
                 part[self._ring.columns[AHEAD][at : at + count] < 0] = 0
             self._recompute_range(at, at + count)
