@@ -126,6 +126,14 @@ class Coordinator:
         """Whether there are rows of actors that are not in the ring yet. From any thread."""
         return any(feed.inbox.used for feed in [*self._feeds.values(), *self._left])
 
+    @property
+    def all_held(self) -> bool:
+        """Whether rows of every inbox wait for a block, none of which any of them has. From any thread."""
+        line = list(self._line)
+        return len(line) == len(self._feeds) + len(self._left) > 0 and not any(
+            feed.writer.has_open_block for feed in line
+        )
+
     def held(self) -> list[tuple[str, float]]:
         """Name of each inbox whose rows may not be written yet, and for how many seconds already. From any thread."""
         now = time.monotonic()

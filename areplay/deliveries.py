@@ -119,8 +119,8 @@ class LocalDeliveries:
 class Delivering(Protocol):
     """A selector that settles beforehand what is in each batch."""
 
-    def check(self, batch_size: int, capacity_rows: int) -> None:
-        """Raise `ValueError` if batches of that size cannot be had from a ring of so many rows."""
+    def check(self, batch_size: int, window: Window, capacity_rows: int) -> None:
+        """Raise `ValueError` if batches of so many such items cannot be had from a ring of so many rows."""
         ...
 
     def deliveries(
@@ -138,8 +138,8 @@ class Fifo:
     come later. An item that can never be made (a step of it was lost) is left out. Rows that actors have handed in wait
     in their inboxes for their turn, `inbox_rows` of each actor at most: lower that for data that is more recent.
 
-    Killed samplers and actors change nothing about it. If at last fewer items are there than a batch takes, and no rows
-    can come any more, the learner gets `Stalled`.
+    Killed samplers and actors change nothing about it. If fewer items are there than a batch takes and no rows can come
+    any more, since the actors are gone or all blocks hold rows that are still needed, the learner gets `Stalled`.
 
     Args:
         max_times_sampled: each batch comes so many times, one after the other: several passes over recent items.
@@ -151,12 +151,13 @@ class Fifo:
     def __init__(self, max_times_sampled: int = 1) -> None:
         self.max_times_sampled = whole_number("max_times_sampled", max_times_sampled)
 
-    def check(self, batch_size: int, capacity_rows: int) -> None:
-        """See `Delivering`: a batch takes half of the ring at most."""
-        if 2 * batch_size > capacity_rows:
+    def check(self, batch_size: int, window: Window, capacity_rows: int) -> None:
+        """See `Delivering`: the rows by which a batch's items are drawn take half of the ring at most."""
+        needed = 2 * batch_size * window.period + window.rows - 1
+        if needed > capacity_rows:
             raise ValueError(
-                f"{self!r} with batch_size={batch_size:,} needs a capacity of at least {2 * batch_size:,} rows, got "
-                f"{capacity_rows:,}: while a batch waits for its last items, actors need room for others"
+                f"{self!r} with batch_size={batch_size:,} of such items needs a capacity of at least {needed:,} rows, "
+                f"got {capacity_rows:,}: while a batch waits for its last items, actors need room for others"
             )
 
     def deliveries(
@@ -189,7 +190,7 @@ class Epochs:
         self.epochs = None if epochs is None else whole_number("epochs", epochs)
         self.drop_last = flag("drop_last", drop_last)
 
-    def check(self, batch_size: int, capacity_rows: int) -> None:
+    def check(self, batch_size: int, window: Window, capacity_rows: int) -> None:
         """See `Delivering`: any do."""
 
     def deliveries(

@@ -178,8 +178,7 @@ class ItemLog(Watcher):
             start = self._appended[0]
             numbers = np.arange(start, start + len(windows))
             self._order[numbers % len(self._order)] = windows.indices
-            items, places = windows.places()
-            np.maximum.at(self._last, places, numbers[items])
+            self._need(state, numbers, *windows.places())
             order()  # the entries before their count
             self._appended[0] = start + len(windows)
         # Each row that its window needs is within so many rows, or was lost.
@@ -188,6 +187,21 @@ class ItemLog(Watcher):
         if is_done.any():
             rest = ~is_done
             state.pending, state.distances, state.due = state.pending[rest], state.distances[rest], state.due[rest]
+
+    def _need(self, state: _Stream, numbers: Indices, items: Indices, places: Indices) -> None:
+        """Note for the blocks of new items who needs them: also for those between, since the way leads through them."""
+        np.maximum.at(self._last, places, numbers[items])
+        if len(items) == len(numbers):  # each item is in one block
+            return
+        ours = np.array([place for place, _ in state.blocks])
+        nth = np.empty(self._ring.blocks, np.int64)  # per place: which of the stream's blocks it holds
+        nth[ours] = np.arange(len(ours))
+        first, last = np.full(len(numbers), len(ours)), np.zeros(len(numbers), np.int64)
+        np.minimum.at(first, items, nth[places])
+        np.maximum.at(last, items, nth[places])
+        for item in np.flatnonzero(last - first > 1).tolist():
+            between = ours[first[item] : last[item]]
+            self._last[between] = np.maximum(self._last[between], numbers[item])
 
     def _let_go(self, state: _Stream) -> None:
         """Keep no block of the stream that lies before all that is pending and all that comes."""

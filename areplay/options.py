@@ -35,6 +35,8 @@ def flag(name: str, value: object) -> bool:
 
 def fraction(name: str, value: object) -> float:
     """`value` as a float, if it is a real number from 0 to 1, else `ValueError`."""
+    if type(value) is float and 0 <= value <= 1:  # once a batch, and an abstract class is slow to ask
+        return value
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= float(value) <= 1:
         raise ValueError(f"{name} must be a number from 0 to 1, got {value!r}")
     return float(value)
@@ -81,8 +83,8 @@ def priority_values(values: Any, count: int, max_mean_mix: float = 0.9, mask: An
     expected = f"finite numbers of shape ({count},), or ({count}, T) of sequences"
     if array.dtype.kind not in "iuf" or array.ndim not in (1, 2) or len(array) != count or array.size < count:
         raise SpecMismatch("priorities", expected, f"shape {array.shape} of {array.dtype}", "give one number an item")
-    array = array.astype(np.float64)
-    if not np.isfinite(array).all():
+    array = array.astype(np.float64, copy=False)
+    if not np.logical_and.reduce(np.isfinite(array), axis=None):
         raise SpecMismatch("priorities", expected, "NaN or infinity", "look at the loss that they come from")
     if array.ndim == 1:
         return array

@@ -52,6 +52,11 @@ class OwnRows:
             raise ValueError("autoreset_mode is about steps of environments; make the spec with Spec.steps or from_env")
         return self._episodes
 
+    @property
+    def has_open_block(self) -> bool:
+        """Whether there is a block to which rows could be written without recycling another."""
+        return self._writer.has_open_block
+
     def add(self, row: dict[str, Any], priority: Any) -> Coroutine[Any, Any, int | Indices]:
         """See `Replay.add`."""
         return self._add(None if self._episodes is None else self._episodes.ticket(), row, priority)

@@ -56,6 +56,8 @@ class Supply:
     last_row: str
     failure: BaseException | None
     """Why there will be no more rows, if something failed."""
+    is_stuck: bool = False
+    """All who have rows wait for a block, and all blocks are kept."""
 
 
 class Batches(AsyncIterator[Batch]):
@@ -352,6 +354,13 @@ class Batches(AsyncIterator[Batch]):
             failure = self._crew.members[self._slots.next_sampler].failure
             if failure is not None:
                 raise copy.copy(failure)
+        if self._deliveries is not None and self._supply().is_stuck:
+            rows = self._ring.rows_inserted[0]
+            if self._supply().is_stuck and self._needs_rows() and rows == self._ring.rows_inserted[0]:
+                raise Stalled(
+                    f"{self._reason()}; no more rows can come, since all {self._ring.blocks} blocks hold rows that are "
+                    f"still needed: raise capacity, or lower batch_size"
+                )
         if self._needs_rows():
             supply = self._supply()
             if supply.is_exhausted or supply.failure is not None:

@@ -31,7 +31,7 @@ from areplay.transform import Transform
 from areplay.windows import WindowFinder, Windows
 
 ROUNDS_WITHOUT_LOCK = 8
-_DRAWN_AHEAD, _MOST_AHEAD, _STOCK_S = 2_048, 8, 0.1  # items, batches, and how long they are used
+_DRAWN_AHEAD, _STOCK_S = 2_048, 0.1  # items, and how long they are used
 _MOST_DRAWN = 1 << 16  # rows at once, in search of the few by which an item can be drawn
 _DRAWS_A_ROW = 16  # so often each row is drawn on average before there is said to be none: e^-16 of missing one
 
@@ -90,7 +90,7 @@ class Reader:
     """Draws items and copies them out of a ring, for one process.
 
     Args:
-        draws_ahead: draw the items of a few small batches at once.
+        most_at_once: so many batches, if they are small, may be drawn at once, by the priorities of that moment.
 
     Attributes:
         fields: of the batches that it fills.
@@ -106,7 +106,7 @@ class Reader:
         rng: np.random.Generator,
         transform: Transform | None = None,
         *,
-        draws_ahead: bool = False,
+        most_at_once: int = 1,
     ) -> None:
         self._ring, self._locks, self._item, self._selector, self._rng = ring, locks, item, selector, rng
         self._drawing = None if isinstance(selector, Delivering) else selector
@@ -119,7 +119,8 @@ class Reader:
         self._valid_share = 1.0  # of the rows drawn lately, those by which an item could be drawn
         self._stock: Windows | None = None  # drawn ahead, of which `_stock_used` are used
         self._stock_used, self._stock_drawn_s = 0, 0.0
-        self._draws_ahead = draws_ahead
+        self._most_at_once = most_at_once
+        self._draw_batches = getattr(selector, "draw_batches", None)
         self.rows_redrawn = 0
 
     def fill(self, out: BatchArrays, rows: Indices | None = None) -> bool:
@@ -162,17 +163,17 @@ class Reader:
         return {name: places[name] for name in self._item_fields.stored}
 
     def _next(self, count: int) -> Windows | None:
-        """As `_draw`, from items that are drawn a few batches ahead if it `draws_ahead`.
+        """As `_draw`, from items of which a few batches are drawn at once, up to `most_at_once`.
 
         What a draw costs does not depend much on how many are drawn. They are as good as those in the queue, which are
         older; but not so after a pause.
         """
-        ahead = min(_MOST_AHEAD, _DRAWN_AHEAD // count)
-        if not self._draws_ahead or ahead < 2:
+        batches = min(self._most_at_once, _DRAWN_AHEAD // count)
+        if batches < 2:
             return self._draw(count)
         now_s = time.monotonic()
         if self._stock is None or self._stock_used + count > len(self._stock) or now_s - self._stock_drawn_s > _STOCK_S:
-            self._stock = self._draw(count * ahead)
+            self._stock = self._draw(count * batches, batches)
             if self._stock is None:
                 return None
             self._stock_used, self._stock_drawn_s = 0, now_s
@@ -180,8 +181,8 @@ class Reader:
         self._stock_used += count
         return self._stock.part(start, start + count)
 
-    def _draw(self, count: int) -> Windows | None:
-        """`count` items; `None` if there seem to be none.
+    def _draw(self, count: int, batches: int = 1) -> Windows | None:
+        """`count` items, of so many batches; `None` if there seem to be none.
 
         Rows are drawn, and those by which no item can be drawn are dropped: each that can be is as likely as the next.
         """
@@ -192,7 +193,11 @@ class Reader:
             if self._valid_share < 1:
                 ask = min(_MOST_DRAWN, math.ceil(1.1 * missing / self._valid_share) + 2)
             assert self._drawing is not None
-            indices, probabilities = self._drawing.draw(self._ring, ask, self._rng)
+            if batches > 1 and self._draw_batches is not None:
+                indices, probabilities = self._draw_batches(self._ring, batches, -(-ask // batches), self._rng)
+                batches = 1  # the few that may be missing after that are anybody's
+            else:
+                indices, probabilities = self._drawing.draw(self._ring, ask, self._rng)
             if len(indices) == 0:
                 return None
             drawn += len(indices)

@@ -271,10 +271,11 @@ class Replay:
         """
         ring = self._opened()
         item, selector = self._checked(item, selector, transform)
-        _check_sendable("item", item)
-        _check_sendable("selector", selector)
-        _check_sendable("transform", transform)
         self._bind(selector)
+        _check_sendable("item", item)
+        if not hasattr(selector, "bind"):  # which has a share of our memory by now, and is ours
+            _check_sendable("selector", selector)
+        _check_sendable("transform", transform)
         batch_size = whole_number("batch_size", batch_size, at_most=self._max_batch_size)
         limiter = self._checked_limiter(limiter, min_size_to_sample, batch_size)
         samplers = whole_number("samplers", samplers, at_most=1_000)
@@ -399,12 +400,11 @@ class Replay:
         names = np.asarray(indices)
         if names.dtype.kind not in "iu" or names.ndim != 1:
             raise SpecMismatch("indices", "(B,) int64, as batch.indices", f"shape {names.shape} of {names.dtype}", "")
-        names = names.astype(np.int64)
+        names = names.astype(np.int64, copy=False)
         values = priority_values(priorities, len(names), fraction("max_mean_mix", max_mean_mix), mask)
-        is_there = np.ones(len(names), np.bool_)
+        updated = len(names)
         for each in self._priorities.values():
-            is_there &= each.update(names, values)
-        updated = int(np.count_nonzero(is_there))
+            updated = min(updated, int(np.count_nonzero(each.update(names, values))))
         self._updated += updated
         self._stale += len(names) - updated
         return PriorityUpdate(updated, len(names) - updated)
@@ -494,7 +494,7 @@ class Replay:
         """What settles which items are in which batch, if the selector does."""
         if not isinstance(selector, Delivering):
             return None
-        selector.check(batch_size, self.capacity_rows)
+        selector.check(batch_size, item.window, self.capacity_rows)
         seeds = self._seeds(_DELIVERIES, group)
         return partial(selector.deliveries, self._opened(), self._guard, item.window, batch_size, seeds)
 
@@ -565,6 +565,7 @@ class Replay:
             is_exhausted=exhausted,
             last_row=f"last row {time.monotonic() - last:.1f} s ago" if last else "no row from them yet",
             failure=coordinator.failure or (failures[0] if exhausted and failures else None),
+            is_stuck=coordinator.all_held and not self._own_rows.has_open_block and not self._guard.has_place(),
         )
 
     async def _close(self) -> None:

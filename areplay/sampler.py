@@ -14,12 +14,13 @@ from areplay.items import Item
 from areplay.process import READY, Channel
 from areplay.reader import Reader
 from areplay.ring import Ring
-from areplay.select import Selector, Uniform
+from areplay.select import Prioritized, Selector, Uniform
 from areplay.slots import Slots
 from areplay.transform import Transform
 from areplay.waiting import Naps, Sleeper, Turns
 
 _TURN_S = 0.002  # so often signals are looked at
+_MOST_AT_ONCE = 8
 _EMPTY_RING_S = 0.001, 0.02  # between two looks at a ring of which no item can be made, at first and at last
 
 
@@ -36,7 +37,8 @@ async def run_sampler(
 ) -> None:
     """What a sampler's process runs, until it is asked to stop."""
     rng = np.random.default_rng(seeds)
-    reader = Reader(ring, ring.block_locks(), item, selector, rng, transform, draws_ahead=isinstance(selector, Uniform))
+    at_once = batches_at_once(selector, slots)
+    reader = Reader(ring, ring.block_locks(), item, selector, rng, transform, most_at_once=at_once)
     freed, naps, turns = Sleeper(slots.sampler_bells[index]), Naps(), Turns(_TURN_S)
     channel.send(READY)
     pause_s = _EMPTY_RING_S[0]
@@ -69,3 +71,17 @@ async def run_sampler(
             slots.abandon(slot, rows_inserted)
             await asyncio.sleep(pause_s)
             pause_s = min(_EMPTY_RING_S[1], 2 * pause_s)
+
+
+def batches_at_once(selector: Selector | Delivering, slots: Slots) -> int:
+    """How many batches a sampler may draw at once.
+
+    Each waits in the queue for all that are filled before it, and drawn so, in addition, for those that are drawn with
+    it. Where priorities change with every batch, that may add half of the queue, no more.
+    """
+    if isinstance(selector, Uniform):
+        return _MOST_AT_ONCE
+    if isinstance(selector, Prioritized):
+        prefetch = slots.slots - slots.samplers - 1
+        return max(1, min(_MOST_AT_ONCE, prefetch // (2 * slots.samplers)))
+    return 1

@@ -41,6 +41,16 @@ class Selector(Protocol):
         ...
 
 
+class BatchSelector(Selector, Protocol):
+    """A selector that may be asked for a few batches at once."""
+
+    def draw_batches(
+        self, ring: Ring, batches: int, count: int, rng: np.random.Generator
+    ) -> tuple[Indices, Masses | float]:
+        """As `batches` draws of `count` one after the other, all from the rows as they are now."""
+        ...
+
+
 def weigh(probabilities: Masses, exponent: float, out: NDArray[np.float32]) -> None:
     """Importance sampling weights `(N p) ** -exponent`, divided by the largest of the batch.
 
@@ -49,7 +59,10 @@ def weigh(probabilities: Masses, exponent: float, out: NDArray[np.float32]) -> N
     if exponent == 0:
         out.fill(1.0)
     else:
-        out[:] = (probabilities / probabilities.min()) ** -exponent
+        # x ** -e as exp(-e log x), the last of it in float32: half the time. The least probable one gets exactly 1.
+        logarithms = np.log(probabilities)
+        out[:] = (np.minimum.reduce(logarithms) - logarithms) * exponent
+        np.exp(out, out=out)
 
 
 class Uniform:
@@ -152,15 +165,25 @@ class Prioritized:
 
     def draw(self, ring: Ring, count: int, rng: np.random.Generator) -> tuple[Indices, Masses | float]:
         """See `Selector.draw`."""
+        return self.draw_batches(ring, 1, count, rng)
+
+    def draw_batches(
+        self, ring: Ring, batches: int, count: int, rng: np.random.Generator
+    ) -> tuple[Indices, Masses | float]:
+        """See `BatchSelector.draw_batches`."""
         assert self._priorities is not None
+        indices, probabilities = self._priorities.draw(count, rng, batches)
         share = self.uniform_sample_probability
-        uniform = int(rng.binomial(count, share)) if share else 0
-        indices, probabilities = self._priorities.draw(count - uniform, rng)
         if not share:
             return indices, probabilities
-        others, chance = self._uniform.draw(ring, uniform, rng)
-        probabilities = np.concatenate([probabilities, self._priorities.probabilities(others)])
-        return np.concatenate([indices, others]), (1 - share) * probabilities + share * chance
+        if len(indices) == 0:  # no row has any mass
+            return self._uniform.draw(ring, batches * count, rng)
+        # Each row is one of the others with that probability, wherever in its batch it stands.
+        chosen = np.flatnonzero(rng.random(len(indices)) < share)
+        others, chance = self._uniform.draw(ring, len(chosen), rng)
+        chosen = chosen[: len(others)]
+        indices[chosen], probabilities[chosen] = others, self._priorities.probabilities(others)
+        return indices, (1 - share) * probabilities + share * chance
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_schedule": None}  # followed in the learner's process

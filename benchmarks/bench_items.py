@@ -104,7 +104,7 @@ def _assembling(replay: areplay.Replay, options: Options, item: areplay.Transiti
     """What a sampler does for a batch: draw, find the windows, put together, check; into one place."""
     ring = replay._ring
     assert ring is not None
-    reader = Reader(ring, ring.block_locks(), item, areplay.Uniform(), np.random.default_rng(0), draws_ahead=True)
+    reader = Reader(ring, ring.block_locks(), item, areplay.Uniform(), np.random.default_rng(0), most_at_once=8)
     out = BatchArrays.empty(options.batch_size, reader.fields)
     return lambda k: reader.fill(out)
 

@@ -1,49 +1,61 @@
-"""Prioritised sampling: the draw alone, how it grows with the ring, updates; and all of it end to end beside cpprb."""
+"""Prioritised sampling: draws and updates alone, all of it end to end beside cpprb, and how old priorities get."""
 
 from __future__ import annotations
 
-import importlib
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 import areplay
-from areplay.priorities import Priorities
-from areplay.ring import Ring
+from areplay.priorities import Masses, Priorities
+from areplay.ring import Indices, Ring
 from areplay.select import weigh
+from benchmarks.flows import wait_rows
 from benchmarks.harness import Figure, Options, Side, Target, medians, ratios, take_turns
 from benchmarks.learners import WAIT_S
-from benchmarks.peers import reason_missing
-from benchmarks.workloads import CARTPOLE, filled_replay
+from benchmarks.memory import SharedColumns
+from benchmarks.peers import PeerRates, cpprb_buffer, measure_cpprb, reason_missing, times_per_s
+from benchmarks.workloads import CARTPOLE, filled_replay, push_paced_chunks
 
 ROWS = (10_000, 100_000, 1_000_000, 10_000_000)
+AT_ONCE = 8  # batches that a sampler draws at once, if the queue is for 16
+CHUNK_ROWS = 256
+PREFETCH = (1, 4, 16, 64)
+LEARNER_S = 0.001  # a step of the learner whose batches' priorities are aged: long enough for a full queue
 OURS, PEER = "areplay, out of process", "cpprb PrioritizedReplayBuffer, in process"
+OURS_FED, PEER_FED = "areplay, 1 actor", "cpprb MPPrioritizedReplayBuffer, 1 producer"
 AGAINST_PEER = "prioritized: CartPole rows, sample and update / cpprb"
+AGAINST_MP_PEER = "prioritized: the same, 1 producer, / cpprb in shared memory"
 
 
 async def run(options: Options) -> list[Figure]:
-    """120 us a draw from a million rows, 60 us an update, and twice cpprb's batches end to end."""
+    """120 us a draw from a million rows, 60 us an update; twice, and with shared memory 8 times cpprb's batches."""
     sizes = [rows for rows in ROWS if options.rounds > 1 or rows <= 100_000]  # tiny runs are for show
-    return [*await _alone(sizes, options), *await _end_to_end(options)]
+    return [*await _alone(sizes, options), *await _end_to_end(options), await _ages(options)]
 
 
 async def _alone(sizes: list[int], options: Options) -> list[Figure]:
     sides: dict[str, Side] = {}
     for rows in sizes:
-        draw, update = _work(rows, options.batch_size)
+        draw, draw_some, update = _work(rows, options.batch_size)
         sides[f"draw, {rows:,} rows"] = partial(_us, draw, options.seconds / 4)
+        sides[f"draw {AT_ONCE}, {rows:,} rows"] = partial(_us, draw_some, options.seconds / 4)
         sides[f"update, {rows:,} rows"] = partial(_us, update, options.seconds / 4)
     seen = await take_turns(sides, options)
     middle = sizes[min(2, len(sizes) - 1)]
     base, largest = sizes[min(1, len(sizes) - 1)], sizes[-1]
     draws = medians({f"{rows:,}": seen[f"draw, {rows:,} rows"] for rows in sizes})
+    some = {f"{rows:,}": [us / AT_ONCE for us in seen[f"draw {AT_ONCE}, {rows:,} rows"]] for rows in sizes}
     return [
         Figure(f"prioritized: draw and weigh {options.batch_size} of {middle:,}",
                tuple(seen[f"draw, {middle:,} rows"]), "us", Target("<=", 120), beside=draws),
+        Figure(f"prioritized: the same, {AT_ONCE} batches at once, each",
+               tuple(some[f"{middle:,}"]), "us", Target("<=", 120), beside=medians(some)),
         Figure(f"prioritized: draw of {largest:,} / of {base:,}",
                ratios(seen[f"draw, {largest:,} rows"], seen[f"draw, {base:,} rows"]), "x", Target("<=", 2)),
         Figure(f"prioritized: update of {options.batch_size} of {middle:,}",
@@ -51,8 +63,11 @@ async def _alone(sizes: list[int], options: Options) -> list[Figure]:
     ]  # fmt: skip
 
 
-def _work(rows: int, batch_size: int) -> tuple[Callable[[], object], Callable[[], object]]:
-    """A draw of a batch with its weights, and an update of a batch, of a full ring with priorities of all sizes."""
+def _work(rows: int, batch_size: int) -> tuple[Callable[[], object], ...]:
+    """A draw of a batch with its weights, one of `AT_ONCE` batches, and an update of a batch.
+
+    Of a full ring with priorities of all sizes.
+    """
     block_rows = 4_096 if rows >= 1_000_000 else 64
     ring = Ring(areplay.Spec(x=((), "uint8")), rows // block_rows, block_rows)
     ring.next_serial[0], ring.rows_now[0] = ring.blocks, ring.capacity_rows
@@ -65,15 +80,17 @@ def _work(rows: int, batch_size: int) -> tuple[Callable[[], object], Callable[[]
     drawn = [priorities.draw(batch_size, rng)[0] for _ in range(64)]
     errors, weights, turn = rng.random(batch_size), np.empty(batch_size, np.float32), iter(range(1 << 62))
 
-    def draw() -> None:
-        _, probabilities = priorities.draw(batch_size, rng)
-        weigh(probabilities, 0.4, weights[: len(probabilities)])
+    def draw(batches: int = 1) -> None:
+        _, probabilities = priorities.draw(batch_size, rng, batches)
+        for start in range(0, len(probabilities), batch_size):
+            some = probabilities[start : start + batch_size]
+            weigh(some, 0.4, weights[: len(some)])
 
     def update() -> None:
         indices = drawn[next(turn) % len(drawn)]
         priorities.update(indices, errors[: len(indices)])
 
-    return draw, update
+    return draw, partial(draw, AT_ONCE), update
 
 
 async def _us(work: Callable[[], object], seconds: float) -> float:
@@ -89,49 +106,113 @@ async def _us(work: Callable[[], object], seconds: float) -> float:
 async def _end_to_end(options: Options) -> list[Figure]:
     missing = reason_missing()
     selector = areplay.Prioritized(0.6, 0.4)
-    async with (
-        filled_replay(CARTPOLE, options) as replay,
-        replay.batches(areplay.Rows(), options.batch_size, selector=selector, prefetch=options.prefetch) as batches,
-    ):
+    errors = np.random.default_rng(0).random(options.batch_size)
+    peers: list[PeerRates] = []
+    async with AsyncExitStack() as stack:
+        replay = await stack.enter_async_context(filled_replay(CARTPOLE, options))
+        stream = replay.batches(areplay.Rows(), options.batch_size, selector=selector, prefetch=options.prefetch)
+        batches = await stack.enter_async_context(stream)
         (await batches.get(timeout_s=WAIT_S)).release()
-        errors = np.random.default_rng(0).random(options.batch_size)
+        await _learned_per_s(replay, batches, errors, options.warmup_s)
+        sides: dict[str, Side] = {OURS: partial(_learned_per_s, replay, batches, errors, options.seconds)}
+        if not missing:
+            alone = stack.enter_context(cpprb_buffer(CARTPOLE, options, "PrioritizedReplayBuffer", alpha=0.6))
+            fed = stack.enter_context(cpprb_buffer(CARTPOLE, options, "MPPrioritizedReplayBuffer", alpha=0.6))
+            learn = partial(_learn_from_cpprb, fed, errors, options)
 
-        async def ours(seconds: float) -> float:
-            start, done = time.perf_counter(), 0
-            async for batch in batches:
-                replay.update_priorities(batch.indices, errors)
-                done += 1
-                if time.perf_counter() - start >= seconds:
-                    break
-            return done / (time.perf_counter() - start)
+            async def peer() -> float:
+                return times_per_s(partial(_learn_from_cpprb, alone, errors, options), options.seconds)
 
-        await ours(options.warmup_s)
-        sides: dict[str, Side] = {OURS: partial(ours, options.seconds)}
-        if missing:
-            seen = await take_turns(sides, options)
-            return [Figure(AGAINST_PEER, (), target=Target(">=", 2), note=missing, beside=medians(seen))]
-        with _cpprb_per_s(errors, options) as peer:
-            seen = await take_turns(sides | {PEER: peer}, options)
+            async def peer_fed() -> float:
+                peers.append(measure_cpprb(fed, CARTPOLE, CHUNK_ROWS, options, learn))
+                return peers[-1].batches_per_s
+
+            rows_per_s = measure_cpprb(fed, CARTPOLE, CHUNK_ROWS, options, learn).rows_per_s
+            ours_fed = partial(_learned_per_s_while_fed, replay, batches, errors, options, rows_per_s)
+            sides |= {PEER: peer, OURS_FED: ours_fed, PEER_FED: peer_fed}
+        seen = await take_turns(sides, options)
+    if missing:
+        return [
+            Figure(AGAINST_PEER, (), target=Target(">=", 2), note=missing, beside=medians(seen)),
+            Figure(AGAINST_MP_PEER, (), target=Target(">=", 8), note=missing),
+        ]
+    two, two_fed = ({name: seen[name] for name in names} for names in ((OURS, PEER), (OURS_FED, PEER_FED)))
+    beside = medians(two_fed | {"rows/s coming in": [rates.rows_per_s for rates in peers]})
+    note = "batches/s; the same rows/s coming in on both sides"
     return [
-        Figure(AGAINST_PEER, ratios(seen[OURS], seen[PEER]), "x", Target(">=", 2), "batches/s", medians(seen)),
+        Figure(AGAINST_PEER, ratios(*two.values()), "x", Target(">=", 2), "batches/s", medians(two)),
+        Figure(AGAINST_MP_PEER, ratios(*two_fed.values()), "x", Target(">=", 8), note, beside),
     ]
 
 
-@contextmanager
-def _cpprb_per_s(errors: Any, options: Options) -> Iterator[Side]:
-    module = importlib.import_module("cpprb")
-    fields = {name: {"shape": shape or 1, "dtype": dtype} for name, (shape, dtype) in CARTPOLE.fields.items()}
-    buffer = module.PrioritizedReplayBuffer(options.capacity, fields, alpha=0.6)
-    chunk = CARTPOLE.columns(256)
-    for _ in range(-(-options.capacity // 256)):
-        buffer.add(**chunk)
+async def _learned_per_s(replay: areplay.Replay, batches: areplay.Batches, errors: Masses, seconds: float) -> float:
+    start, done = time.perf_counter(), 0
+    async for batch in batches:
+        replay.update_priorities(batch.indices, errors)
+        done += 1
+        if time.perf_counter() - start >= seconds:
+            break
+    return done / (time.perf_counter() - start)
 
-    async def per_s() -> float:
-        start, done = time.perf_counter(), 0
-        while time.perf_counter() - start < options.seconds:
-            batch = buffer.sample(options.batch_size, beta=0.4)
-            buffer.update_priorities(batch["indexes"], errors)
-            done += 1
-        return done / (time.perf_counter() - start)
 
-    yield per_s
+async def _learned_per_s_while_fed(
+    replay: areplay.Replay, batches: areplay.Batches, errors: Masses, options: Options, rows_per_s: float
+) -> float:
+    async with replay.actors(push_paced_chunks, 1, args=(CARTPOLE, CHUNK_ROWS, rows_per_s)):
+        await wait_rows(replay)
+        await _learned_per_s(replay, batches, errors, options.settle_s)
+        return await _learned_per_s(replay, batches, errors, options.seconds)
+
+
+def _learn_from_cpprb(buffer: Any, errors: Masses, options: Options) -> None:
+    batch = buffer.sample(options.batch_size, beta=0.4)
+    buffer.update_priorities(batch["indexes"], errors)
+
+
+class Dated(areplay.Prioritized):
+    """Says in place of the probabilities how many updates had been made when a batch was drawn: 1 more than that.
+
+    Args:
+        clock: `updates[0]`, in shared memory, written by the learner before each update.
+    """
+
+    def __init__(self, clock: SharedColumns) -> None:
+        super().__init__(0.6, 0.4)
+        self._clock = clock
+
+    def draw_batches(
+        self, ring: Ring, batches: int, count: int, rng: np.random.Generator
+    ) -> tuple[Indices, Masses | float]:
+        """See `BatchSelector.draw_batches`."""
+        updates = float(self._clock.columns["updates"][0])  # read first: rather too old than too young
+        return super().draw_batches(ring, batches, count, rng)[0], 1 + updates
+
+
+async def _ages(options: Options) -> Figure:
+    """How many updates its learner made between the draw of a batch and its delivery, for queues of some lengths."""
+    medians_of, beside = {}, {}
+    for prefetch in sorted({*PREFETCH, options.prefetch}):
+        ages = await _ages_with(prefetch, options)
+        medians_of[prefetch] = float(np.median(ages))
+        beside |= {f"prefetch {prefetch}": medians_of[prefetch], f"prefetch {prefetch}, most": max(ages)}
+    name = f"prioritized: updates behind a batch, prefetch {options.prefetch}"
+    return Figure(name, (medians_of[options.prefetch],), "updates", note="the queue is full; medians", beside=beside)
+
+
+async def _ages_with(prefetch: int, options: Options) -> list[float]:
+    errors, ages = np.random.default_rng(0).random(options.batch_size), []
+    with SharedColumns({"updates": ((), "int64")}, 1) as clock:
+        selector, options = Dated(clock), replace(options, capacity=min(options.capacity, 20_000))
+        async with (
+            filled_replay(CARTPOLE, options) as replay,
+            replay.batches(areplay.Rows(), options.batch_size, selector=selector, prefetch=prefetch) as batches,
+        ):
+            end_at = time.perf_counter() + options.settle_s + options.seconds
+            async for batch in batches:
+                ages.append(1 + float(clock.columns["updates"][0] - batch.probabilities.min()))
+                time.sleep(LEARNER_S)  # noqa: ASYNC251  training blocks
+                clock.columns["updates"][0] += 1
+                replay.update_priorities(batch.indices, errors)
+                if time.perf_counter() > end_at:
+                    break
+    return ages[min(len(ages) // 2, 2 * prefetch) :]  # the first ones were drawn before there was any update

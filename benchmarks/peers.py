@@ -1,4 +1,4 @@
-"""cpprb's `MPReplayBuffer`, the fastest peer with shared memory: one producer process, one process that samples.
+"""cpprb, the fastest peer; its `MP` buffers have shared memory: one producer process, one process that samples.
 
 cpprb is optional. Where it cannot be imported, `reason_missing` says so and its line in the table stays empty.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from benchmarks.baselines import end_children, spawn
@@ -38,19 +39,28 @@ def reason_missing() -> str:
 
 
 @contextmanager
-def cpprb_buffer(workload: Workload, options: Options) -> Iterator[Any]:
-    """A full `MPReplayBuffer` for the workload."""
+def cpprb_buffer(workload: Workload, options: Options, kind: str = "MPReplayBuffer", **settings: Any) -> Iterator[Any]:
+    """A full buffer for the workload; the name of its class begins with `MP` if it has shared memory."""
     module = importlib.import_module("cpprb")
     fields = {name: {"shape": shape or 1, "dtype": dtype} for name, (shape, dtype) in workload.fields.items()}
-    buffer = module.MPReplayBuffer(options.capacity, fields, ctx=spawn)
+    if kind.startswith("MP"):
+        settings["ctx"] = spawn
+    buffer = getattr(module, kind)(options.capacity, fields, **settings)
     chunk = workload.columns(256)
     for _ in range(-(-options.capacity // 256)):
         buffer.add(**chunk)
     yield buffer
 
 
-def measure_cpprb(buffer: Any, workload: Workload, chunk_rows: int, options: Options) -> PeerRates:
-    """Sample as fast as it goes while one process adds chunks as fast as it goes."""
+def measure_cpprb(
+    buffer: Any, workload: Workload, chunk_rows: int, options: Options, take: Callable[[], object] | None = None
+) -> PeerRates:
+    """Sample as fast as it goes while one process adds chunks as fast as it goes.
+
+    Args:
+        take: what is done for a batch; samples it by default.
+    """
+    take = take or partial(buffer.sample, options.batch_size)
     stop, pushed = spawn.Event(), spawn.Value("q", 0, lock=False)
     end_at = clock() + START_S + options.settle_s + options.seconds
     child = spawn.Process(target=_produce, args=(buffer, workload, chunk_rows, stop, pushed, end_at), daemon=True)
@@ -58,22 +68,22 @@ def measure_cpprb(buffer: Any, workload: Workload, chunk_rows: int, options: Opt
         child.start()
         while pushed.value == 0 and child.is_alive() and clock() < end_at:
             time.sleep(0.005)
-        _sample(buffer, options.batch_size, options.settle_s)
+        times_per_s(take, options.settle_s)
         before, start = pushed.value, time.perf_counter()
-        batches = _sample(buffer, options.batch_size, options.seconds)
-        elapsed_s = time.perf_counter() - start
-        return PeerRates(batches / elapsed_s, (pushed.value - before) / elapsed_s)
+        batches_per_s = times_per_s(take, options.seconds)
+        return PeerRates(batches_per_s, (pushed.value - before) / (time.perf_counter() - start))
     finally:
         stop.set()
         end_children([child])
 
 
-def _sample(buffer: Any, batch_size: int, seconds: float) -> int:
-    done, end_at = 0, time.perf_counter() + seconds
-    while time.perf_counter() < end_at:
-        buffer.sample(batch_size)
+def times_per_s(take: Callable[[], object], seconds: float) -> float:
+    """How often each second, for so long."""
+    done, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        take()
         done += 1
-    return done
+    return done / (time.perf_counter() - start)
 
 
 def _produce(buffer: Any, workload: Workload, chunk_rows: int, stop: Any, pushed: Any, end_at: float) -> None:

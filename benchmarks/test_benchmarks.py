@@ -22,7 +22,7 @@ EXPECTED = {
     "ingest": 6,
     "items": 6,
     "limiter": 6,
-    "prioritized": 4,
+    "prioritized": 7,
     "blocks": 4,
     "question": 4,
     "queue_fill": 3,

@@ -111,6 +111,38 @@ def test_a_batch_is_stratified_and_in_no_order(scene: Scene) -> None:
     assert indices.tolist() != sorted(indices.tolist())
 
 
+def test_batches_that_are_drawn_at_once_are_stratified_each_by_itself(scene: Scene) -> None:
+    """One row from each equal share in each of them, and no two of them alike."""
+    names = scene.write(192)
+    indices, probabilities = scene.priorities.draw(96, np.random.default_rng(0), batches=5)
+    batches = indices.reshape(5, 96)
+    for batch in batches:
+        assert sorted(index // 2 for index in batch.tolist()) == [name // 2 for name in names[::2]]
+        assert batch.tolist() != sorted(batch.tolist())
+    assert len({tuple(batch.tolist()) for batch in batches}) == 5
+    assert np.allclose(probabilities, 1 / 192)
+
+
+def test_batches_that_are_drawn_at_once_have_the_right_proportions() -> None:
+    """Chi-square over all rows, of each of the batches: it does not matter which of them a row stands in."""
+    scene, rng = Scene(40, 64), np.random.default_rng(12)
+    names = scene.write(scene.ring.capacity_rows)
+    masses = rng.random(len(names)) ** 2
+    scene.priorities.update(np.array(names), masses)
+    counts = np.zeros((3, len(names)))
+    for _ in range(300):
+        indices, probabilities = scene.priorities.draw(100, rng, batches=3)
+        assert np.allclose(probabilities, masses[indices] / masses.sum(), rtol=1e-5)
+        for count, batch in zip(counts, indices.reshape(3, 100), strict=True):
+            np.add.at(count, batch, 1)
+    expected = masses / masses.sum() * 30_000
+    large = expected > 5
+    for count in counts:
+        seen, hoped = [*count[large], count[~large].sum()], [*expected[large], expected[~large].sum()]
+        assert stats.chisquare(seen, np.array(hoped) * sum(seen) / sum(hoped)).pvalue > 1e-3
+    scene.close()
+
+
 @pytest.mark.parametrize("masses", [[1e-38, 3e38], [1e-45, 1e-45], [3e38] * 5, [0.0, 0.0, 2.0, 0.0]])
 def test_edge_cases_of_float32_draw_only_what_has_mass(scene: Scene, masses: list[float]) -> None:
     """Tiny beside huge, all tiny, all huge, one that is not zero."""

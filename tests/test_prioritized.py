@@ -73,6 +73,33 @@ async def test_a_share_of_the_rows_is_drawn_uniformly() -> None:
         assert abs(rare - 0.225) < 0.04
 
 
+async def test_rows_without_any_mass_can_still_be_drawn_uniformly() -> None:
+    """If a share of the rows is; and if that share is all of them, priorities do not matter."""
+    async with areplay.Replay(PLAIN, 64, seed=3) as replay:
+        indices = await replay.extend({"x": np.arange(40)})
+        some, every = (areplay.Prioritized(1.0, uniform_sample_probability=share) for share in (0.1, 1.0))
+        replay.sample(1, selector=some)
+        replay.update_priorities(indices, np.arange(40.0))
+        batch = replay.sample(4_000, selector=every)
+        assert np.bincount(batch["x"], minlength=40).min() > 50 and np.allclose(batch.probabilities, 1 / 40)
+        replay.update_priorities(indices, np.zeros(40))
+        batch = replay.sample(4_000, selector=some)
+        assert np.bincount(batch["x"], minlength=40).min() > 50 and np.allclose(batch.probabilities, 1 / 40)
+
+
+async def test_uniform_rows_stand_anywhere_in_a_batch() -> None:
+    """So each batch has its share of them, also if several are drawn at once, and none is cut off with the rest."""
+    async with areplay.Replay(PLAIN, 64, seed=3) as replay:
+        indices = await replay.extend({"x": np.arange(40)})
+        selector = areplay.Prioritized(1.0, uniform_sample_probability=0.5)
+        replay.sample(1, selector=selector)
+        replay.update_priorities(indices, np.where(np.arange(40) < 4, 1.0, 0.0))
+        rng = np.random.default_rng(0)
+        drawn, _ = selector.draw_batches(replay._opened(), 4, 1_000, rng)
+        rare = (drawn.reshape(4, 1_000) >= 4).mean(axis=1)
+        assert (abs(rare - 0.45) < 0.08).all()
+
+
 async def test_stale_updates_are_counted_and_never_reach_a_newcomer() -> None:
     """Rows that were overwritten between the batch and its update."""
     async with areplay.Replay(PLAIN, 64, seed=3) as replay:

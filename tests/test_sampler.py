@@ -15,8 +15,8 @@ from areplay import waiting as waiting_module
 from areplay.items import BatchFields, Rows
 from areplay.process import READY as SAID_READY
 from areplay.ring import Ring, RingGuard, StreamWriter
-from areplay.sampler import run_sampler
-from areplay.select import Uniform
+from areplay.sampler import batches_at_once, run_sampler
+from areplay.select import Prioritized, Selector, Uniform
 from areplay.slots import FILLING, FREE, READY, Slots
 from areplay.spec import Spec
 
@@ -32,6 +32,14 @@ class Channel:
     def send(self, kind: str, payload: object = None) -> None:
         """As the real one."""
         self.sent.append(kind)
+
+
+class Last:
+    """Always the same row."""
+
+    def draw(self, ring: Ring, count: int, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+        """See `Selector.draw`."""
+        return np.full(count, ring.rows_inserted[0] - 1), 1.0
 
 
 class Scene:
@@ -238,3 +246,25 @@ async def test_an_item_that_raises_ends_the_sampler_with_that_error(scene: Scene
             await task
     assert scene.slots.recover(1) == 1
     assert scene.slots.count(FREE) == 5
+
+
+@pytest.mark.parametrize(
+    ("selector", "samplers", "prefetch", "most"),
+    [
+        (Uniform(), 1, 1, 8),
+        (Prioritized(), 1, 1, 1),
+        (Prioritized(), 1, 5, 2),
+        (Prioritized(), 1, 16, 8),
+        (Prioritized(), 1, 64, 8),
+        (Prioritized(), 4, 16, 2),
+        (Prioritized(), 4, 4, 1),
+        (Last(), 1, 16, 1),
+    ],
+)
+def test_priorities_are_at_most_half_a_queue_older_by_drawing_batches_at_once(
+    selector: Selector, samplers: int, prefetch: int, most: int
+) -> None:
+    """Of all samplers together; and a selector of the user's draws one batch at a time."""
+    slots = Slots(BatchFields(Rows().fields(SPEC)), 4, prefetch + 1 + samplers, samplers)
+    assert batches_at_once(selector, slots) == most
+    slots.close()
