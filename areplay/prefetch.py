@@ -393,6 +393,8 @@ class Batches(AsyncIterator[Batch]):
             left = self._deliveries.items_left(self._delivered)
             return f"learner waits: {left} of {self._batch_size} items for a batch of {self._selector!r}; {alive}"
         if self._slots.is_fruitless:
+            if rows and (obstacle := getattr(self._selector, "obstacle", "")):
+                return f"learner waits: {self._selector!r}: {obstacle}; {alive}"
             return f"learner waits: no {self._item!r} can be made of the {rows:,} rows yet; {alive}"
         return (
             f"learner waits for a batch: {self._slots!r}, {self._crew.alive} of {self._samplers} samplers alive; "

@@ -88,8 +88,12 @@ class SamplesPerInsert(MinSize):
     def samples_per_insert(self, value: float) -> None:
         ratio = _positive("samples_per_insert", value)
         self._check(ratio, self.error_buffer)
-        error = self.error if self._samples else ratio * (self._inserts - self.min_size_to_sample)
-        self._base = _Base(ratio, self.error_buffer, error, self._inserts, self._samples)
+        inserts = self._inserts  # once: writers go on meanwhile
+        if inserts < self.min_size_to_sample:  # the first ones, which no batch has followed yet
+            error = ratio * (inserts - self.min_size_to_sample)
+        else:
+            error = self._error(self._base, inserts)
+        self._base = _Base(ratio, self.error_buffer, error, inserts, self._samples)
         self._on_change()
 
     @property
@@ -108,7 +112,7 @@ class SamplesPerInsert(MinSize):
     @property
     def error(self) -> float:
         """e: above 0 the actors are ahead, below the learner is."""
-        return self._error(self._base)
+        return self._error(self._base, self._inserts)
 
     def check(self, batch_size: int) -> None:
         """Raise `ValueError` if it cannot limit a new stream of such batches: see `open`."""
@@ -146,7 +150,9 @@ class SamplesPerInsert(MinSize):
     def room(self) -> int:
         """How many steps may be inserted now."""
         base = self._base
-        return max(0, math.floor((base.error_buffer - self._error(base)) / base.samples_per_insert + 1e-9))
+        return max(
+            0, math.floor((base.error_buffer - self._error(base, self._inserts)) / base.samples_per_insert + 1e-9)
+        )
 
     def insert(self, steps: int) -> None:
         """So many are inserted now (or, if negative, were not after all)."""
@@ -163,13 +169,13 @@ class SamplesPerInsert(MinSize):
     def can_sample(self) -> bool:
         """Whether a batch may be handed out now."""
         base = self._base
-        return self._error(base) - self._batch_size >= -base.error_buffer - 1e-9
+        return self._error(base, self._inserts) - self._batch_size >= -base.error_buffer - 1e-9
 
     @property
     def inserts_missing(self) -> int:
         """So many inserts are missing until a batch may be handed out."""
         base = self._base
-        missing = self._batch_size - base.error_buffer - self._error(base)
+        missing = self._batch_size - base.error_buffer - self._error(base, self._inserts)
         return max(0, math.ceil(missing / base.samples_per_insert - 1e-9))
 
     def sample(self) -> None:
@@ -189,8 +195,8 @@ class SamplesPerInsert(MinSize):
             holds_writers=self.room == 0,
         )
 
-    def _error(self, base: _Base) -> float:
-        return base.error + base.samples_per_insert * (self._inserts - base.inserts) - (self._samples - base.samples)
+    def _error(self, base: _Base, inserts: int) -> float:
+        return base.error + base.samples_per_insert * (inserts - base.inserts) - (self._samples - base.samples)
 
     def _check(self, ratio: float, buffer: float, batch_size: int | None = None) -> None:
         """Refuse what could end with both sides waiting: room for no insert, and for no batch either."""

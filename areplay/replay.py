@@ -372,6 +372,8 @@ class Replay:
         arrays = BatchArrays.empty(batch_size if rows is None else len(rows), reader.fields)
         if not reader.fill(arrays, rows):
             what = "a replay without rows" if not len(self) else f"{len(self):,} rows of which no {item!r} can be made"
+            if len(self) and (obstacle := getattr(chosen, "obstacle", "")):
+                raise Stalled(f"sample() by {chosen!r}: {obstacle}")
             raise Stalled(f"sample() on {what}; add some first, or use batches(), which waits for them")
         return Batch(arrays)
 
@@ -391,17 +393,23 @@ class Replay:
             mask: (B, T) bool, which of the errors count; all by default.
 
         Raises:
-            SpecMismatch: not one finite number an item. Nothing was changed.
-            ValueError: no `Prioritized` selector was given to `batches` or `sample` yet.
+            ValueError: not one finite number an item, or no `Prioritized` selector was given to `batches` or `sample`
+                yet. Nothing was changed.
         """
         self._opened()
         if not self._priorities:
             raise ValueError("update_priorities has no effect: pass selector=Prioritized(...) to batches() or sample()")
         names = np.asarray(indices)
         if names.dtype.kind not in "iu" or names.ndim != 1:
-            raise SpecMismatch("indices", "(B,) int64, as batch.indices", f"shape {names.shape} of {names.dtype}", "")
+            raise ValueError(
+                f"indices: expected (B,) int64, got shape {names.shape} of {names.dtype}; give those of the batch, "
+                f"batch.indices"
+            )
         names = names.astype(np.int64, copy=False)
-        values = priority_values(priorities, len(names), fraction("max_mean_mix", max_mean_mix), mask)
+        try:
+            values = priority_values(priorities, len(names), fraction("max_mean_mix", max_mean_mix), mask)
+        except SpecMismatch as mismatch:  # there is no spec here, and nothing that is stored
+            raise ValueError(str(mismatch)) from None
         updated = len(names)
         for each in self._priorities.values():
             updated = min(updated, int(np.count_nonzero(each.update(names, values))))

@@ -158,6 +158,13 @@ class Prioritized:
         elif self._priorities is not priorities:
             raise ValueError(f"{self!r} is used by another replay; give each replay a selector of its own")
 
+    @property
+    def obstacle(self) -> str:
+        """Why nothing can be drawn whatever rows there are, and what to do about it; "" if it can."""
+        if self._priorities is None or self._priorities.total > 0 or self.uniform_sample_probability:
+            return ""
+        return "all rows have priority 0; give some a larger one with update_priorities, or add rows"
+
     def on_delivered(self, batches: int) -> None:
         """Follow the schedule, if there is one: so many batches were delivered."""
         if self._schedule is not None:

@@ -6,6 +6,7 @@ import asyncio
 
 import numpy as np
 import pytest
+from kit import until
 from scipy import stats
 
 import areplay
@@ -202,11 +203,11 @@ async def test_what_makes_no_sense_is_refused_and_changes_nothing() -> None:
         selector = areplay.Prioritized()
         replay.sample(1, selector=selector)
         for wrong in (np.ones(3), [1.0, np.nan, 1.0, 1.0], np.ones((4, 0)), ["a"] * 4, np.ones((4, 2, 2))):
-            with pytest.raises(areplay.SpecMismatch, match="priorities"):
+            with pytest.raises(ValueError, match="priorities"):
                 replay.update_priorities(indices, wrong)
-        with pytest.raises(areplay.SpecMismatch, match="indices"):
+        with pytest.raises(ValueError, match="indices"):
             replay.update_priorities(indices.astype(float), np.ones(4))
-        with pytest.raises(areplay.SpecMismatch, match="mask"):
+        with pytest.raises(ValueError, match="mask"):
             replay.update_priorities(indices, np.ones((4, 2)), mask=np.ones(4, bool))
         with pytest.raises(areplay.SpecMismatch, match="priority"):
             await replay.add(x=1, priority=float("nan"))
@@ -217,3 +218,33 @@ async def test_what_makes_no_sense_is_refused_and_changes_nothing() -> None:
             other.sample(1, selector=selector)
         assert len(replay) == 4
         assert replay.statistics().priorities_updated == 0
+
+
+async def test_rows_that_all_have_priority_0_are_refused_at_the_draw() -> None:
+    """By `sample` at once, with the cause; a stream of batches says it in its reason, and goes on when one has some."""
+    async with areplay.Replay(PLAIN, 64, seed=3) as replay:
+        indices = await replay.extend({"x": np.arange(4)})
+        selector = areplay.Prioritized(1.0)
+        replay.sample(1, selector=selector)
+        assert replay.update_priorities(indices, np.zeros(4)) == (4, 0)
+        with pytest.raises(areplay.Stalled, match="all rows have priority 0; give some a larger one"):
+            replay.sample(1, selector=selector)
+        assert not areplay.Prioritized().obstacle
+        async with replay.batches(batch_size=8, selector=selector) as batches:
+            waiting = asyncio.create_task(anext(batches))
+            await until(lambda: any("all rows have priority 0" in wait.reason for wait in replay.statistics().waits))
+            replay.update_priorities(indices[2:3], np.ones(1))
+            assert (await waiting)["x"].tolist() == [2] * 8
+
+
+async def test_a_selector_can_be_used_again_when_its_replay_is_closed() -> None:
+    """With the exponent that it had; by another replay at the same time it cannot."""
+    selector = areplay.Prioritized(1.0, importance_sampling_exponent=0.5)
+    for exponent in (0.5, 0.75):
+        async with areplay.Replay(PLAIN, 64, seed=3) as replay:
+            indices = await replay.extend({"x": np.arange(4)})
+            async with replay.batches(batch_size=4, selector=selector) as batches:
+                replay.update_priorities(indices, np.ones(4))
+                assert len((await anext(batches)).indices) == 4
+            assert selector.importance_sampling_exponent == exponent
+            selector.importance_sampling_exponent = 0.75
