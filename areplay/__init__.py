@@ -10,7 +10,7 @@ In short::
 
 from areplay.actor import Actor, Actors, Report
 from areplay.batch import Batch
-from areplay.deliveries import Delivering, Epochs, Fifo
+from areplay.deliveries import Epochs, Fifo
 from areplay.errors import (
     ActorFailed,
     AreplayError,
@@ -58,7 +58,6 @@ __all__ = [
     "BatchesStatistics",
     "ChildFailed",
     "Closed",
-    "Delivering",
     "DescriptorLimitExceeded",
     "Epochs",
     "EpochsOver",

@@ -24,7 +24,7 @@ from areplay.limits import check_descriptors
 from areplay.options import NO_PRIORITY, one_priority, priority_column
 from areplay.process import DESCRIPTORS_A_CHILD, DESCRIPTORS_TO_START, READY, REPORT, Channel
 from areplay.spec import Array, Columns, Spec
-from areplay.statistics import ActorStatistics
+from areplay.statistics import ActorStatistics, Wait
 from areplay.waiting import Sleeper, Turns, ended, opened, run_to_completion
 from areplay.weights import Weights
 
@@ -425,6 +425,21 @@ class Actors:
             )
             for member, inbox in zip(self._crew.members, self._inbox, strict=True)
         )
+
+    def waits(self) -> list[tuple[Inbox, Wait]]:
+        """The actors that wait for room at this moment, each with its inbox."""
+        return [
+            (
+                inbox,
+                Wait(
+                    f"actor {record.index}",
+                    f"{record.waiting_rows:,} of {record.inbox_rows:,} rows of its inbox are not yet taken",
+                    record.waited_s,
+                ),
+            )
+            for record, inbox in zip(self.statistics(), self._inbox, strict=False)
+            if record.waited_s
+        ]
 
     def _arguments(self, index: int, run: int) -> tuple[Any, ...]:
         seeds = self._seeds(index, run)

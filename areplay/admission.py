@@ -5,13 +5,14 @@ Two things hold writers back: rate limiters (`areplay.rate`), which count steps,
 of the thread that it lives in: the coordinator's, or the owner's loop. They are rung by the learner's loop when it took
 a batch, when a stream of batches ends, and when a limiter was changed.
 
-Nothing here is shared between processes. `_guard` makes the look at the limiters and the count of what they let pass
+Nothing here is shared between processes. `guard` makes the look at the limiters and the count of what they let pass
 one step, for the two threads that write.
 """
 
 from __future__ import annotations
 
 import threading
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,14 +20,23 @@ from areplay.doorbell import Doorbell, EventDescriptor
 from areplay.layout import WORDS_A_LINE, word
 from areplay.links import AHEAD
 from areplay.rate import SamplesPerInsert
+from areplay.ring import RingGuard
 from areplay.spec import Columns
+
+
+class Admitted(NamedTuple):
+    """Steps that may be written, and the limiters that have counted them."""
+
+    steps: int
+    by: tuple[SamplesPerInsert, ...]
 
 
 class Admission:
     """The limiters of the open streams of batches, and the doorbells of those who wait for them."""
 
-    def __init__(self) -> None:
-        self._guard = threading.Lock()
+    def __init__(self, ring_guard: RingGuard) -> None:
+        self._ring_guard = ring_guard
+        self.guard = threading.Lock()
         self._limiters: tuple[SamplesPerInsert, ...] = ()
         self._is_lifted = False
         words = np.zeros((2, WORDS_A_LINE), np.int64)
@@ -37,20 +47,19 @@ class Admission:
 
     def add(self, limiter: SamplesPerInsert) -> None:
         """Let that one hold writers back as well."""
-        with self._guard:
+        with self.guard:
             self._limiters = (*self._limiters, limiter)
+        self.ring()  # some may wait for what can never be now
 
-    def remove(self, limiter: SamplesPerInsert) -> bool:
-        """Let it hold nobody back any more; whether it did."""
-        with self._guard:
-            before = self._limiters
-            self._limiters = tuple(other for other in before if other is not limiter)
+    def remove(self, limiter: SamplesPerInsert) -> None:
+        """Let it hold nobody back any more."""
+        with self.guard:
+            self._limiters = tuple(other for other in self._limiters if other is not limiter)
         self.ring()
-        return len(self._limiters) < len(before)
 
     def lift(self) -> None:
         """Hold nobody back from now on: the replay closes."""
-        with self._guard:
+        with self.guard:
             self._is_lifted = True
         self.ring()
 
@@ -74,16 +83,16 @@ class Admission:
         """Whether a step may be inserted."""
         return self._is_lifted or all(limiter.room for limiter in self._limiters)
 
-    def admit(self, steps: int, *, all_or_none: bool = False) -> int:
+    def admit(self, steps: int, *, all_or_none: bool = False) -> Admitted:
         """How many of so many steps may be inserted; they count as inserted from now on.
 
         Raises:
             ValueError: not all of them now, `all_or_none`, and it could stay so for ever.
         """
         if not self._limiters or self._is_lifted:
-            return steps
-        with self._guard:
-            admitted = min(steps, *(limiter.room for limiter in self._limiters))
+            return Admitted(steps, ())
+        with self.guard:
+            admitted = min([steps, *(limiter.room for limiter in self._limiters)])
             if admitted < steps and all_or_none:
                 for limiter in self._limiters:
                     if not limiter.can_ever_insert(steps):
@@ -91,32 +100,35 @@ class Admission:
                             f"{steps:,} steps at once do not fit into the error_buffer of {limiter!r}; hand them in in "
                             f"smaller parts, or raise error_buffer"
                         )
-                return 0
+                return Admitted(0, ())
             for limiter in self._limiters:
                 limiter.insert(admitted)
-        return admitted
+            return Admitted(admitted, self._limiters)
 
-    def admit_rows(self, columns: Columns, start: int, stop: int) -> int:
-        """How many of these rows, from the first on, may be written; they count as inserted from now on."""
+    def admit_rows(self, columns: Columns, start: int, stop: int) -> tuple[int, Admitted]:
+        """How many of these rows, from the first on, may be written, and their steps, which count from now on."""
         if not self._limiters or self._is_lifted:
-            return stop - start
+            return stop - start, Admitted(0, ())
         if AHEAD not in columns:
-            return self.admit(stop - start)
+            admitted = self.admit(stop - start)
+            return admitted.steps, admitted
         is_step = columns[AHEAD][start:stop] > 0
         steps = int(np.count_nonzero(is_step))
         admitted = self.admit(steps)
-        if admitted == steps:
-            return stop - start
-        return int(is_step.cumsum().searchsorted(admitted, side="right"))
+        if admitted.steps == steps:
+            return stop - start, admitted
+        return int(is_step.cumsum().searchsorted(admitted.steps, side="right")), admitted
 
-    def give_back(self, steps: int) -> None:
-        """So many were admitted, but not written."""
-        with self._guard:
-            for limiter in self._limiters:
-                limiter.insert(-steps)
+    def give_back(self, admitted: Admitted, steps: int) -> None:
+        """So many of them were not written after all."""
+        if admitted.by and steps:
+            with self.guard:
+                for limiter in admitted.by:
+                    limiter.insert(-steps)
+            self.ring()
 
     def reason(self) -> str:
-        """Which limiter holds writers back, and its numbers."""
+        """What holds writers back, and its numbers."""
         for limiter in self._limiters:
             if not limiter.room:
                 seen = limiter.statistics()
@@ -124,7 +136,8 @@ class Admission:
                     f"{limiter!r}: {seen.inserts:,} steps inserted, {seen.samples:,} items handed to the learner, "
                     f"error {seen.error:g}; the learner has to take a batch"
                 )
-        return "the learner has to take batches, before blocks whose items it did not get can be recycled"
+        needed = ", ".join(map(repr, self._ring_guard.keepers))
+        return f"the blocks hold rows that are still needed by {needed}; the learner has to take a batch"
 
     def close(self) -> None:
         """Give back the descriptors."""

@@ -126,19 +126,11 @@ class Coordinator:
         """Whether there are rows of actors that are not in the ring yet. From any thread."""
         return any(feed.inbox.used for feed in [*self._feeds.values(), *self._left])
 
-    @property
-    def all_held(self) -> bool:
-        """Whether rows of every inbox wait for a block, none of which any of them has. From any thread."""
-        line = list(self._line)
-        return len(line) == len(self._feeds) + len(self._left) > 0 and not any(
-            feed.writer.has_open_block for feed in line
-        )
-
-    def held(self) -> list[tuple[str, float]]:
-        """Name of each inbox whose rows may not be written yet, and for how many seconds already. From any thread."""
+    def held(self) -> list[tuple[Inbox, str, float]]:
+        """Each inbox whose rows may not be written yet, its name, and for how many seconds already. From any thread."""
         now = time.monotonic()
-        waits = [(feed.name, feed.held_since) for feed in [*self._feeds.values(), *self._left]]
-        return [(name, now - since) for name, since in waits if since is not None]
+        waits = [(feed, feed.held_since) for feed in [*self._feeds.values(), *self._left]]
+        return [(feed.inbox, feed.name, now - since) for feed, since in waits if since is not None]
 
     async def stop(self) -> None:
         """Detach every inbox, write what is left, and end the thread. Nobody is held back any more.
@@ -231,14 +223,15 @@ class Coordinator:
         feed = self._feeds.pop(id(inbox), None)
         if feed is None or feed.task is None:
             return
+        self._left.append(feed)
         feed.task.cancel()
         await asyncio.wait({feed.task})
         self._take_all(feed)
         if inbox.used == 0:
             feed.writer.close()
+            self._left.remove(feed)
             return
         assert self._group is not None
-        self._left.append(feed)
         feed.task = self._group.create_task(
             self._write_left(feed), name=f"areplay coordinator of what {feed.name} left"
         )
@@ -319,10 +312,10 @@ class Coordinator:
         taken = inbox.rows_taken
         if feed.ends:
             stop = min(stop, start + feed.ends[0] - taken)
-        admitted = start + self._admission.admit_rows(columns, start, stop)
-        written = len(feed.writer.write(columns, start, admitted, priorities))
-        if start + written < admitted:
-            self._admission.give_back(steps_among(columns, start + written, admitted))
+        rows, admitted = self._admission.admit_rows(columns, start, stop)
+        written = len(feed.writer.write(columns, start, start + rows, priorities))
+        if written < rows:
+            self._admission.give_back(admitted, steps_among(columns, start + written, start + rows))
         if written:
             inbox.consume(written)
             self.last_rows_at = time.monotonic()

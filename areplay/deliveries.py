@@ -81,8 +81,9 @@ class Deliveries:
 class LocalDeliveries:
     """Deliveries to `Replay.sample`, one batch a call."""
 
-    def __init__(self, selector: Delivering, item: object, deliveries: Deliveries) -> None:
-        self._selector, self._item, self._deliveries = selector, item, deliveries
+    def __init__(self, name: str, item: object, deliveries: Deliveries) -> None:
+        self._name, self._item, self._batch_size = name, repr(item), deliveries.batch_size
+        self._deliveries: Deliveries | None = deliveries  # None when it is over
         self._number = 0
         deliveries.keep()
         deliveries.begin()
@@ -95,24 +96,33 @@ class LocalDeliveries:
             ValueError: the item or the size is not that of the first call.
         """
         deliveries = self._deliveries
-        if batch_size != deliveries.batch_size or repr(item) != repr(self._item):
+        if batch_size != self._batch_size or repr(item) != self._item:
             raise ValueError(
-                f"{self._selector!r} goes on with batches of {deliveries.batch_size} {self._item!r}, got {batch_size} "
+                f"{self._name} goes on with batches of {self._batch_size} {self._item}, got {batch_size} "
                 f"{item!r}; use another selector for those"
             )
+        if deliveries is None:
+            raise EpochsOver(self._name)
         rows = deliveries.batch(self._number)
-        if rows is None and deliveries.size(self._number) == 0 and deliveries.log.appended:
-            raise EpochsOver(repr(self._selector))
+        if rows is None and deliveries.size(self._number) == 0 and self._number:
+            self.close()
+            raise EpochsOver(self._name)
         if rows is None:
             left = deliveries.items_left(self._number)
-            raise Stalled(f"sample() of {batch_size} items by {self._selector!r}, but {left} are there; add rows first")
-        self._number += 1
-        deliveries.on_delivered(self._number)
+            raise Stalled(f"sample() of {batch_size} items by {self._name}, but {left} are there; add rows first")
         return rows
 
+    def on_taken(self) -> None:
+        """The batch was copied: go on with the next."""
+        assert self._deliveries is not None
+        self._number += 1
+        self._deliveries.on_delivered(self._number)
+
     def close(self) -> None:
-        """Keep nothing any more."""
-        self._deliveries.close()
+        """Keep nothing any more, and give the memory back. May be called twice."""
+        deliveries, self._deliveries = self._deliveries, None
+        if deliveries is not None:
+            deliveries.close()
 
 
 @runtime_checkable
@@ -200,7 +210,7 @@ class Epochs:
         return _Shuffled(ring, guard, window, batch_size, self.epochs, self.drop_last, seeds)
 
     def __repr__(self) -> str:
-        return f"Epochs({self.epochs})"
+        return f"Epochs({self.epochs}, drop_last=True)" if self.drop_last else f"Epochs({self.epochs})"
 
 
 class _InOrder(Deliveries):
@@ -247,7 +257,7 @@ class _Shuffled(Deliveries):
     def _items(self) -> float:
         """How many there are to deliver in all."""
         if self._epochs is None:
-            return math.inf
+            return math.inf if self.log.appended else 0
         items = self._epochs * self.log.appended
         return items - items % self.batch_size if self._drop_last else items
 

@@ -96,12 +96,15 @@ class ItemLog(Watcher):
         with self._guard:
             if goes_on:  # those who write meanwhile wait for our guard before they tell us
                 guard.watch(self)
-            serials, _ = self._ring.occupied()
-            for serial in np.sort(serials).tolist():
-                place = serial % self._ring.blocks
+            there = []
+            for serial in np.sort(self._ring.occupied()[0]).tolist():  # all blocks first: items reach into later ones
+                place, first = serial % self._ring.blocks, serial * self._ring.block_rows
                 found, rows = self._ring.block(place)
                 if found == serial:
-                    self._take_in(place, serial * self._ring.block_rows, serial * self._ring.block_rows + rows)
+                    there.append((place, first, first + rows))
+                    self._add_block(self._stream_of(serial), place, rows)
+            for place, first, end in there:
+                self._take_in(place, first, end)
             for stream in list(self._streams):
                 if not goes_on or stream not in guard.streams:
                     self._end(stream)
@@ -140,16 +143,11 @@ class ItemLog(Watcher):
         if first >= end:
             return
         self._known[place] = end
-        serial = first // self._ring.block_rows
-        state = self._streams.setdefault(self._ring.chain(serial)[0], _Stream())
+        state = self._stream_of(first // self._ring.block_rows)
         indices = np.arange(first, end)
         distances = np.arange(state.rows, state.rows + len(indices))
         state.rows += len(indices)
-        if state.blocks and state.blocks[-1][0] == place:
-            state.blocks[-1] = place, state.rows
-        else:
-            state.blocks.append((place, state.rows))
-            self._is_kept[place] = True
+        self._add_block(state, place, state.rows - state.blocks[-1][1] if state.blocks else state.rows)
         if self._ring.spec.is_steps:
             strides = self._ring.columns[AHEAD].take(self._ring.positions(indices)).astype(np.int64)
             state.longest_stride = max(state.longest_stride, int(np.abs(strides).max()))
@@ -166,6 +164,18 @@ class ItemLog(Watcher):
         due = np.flatnonzero(state.due < state.rows)
         self._settle(state, len(state.due) if has_ends else int(due[-1]) + 1 if len(due) else 0)
         self._let_go(state)
+
+    def _stream_of(self, serial: int) -> _Stream:
+        return self._streams.setdefault(self._ring.chain(serial)[0], _Stream())
+
+    def _add_block(self, state: _Stream, place: int, rows: int) -> None:
+        """So many more rows of the stream are in the block in that place; none if they are known of already."""
+        end = state.blocks[-1][1] if state.blocks else 0
+        if rows > 0 and state.blocks and state.blocks[-1][0] == place:
+            state.blocks[-1] = place, end + rows
+        elif rows > 0:
+            state.blocks.append((place, end + rows))
+            self._is_kept[place] = True
 
     def _settle(self, state: _Stream, count: int) -> None:
         """Append those of the first `count` pending items that are complete, drop those that never will be."""
@@ -194,13 +204,13 @@ class ItemLog(Watcher):
         if len(items) == len(numbers):  # each item is in one block
             return
         ours = np.array([place for place, _ in state.blocks])
-        nth = np.empty(self._ring.blocks, np.int64)  # per place: which of the stream's blocks it holds
+        nth = np.full(self._ring.blocks, -1)  # per place: which of the stream's blocks it holds; others are older
         nth[ours] = np.arange(len(ours))
         first, last = np.full(len(numbers), len(ours)), np.zeros(len(numbers), np.int64)
         np.minimum.at(first, items, nth[places])
         np.maximum.at(last, items, nth[places])
         for item in np.flatnonzero(last - first > 1).tolist():
-            between = ours[first[item] : last[item]]
+            between = ours[max(0, first[item]) : last[item]]
             self._last[between] = np.maximum(self._last[between], numbers[item])
 
     def _let_go(self, state: _Stream) -> None:

@@ -84,14 +84,20 @@ def priority_values(values: Any, count: int, max_mean_mix: float = 0.9, mask: An
     if array.dtype.kind not in "iuf" or array.ndim not in (1, 2) or len(array) != count or array.size < count:
         raise SpecMismatch("priorities", expected, f"shape {array.shape} of {array.dtype}", "give one number an item")
     array = array.astype(np.float64, copy=False)
-    if not np.logical_and.reduce(np.isfinite(array), axis=None):
-        raise SpecMismatch("priorities", expected, "NaN or infinity", "look at the loss that they come from")
-    if array.ndim == 1:
-        return array
+    if array.ndim == 1 and mask is not None:
+        raise SpecMismatch(
+            "mask", "errors of shape (B, T) beside it", f"priorities of shape {array.shape}", "leave it out"
+        )
     counts = np.ones(array.shape, np.bool_) if mask is None else np.asarray(mask)
     if counts.shape != array.shape or counts.dtype != np.bool_:
         got = f"shape {counts.shape} of {counts.dtype}"
         raise SpecMismatch("mask", f"shape {array.shape} of bool", got, "pass batch['mask']")
+    if mask is not None:
+        array = np.where(counts, array, 0.0)
+    if not np.logical_and.reduce(np.isfinite(array), axis=None):
+        raise SpecMismatch("priorities", expected, "NaN or infinity", "look at the loss that they come from")
+    if array.ndim == 1 or count == 0:
+        return array.reshape(count)
     errors = np.abs(array) * counts
     means: NDArray[np.float64] = errors.sum(axis=1) / np.maximum(counts.sum(axis=1), 1)
     mixed: NDArray[np.float64] = max_mean_mix * errors.max(axis=1) + (1 - max_mean_mix) * means

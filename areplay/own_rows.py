@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from areplay.admission import Admission, steps_among
+from areplay.admission import Admission, Admitted, steps_among
 from areplay.episodes import Episodes
-from areplay.errors import Closed
+from areplay.errors import Closed, WouldBlock
 from areplay.options import NO_PRIORITY, one_priority, priority_column
 from areplay.ring import Indices, Ring, RingGuard, StreamWriter
 from areplay.spec import Array, Columns
@@ -51,11 +51,6 @@ class OwnRows:
         if self._episodes is None:
             raise ValueError("autoreset_mode is about steps of environments; make the spec with Spec.steps or from_env")
         return self._episodes
-
-    @property
-    def has_open_block(self) -> bool:
-        """Whether there is a block to which rows could be written without recycling another."""
-        return self._writer.has_open_block
 
     def add(self, row: dict[str, Any], priority: Any) -> Coroutine[Any, Any, int | Indices]:
         """See `Replay.add`."""
@@ -93,17 +88,19 @@ class OwnRows:
     async def _add_few(self, rows: tuple[Mapping[str, Any], ...], priority: Any) -> int:
         """Write a step, and perhaps the final observation after it."""
         given = NO_PRIORITY if priority is None else one_priority(priority)
-        is_admitted = await self._admit(len(rows), 1)
-        try:
-            index = self._writer.write_rows(*rows, priority=given)
-        except BaseException:
-            if is_admitted:
-                self._admission.give_back(1)
-            raise
-        finally:
-            self._writer.unreserve()
-        self._announce()
-        return index
+        while True:
+            admitted = await self._admit(len(rows), 1)
+            try:
+                index = self._writer.write_rows(*rows, priority=given)
+            except BaseException as error:
+                self._admission.give_back(admitted, 1)
+                if not isinstance(error, WouldBlock):
+                    raise
+            else:
+                self._announce()
+                return index
+            finally:
+                self._writer.unreserve()
 
     async def _extend(self, ticket: int | None, columns: Mapping[str, Any], priorities: Any) -> Indices:
         if self._episodes is None or ticket is None:
@@ -123,25 +120,34 @@ class OwnRows:
 
     async def _write(self, columns: Columns, priorities: Array | None) -> Indices:
         """Write checked columns, off the loop if there are many bytes. Once begun, cancelling does not stop it."""
-        rows = _length(columns)
-        await self._admit(rows, steps_among(columns, 0, rows))
-        try:
-            if rows * self._ring.spec.row_bytes <= _INLINE_BYTES:
-                return self._writer.write(columns, 0, rows, priorities)
-            return await run_to_completion(asyncio.to_thread(self._writer.write, columns, 0, rows, priorities))
-        finally:
-            self._writer.unreserve()
-            self._announce()
+        rows, written = _length(columns), np.empty(0, np.int64)
+        while len(written) < rows:  # once, unless a `Fifo` or `Epochs` began while rows were copied off the loop
+            start = len(written)
+            admitted = await self._admit(rows - start, steps_among(columns, start, rows))
+            try:
+                if rows * self._ring.spec.row_bytes <= _INLINE_BYTES:
+                    more = self._writer.write(columns, start, rows, priorities)
+                else:
+                    work = asyncio.to_thread(self._writer.write, columns, start, rows, priorities)
+                    more = await run_to_completion(work)
+            finally:
+                self._writer.unreserve()
+                self._announce()
+            written = np.concatenate([written, more])
+            self._admission.give_back(admitted, steps_among(columns, len(written), rows))
+        return written
 
-    async def _admit(self, rows: int, steps: int) -> bool:
-        """Wait until so many rows, so many of them steps, may be written, and count them; whether anybody counts.
+    async def _admit(self, rows: int, steps: int) -> Admitted:
+        """Wait until so many rows, so many of them steps, may be written, and count them.
 
         Cancelled: nothing changed. Room for them is reserved, until `unreserve`.
         """
+        admitted = Admitted(0, ())
         if not self._guard.keepers and not self._admission.limits:
-            return False
+            return admitted
 
         def is_admitted() -> bool:
+            nonlocal admitted
             self._check_open()
             if not self._writer.reserve(rows):
                 if 2 * rows > self._ring.capacity_rows:
@@ -150,20 +156,21 @@ class OwnRows:
                         f"while Fifo() or Epochs() keeps rows; hand them in in smaller parts"
                     )
                 return False
-            admitted = 0
+            is_done = False
             try:
                 admitted = self._admission.admit(steps, all_or_none=True)
+                is_done = admitted.steps == steps
             finally:
-                if admitted < steps:
+                if not is_done:
                     self._writer.unreserve()
-            return admitted == steps
+            return is_done
 
         self._waiting_since = time.monotonic()
         try:
             await self._admitted.wait(is_admitted, self._reason)
         finally:
             self._waiting_since = None
-        return True
+        return admitted
 
     def _reason(self) -> str:
         return f"Replay.add or extend waits: rows may not be written yet: {self._admission.reason()}"

@@ -93,7 +93,8 @@ class Batches(AsyncIterator[Batch]):
         self._limiter = limiter if isinstance(limiter, SamplesPerInsert) else None
         self._new_deliveries, self._admission = deliveries, admission
         self._deliveries: Deliveries | None = None
-        self._waiting_since: float | None = None
+        self._is_limited = False  # by our limiter, which is ours from then on
+        self._waiting_since: list[float] = []  # monotonic seconds
         self._slots: Slots | None = None
         self._crew: Crew | None = None
         self._ready: Sleeper | None = None
@@ -159,7 +160,9 @@ class Batches(AsyncIterator[Batch]):
     async def _begin_pacing(self) -> None:
         """From now on writers wait for the learner, as limiter and selector want."""
         if self._limiter is not None:
-            self._limiter.open(self._batch_size, self._ring.rows_now[0], self._on_limiter_changed)
+            rows = self._ring.rows_now[0]
+            self._limiter.open(self._batch_size, rows, self._on_limiter_changed, self._admission.guard)
+            self._is_limited = True
             self._admission.add(self._limiter)
         if self._new_deliveries is not None:
             self._deliveries = self._new_deliveries()
@@ -167,10 +170,15 @@ class Batches(AsyncIterator[Batch]):
             await run_to_completion(asyncio.to_thread(self._deliveries.begin))
             self._admission.ring()
             if self._deliveries.size(0) == 0:
-                raise Stalled(f"{self._selector!r} of {self._ring.rows_now[0]:,} rows, of which no item can be made")
+                items = self._deliveries.log.appended
+                raise Stalled(
+                    f"{self._selector!r} of {items:,} items, which are none or less than a batch; add rows before"
+                )
 
     def _end_pacing(self) -> None:
-        if self._limiter is not None and self._admission.remove(self._limiter):
+        if self._limiter is not None and self._is_limited:
+            self._is_limited = False
+            self._admission.remove(self._limiter)
             self._limiter.close()
         if self._deliveries is not None:
             self._deliveries.close()
@@ -248,14 +256,18 @@ class Batches(AsyncIterator[Batch]):
             learner_waits=self._waits,
             learner_waited_s=self._waited_s,
             peak_learner_wait_s=self._peak_wait_s,
-            limiter=self._limiter.statistics() if self._limiter is not None else None,
+            limiter=self._limiter.statistics() if self._limiter is not None and self._is_limited else None,
             items_left=self._deliveries.items_left(self._delivered) if self._deliveries is not None else None,
         )
 
     def waits(self) -> list[Wait]:
         """The learner's wait, if it waits at this moment."""
-        since = self._waiting_since
-        return [] if since is None else [Wait("learner", self._reason(), time.monotonic() - since)]
+        return [Wait("learner", self._reason(), time.monotonic() - since) for since in self._waiting_since]
+
+    @property
+    def delivers(self) -> bool:
+        """Whether it is settled beforehand which items are in which batch."""
+        return self._new_deliveries is not None
 
     def on_rows(self) -> None:
         """Open the gate once there are rows enough. Called after rows were written, from any thread."""
@@ -269,8 +281,10 @@ class Batches(AsyncIterator[Batch]):
                         slots.learner_bell.ring()
                         slots.wake_samplers()
             return
-        # Once blocks are recycled there will not be more rows: open blocks may keep a full ring below its capacity.
-        if ring.rows_now[0] >= self._min_size or ring.next_serial[0] > ring.blocks:
+        # Once blocks are recycled there will not be more rows: open blocks may keep a full ring below its capacity. Nor
+        # when nobody can recycle any.
+        is_full = ring.next_serial[0] > ring.blocks or (self.delivers and self._supply().is_stuck)
+        if ring.rows_now[0] >= self._min_size or is_full:
             with self._gate_guard:
                 if not self.is_closed:
                     slots.open_gate()
@@ -299,9 +313,13 @@ class Batches(AsyncIterator[Batch]):
         slot = self._slots.lend()
         if slot is None:
             return None
-        self._delivered += 1
         if self._on_delivered is not None:
-            self._on_delivered(self._delivered)
+            try:
+                self._on_delivered(self._delivered + 1)
+            except BaseException:  # a schedule of the user's
+                self._slots.give_back(slot)
+                raise
+        self._delivered += 1
         if self._limiter is not None:
             self._limiter.sample()
         if self._deliveries is not None:
@@ -324,7 +342,7 @@ class Batches(AsyncIterator[Batch]):
             return slot is not None
 
         self._waits += 1
-        self._waiting_since = started
+        self._waiting_since.append(started)
         try:
             while slot is None and time.monotonic() - started < _SPIN_S:
                 await asyncio.sleep(0)
@@ -332,7 +350,7 @@ class Batches(AsyncIterator[Batch]):
             if slot is None:
                 await self._ready.wait(took_one, self._reason, timeout_s)
         finally:
-            self._waiting_since = None
+            self._waiting_since.remove(started)
             waited = time.monotonic() - started
             self._waited_s += waited
             self._peak_wait_s = max(self._peak_wait_s, waited)
@@ -356,11 +374,19 @@ class Batches(AsyncIterator[Batch]):
                 raise copy.copy(failure)
         if self._deliveries is not None and self._supply().is_stuck:
             rows = self._ring.rows_inserted[0]
-            if self._supply().is_stuck and self._needs_rows() and rows == self._ring.rows_inserted[0]:
+            if self._needs_rows() and self._supply().is_stuck and rows == self._ring.rows_inserted[0]:
+                if not self._slots.is_open:  # more rows than these will never be there
+                    self.on_rows()
+                    return
                 raise Stalled(
                     f"{self._reason()}; no more rows can come, since all {self._ring.blocks} blocks hold rows that are "
                     f"still needed: raise capacity, or lower batch_size"
                 )
+        if self._limiter is not None and self._slots.is_fruitless and not self._limiter.room:
+            raise Stalled(
+                f"{self._reason()}; no more rows can come, since {self._limiter!r} lets none in before a batch is "
+                f"taken: raise min_size_to_sample or error_buffer"
+            )
         if self._needs_rows():
             supply = self._supply()
             if supply.is_exhausted or supply.failure is not None:

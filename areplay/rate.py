@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 from areplay.options import whole_number
@@ -52,7 +53,8 @@ class SamplesPerInsert(MinSize):
 
     Counted from the moment at which the stream of batches is opened; rows that are there by then count as inserted up
     to `min_size_to_sample`. Rows that actors have handed in wait in their inboxes for their turn, `inbox_rows` of each
-    actor at most. One limiter belongs to one stream; of several, writers wait for the slowest.
+    actor at most. One limiter belongs to one stream; of several, writers wait for the slowest: streams that one loop
+    takes from in turn need the same ratio. Not with `Fifo` or `Epochs`, which have a pace of their own.
 
     Args:
         samples_per_insert: how often each step is sampled on average; above 0.
@@ -73,6 +75,7 @@ class SamplesPerInsert(MinSize):
         self._inserts = self._samples = 0
         self._batch_size = 0  # of the stream that it belongs to; 0 while there is none
         self._on_change: Callable[[], None] = _nothing
+        self._guard: AbstractContextManager[object] = nullcontext()
         self._base = _Base(ratio, buffer, -ratio * self.min_size_to_sample, 0, 0)
 
     @property
@@ -87,18 +90,25 @@ class SamplesPerInsert(MinSize):
     @samples_per_insert.setter
     def samples_per_insert(self, value: float) -> None:
         ratio = _positive("samples_per_insert", value)
-        self._check(ratio, self.error_buffer)
-        inserts = self._inserts  # once: writers go on meanwhile
-        if inserts < self.min_size_to_sample:  # the first ones, which no batch has followed yet
-            error = ratio * (inserts - self.min_size_to_sample)
-        else:
-            error = self._error(self._base, inserts)
-        self._base = _Base(ratio, self.error_buffer, error, inserts, self._samples)
+        buffer = self.error_buffer
+        if self._has_default_buffer and self._batch_size:
+            buffer = _default_buffer(ratio, self._batch_size)
+        self._check(ratio, buffer)
+        with self._guard:
+            inserts = self._inserts
+            if not self._samples and inserts < self.min_size_to_sample:  # the first ones, of which no batch was made
+                error = ratio * (inserts - self.min_size_to_sample)
+            else:
+                error = self.error
+            self._base = _Base(ratio, buffer, error, inserts, self._samples)
         self._on_change()
 
     @property
     def error_buffer(self) -> float:
-        """Samples. Assigned to while the stream is open, it holds at once; raises as `samples_per_insert` does."""
+        """Samples; 0.0 before the stream is opened, if it was left out.
+
+        Assigned to while the stream is open, it holds at once; raises as `samples_per_insert` does.
+        """
         return self._base.error_buffer
 
     @error_buffer.setter
@@ -106,7 +116,8 @@ class SamplesPerInsert(MinSize):
         buffer = _positive("error_buffer", value)
         self._check(self.samples_per_insert, buffer)
         self._has_default_buffer = False
-        self._base = self._base._replace(error_buffer=buffer)
+        with self._guard:
+            self._base = self._base._replace(error_buffer=buffer)
         self._on_change()
 
     @property
@@ -114,23 +125,42 @@ class SamplesPerInsert(MinSize):
         """e: above 0 the actors are ahead, below the learner is."""
         return self._error(self._base, self._inserts)
 
-    def check(self, batch_size: int) -> None:
-        """Raise `ValueError` if it cannot limit a new stream of such batches: see `open`."""
+    def check(self, batch_size: int, window_rows: int = 1) -> None:
+        """Raise `ValueError` if it cannot limit a new stream of such batches.
+
+        It belongs to another open stream, or both sides could wait for each other: also since not even one item, of so
+        many rows, could be made of the first rows that are let in.
+        """
         if self._batch_size:
             raise ValueError(f"{self!r} limits another stream of batches; give each one of its own")
-        self._check(self.samples_per_insert, self._buffer_for(batch_size), batch_size)
+        ratio, buffer = self.samples_per_insert, self._buffer_for(batch_size)
+        self._check(ratio, buffer, batch_size)
+        if self.min_size_to_sample + math.floor(buffer / ratio) < window_rows:
+            raise ValueError(
+                f"an item spans up to {window_rows:,} rows, but min_size_to_sample={self.min_size_to_sample} and "
+                f"error_buffer={buffer:g} let only {self.min_size_to_sample + math.floor(buffer / ratio):,} in before "
+                f"the first batch; raise one of them"
+            )
 
-    def open(self, batch_size: int, rows: int, on_change: Callable[[], None]) -> None:
+    def open(
+        self,
+        batch_size: int,
+        rows: int,
+        on_change: Callable[[], None],
+        guard: AbstractContextManager[object] | None = None,
+    ) -> None:
         """Begin to count, for a stream of such batches.
 
         Args:
             rows: that are there already.
             on_change: called when an option was changed, so that whoever waits looks again.
+            guard: under which inserts are counted.
 
         Raises:
-            ValueError: it belongs to another open stream, or both sides could wait for each other.
+            ValueError: see `check`.
         """
         self.check(batch_size)
+        self._guard = nullcontext() if guard is None else guard
         ratio, buffer = self.samples_per_insert, self._buffer_for(batch_size)
         self._batch_size, self._on_change = batch_size, on_change
         self._inserts, self._samples = min(rows, self.min_size_to_sample), 0
@@ -138,11 +168,13 @@ class SamplesPerInsert(MinSize):
         self._base = _Base(ratio, buffer, error, self._inserts, 0)
 
     def _buffer_for(self, batch_size: int) -> float:
-        return 16 * (batch_size + self.samples_per_insert) if self._has_default_buffer else self.error_buffer
+        if self._has_default_buffer:
+            return _default_buffer(self.samples_per_insert, batch_size)
+        return self.error_buffer
 
     def close(self) -> None:
         """Limit nobody any more."""
-        self._batch_size, self._on_change = 0, _nothing
+        self._batch_size, self._on_change, self._guard = 0, _nothing, nullcontext()
 
     # The writers' side, under the admission's guard.
 
@@ -215,9 +247,20 @@ class SamplesPerInsert(MinSize):
 
 
 def _positive(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < _float(value) < math.inf:
         raise ValueError(f"{name} must be a number above 0, got {value!r}")
     return float(value)
+
+
+def _float(value: numbers.Real) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _default_buffer(ratio: float, batch_size: int) -> float:
+    return 16 * (batch_size + ratio)
 
 
 def _nothing() -> None: ...

@@ -13,6 +13,7 @@ import itertools
 import logging
 import pickle
 import time
+import weakref
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from functools import partial
 from types import TracebackType
@@ -105,7 +106,7 @@ class Replay:
         self._numbers = itertools.count()  # of groups and streams, for their seeds
         self._ring: Ring | None = None
         self._own_rows: OwnRows | None = None
-        self._local: dict[int, LocalDeliveries] = {}  # by the id of the selector, which they keep alive
+        self._local: weakref.WeakKeyDictionary[Delivering, LocalDeliveries] = weakref.WeakKeyDictionary()
         self._coordinator: Coordinator | None = None
         self._opening: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -150,13 +151,13 @@ class Replay:
             if self._prefault:
                 ring.segment.prefault(self._on_prefault)
             self._reading_locks = ring.block_locks()
-            self._admission = Admission()
+            self._admission = Admission(self._guard)
             self._own_rows = OwnRows(ring, self._guard, self._admission, self._on_rows)
         except BaseException:
             ring.segment.close()
             raise
-        self._ring = ring
         self._coordinator = Coordinator(ring, self._guard, self._admission, self._on_rows, self._on_change)
+        self._ring = ring
 
     def actors(
         self,
@@ -277,7 +278,7 @@ class Replay:
             _check_sendable("selector", selector)
         _check_sendable("transform", transform)
         batch_size = whole_number("batch_size", batch_size, at_most=self._max_batch_size)
-        limiter = self._checked_limiter(limiter, min_size_to_sample, batch_size)
+        limiter = self._checked_limiter(limiter, min_size_to_sample, batch_size, item, selector)
         samplers = whole_number("samplers", samplers, at_most=1_000)
         group = next(self._numbers)
         self._streams = [other for other in self._streams if not other.is_closed]  # and so frees their memory
@@ -330,7 +331,8 @@ class Replay:
 
         Waits as `add` does, until all of them may be written. More than a few megabytes are copied off the loop.
         Cancelled before the copy begins: none were written; meanwhile: all of them, and the cancellation is delivered
-        after that.
+        after that. (If a stream with `Fifo` or `Epochs` is opened during the copy, it may have to wait for room in
+        between.)
 
         Args:
             columns: field name -> array of shape `(n, *field.shape)`, dtype as in the spec, 1 <= n <= capacity_rows.
@@ -356,7 +358,7 @@ class Replay:
         """A batch drawn in this process at once, in memory of its own; the same each time under the same seed.
 
         With `Fifo` or `Epochs` each call goes on where the one before it with this selector ended; from the first one
-        on rows are kept that are still to come, until the replay is closed.
+        on rows are kept that are still to come, as long as that selector lives.
 
         Raises:
             Stalled: no item can be made of the rows, or there are none; of `Fifo`: too few.
@@ -370,7 +372,11 @@ class Replay:
         rows = self._next_rows(chosen, item, batch_size) if isinstance(chosen, Delivering) else None
         reader = Reader(ring, self._reading_locks, item, chosen, self._rng, transform)
         arrays = BatchArrays.empty(batch_size if rows is None else len(rows), reader.fields)
-        if not reader.fill(arrays, rows):
+        is_filled = reader.fill(arrays, rows)
+        if is_filled and isinstance(chosen, Delivering):
+            self._local[chosen].on_taken()
+            self._admission.ring()
+        if not is_filled:
             what = "a replay without rows" if not len(self) else f"{len(self):,} rows of which no {item!r} can be made"
             if len(self) and (obstacle := getattr(chosen, "obstacle", "")):
                 raise Stalled(f"sample() by {chosen!r}: {obstacle}")
@@ -390,7 +396,7 @@ class Replay:
             priorities: (B,), or the errors of sequences, (B, T): then an item's priority is `max_mean_mix` times the
                 largest of them and the rest times their mean (R2D2, Kapturowski et al. 2019, section 2.3).
             max_mean_mix: from 0 to 1.
-            mask: (B, T) bool, which of the errors count; all by default.
+            mask: (B, T) bool, which of the errors count; all by default. Of none, an item gets priority 0.
 
         Raises:
             ValueError: not one finite number an item, or no `Prioritized` selector was given to `batches` or `sample`
@@ -439,14 +445,12 @@ class Replay:
         """Who waits at this moment."""
         for stream in self._streams:
             yield from stream.waits()
-        held = dict(self._coordinator_now().held())
-        for name, waited_s in held.items():
+        held = self._coordinator_now().held()
+        for _, name, waited_s in held:
             yield Wait(name, f"its rows may not be written yet: {self._admission.reason()}", waited_s)
-        for record in (record for group in self._groups for record in group.statistics()):
-            name = f"actor {record.index}"
-            if record.waited_s and name not in held:
-                used = f"{record.waiting_rows:,} of {record.inbox_rows:,} rows"
-                yield Wait(name, f"{used} of its inbox are not yet taken", record.waited_s)
+        for inbox, wait in (pair for group in self._groups for pair in group.waits()):
+            if not any(inbox is other for other, _, _ in held):
+                yield wait
         yield from self._own().waits()
 
     def __len__(self) -> int:
@@ -483,7 +487,14 @@ class Replay:
         batch_fields(item, self.spec, transform)
         return item, selector
 
-    def _checked_limiter(self, limiter: MinSize | None, min_size_to_sample: int | None, batch_size: int) -> MinSize:
+    def _checked_limiter(
+        self,
+        limiter: MinSize | None,
+        min_size_to_sample: int | None,
+        batch_size: int,
+        item: Item,
+        selector: Selector | Delivering,
+    ) -> MinSize:
         """As given or by default, if it can be had with such batches."""
         if limiter is None:
             limiter = MinSize(1 if min_size_to_sample is None else min_size_to_sample)
@@ -493,7 +504,12 @@ class Replay:
             raise TypeError(f"limiter must be a SamplesPerInsert or MinSize, got {limiter!r}")
         whole_number("min_size_to_sample", limiter.min_size_to_sample, at_most=self.capacity_rows)
         if isinstance(limiter, SamplesPerInsert):
-            limiter.check(batch_size)
+            if isinstance(selector, Delivering):
+                raise ValueError(
+                    f"{selector!r} delivers each item a fixed number of times, so {limiter!r} would hold one side for "
+                    f"ever; leave the limiter out, or pass MinSize"
+                )
+            limiter.check(batch_size, item.window.rows)
         return limiter
 
     def _deliveries(
@@ -508,14 +524,13 @@ class Replay:
 
     def _next_rows(self, selector: Delivering, item: Item, batch_size: int) -> Indices:
         """What `sample` goes on with."""
-        local = self._local.get(id(selector))
+        local = self._local.get(selector)
         if local is None:
             start = self._deliveries(selector, item, batch_size, next(self._numbers))
             assert start is not None
-            local = self._local[id(selector)] = LocalDeliveries(selector, item, start())
-        rows = local.next_rows(item, batch_size)
-        self._admission.ring()
-        return rows
+            local = self._local[selector] = LocalDeliveries(repr(selector), item, start())
+            weakref.finalize(selector, local.close)
+        return local.next_rows(item, batch_size)
 
     def _bind(self, selector: Selector | Delivering) -> None:
         bind = getattr(selector, "bind", None)
@@ -573,7 +588,7 @@ class Replay:
             is_exhausted=exhausted,
             last_row=f"last row {time.monotonic() - last:.1f} s ago" if last else "no row from them yet",
             failure=coordinator.failure or (failures[0] if exhausted and failures else None),
-            is_stuck=coordinator.all_held and not self._own_rows.has_open_block and not self._guard.has_place(),
+            is_stuck=self._guard.is_full,
         )
 
     async def _close(self) -> None:
@@ -587,6 +602,9 @@ class Replay:
             stack.push_async_callback(self._coordinator_now().stop)
             for group in self._groups:
                 stack.push_async_callback(group.close)
+            for stream in self._streams:
+                if stream.delivers:  # rows that come in now would not be kept for it
+                    stack.push_async_callback(stream.close)
 
     async def _free(self, ring: Ring) -> None:
         assert self._own_rows is not None

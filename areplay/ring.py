@@ -117,6 +117,7 @@ class Ring:
         ahead -= 1
         # 0 <= ahead < block_rows, in one comparison: a negative number is a huge one when read as unsigned.
         exists: Mask = ahead.view(np.uint64) < self.block_rows
+        exists &= indices >= 0  # of a place that is being recycled the end is -1
         return exists
 
     def unchanged(self, indices: Indices) -> Mask:
@@ -258,7 +259,24 @@ class RingGuard:
         """Whether a block may be recycled that is not promised to anybody."""
         with self:
             kept = self.kept()
-            return kept is None or (not kept.all() and self.sure(kept) > self.reserved)
+            return kept is None or self.has_place_among(kept, self.reserved)
+
+    def has_place_among(self, kept: Mask, promised: int) -> bool:
+        """Whether there is one beside so many that are promised to others. Under this guard."""
+        return not kept.all() and (promised == 0 or self.sure(kept) > promised)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no row can be written by anybody before a keeper lets a block go."""
+        with self:
+            kept = self.kept()
+            return kept is not None and bool(kept.all()) and max(self.streams.values(), default=-1) < 0
+
+    def take_away(self, place: int) -> None:
+        """No writer goes on in the block in that place: the ring has passed it. Under this guard."""
+        for stream, at in self.streams.items():
+            if at == place:
+                self.streams[stream] = -1
 
     def sure(self, kept: Mask) -> int:
         """How many places will not be kept before they are recycled: an open block may still get rows that are."""
@@ -298,7 +316,7 @@ class StreamWriter:
         """Append rows `start` to `stop` of `columns` (checked arrays, as of `Spec.convert_columns`); their indices.
 
         Each chunk is visible to readers when it is whole; a chunk is the part that goes into one block. They are fewer
-        if then all blocks are kept; never after `reserve`.
+        if then all blocks are kept; see `reserve`.
 
         Args:
             priorities: float64, of the rows of `columns`; NaN: none given.
@@ -334,15 +352,19 @@ class StreamWriter:
     def reserve(self, rows: int) -> bool:
         """Make sure that the next `rows` rows find room; `False`, with nothing changed, if it cannot be promised now.
 
+        Then `write` writes all of them, or, if they would have gone into our open block and that was taken away, none;
+        fewer only if a keeper came in between.
+
         Call `unreserve` when they are written.
         """
         with self._guard:
             kept = self._guard.kept()
             if kept is None:
                 return True
-            # One more, since our open block may be taken away before we come to it.
+            # As if we had no open block, which may be taken away before we come to it; but not for the few rows that it
+            # has room for: then `write` writes nothing, and we come again.
             room = self._ring.block_rows - self._used if self.has_open_block else 0
-            places = -(-max(0, rows - room) // self._ring.block_rows) + (room > 0)
+            places = 0 if rows <= room else -(-rows // self._ring.block_rows)
             if self._guard.sure(kept) - self._guard.reserved < places:
                 return False
             self._guard.reserved += places
@@ -356,18 +378,22 @@ class StreamWriter:
             self._reserved = 0
 
     def write_rows(self, *rows: Mapping[str, object], priority: float = math.nan) -> int:
-        """Append a row, or two; the index of the first. Only where there is room, see `reserve`.
+        """Append a row, or two; the index of the first.
 
         Args:
             priority: of the first; NaN: none given.
 
         Raises:
             SpecMismatch: a row does not fit the spec. Nothing was appended, and no block recycled for it.
+            WouldBlock: all blocks are kept. Nothing was appended; see `reserve`.
         """
         for k, row in enumerate(rows):
             self._row_writer.write(k, row)
         self._few_priorities[0] = priority
-        return int(self.write(self._few, 0, len(rows), self._few_priorities)[0])
+        indices = self.write(self._few, 0, len(rows), self._few_priorities)
+        if len(indices) == 0:
+            raise WouldBlock("all blocks are kept")
+        return int(indices[0])
 
     def begin_stream(self) -> None:
         """End the stream: what is written next belongs to a new one."""
@@ -461,6 +487,7 @@ class StreamWriter:
             last_place = self._last_serial % ring.blocks
             if self._last_serial >= 0 and ring.block(last_place)[0] == self._last_serial:
                 ring._following[last_place] = serial
+            self._guard.take_away(place)
             self._guard.streams[self.stream] = place
             if self._reserved:
                 self._reserved -= 1
@@ -483,7 +510,7 @@ class StreamWriter:
         kept = guard.kept()
         if kept is not None:
             free = np.flatnonzero(~kept)
-            if len(free) == 0 or guard.sure(kept) <= guard.reserved - self._reserved:
+            if not guard.has_place_among(kept, guard.reserved - self._reserved):
                 raise WouldBlock("all blocks are kept")
             skipped = int(((free - serial) % ring.blocks).min())
             for place in range(serial, serial + skipped):
@@ -500,6 +527,7 @@ class StreamWriter:
     def _leave(self, place: int) -> bool:
         """Leave the block in that place for another lap; whether it was not left before. Under the guard."""
         left = self._guard.left
+        self._guard.take_away(place)
         if place in left:
             return False
         left.add(place)

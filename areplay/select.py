@@ -10,11 +10,20 @@ A selector of your own is any object with a `draw` that can be pickled. This one
             self.mean_age = mean_age  # rows
 
         def draw(self, ring, count, rng):
-            first, end = ring.names()
-            indices = end - 1 - rng.geometric(1 / self.mean_age, count)
-            indices = indices[ring.committed(indices) & (indices >= first)]
-            p = (1 - 1 / self.mean_age) ** (end - 2 - indices) / self.mean_age
-            return indices, p
+            serials, rows = ring.occupied()  # the blocks, and how many rows are in each
+            newest_first = np.argsort(-serials)
+            serials, rows = serials[newest_first], rows[newest_first]
+            ends = np.cumsum(rows)
+            if len(ends) == 0:
+                return np.empty(0, np.int64), 1.0
+            chance = 1 / self.mean_age
+            ages = (rng.geometric(chance, count) - 1) % ends[-1]
+            blocks = ends.searchsorted(ages, side="right")
+            indices = serials[blocks] * ring.block_rows + ends[blocks] - 1 - ages
+            return indices, (1 - chance) ** ages * chance / (1 - (1 - chance) ** ends[-1])
+
+What a selector remembers is its own in each sampler, and gone when that one is restarted: what has to be exact is not
+drawn but settled beforehand, as `Fifo` and `Epochs` do it (see `areplay.deliveries`).
 """
 
 from __future__ import annotations
@@ -36,7 +45,8 @@ class Selector(Protocol):
     def draw(self, ring: Ring, count: int, rng: np.random.Generator) -> tuple[Indices, Masses | float]:
         """About `count` indices of committed rows, and the probability that each of them had in one draw.
 
-        It is asked again if they are too few. Empty if there is nothing to draw.
+        More are asked for than are used where no item can be drawn by some rows, and it is asked again if they are too
+        few. None: there is nothing to draw from.
         """
         ...
 
@@ -168,7 +178,9 @@ class Prioritized:
     def on_delivered(self, batches: int) -> None:
         """Follow the schedule, if there is one: so many batches were delivered."""
         if self._schedule is not None:
-            self.importance_sampling_exponent = self._schedule(batches)
+            self.importance_sampling_exponent = fraction(
+                f"importance_sampling_exponent, by its schedule after {batches} batches,", self._schedule(batches)
+            )
 
     def draw(self, ring: Ring, count: int, rng: np.random.Generator) -> tuple[Indices, Masses | float]:
         """See `Selector.draw`."""

@@ -35,7 +35,8 @@ class Scene:
         self.inboxes = Inboxes(SPEC, 3, INBOX_ROWS)
         self.inbox = [self.inboxes.inbox(k) for k in range(3)]
         self.told = self.failed = 0
-        self.coordinator = Coordinator(self.ring, RingGuard(), Admission(), self.on_rows, self.on_failure)
+        guard = RingGuard()
+        self.coordinator = Coordinator(self.ring, guard, Admission(guard), self.on_rows, self.on_failure)
         self.put = [0, 0, 0]
 
     def on_rows(self) -> None:

@@ -80,7 +80,7 @@ class Scene:
             3,
             MinSize(min_size),
             None,
-            Admission(),
+            Admission(RingGuard()),
             lambda index, run: np.random.SeedSequence(index),
             timeout_s,
             CrewOptions(0, 1.0, 1.0),

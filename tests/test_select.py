@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
+import areplay
 from areplay import ring as ring_module
+from areplay import select
 from areplay.ring import Ring, RingGuard, StreamWriter
 from areplay.select import Uniform
 from areplay.spec import Spec
@@ -271,3 +278,32 @@ def test_a_single_held_block_does_not_stop_it(caplog: pytest.LogCaptureFixture) 
 def test_repr_names_it() -> None:
     """As it is written."""
     assert repr(Uniform()) == "Uniform()"
+
+
+async def test_the_documented_selector_draws_recent_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it stands in the docstring: in this process and in samplers, in proportion, from few rows and many."""
+    lines = (select.__doc__ or "").split("::\n", 1)[1].splitlines()
+    code = "\n".join(takewhile(lambda line: not line or line.startswith("    "), lines))
+    (tmp_path / "recency.py").write_text("import numpy as np\n\n" + textwrap.dedent(code))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    recent = importlib.import_module("recency").Recent
+    async with areplay.Replay(areplay.Spec(x=((), "int64")), 4_096, seed=3, block_rows=256) as replay:
+        for rows, mean_age in ((310, 10), (310, 1_000), (9_000, 30)):
+            first = replay.statistics().rows_inserted
+            for start in range(first, first + rows, 1_000):
+                await replay.extend({"x": np.arange(start, min(start + 1_000, first + rows))})
+            last = first + rows - 1
+            batch = replay.sample(4_000, selector=recent(mean_age))
+            ages = last - batch["x"]
+            there = np.arange(min(len(replay), 20 * mean_age))
+            chances = (1 - 1 / mean_age) ** there / mean_age
+            chances /= 1 - (1 - 1 / mean_age) ** len(replay)
+            assert np.allclose(batch.probabilities, chances[ages])
+            groups = np.array_split(there, 10)
+            counts = np.array([np.isin(ages, group).sum() for group in groups])
+            expected = np.array([chances[group].sum() for group in groups])
+            few = expected * len(ages) < 5
+            counts, expected = counts[~few], expected[~few]
+            assert stats.chisquare(counts, expected / expected.sum() * counts.sum()).pvalue > 1e-4
+        async with replay.batches(batch_size=64, selector=recent(30), timeout_s=30.0) as batches:
+            assert (last - (await anext(batches))["x"]).max() < 1_000
