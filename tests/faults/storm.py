@@ -45,7 +45,7 @@ import areplay
 from areplay import crew
 from areplay.crew import Member
 from tests.processes.oracle import SPEC, torn
-from tests.processes.watching import children, shared_memory_bytes
+from tests.processes.watching import children, shared_memory_bytes, threads
 
 from . import workers
 
@@ -95,11 +95,10 @@ class Resources:
         """Count them."""
         gc.collect()
         status = Path("/proc/self/status").read_text()
-        tasks = [Path(f"/proc/self/task/{task}/comm").read_text() for task in os.listdir("/proc/self/task")]
         return cls(
             descriptors=len(os.listdir("/proc/self/fd")) - 1,
             mappings=Path("/proc/self/maps").read_text().count("memfd:areplay"),
-            threads=sum(not name.startswith("asyncio_") for name in tasks),
+            threads=sum(not name.startswith("uvloop_") for name in threads()),  # idle ones of its executor
             processes=len(children()),
             memory_bytes=int(re.search(r"RssAnon:\s+(\d+)", status)[1]) * 1024,  # type: ignore[index]
             shared_bytes=shared_memory_bytes(),
@@ -199,6 +198,7 @@ class Round:
         self.kind, self.outcome, self.chance, self.kills = kind, outcome, chance, kills
         self.actors, self.samplers, self.interval_s, self.folder = actors, samplers, interval_s, folder
         self.batches = 0
+        self.peak_wait_s = 0.0
         self.delivered: dict[tuple[int, int], int] = defaultdict(int)  # by life, if in order
         self.delivered_rows = 0
         self._pending: dict[tuple[int, int], int] = defaultdict(int)  # as last read
@@ -255,7 +255,8 @@ class Round:
                 statistics = batches.statistics()
                 assert batches._slots is not None
                 batches._slots.check()
-                outcome.longest_wait_s = max(outcome.longest_wait_s, statistics.peak_learner_wait_s)
+                self.peak_wait_s = statistics.peak_learner_wait_s
+                outcome.longest_wait_s = max(outcome.longest_wait_s, self.peak_wait_s)
             outcome.batches += self.batches
             await asyncio.to_thread(self._compare, replay)
 
@@ -402,7 +403,7 @@ async def storm(
         while outcome.kills < kills and not outcome.hung:
             kind = kinds[outcome.rounds % len(kinds)]
             share = min(round_kills, kills - outcome.kills)
-            await _round(kind, outcome, chance, share, actors, samplers, interval_s)
+            peak_wait_s = await _round(kind, outcome, chance, share, actors, samplers, interval_s)
             outcome.rounds += 1
             outcome.after, outcome.duration_s = Resources.now(), time.monotonic() - started
             for text in outcome.after.left_over(outcome.before):
@@ -410,7 +411,7 @@ async def storm(
             progress(
                 f"{outcome.duration_s:6.0f} s  {outcome.kills:5,} kills  {kind.name:12}  {outcome.rows:12,} rows  "
                 f"{outcome.batches:9,} batches  torn {outcome.torn}  lost {outcome.lost}  duplicated "
-                f"{outcome.duplicated}  hung {outcome.hung}  longest wait {outcome.longest_wait_s:.2f} s  "
+                f"{outcome.duplicated}  hung {outcome.hung}  longest wait {peak_wait_s:5.2f} s  "
                 f"{outcome.after.descriptors} descriptors  {outcome.after.memory_bytes / 2**20:.0f} MiB"
             )
     finally:
@@ -426,7 +427,8 @@ async def _round(
     actors: int,
     samplers: int,
     interval_s: float,
-) -> None:
+) -> float:
+    """The longest wait of its learner."""
     with tempfile.TemporaryDirectory(prefix="areplay-storm-") as folder:
         one = Round(kind, outcome, chance, kills, actors, samplers, interval_s, Path(folder))
         try:
@@ -437,6 +439,7 @@ async def _round(
         except (AssertionError, areplay.AreplayError) as error:
             outcome.hung += 1
             outcome.note(f"{kind.name}: {error!r}")
+        return one.peak_wait_s
 
 
 def main() -> int:

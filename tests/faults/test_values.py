@@ -105,7 +105,9 @@ async def test_what_does_not_fit_is_refused_in_the_owners_process() -> None:
         assert len(replay) == 1
 
 
-FLOATS = areplay.Spec(half=((4,), "float16"), single=((2, 4), "float32"), double=((4,), "float64"), number=((), "int64"))
+FLOATS = areplay.Spec(
+    half=((4,), "float16"), single=((2, 4), "float32"), double=((4,), "float64"), number=((), "int64")
+)
 SPECIAL = {
     "half": np.array([0x7E01, 0xFC00, 0x0001, 0x8000], np.uint16),  # a NaN with a payload, -inf, the least, -0
     "single": np.array([0x7FA00001, 0x7F800000, 0x00000001, 0x80000000], np.uint32),  # a signalling NaN among them
