@@ -1,4 +1,4 @@
-"""Row 11: each system call that takes a resource fails at its 1st, 2nd, 3rd ... time, until the run does not meet it."""
+"""Row 11: each system call that takes a resource fails at its 1st, 2nd, 3rd ... time, until a run does not meet it."""
 
 from __future__ import annotations
 

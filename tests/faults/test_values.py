@@ -1,5 +1,7 @@
-"""Rows 14 and 15: what does not fit is refused and nothing of it is stored; what fits is stored bit for bit. Through the
-whole pipeline: an actor's process, its inbox, the ring, a sampler's process, the learner."""
+"""Rows 14 and 15: what does not fit is refused and nothing of it is stored; what fits is stored bit for bit.
+
+Through the whole pipeline: an actor's process, its inbox, the ring, a sampler's process, the learner.
+"""
 
 from __future__ import annotations
 
