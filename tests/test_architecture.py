@@ -36,7 +36,7 @@ ROOMS_BELOW = [
     {"priorities"},
     {"ring", "inbox", "weights", "episodes", "admission"},
     {"locks", "doorbell", "segment"},
-    {"limits", "layout", "fence", "kill_points", "rate"},
+    {"limits", "layout", "fence", "kill_points", "debug", "rate"},
     {"spec", "options"},
     {"spaces"},
     {"errors", "links", "statistics"},

@@ -244,8 +244,9 @@ ROWS = {
     ),
     23: Row(
         "the learner keeps a batch past its turn",
-        "documented: the view is gone unless copied",
+        "documented: the view is gone unless copied; in debug mode it shows poison",
         (
+            "tests/test_debug.py::test_a_view_that_is_kept_past_its_turn_shows_poison",
             "tests/test_batch.py::test_a_released_batch_cannot_be_read",
             "tests/test_batch.py::test_a_copy_lives_on_its_own",
             "tests/test_prefetch.py::test_batches_come_in_turn_and_the_last_one_is_given_back",
