@@ -1,8 +1,9 @@
 # The environment is made by whatever needs it first: git, make and a Python >= 3.11 with venv are all it takes.
 PYTHON ?= python3
 BIN := .venv/bin
+KILLS ?= 1000
 
-.PHONY: cartpole atari test lint bench clean
+.PHONY: cartpole atari test faults lint bench clean
 
 cartpole: .venv/ready          ## train a CartPole agent, and watch it
 	$(BIN)/python examples/cartpole.py
@@ -12,6 +13,10 @@ atari: .venv/ready             ## train an Atari agent (wants a GPU and a dozen 
 
 test: lint                     ## everything that has to hold
 	$(BIN)/python -m pytest -q
+
+faults: .venv/ready            ## a long storm of SIGKILLs, and all tests of faults at length (KILLS=5000: most of an hour)
+	AREPLAY_FAULTS=long $(BIN)/python -m pytest -q tests/faults
+	$(BIN)/python -m tests.faults.storm --kills $(KILLS)
 
 lint: .venv/ready
 	$(BIN)/ruff check .

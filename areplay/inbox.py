@@ -28,6 +28,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from areplay.debug import check_step
 from areplay.doorbell import Doorbell, EventDescriptor
 from areplay.errors import WouldBlock
 from areplay.fence import fence, order
@@ -207,6 +208,7 @@ class Inbox:
         fence()  # the tail before the look at what the coordinator waits for: it arms, and looks, the other way round
         if tail >= self._wake_at[0]:
             self.rows_bell.ring()
+        check_step(self)
 
     # The coordinator's side.
 
@@ -223,6 +225,7 @@ class Inbox:
         order()  # what was read from the rows, before they may be written again
         self._head[0] += count
         self.room_bell.ring()
+        check_step(self)
 
     def set_wake(self, rows: int) -> None:
         """Have the actor ring when `rows` more than were taken are there."""

@@ -22,9 +22,10 @@ import numpy as np
 from areplay.admission import Admission
 from areplay.batch import Batch
 from areplay.crew import Crew, CrewOptions
+from areplay.debug import verify
 from areplay.deliveries import Deliveries, Delivering
 from areplay.errors import Closed, EpochsOver, SamplerFailed, Stalled
-from areplay.items import Item
+from areplay.items import Item, Rows
 from areplay.limits import check_descriptors
 from areplay.options import optional_seconds
 from areplay.process import DESCRIPTORS_A_CHILD, DESCRIPTORS_TO_START
@@ -300,6 +301,8 @@ class Batches(AsyncIterator[Batch]):
         arrays = self._slots.batch(slot)
         if self._deliveries is not None:
             arrays = arrays.first(self._deliveries.size(self._delivered - 1))
+        if type(self._item) is Rows and self._transform is None:
+            verify(self._ring, arrays.stored, arrays.indices)
         return Batch(arrays, self._give_back[slot])
 
     def _lend(self) -> int | None:

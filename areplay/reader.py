@@ -72,6 +72,11 @@ class BatchArrays:
         """Which of the fields are parts of what is stored."""
         return self.layout.views
 
+    @property
+    def memory(self) -> tuple[Array, ...]:
+        """All the arrays."""
+        return self.indices, self.weights, self.probabilities, *self.stored.values()
+
     def first(self, count: int) -> BatchArrays:
         """The places of the first `count` items."""
         if count == len(self.indices):

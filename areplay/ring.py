@@ -37,6 +37,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from areplay import debug
 from areplay.errors import WouldBlock
 from areplay.fence import fence, order
 from areplay.kill_points import kill_point
@@ -77,7 +78,13 @@ class Ring:
         tables = dict.fromkeys(("ends", "streams", "previous", "following"), ((blocks,), np.int64))
         layout = Layout(
             "ring",
-            {"words": ((4, WORDS_A_LINE), np.int64), "holders": ((blocks,), np.int64), **tables, **columns},
+            {
+                "words": ((4, WORDS_A_LINE), np.int64),
+                "holders": ((blocks,), np.int64),
+                **tables,
+                **debug.tables(capacity),
+                **columns,
+            },
         )
         self.segment = Segment(layout, f"a replay of {capacity:,} rows of {spec.row_bytes:,} bytes")
         self._view()
@@ -94,6 +101,7 @@ class Ring:
         self._streams: Indices = arrays["streams"]
         self._previous: Indices = arrays["previous"]
         self._following: Indices = arrays["following"]
+        self.checksums: NDArray[np.uint32] | None = arrays.get("checksums")  # of each row, in debug mode
         self.columns: Columns = {name: arrays[f"column:{name}"] for name in self.spec.rows}
 
     def block_locks(self) -> BlockLocks:
@@ -334,6 +342,7 @@ class StreamWriter:
                 kill_point("ring.write")
                 for name, column in self._ring.columns.items():
                     column[at : at + n] = columns[name][done : done + n]
+                debug.seal(self._ring, self._ring.spec, self._ring.columns, at, n)
                 first = self._publish(place, n)
                 for watcher in self._guard.watchers:
                     watcher.written(at, n, None if priorities is None else priorities[done : done + n])
@@ -416,6 +425,18 @@ class StreamWriter:
         self._end_stream()
         self._locks.close()
 
+    def check(self) -> None:
+        """Assert what must always hold."""
+        ring, guard = self._ring, self._guard
+        with guard:
+            ends = np.where(ring.ends > 0, ring.ends, 0)
+            rows = ends - np.maximum(ends - 1, 0) // ring.block_rows * ring.block_rows
+            rows[list(guard.left)] = 0
+            assert ring.rows_now[0] == rows.sum(), ring
+            assert rows.sum() <= ring.capacity_rows and ends.max() <= ring.next_serial[0] * ring.block_rows, ring
+            assert 0 <= self._used <= ring.block_rows and self._serial < ring.next_serial[0], ring
+            assert 0 <= self._reserved <= guard.reserved, ring
+
     def _end_stream(self) -> None:
         self.seal()
         self._last_serial = -1
@@ -439,6 +460,7 @@ class StreamWriter:
             ring.rows_inserted[0] += n
             if place not in self._guard.left:
                 ring.rows_now[0] += n
+        debug.check_step(self)
         return first
 
     def _lock_open_block(self) -> int:

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from areplay.debug import check_step, poison
 from areplay.doorbell import Doorbell, EventDescriptor
 from areplay.fence import order
 from areplay.items import BatchFields
@@ -174,15 +175,18 @@ class Slots:
                 self._states[slot] = LENT
                 self._taken[sampler][0] = number + 1
                 self._next_sampler = (sampler + 1) % self.samplers
+                check_step(self)
                 return slot
         return None
 
     def give_back(self, slot: int) -> None:
         """Return a lent slot to its sampler, and wake that one if it sleeps."""
         assert self._states[slot] == LENT, self
+        poison(self._batches[slot])
         order()  # what was read from the slot, before it may be written again
         self._states[slot] = FREE
         self.sampler_bells[slot % self.samplers].ring()
+        check_step(self)
 
     def recover(self, sampler: int) -> int:
         """Free the slots that a sampler, dead and reaped, was filling; how many. Its ready batches stay."""
@@ -191,6 +195,7 @@ class Slots:
         for slot in torn:
             self._states[slot] = FREE
             self._leased.discard(slot)
+        check_step(self)
         return len(torn)
 
     def open_gate(self) -> None:
@@ -251,7 +256,7 @@ class Slots:
             event.close()
 
     def check(self) -> None:
-        """Assert what must always hold."""
+        """Assert what must always hold. By the learner's process: a sampler may see slots in the middle of a step."""
         states = self.states()
         assert all(state in (FREE, FILLING, READY, LENT) for state in states), self
         for sampler in range(self.samplers):

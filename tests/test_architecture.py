@@ -36,7 +36,7 @@ ROOMS_BELOW = [
     {"priorities", "admission"},
     {"ring", "inbox", "weights", "episodes"},
     {"locks", "doorbell", "segment"},
-    {"limits", "layout", "fence", "kill_points", "rate"},
+    {"limits", "layout", "fence", "kill_points", "debug", "rate"},
     {"spec", "options"},
     {"spaces"},
     {"errors", "links", "statistics"},

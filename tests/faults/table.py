@@ -1,0 +1,274 @@
+"""Which test holds which fault: a row for each fault or input that may happen, with the tests by their node ids.
+
+`test_table.py` looks whether all of them exist. In a node id without parameters all of them are meant.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """A fault, what must happen, and who looks at it."""
+
+    fault: str
+    must: str
+    tests: tuple[str, ...]
+
+
+NOT_YET = {"tests/test_checkpoint.py", "tests/processes/test_checkpoints.py"}
+"""Named before they were there; nothing else may be missing."""
+
+ROWS = {
+    1: Row(
+        "SIGKILL an actor at every kill point of add",
+        "the unfinished row is never seen, every acked one is stored, the actor is restarted as a new stream",
+        (
+            "tests/processes/test_kill_points.py::test_an_actor_killed_within_add_leaves_whole_rows",
+            "tests/test_kill_points.py::test_the_process_dies_at_the_nth_pass_of_that_point",
+            "tests/processes/test_items.py::test_items_of_actors_that_died_are_the_oracles",
+        ),
+    ),
+    2: Row(
+        "SIGKILL an actor right after add returned",
+        "that row is stored",
+        (
+            "tests/processes/test_rows.py::test_a_row_is_safe_once_add_returned",
+            "tests/processes/test_rows.py::test_rows_of_a_killed_actor_are_those_it_was_told_are_safe",
+        ),
+    ),
+    3: Row(
+        "SIGKILL a sampler while drawing, gathering, publishing, holding a lock",
+        "slot reclaimed, lock free, sampler restarted, no ready batch lost, none half-filled delivered",
+        (
+            "tests/processes/test_kill_points.py::test_a_sampler_killed_within_a_batch_loses_nothing",
+            "tests/faults/test_start_and_end.py::test_a_sampler_killed_with_a_lock_leaves_the_lock_free",
+            "tests/processes/test_torn_reads.py::test_nobody_steals_the_lock_of_a_stopped_reader",
+            "tests/test_slots.py::test_recovery_frees_what_the_dead_sampler_was_filling_and_nothing_else",
+        ),
+    ),
+    4: Row(
+        "SIGKILL the learner's process",
+        "every child is gone within 2 s, nothing is left in a folder or in shared memory",
+        (
+            "tests/processes/test_signals.py::test_no_process_and_no_memory_outlives_a_killed_parent",
+            "tests/processes/test_signals.py::test_no_child_outlives_a_parent_that_dies_within_a_write",
+            "tests/processes/test_signals.py::test_no_child_outlives_a_parent_that_leaves_without_a_word",
+            "tests/faults/test_start_and_end.py::test_nothing_of_ours_is_left_in_any_folder",
+            "tests/faults/test_start_and_end.py::test_memory_of_a_killed_program_is_mapped_by_nobody",
+        ),
+    ),
+    5: Row(
+        "SIGKILL the whole process group; or the parent in the first 200 ms of a child's start",
+        "the same",
+        (
+            "tests/processes/test_signals.py::test_no_process_outlives_its_killed_group",
+            "tests/processes/test_signals.py::test_no_child_outlives_a_parent_killed_while_it_starts_them",
+            "tests/faults/test_start_and_end.py::test_no_child_outlives_a_death_in_the_first_200_ms_of_its_start",
+        ),
+    ),
+    6: Row(
+        "SIGSTOP a sampler in mid-gather while the ring wraps, then SIGCONT",
+        "the check rejects what changed; no torn row",
+        (
+            "tests/processes/test_torn_reads.py::test_a_sampler_stopped_in_mid_copy_delivers_nothing_stale",
+            "tests/test_reader.py::test_a_reader_that_was_stopped_for_a_lap_goes_on",
+        ),
+    ),
+    7: Row(
+        "SIGSTOP a lock holder, then SIGCONT",
+        "nobody steals the lock; a warning names the holder; then all goes on",
+        (
+            "tests/processes/test_torn_reads.py::test_nobody_steals_the_lock_of_a_stopped_reader",
+            "tests/test_ring.py::test_a_block_that_a_reader_holds_is_left_for_another_lap",
+        ),
+    ),
+    8: Row(
+        "random SIGKILLs of actors and samplers under full load",
+        "oracle exact, no descriptor, mapping, process, thread or memory left over",
+        (
+            "tests/faults/test_storm.py::test_a_short_storm_loses_nothing",
+            "tests/processes/test_kill_storm.py::test_a_storm_of_kills_loses_no_row_and_tears_no_batch",
+            "tests/processes/test_items.py::test_items_drawn_while_actors_write_and_die_are_right",
+        ),
+    ),
+    9: Row(
+        "/dev/shm of 1 MiB",
+        "no difference",
+        (
+            "tests/faults/test_memory.py::test_a_tiny_dev_shm_makes_no_difference",
+            "tests/test_segment.py::test_it_has_no_name_in_any_folder",
+        ),
+    ),
+    10: Row(
+        "capacity above the cgroup's limit or the free memory",
+        "refused at construction: both numbers, bytes a field, the knob",
+        (
+            "tests/faults/test_memory.py::test_a_real_groups_limit_is_noticed_at_construction",
+            "tests/test_limits.py::test_more_than_is_available_is_refused_with_both_numbers_and_a_line_a_part",
+            "tests/test_limits.py::test_an_ancestor_of_our_v2_group_may_be_the_narrowest",
+            "tests/test_limits.py::test_v1_groups_count_with_their_ancestors",
+            "tests/test_replay.py::test_more_memory_than_there_is_is_refused_at_construction",
+        ),
+    ),
+    11: Row(
+        "memfd_create, fallocate, mmap, eventfd, pidfd_open fail at the n-th call",
+        "a typed error; descriptors back to the count before; no child left",
+        (
+            "tests/faults/test_refusals.py::test_a_refused_call_is_a_typed_error_and_leaves_nothing",
+            "tests/test_replay.py::test_a_replay_that_cannot_be_opened_leaves_nothing",
+            "tests/test_segment.py::test_every_refused_call_is_a_typed_error_and_leaves_nothing",
+        ),
+    ),
+    12: Row(
+        "RLIMIT_NOFILE too small for 50 actors",
+        "an error that names the limit, before any child starts",
+        (
+            "tests/processes/test_descriptors.py"
+            "::test_too_few_descriptors_for_many_actors_are_noticed_before_any_is_started",
+            "tests/processes/test_descriptors.py::test_whatever_the_limit_it_is_a_typed_error_or_it_works",
+        ),
+    ),
+    13: Row(
+        "a child truncates the memory",
+        "EPERM",
+        (
+            "tests/faults/test_memory.py::test_a_child_cannot_truncate_the_memory",
+            "tests/test_segment.py::test_nobody_can_resize_it",
+        ),
+    ),
+    14: Row(
+        "wrong shape, dtype, byte order, object dtype, missing, extra or misspelt field, ragged columns, 0 rows",
+        "SpecMismatch naming field, expected, got; nothing written; the actor goes on",
+        (
+            "tests/faults/test_values.py::test_what_does_not_fit_is_refused_in_the_actor_and_it_goes_on",
+            "tests/faults/test_values.py::test_what_does_not_fit_is_refused_in_the_owners_process",
+            "tests/test_replay.py::test_a_row_that_does_not_fit_changes_nothing",
+            "tests/test_replay.py::test_columns_that_do_not_fit_change_nothing",
+            "tests/test_spec.py::test_an_array_whose_dtype_could_lose_something_is_refused",
+            "tests/test_spec.py::test_missing_extra_and_misspelt_fields_are_named",
+        ),
+    ),
+    15: Row(
+        "NaN, inf, denormals, non-contiguous arrays",
+        "stored bit for bit",
+        (
+            "tests/faults/test_values.py::test_values_come_through_the_whole_pipeline_bit_for_bit",
+            "tests/test_replay.py::test_values_are_stored_bit_for_bit",
+            "tests/test_spec.py::test_floats_of_the_fields_dtype_are_stored_bit_for_bit",
+        ),
+    ),
+    16: Row(
+        "batch_size 0, -1, True, 2.5, 1e9; prefetch 0; capacity not a multiple of anything",
+        "a ValueError that says what is allowed; capacity is rounded up to whole blocks and says so",
+        (
+            "tests/test_replay.py::test_a_wrong_option_of_batches_is_refused",
+            "tests/test_replay.py::test_a_wrong_batch_size_is_refused",
+            "tests/test_replay.py::test_a_wrong_capacity_is_refused",
+            "tests/test_replay.py::test_the_capacity_is_rounded_up_to_whole_blocks",
+            "tests/test_options.py::test_anything_else_is_refused_with_what_is_allowed",
+        ),
+    ),
+    17: Row(
+        "sampling before min_size_to_sample; all actors dead; limiter closed both ways",
+        "waits with a reason; timeout raises; no producer left raises Stalled; never-open limiters are refused",
+        (
+            "tests/faults/test_waiting_for_each_other.py"
+            "::test_a_limiter_that_could_never_open_is_refused_at_construction",
+            "tests/faults/test_waiting_for_each_other.py::test_a_learner_that_a_limiter_holds_is_told_and_can_give_up",
+            "tests/faults/test_waiting_for_each_other.py::test_actors_that_a_limiter_holds_are_told_and_can_give_up",
+            "tests/faults/test_waiting_for_each_other.py::test_the_owner_that_a_limiter_holds_can_be_cancelled",
+            "tests/faults/test_waiting_for_each_other.py"
+            "::test_a_learner_whose_limiter_no_actor_can_open_any_more_is_stalled",
+            "tests/faults/test_waiting_for_each_other.py"
+            "::test_a_queue_in_order_that_nobody_takes_from_holds_its_writers",
+            "tests/processes/test_waits.py::test_waiting_for_a_first_batch_ends_with_the_counts",
+            "tests/processes/test_restart.py::test_a_running_learner_is_told_that_all_actors_have_failed",
+            "tests/processes/test_restart.py::test_actors_that_all_returned_leave_a_learner_that_needs_more_stalled",
+        ),
+    ),
+    18: Row(
+        "priorities negative, NaN, inf, all zero, wrong length; indices stale, foreign, repeated",
+        "ValueError and nothing changed; stale ones counted; the last of repeated ones wins; all zero is said",
+        (
+            "tests/test_prioritized.py::test_what_makes_no_sense_is_refused_and_changes_nothing",
+            "tests/test_prioritized.py::test_rows_that_all_have_priority_0_are_refused_at_the_draw",
+            "tests/test_prioritized.py::test_stale_updates_are_counted_and_never_reach_a_newcomer",
+            "tests/test_priorities.py::test_an_update_of_an_overwritten_row_is_recognised",
+            "tests/faults/test_priorities_given_wrong.py::test_each_is_refused_or_counted_and_nothing_else_changes",
+        ),
+    ),
+    19: Row(
+        "user code raises, exits, returns at once, cannot be pickled, blocks its loop, prints 1 MiB, forks",
+        "a typed error with the child's traceback and exit code; restarts counted; the others go on",
+        (
+            "tests/processes/test_misbehaviour.py::test_misbehaviour_is_a_typed_error_with_the_childs_words",
+            "tests/processes/test_misbehaviour.py::test_others_are_untouched",
+            "tests/processes/test_restart.py::test_restarts_are_limited_and_backed_off",
+            "tests/faults/test_misbehaving_samplers.py"
+            "::test_each_is_a_typed_error_with_the_samplers_words_and_the_others_go_on",
+        ),
+    ),
+    20: Row(
+        "cancel every public await at every suspension point",
+        "no row, slot, lock or child leaked; the next call works",
+        (
+            "tests/faults/test_cancelling.py::test_every_public_await_is_listed",
+            "tests/faults/test_cancelling.py::test_writing_cancelled_anywhere_is_all_or_nothing",
+            "tests/faults/test_cancelling.py::test_starting_children_cancelled_anywhere_leaves_none",
+            "tests/faults/test_cancelling.py::test_closing_cancelled_anywhere_closes_all_the_same",
+            "tests/faults/test_cancelling.py::test_waiting_cancelled_anywhere_changes_nothing",
+            "tests/faults/test_cancelling.py::test_an_actor_cancelled_in_its_calls_hands_in_all_or_nothing",
+            "tests/processes/test_closing.py::test_cancelled_while_starting_children",
+            "tests/test_prefetch.py::test_taking_cancelled_at_any_tick_takes_no_batch",
+            "tests/test_prefetch.py::test_opening_cancelled_at_any_tick_leaves_nothing",
+            "tests/test_coordinator.py::test_attaching_cancelled_at_any_tick_leaves_nothing",
+        ),
+    ),
+    21: Row(
+        "Ctrl-C once, twice; SIGTERM",
+        "one: orderly close; two: at once; never an orphan",
+        (
+            "tests/processes/test_signals.py::test_ctrl_c_once_ends_in_order",
+            "tests/processes/test_signals.py::test_ctrl_c_while_children_start_ends_in_order",
+            "tests/processes/test_signals.py::test_ctrl_c_twice_ends_at_once",
+            "tests/processes/test_signals.py::test_sigterm_ends_in_order",
+            "tests/processes/test_signals.py::test_sigterm_to_everybody_ends_in_order",
+        ),
+    ),
+    22: Row(
+        "checkpoint killed anywhere, disk full, read-only, damaged, cut short, of a newer version, other spec",
+        "the previous checkpoint still loads; damage is detected and named; nothing is half loaded",
+        ("tests/test_checkpoint.py", "tests/processes/test_checkpoints.py"),
+    ),
+    23: Row(
+        "the learner keeps a batch past its turn",
+        "documented: the view is gone unless copied; in debug mode it shows poison",
+        (
+            "tests/test_debug.py::test_a_view_that_is_kept_past_its_turn_shows_poison",
+            "tests/test_batch.py::test_a_released_batch_cannot_be_read",
+            "tests/test_batch.py::test_a_copy_lives_on_its_own",
+            "tests/test_prefetch.py::test_batches_come_in_turn_and_the_last_one_is_given_back",
+            "tests/processes/test_kill_storm.py::test_a_batch_that_is_held_survives_the_death_of_its_sampler",
+        ),
+    ),
+    24: Row(
+        "two replays, two batch streams on one replay, nested use",
+        "independent",
+        (
+            "tests/processes/test_several.py::test_two_replays_are_independent",
+            "tests/processes/test_several.py::test_streams_and_groups_on_one_replay_are_independent",
+            "tests/processes/test_several.py::test_several_tasks_take_from_one_stream",
+            "tests/processes/test_kill_storm.py::test_an_actor_may_have_a_replay_of_its_own",
+        ),
+    ),
+    25: Row(
+        "swizzle: SIGSTOP some one by one, SIGCONT in another order, kills in between",
+        "progress with at least one live actor and sampler; oracle exact; descriptors and memory flat",
+        (
+            "tests/faults/test_swizzle.py::test_stopped_processes_hold_nobody_up",
+            "tests/processes/test_kill_storm.py::test_stopped_processes_can_be_closed",
+        ),
+    ),
+}

@@ -1,0 +1,36 @@
+"""The table is whole: a row for each fault, and each test that it names is there."""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.faults.table import NOT_YET, ROWS
+
+ROOT = Path(__file__).parents[2]
+
+
+@cache
+def _functions(path: str) -> frozenset[str]:
+    tree = ast.parse((ROOT / path).read_text())
+    return frozenset(node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def test_every_fault_has_its_row() -> None:
+    """1 to 25, each with a test at least."""
+    assert list(ROWS) == list(range(1, 26))
+    assert all(row.tests for row in ROWS.values())
+
+
+@pytest.mark.parametrize("number", ROWS)
+def test_every_named_test_exists(number: int) -> None:
+    """By its node id; a file alone stands for all that is in it."""
+    for node in ROWS[number].tests:
+        path, _, name = node.partition("::")
+        if path in NOT_YET and not (ROOT / path).exists():
+            continue
+        assert (ROOT / path).exists(), node
+        assert not name or name in _functions(path), node
