@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-MAX_BYTES_PER_S = 200e6
-"""What a save writes a second, by default: a fifth of a core's work, and less than any disk of a big machine takes."""
+MAX_BYTES_PER_S = 100e6
+"""What a save writes a second, by default: about a tenth of a core's work, and less than any disk takes."""
 
 
 async def run_stoppable(work: Callable[[], T], stop: Stop) -> T:
@@ -189,6 +189,10 @@ class Loading:
             for exponent, largest, parts in checkpoint.masses(plan):
                 all_priorities[exponent] = priorities = Priorities(ring, exponent)
                 priorities.put_back(largest, parts)
+            if (
+                2 * int(plan.blocks.rows.sum()) > ring.capacity_rows
+            ):  # page by page, at first use, takes ten times as long
+                ring.segment.prefault(lambda done_bytes, size_bytes: self.stop.check())
             checkpoint.fill(ring, plan, self.stop, self._progress)
         except BaseException:
             for priorities in all_priorities.values():
