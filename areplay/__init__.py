@@ -15,6 +15,11 @@ from areplay.errors import (
     ActorFailed,
     AreplayError,
     BatchReleased,
+    CheckpointBusy,
+    CheckpointDamaged,
+    CheckpointFailed,
+    CheckpointMismatch,
+    CheckpointMissing,
     ChildFailed,
     Closed,
     DescriptorLimitExceeded,
@@ -35,10 +40,19 @@ from areplay.prefetch import Batches
 from areplay.program import run
 from areplay.rate import MinSize, SamplesPerInsert
 from areplay.replay import Replay
+from areplay.saving import Checkpoints
 from areplay.select import Prioritized, Selector, Uniform
 from areplay.sequences import Sequences
 from areplay.spec import Field, Spec
-from areplay.statistics import ActorStatistics, BatchesStatistics, LimiterStatistics, PriorityUpdate, Statistics, Wait
+from areplay.statistics import (
+    ActorStatistics,
+    BatchesStatistics,
+    LimiterStatistics,
+    PriorityUpdate,
+    Saved,
+    Statistics,
+    Wait,
+)
 from areplay.transform import Transform
 from areplay.transitions import Transitions
 from areplay.weights import Weights
@@ -56,6 +70,12 @@ __all__ = [
     "BatchReleased",
     "Batches",
     "BatchesStatistics",
+    "CheckpointBusy",
+    "CheckpointDamaged",
+    "CheckpointFailed",
+    "CheckpointMismatch",
+    "CheckpointMissing",
+    "Checkpoints",
     "ChildFailed",
     "Closed",
     "DescriptorLimitExceeded",
@@ -78,6 +98,7 @@ __all__ = [
     "Rows",
     "SamplerFailed",
     "SamplesPerInsert",
+    "Saved",
     "Selector",
     "Sequences",
     "Spec",

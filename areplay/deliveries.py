@@ -12,6 +12,7 @@ Written by nobody but the owner's process; what samplers need travels to them wh
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -19,7 +20,7 @@ import numpy as np
 from areplay.errors import EpochsOver, Stalled
 from areplay.item_log import ItemLog
 from areplay.options import flag, whole_number
-from areplay.ring import Indices, Ring, RingGuard
+from areplay.ring import Indices, Mask, Ring, RingGuard
 from areplay.windows import Window
 
 
@@ -38,10 +39,14 @@ class Deliveries:
         self.log = ItemLog(ring, window)
         self._guard: RingGuard | None = guard
 
-    def begin(self) -> None:
-        """Take in what is there, and from now on, if wanted, what comes. Call `keep` before."""
+    def begin(self, without: Callable[[Indices], Mask] | None = None) -> None:
+        """Take in what is there, and from now on, if wanted, what comes. Call `keep` before.
+
+        Args:
+            without: by which rows items were delivered already, before a checkpoint; if it takes in what comes.
+        """
         assert self._guard is not None
-        self.log.begin(self._guard, goes_on=self.takes_in)
+        self.log.begin(self._guard, goes_on=self.takes_in, without=without if self.takes_in else None)
 
     def keep(self) -> None:
         """Let no block be recycled from now on that is still needed."""

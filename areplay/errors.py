@@ -171,3 +171,64 @@ class WouldBlock(AreplayError):
 
     def __str__(self) -> str:
         return f"{self.reason}; try again, or use the method that waits"
+
+
+class CheckpointMissing(AreplayError):
+    """There is no checkpoint in that directory."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"there is no checkpoint in {self.path!r}; make one with `await replay.save(path)`"
+
+
+class CheckpointDamaged(AreplayError):
+    """A checkpoint is not as it was written. Nothing was loaded."""
+
+    def __init__(self, path: str, file: str, what: str) -> None:
+        super().__init__(path, file, what)
+        self.path, self.file, self.what = path, file, what
+
+    def __str__(self) -> str:
+        return f"the checkpoint in {self.path!r} is damaged: {self.file} {self.what}; load another one"
+
+
+class CheckpointMismatch(AreplayError):
+    """A checkpoint is not what is expected: of another spec, or of a newer version. Nothing was loaded."""
+
+    def __init__(self, path: str, differences: dict[str, str]) -> None:
+        super().__init__(path, differences)
+        self.path, self.differences = path, differences
+
+    def __str__(self) -> str:
+        lines = [f"{name}: {difference}" for name, difference in self.differences.items()]
+        return (
+            f"the checkpoint in {self.path!r} does not fit; load it with what it was saved with, or leave spec out\n  "
+            + "\n  ".join(lines)
+        )
+
+
+class CheckpointFailed(AreplayError):
+    """A checkpoint could not be written. The one before it, if there was one, is as it was."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return (
+            f"no checkpoint could be written into {self.path!r}: {self.reason}; free room there, or give another path"
+        )
+
+
+class CheckpointBusy(AreplayError):
+    """A checkpoint is being written into that directory at this moment, here or elsewhere. Nothing was done."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"a checkpoint is being written into {self.path!r} at this moment; wait for it, or give another path"

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -63,6 +64,7 @@ class ItemLog(Watcher):
         self._is_kept = np.ones(ring.blocks, np.bool_)  # per place: for pending items; at first all, until `begin`
         self.released = 0
         """How many items, from the first on, are not due any more. Raised by the learner's loop."""
+        self._without: Callable[[Indices], Mask] | None = None
 
     def _view(self) -> None:
         arrays = self._segment.arrays
@@ -88,12 +90,24 @@ class ItemLog(Watcher):
 
     # Writing, in the owner's process.
 
-    def begin(self, guard: RingGuard, *, goes_on: bool) -> None:
+    def is_over(self, released: int, indices: Indices) -> Mask:
+        """Which of these rows were taken in, but are neither pending nor due, if so many items are released."""
+        with self._guard:
+            due = self.entries(max(released, self.appended - len(self._order)), self.appended)
+            pending = [state.pending for state in self._streams.values()]
+            is_known = indices < self._known.take(indices // self._ring.block_rows % self._ring.blocks)
+        return is_known & ~np.isin(indices, np.concatenate([due, *pending]))
+
+    def begin(self, guard: RingGuard, *, goes_on: bool, without: Callable[[Indices], Mask] | None = None) -> None:
         """Take in what is in the ring already, oldest first, and, if it `goes_on`, what comes.
 
         Meanwhile no block is recycled, if this is a keeper of the ring.
+
+        Args:
+            without: by which rows of the ring no item is drawn any more.
         """
         with self._guard:
+            self._without = without
             if goes_on:  # those who write meanwhile wait for our guard before they tell us
                 guard.watch(self)
             there = []
@@ -108,6 +122,7 @@ class ItemLog(Watcher):
             for stream in list(self._streams):
                 if not goes_on or stream not in guard.streams:
                     self._end(stream)
+            self._without = None
             kept = np.zeros(self._ring.blocks, np.bool_)
             for state in self._streams.values():
                 kept[[place for place, _ in state.blocks]] = True
@@ -156,6 +171,9 @@ class ItemLog(Watcher):
             has_ends = not is_step.all()
         else:
             strides, has_ends = np.ones(len(indices), np.int64), False
+        if self._without is not None:
+            is_wanted = ~self._without(indices)
+            indices, distances, strides = indices[is_wanted], distances[is_wanted], strides[is_wanted]
         state.pending = np.concatenate([state.pending, indices])
         state.distances = np.concatenate([state.distances, distances])
         state.due = np.concatenate([state.due, distances + self._window.forward * strides])

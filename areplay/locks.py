@@ -22,7 +22,7 @@ from areplay.errors import ResourceUnavailable
 from areplay.spec import Array
 
 _FLOCK = struct.Struct("@hhqqi4x")  # l_type, l_whence, (padding), l_start, l_len, l_pid
-_F_OFD_SETLK = 37
+_F_OFD_GETLK, _F_OFD_SETLK = 36, 37
 
 
 class BlockLocks:
@@ -43,6 +43,12 @@ class BlockLocks:
     def try_shared(self, block: int) -> bool:
         """Take the block for reading: `False` if a writer has it."""
         return self._try(fcntl.F_RDLCK, block)
+
+    def has_writer(self, block: int) -> bool:
+        """Whether anybody else has the block for writing at this moment. Looks only, so that nobody has to pass by."""
+        asked = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, block, 1, 0)
+        found = fcntl.fcntl(self._descriptor, _F_OFD_GETLK, asked)
+        return bool(_FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
 
     def release(self, block: int) -> None:
         """Give the block back."""

@@ -58,6 +58,15 @@ def optional_seconds(name: str, value: object) -> float | None:
     return None if value is None else seconds(name, value)
 
 
+def optional_rate(name: str, value: object) -> float | None:
+    """`value` as a float, if it is a number above 0; `None` (no limit) passes."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not float(value) > 0:
+        raise ValueError(f"{name} must be a number above 0, or None, got {value!r}")
+    return float(value)
+
+
 def one_priority(value: Any) -> float:
     """`value` as a float, if it is a finite number.
 

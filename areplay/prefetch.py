@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
@@ -23,14 +24,14 @@ from areplay.admission import Admission
 from areplay.batch import Batch
 from areplay.crew import Crew, CrewOptions
 from areplay.debug import verify
-from areplay.deliveries import Deliveries, Delivering
+from areplay.deliveries import Deliveries, Delivering, Fifo
 from areplay.errors import Closed, EpochsOver, SamplerFailed, Stalled
 from areplay.items import Item, Rows
 from areplay.limits import check_descriptors
 from areplay.options import optional_seconds
 from areplay.process import DESCRIPTORS_A_CHILD, DESCRIPTORS_TO_START
 from areplay.rate import MinSize, SamplesPerInsert
-from areplay.ring import Ring
+from areplay.ring import Indices, Mask, Ring
 from areplay.sampler import run_sampler
 from areplay.select import Selector
 from areplay.slots import LENT, READY, Slots
@@ -61,6 +62,23 @@ class Supply:
     """All who have rows wait for a block, and all blocks are kept."""
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a checkpoint keeps of a stream of batches, for the one that goes on in its place."""
+
+    what: str
+    """Of what it consists: the same of both."""
+    batches_delivered: int
+    """By it and all those before it."""
+    limiter: dict[str, float] | None
+    is_over: Callable[[Indices], Mask] | None
+    """By which of these rows a `Fifo` has delivered items. Call it in a thread, it may take a while."""
+
+    def record(self) -> dict[str, Any]:
+        """The part that is text and numbers."""
+        return {"what": self.what, "batches_delivered": self.batches_delivered, "limiter": self.limiter}
+
+
 class Batches(AsyncIterator[Batch]):
     """A stream of batches: an async context manager and iterator, made by `Replay.batches`.
 
@@ -86,6 +104,8 @@ class Batches(AsyncIterator[Batch]):
         check_open: Callable[[], object],
     ) -> None:
         self._check_open = check_open
+        self._resumed: Kept | None = None
+        self._delivered_before = 0  # by streams before a checkpoint
         self._ring, self._item, self._selector, self._transform = ring, item, selector, transform
         self._seeds, self._supply = seeds, supply
         self._on_delivered = getattr(selector, "on_delivered", None)
@@ -164,17 +184,41 @@ class Batches(AsyncIterator[Batch]):
             rows = self._ring.rows_now[0]
             self._limiter.open(self._batch_size, rows, self._on_limiter_changed, self._admission.guard)
             self._is_limited = True
+            if self._resumed is not None and self._resumed.limiter is not None:
+                self._limiter.resume(self._resumed.limiter)
             self._admission.add(self._limiter)
         if self._new_deliveries is not None:
             self._deliveries = self._new_deliveries()
             self._deliveries.keep()
-            await run_to_completion(asyncio.to_thread(self._deliveries.begin))
+            await run_to_completion(asyncio.to_thread(self._begin_deliveries, self._deliveries))
             self._admission.ring()
             if self._deliveries.size(0) == 0:
                 items = self._deliveries.log.appended
                 raise Stalled(
                     f"{self._selector!r} of {items:,} items, which are none or less than a batch; add rows before"
                 )
+
+    def _begin_deliveries(self, deliveries: Deliveries) -> None:
+        resumed = self._resumed
+        deliveries.begin(None if resumed is None else resumed.is_over)
+
+    @property
+    def what(self) -> str:
+        """Of what it consists, in words."""
+        selector = repr(self._selector) if isinstance(self._selector, Fifo) else type(self._selector).__name__
+        return f"{self._batch_size} {self._item!r} by {selector}"
+
+    def resume(self, kept: Kept) -> None:
+        """Go on where another one of the same was. Call it before it is opened."""
+        self._resumed, self._delivered_before = kept, kept.batches_delivered
+
+    def kept(self) -> Kept:
+        """What a checkpoint keeps of this stream, as it is now."""
+        limiter = self._limiter.kept() if self._limiter is not None and self._slots is not None else None
+        is_over = None if self._resumed is None else self._resumed.is_over  # it has not begun yet
+        if self._deliveries is not None and self._deliveries.takes_in:
+            is_over = partial(self._deliveries.log.is_over, self._deliveries.log.released)
+        return Kept(self.what, self._delivered_before + self._delivered, limiter, is_over)
 
     def _end_pacing(self) -> None:
         if self._limiter is not None and self._is_limited:
@@ -318,7 +362,7 @@ class Batches(AsyncIterator[Batch]):
             return None
         if self._on_delivered is not None:
             try:
-                self._on_delivered(self._delivered + 1)
+                self._on_delivered(self._delivered_before + self._delivered + 1)
             except BaseException:  # a schedule of the user's
                 self._slots.give_back(slot)
                 raise

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -204,6 +205,20 @@ class Priorities(Watcher):
         serials, rows = self._ring.occupied()
         for serial, count in zip(serials.tolist(), rows.tolist(), strict=True):
             self.written(serial % self._ring.blocks * self._ring.block_rows, count)
+
+    @property
+    def largest(self) -> float:
+        """The largest mass that a row was given, which rows get that come without a priority."""
+        return float(self._largest[0])
+
+    def put_back(self, largest: float, parts: Iterable[tuple[int, NDArray[np.float32]]]) -> None:
+        """Give rows the masses that they had: `(at, masses)` from position `at` on. Others get none."""
+        with self._guard:
+            self.masses.fill(0)
+            for at, part in parts:
+                self.masses[at : at + len(part)] = part
+            self._largest[0] = largest
+            self._recompute_range(0, len(self.masses))
 
     def _masses_of(self, priorities: Masses) -> Masses:
         """In an array of its own: no exponent above 1 overflows a double, but a float32 would lose the extremes."""

@@ -167,6 +167,34 @@ class SamplesPerInsert(MinSize):
         error = ratio * (self._inserts - self.min_size_to_sample)
         self._base = _Base(ratio, buffer, error, self._inserts, 0)
 
+    def kept(self) -> dict[str, float]:
+        """What `resume` goes on with."""
+        return {
+            "samples_per_insert": self.samples_per_insert,
+            "min_size_to_sample": self.min_size_to_sample,
+            "inserts": self._inserts,
+            "samples": self._samples,
+            "error": self.error,
+        }
+
+    def resume(self, kept: dict[str, float]) -> bool:
+        """Go on with the counts that a limiter before had, right after `open`; `False`, with nothing changed, if that
+        one had other options.
+
+        An error that the present `error_buffer` does not allow is brought within it.
+        """
+        if (kept["samples_per_insert"], kept["min_size_to_sample"]) != (
+            self.samples_per_insert,
+            self.min_size_to_sample,
+        ):
+            return False
+        self._inserts, self._samples = int(kept["inserts"]), int(kept["samples"])
+        error = min(max(float(kept["error"]), -self.error_buffer), self.error_buffer)
+        if not self._samples and self._inserts < self.min_size_to_sample:  # the first ones, of which no batch was made
+            error = self.samples_per_insert * (self._inserts - self.min_size_to_sample)
+        self._base = _Base(self.samples_per_insert, self.error_buffer, error, self._inserts, self._samples)
+        return True
+
     def _buffer_for(self, batch_size: int) -> float:
         if self._has_default_buffer:
             return _default_buffer(self.samples_per_insert, batch_size)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import itertools
 import logging
 import pickle
 import time
@@ -24,28 +23,30 @@ import numpy as np
 from areplay.actor import ActorFunction, Actors
 from areplay.admission import Admission
 from areplay.batch import Batch
+from areplay.checkpoint import Checkpoint, Stop
+from areplay.choices import check_sendable, checked_item, checked_limiter
 from areplay.coordinator import Coordinator
 from areplay.crew import CrewOptions
 from areplay.deliveries import Deliveries, Delivering, LocalDeliveries
 from areplay.errors import Closed, SpecMismatch, Stalled
 from areplay.inbox import default_inbox_rows
-from areplay.items import Item, Rows
+from areplay.items import Item
 from areplay.limits import check_memory
 from areplay.options import fraction, optional_seconds, priority_values, seconds, whole_number
 from areplay.own_rows import OwnRows
 from areplay.prefetch import Batches, Supply
 from areplay.priorities import Priorities
-from areplay.rate import MinSize, SamplesPerInsert
+from areplay.rate import MinSize
 from areplay.reader import BatchArrays, Reader
 from areplay.ring import MIN_BLOCKS, Indices, Ring, RingGuard, default_block_rows
-from areplay.select import Selector, Uniform
+from areplay.saving import Checkpointed, Saver, run_stoppable
+from areplay.select import Selector
+from areplay.snapshot import Snapshot
 from areplay.spec import Spec
 from areplay.statistics import PriorityUpdate, Statistics, Wait
-from areplay.transform import Transform, batch_fields
-from areplay.transitions import Transitions
+from areplay.transform import Transform
 from areplay.waiting import ended, opened, run_to_completion
 from areplay.weights import Weights
-from areplay.windows import Window
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ _SMALL_BATCH = 4_096  # items that a batch may have even if fewer rows fit
 _OWNER, _ACTORS, _BATCHES, _DELIVERIES = range(4)  # kinds of random generators
 
 
-class Replay:
+class Replay(Checkpointed):
     """A replay buffer in shared memory: an async context manager.
 
     Args:
@@ -79,6 +80,7 @@ class Replay:
         prefault: bool = False,
         on_prefault: Callable[[int, int], None] | None = None,
     ) -> None:
+        super().__init__()
         if not isinstance(spec, Spec):
             raise TypeError(f"spec must be an areplay.Spec, got {type(spec).__name__}")
         self.spec = spec
@@ -88,7 +90,7 @@ class Replay:
         else:
             self._block_rows = whole_number("block_rows", block_rows, at_most=1 << 20)
         self._blocks = max(MIN_BLOCKS, -(-capacity // self._block_rows))
-        self._longest_window = self.capacity_rows // 2 if block_rows is None else self._block_rows
+        self._set_block_rows_given(block_rows is not None)
         if seed is not None:
             seed = whole_number("seed", seed, at_least=0)
         self._entropy = np.random.SeedSequence(seed).entropy
@@ -103,7 +105,7 @@ class Replay:
         self._updated = self._stale = 0
         self._groups: list[Actors] = []
         self._streams: list[Batches] = []
-        self._numbers = itertools.count()  # of groups and streams, for their seeds
+        self._made = 0  # groups and streams so far, for their seeds
         self._ring: Ring | None = None
         self._own_rows: OwnRows | None = None
         self._local: weakref.WeakKeyDictionary[Delivering, LocalDeliveries] = weakref.WeakKeyDictionary()
@@ -122,6 +124,9 @@ class Replay:
         Raises:
             MemoryLimitExceeded, ResourceUnavailable: nothing was left allocated.
         """
+        if self._is_loaded and self._closing is None:
+            self._is_loaded = False
+            return self
         if self._opening is not None or self._closing is not None:
             raise Closed("this replay, which was opened before,")
         self._opening = asyncio.create_task(self._open_off_loop(), name="areplay opens a replay")
@@ -143,19 +148,24 @@ class Replay:
         await run_to_completion(self._closing)
 
     async def _open_off_loop(self) -> None:
-        await run_to_completion(asyncio.to_thread(self._open))
+        await run_stoppable(self._open, Stop() if self._loading is None else self._loading.stop)
 
     def _open(self) -> None:
         ring = Ring(self.spec, self._blocks, self._block_rows)
         try:
+            if self._loading is not None:
+                self._priorities = self._loading.fill(ring, self._guard)
             if self._prefault:
                 ring.segment.prefault(self._on_prefault)
             self._reading_locks = ring.block_locks()
             self._admission = Admission(self._guard)
             self._own_rows = OwnRows(ring, self._guard, self._admission, self._on_rows)
         except BaseException:
+            for priorities in self._priorities.values():
+                priorities.close()
             ring.segment.close()
             raise
+        self._saver = Saver(ring, self._guard, self._snapshot)
         self._coordinator = Coordinator(ring, self._guard, self._admission, self._on_rows, self._on_change)
         self._ring = ring
 
@@ -204,7 +214,7 @@ class Replay:
         if inbox_rows is None:
             inbox_rows = default_inbox_rows(self.spec)
         least_rows = 2 if self.spec.is_steps else 1  # an episode's last step and its final observation go in together
-        group = next(self._numbers)
+        group = self._next_number()
         self._groups = [other for other in self._groups if not other.is_closed]  # and so frees their memory
         count = whole_number("count", count, at_most=10_000)
         if 2 * count > self._blocks:
@@ -271,16 +281,16 @@ class Replay:
             ValueError, TypeError: an option is not what it should be.
         """
         ring = self._opened()
-        item, selector = self._checked(item, selector, transform)
+        item, selector = checked_item(self.spec, self._longest_window, item, selector, transform)
         self._bind(selector)
-        _check_sendable("item", item)
+        check_sendable("item", item)
         if not hasattr(selector, "bind"):  # which has a share of our memory by now, and is ours
-            _check_sendable("selector", selector)
-        _check_sendable("transform", transform)
+            check_sendable("selector", selector)
+        check_sendable("transform", transform)
         batch_size = whole_number("batch_size", batch_size, at_most=self._max_batch_size)
-        limiter = self._checked_limiter(limiter, min_size_to_sample, batch_size, item, selector)
+        limiter = checked_limiter(limiter, min_size_to_sample, batch_size, self.capacity_rows, item, selector)
         samplers = whole_number("samplers", samplers, at_most=1_000)
-        group = next(self._numbers)
+        group = self._next_number()
         self._streams = [other for other in self._streams if not other.is_closed]  # and so frees their memory
         stream = Batches(
             ring,
@@ -299,6 +309,7 @@ class Replay:
             self._supply,
             self._opened,
         )
+        self._resume(stream)
         self._streams.append(stream)
         return stream
 
@@ -366,7 +377,7 @@ class Replay:
             ValueError, TypeError: an option is not what it should be.
         """
         ring = self._opened()
-        item, chosen = self._checked(item, selector, transform)
+        item, chosen = checked_item(self.spec, self._longest_window, item, selector, transform)
         batch_size = whole_number("batch_size", batch_size, at_most=self._max_batch_size)
         self._bind(chosen)
         rows = self._next_rows(chosen, item, batch_size) if isinstance(chosen, Delivering) else None
@@ -462,56 +473,6 @@ class Replay:
         """True: a replay without rows is still a replay."""
         return True
 
-    def _checked(
-        self, item: Item | None, selector: Selector | Delivering | None, transform: Transform | None
-    ) -> tuple[Item, Selector | Delivering]:
-        """What to sample, and how: as given or by default, if it can be done with these rows."""
-        if item is None:
-            item = Transitions() if self.spec.is_steps else Rows()
-        selector = Uniform() if selector is None else selector
-        _check_methods("item", item, ("fields", "assemble"), "Rows()")
-        if not isinstance(selector, Delivering):
-            _check_methods("selector", selector, ("draw",), "Uniform()")
-        if transform is not None and not isinstance(transform, Transform):
-            raise TypeError(f"transform must be an areplay.Transform, got {transform!r}")
-        window = getattr(item, "window", None)
-        if not isinstance(window, Window):
-            raise TypeError(f"item must have a window, an areplay.Window, got {window!r} of {item!r}")
-        if window.rows > 1 and not self.spec.is_steps:
-            raise ValueError(f"{item!r} spans several rows, which needs a spec of steps, made with Spec.steps")
-        if window.rows > self._longest_window:
-            raise ValueError(
-                f"{item!r} spans {window.rows:,} rows, more than {self._longest_window:,}: half of the ring, or a "
-                f"block if block_rows is given; raise capacity, or leave block_rows out"
-            )
-        batch_fields(item, self.spec, transform)
-        return item, selector
-
-    def _checked_limiter(
-        self,
-        limiter: MinSize | None,
-        min_size_to_sample: int | None,
-        batch_size: int,
-        item: Item,
-        selector: Selector | Delivering,
-    ) -> MinSize:
-        """As given or by default, if it can be had with such batches."""
-        if limiter is None:
-            limiter = MinSize(1 if min_size_to_sample is None else min_size_to_sample)
-        elif min_size_to_sample is not None:
-            raise ValueError(f"min_size_to_sample is given twice: {min_size_to_sample!r} and in {limiter!r}")
-        if not isinstance(limiter, MinSize):
-            raise TypeError(f"limiter must be a SamplesPerInsert or MinSize, got {limiter!r}")
-        whole_number("min_size_to_sample", limiter.min_size_to_sample, at_most=self.capacity_rows)
-        if isinstance(limiter, SamplesPerInsert):
-            if isinstance(selector, Delivering):
-                raise ValueError(
-                    f"{selector!r} delivers each item a fixed number of times, so {limiter!r} would hold one side for "
-                    f"ever; leave the limiter out, or pass MinSize"
-                )
-            limiter.check(batch_size, item.window.rows)
-        return limiter
-
     def _deliveries(
         self, selector: Selector | Delivering, item: Item, batch_size: int, group: int
     ) -> Callable[[], Deliveries] | None:
@@ -526,7 +487,7 @@ class Replay:
         """What `sample` goes on with."""
         local = self._local.get(selector)
         if local is None:
-            start = self._deliveries(selector, item, batch_size, next(self._numbers))
+            start = self._deliveries(selector, item, batch_size, self._next_number())
             assert start is not None
             local = self._local[selector] = LocalDeliveries(repr(selector), item, start())
             weakref.finalize(selector, local.close)
@@ -555,6 +516,15 @@ class Replay:
             raise Closed("this replay")
         return self._ring
 
+    def _set_block_rows_given(self, is_given: bool) -> None:
+        self._has_given_block_rows = is_given
+        self._longest_window = self._block_rows if is_given else self.capacity_rows // 2
+
+    def _next_number(self) -> int:
+        """Of a group of actors, or a stream of batches."""
+        self._made += 1
+        return self._made - 1
+
     def _seeds(self, *key: int) -> np.random.SeedSequence:
         return np.random.SeedSequence(self._entropy, spawn_key=key)
 
@@ -566,6 +536,41 @@ class Replay:
     def _coordinator_now(self) -> Coordinator:
         assert self._coordinator is not None
         return self._coordinator
+
+    @classmethod
+    def _for(cls, checkpoint: Checkpoint, capacity: int | None, block_rows: int | None, seed: int | None) -> Replay:
+        is_as_before = block_rows is None and capacity in (None, checkpoint.capacity_rows)
+        replay = cls(
+            checkpoint.spec,
+            checkpoint.capacity_rows if capacity is None else capacity,
+            seed=seed,
+            block_rows=checkpoint.block_rows if is_as_before else block_rows,
+        )
+        if is_as_before:
+            replay._set_block_rows_given(checkpoint.has_given_block_rows)
+        return replay
+
+    def _count_on(self, counts: dict[str, Any], has_new_seed: bool) -> None:
+        self._updated, self._stale = counts["priorities_updated"], counts["priorities_stale"]
+        if not has_new_seed:
+            self._entropy, self._made = counts["entropy"], counts["made"]
+            self._rng.bit_generator.state = counts["generator"]
+
+    def _snapshot(self) -> Snapshot:
+        counts = {
+            "priorities_updated": self._updated,
+            "priorities_stale": self._stale,
+            "entropy": self._entropy,
+            "made": self._made,
+            "generator": self._rng.bit_generator.state,
+        }
+        streams = [*(stream.kept() for stream in self._streams), *self._resumable]
+        return Snapshot(
+            self._opened(),
+            self._priorities.copy(),
+            {"block_rows_given": self._has_given_block_rows, "counts": counts},
+            [(kept.record(), kept.is_over) for kept in streams],
+        )
 
     def _on_rows(self) -> None:
         for stream in self._streams:
@@ -597,6 +602,8 @@ class Replay:
             return
         async with contextlib.AsyncExitStack() as stack:  # from the last line up, each even if another failed
             stack.push_async_callback(self._free, self._ring)
+            assert self._saver is not None
+            stack.push_async_callback(self._saver.close)
             for stream in self._streams:
                 stack.push_async_callback(stream.close)
             stack.push_async_callback(self._coordinator_now().stop)
@@ -620,20 +627,6 @@ class Replay:
 
     def __repr__(self) -> str:
         return f"<Replay {'closed' if self._closing is not None else self._ring or 'not open'}>"
-
-
-def _check_sendable(option: str, given: object) -> None:
-    try:
-        pickle.dumps(given)
-    except Exception as error:
-        raise ValueError(
-            f"{option} {given!r} cannot reach another process: {error}; define it at module level"
-        ) from None
-
-
-def _check_methods(option: str, given: object, methods: tuple[str, ...], example: str) -> None:
-    if isinstance(given, type) or not all(callable(getattr(given, method, None)) for method in methods):
-        raise TypeError(f"{option} must be an object with {' and '.join(methods)}, such as {example}, got {given!r}")
 
 
 def _crew_options(max_restarts: int, start_timeout_s: float, grace_s: float) -> CrewOptions:

@@ -32,7 +32,7 @@ import math
 import threading
 import time
 from collections.abc import Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,16 @@ def default_block_rows(spec: Spec, capacity: int) -> int:
     """Rows a block: a power of two from 16 to 4,096 that makes blocks of about 2 MiB, and about 256 of them."""
     rows = min(_TARGET_BLOCK_BYTES // spec.row_bytes, capacity // _TARGET_BLOCKS)
     return 1 << (min(4_096, max(16, rows)).bit_length() - 1)
+
+
+class Blocks(NamedTuple):
+    """Blocks as they were at one moment, oldest first: (n,) int64 each."""
+
+    serials: Indices
+    rows: Indices
+    streams: Indices
+    previous: Indices
+    following: Indices
 
 
 class Ring:
@@ -140,6 +150,16 @@ class Ring:
         ends = ends[ends > floor * self.block_rows]
         serials = (ends - 1) // self.block_rows
         return serials, ends - serials * self.block_rows
+
+    def put_back(self, blocks: Blocks, next_serial: int, next_stream: int, rows_inserted: int) -> None:
+        """Make rows visible that were written into the columns already. Only in a ring that nobody else uses yet."""
+        places = blocks.serials % self.blocks
+        self._streams[places], self._previous[places] = blocks.streams, blocks.previous
+        self._following[places] = blocks.following
+        self.next_serial[0], self.next_stream[0], self.rows_inserted[0] = next_serial, next_stream, rows_inserted
+        self.rows_now[0] = int(blocks.rows.sum())
+        order()
+        self.ends[places] = blocks.serials * self.block_rows + blocks.rows
 
     def block(self, place: int) -> tuple[int, int]:
         """`(serial, rows)` of the block in that place; `(-1, 0)` if it has no row or is being replaced."""
@@ -262,6 +282,22 @@ class RingGuard:
         if not masks:
             return None
         return masks[0] if len(masks) == 1 else np.logical_or.reduce(masks)
+
+    def blocks(self, ring: Ring) -> Blocks:
+        """All blocks that hold rows which can be sampled, or which somebody keeps though they are left for a lap."""
+        with self:
+            ends, floor = ring.ends.copy(), ring.next_serial[0] - ring.blocks
+            streams, previous, following = ring._streams.copy(), ring._previous.copy(), ring._following.copy()
+            kept = self.kept()
+        serials = (ends - 1) // ring.block_rows
+        is_wanted = serials >= max(0, floor)
+        if kept is not None:
+            is_wanted |= kept
+        places = np.flatnonzero(is_wanted & (ends > 0))
+        places = places[np.argsort(serials[places])]
+        serials = serials[places]
+        rows = ends[places] - serials * ring.block_rows
+        return Blocks(serials, rows, streams[places], previous[places], following[places])
 
     def has_place(self) -> bool:
         """Whether a block may be recycled that is not promised to anybody."""

@@ -218,6 +218,44 @@ class Spec(Mapping[str, Field]):
         missing = next(name for name in self._fields if name not in row)
         raise SpecMismatch(missing, str(self._fields[missing]), "nothing", f"a row needs all of {known}")
 
+    def description(self) -> dict[str, Any]:
+        """What `described` makes the same spec of: lists, strings and numbers only."""
+        fields = [[field.name, list(field.shape), field.dtype.name] for field in self.values()]
+        kinds = {"obs": list(self.observations), "action": list(self.actions), "extras": list(self.extras)}
+        return {"fields": fields, "steps": kinds if self.is_steps else None}
+
+    @classmethod
+    def described(cls, description: Mapping[str, Any]) -> Spec:
+        """The spec of that `description`.
+
+        Raises:
+            ValueError, TypeError, KeyError: it is none.
+        """
+        spec = cls(**{name: (tuple(shape), dtype) for name, shape, dtype in description["fields"]})
+        if (kinds := description["steps"]) is not None:
+            spec.observations, spec.actions = tuple(kinds["obs"]), tuple(kinds["action"])
+            spec.extras = tuple(kinds["extras"])
+            spec.rows = cls(**spec._fields, **links.FIELDS)  # type: ignore[arg-type]
+        return spec
+
+    def differences(self, other: Spec) -> dict[str, str]:
+        """Field by field how `other` differs from what is expected here; empty if the two are equal."""
+        found: dict[str, str] = {}
+        for name in [*self, *(name for name in other if name not in self)]:
+            mine, others = self._fields.get(name), other._fields.get(name)
+            if mine != others:
+                expected = "no such field" if mine is None else str(mine)
+                found[name] = f"expected {expected}, got {'none' if others is None else others}"
+        if self.is_steps != other.is_steps:
+            expected, got = ("steps of episodes" if spec.is_steps else "plain rows" for spec in (self, other))
+            found["rows"] = f"expected {expected}, got {got}"
+        elif not found and list(self) != list(other):
+            found["order of the fields"] = f"expected {', '.join(self)}, got {', '.join(other)}"
+        elif not found and self.observations != other.observations:
+            expected, got = ", ".join(self.observations), ", ".join(other.observations)
+            found["observations"] = f"expected {expected}, got {got}"
+        return found
+
     def __getitem__(self, name: str) -> Field:
         return self._fields[name]
 

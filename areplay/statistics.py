@@ -34,6 +34,20 @@ class PriorityUpdate(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Saved:
+    """What `Replay.save` did."""
+
+    rows: int
+    """In the checkpoint."""
+    blocks: int
+    """That hold them."""
+    blocks_written: int
+    """Those that were not in the checkpoint before."""
+    bytes_written: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Wait:
     """Somebody who waits at this moment."""
 

@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks import (
     bench_blocks,
     bench_cartpole,
+    bench_checkpoint,
     bench_delivery,
     bench_ingest,
     bench_items,
@@ -30,6 +31,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "limiter": bench_limiter.run,
     "prioritized": bench_prioritized.run,
     "blocks": bench_blocks.run,
+    "checkpoint": bench_checkpoint.run,
     "question": bench_question.run,
     "queue_fill": queue_fill.run,
 }

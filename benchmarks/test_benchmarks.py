@@ -24,6 +24,7 @@ EXPECTED = {
     "limiter": 6,
     "prioritized": 7,
     "blocks": 4,
+    "checkpoint": 3,
     "question": 4,
     "queue_fill": 3,
 }

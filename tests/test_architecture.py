@@ -20,6 +20,7 @@ PACKAGE = Path(areplay.__file__).parent
 ROOMS_ABOVE = [
     {"__init__"},
     {"replay", "program"},
+    {"saving"},
     {"actor", "coordinator", "own_rows", "prefetch"},
     {"sampler"},
     {"crew"},
@@ -28,11 +29,11 @@ ROOMS_ABOVE = [
 # ------------- nothing below this line imports asyncio -------------
 ROOMS_BELOW = [
     {"batch"},
-    {"slots", "to_torch", "to_jax"},
+    {"slots", "to_torch", "to_jax", "choices", "snapshot"},
     {"reader"},
     {"transform", "transitions", "sequences", "deliveries"},
     {"items", "item_log"},
-    {"windows", "select", "stacks"},
+    {"windows", "select", "stacks", "checkpoint"},
     {"priorities", "admission"},
     {"ring", "inbox", "weights", "episodes"},
     {"locks", "doorbell", "segment"},

@@ -26,6 +26,11 @@ EXAMPLES: list[errors.AreplayError] = [
     errors.ChildFailed("child 7", 4_711, 3, 2, "Traceback: boom"),
     errors.ActorFailed("actor 7", 4_711, -9, 2, "Traceback: boom"),
     errors.SamplerFailed("sampler 7", 4_711, 3, 2, "Traceback: boom"),
+    errors.CheckpointMissing("runs/1"),
+    errors.CheckpointDamaged("runs/1", "manifest.json", "is missing"),
+    errors.CheckpointMismatch("runs/1", {"obs": "expected uint8 and got int8"}),
+    errors.CheckpointFailed("runs/1", "no space left on device"),
+    errors.CheckpointBusy("runs/1"),
     errors.WouldBlock("the inbox is full"),
 ]
 KINDS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if kind.__module__ == errors.__name__]

@@ -403,7 +403,7 @@ async def test_a_cancelled_extend_that_was_written_is_announced() -> None:
     """Its rows may be those that a stream of batches waits for."""
 
     class Stream:
-        told = 0
+        told, delivers = 0, False
 
         def on_rows(self) -> None:
             self.told += 1
@@ -813,6 +813,8 @@ async def test_rows_are_announced_when_they_can_be_drawn() -> None:
     seen: list[int] = []
 
     class Stream:
+        delivers = False
+
         def on_rows(self) -> None:
             seen.append(len(replay))
 

@@ -57,6 +57,15 @@ async def hand_in_until_stopped(actor: areplay.Actor, pause_s: float = 0.0) -> N
             await asyncio.sleep(pause_s)
 
 
+async def hand_in_chunks_until_stopped(actor: areplay.Actor, chunk: int = 40, pause_s: float = 0.001) -> None:
+    """Rows by `extend` for as long as it may."""
+    number = 0
+    while not actor.stopping:
+        await actor.extend(rows(actor.index, os.getpid(), number, number + chunk))
+        number += chunk
+        await asyncio.sleep(pause_s)
+
+
 async def flush_and_tell(actor: areplay.Actor, count: int) -> None:
     """A few rows, flushed; says so, and waits."""
     await hand_in(actor, count)

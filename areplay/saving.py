@@ -1,0 +1,356 @@
+"""Saving: checkpoints of a replay that goes on meanwhile, one at a time or every so many seconds.
+
+The work is that of `areplay.snapshot`, in a thread; what is here takes care that it ends when its caller, or the
+replay, does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine
+from functools import partial
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import numpy as np
+
+from areplay.checkpoint import Checkpoint, Progress, Stop
+from areplay.errors import AreplayError, CheckpointDamaged, Closed, WouldBlock
+from areplay.options import optional_rate, seconds
+from areplay.prefetch import Batches, Kept
+from areplay.priorities import Priorities
+from areplay.ring import Ring, RingGuard
+from areplay.snapshot import Save, Snapshot
+from areplay.spec import Spec
+from areplay.statistics import Saved
+from areplay.waiting import run_to_completion
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+MAX_BYTES_PER_S = 100e6
+"""What a save writes a second, by default: about a tenth of a core's work, and less than any disk takes."""
+
+
+async def run_stoppable(work: Callable[[], T], stop: Stop) -> T:
+    """Run `work` in a thread. Cancelled: it is told to stop, and the cancellation is delivered when it has ended."""
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        await asyncio.wait({task})
+    except asyncio.CancelledError:
+        stop.set()
+        await run_to_completion(asyncio.wait({task}))
+        if not task.cancelled():
+            task.exception()  # looked at: the cancellation is what counts
+        raise
+    return task.result()
+
+
+class Saver:
+    """The saves of one replay.
+
+    Args:
+        snapshot: the replay at this moment.
+    """
+
+    def __init__(self, ring: Ring, guard: RingGuard, snapshot: Callable[[], Snapshot]) -> None:
+        self._ring, self._guard, self._snapshot = ring, guard, snapshot
+        self._known: dict[str, str] = {}  # by directory: the id of the checkpoint whose blocks are ours
+        self._running: dict[Stop, asyncio.Event] = {}
+        self._is_closed = False
+
+    def knows(self, path: str, checkpoint_id: str) -> None:
+        """The rows of that checkpoint, which is in that directory, are those of the replay."""
+        self._known[_key(path)] = checkpoint_id
+
+    async def save(self, path: str, max_bytes_per_s: float | None, progress: Progress | None) -> Saved:
+        """See `Replay.save`."""
+        if self._is_closed:
+            raise Closed("this replay")
+        snapshot = self._snapshot()
+        snapshot.take_blocks(self._guard)
+        locks, stop, ended, key = self._ring.block_locks(), Stop(), asyncio.Event(), _key(path)
+        work = Save(path, snapshot, locks, self._known.get(key, ""), max_bytes_per_s, progress, stop)
+        self._running[stop] = ended
+        try:
+            saved, self._known[key] = await run_stoppable(work.run, stop)
+        except WouldBlock:
+            raise Closed("this replay") from None
+        finally:
+            del self._running[stop]
+            ended.set()
+            locks.close()
+        return saved
+
+    async def close(self) -> None:
+        """Stop what is running; whoever waits for it gets `Closed`, and the checkpoint before is whole."""
+        self._is_closed = True
+        for stop, ended in list(self._running.items()):
+            stop.set()
+            await ended.wait()
+
+
+class Checkpoints:
+    """Saves of a replay every so many seconds: an async context manager, made by `Replay.checkpoints`.
+
+    Attributes:
+        last: what the last save did that succeeded; None before that.
+        failure: of the last save, if it failed.
+    """
+
+    def __init__(
+        self, path: str, every_s: float, save: Callable[..., Coroutine[Any, Any, Saved]], options: dict[str, Any]
+    ) -> None:
+        self.last: Saved | None = None
+        self.failure: AreplayError | None = None
+        self._path, self._every_s, self._save, self._options = path, every_s, save, options
+        self._task: asyncio.Task[None] | None = None
+        self._leaving = asyncio.Event()
+
+    async def __aenter__(self) -> Checkpoints:
+        """Begin; the first checkpoint is made after `every_s`."""
+        if self._task is not None:
+            raise Closed("this context of checkpoints, which was entered before,")
+        self._task = asyncio.create_task(self._save_again_and_again(), name="areplay checkpoints")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait for the save that runs, and make one more, as fast as it goes.
+
+        Cancelled meanwhile: what runs is stopped, the checkpoint before is whole.
+        """
+        assert self._task is not None
+        self._leaving.set()
+        try:
+            await asyncio.wait({self._task})
+        except asyncio.CancelledError:
+            self._task.cancel()
+            await run_to_completion(asyncio.wait({self._task}))
+            raise
+        self._task.result()
+
+    async def _save_again_and_again(self) -> None:
+        due = time.monotonic()
+        while not self._leaving.is_set():
+            due = max(due + self._every_s, time.monotonic())
+            try:
+                async with asyncio.timeout(due - time.monotonic()):
+                    await self._leaving.wait()
+            except TimeoutError:
+                await self._save_once(self._options)
+        await self._save_once({**self._options, "max_bytes_per_s": None})
+
+    async def _save_once(self, options: dict[str, Any]) -> None:
+        try:
+            self.last = await self._save(self._path, **options)
+            self.failure = None
+        except AreplayError as error:
+            self.failure = error
+            logger.error("%s; the checkpoint before is kept, the next save tries again", error)
+
+
+class Loading:
+    """A checkpoint on its way into a replay that is being opened.
+
+    Attributes:
+        checkpoint: what is loaded.
+        streams: what it has kept of streams of batches. Known after `fill`.
+        stop: makes `fill` give up.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, progress: Progress | None) -> None:
+        self.checkpoint, self._progress = checkpoint, progress
+        self.streams: list[Kept] = []
+        self.stop = Stop()
+        self.is_in_place = False
+
+    def fill(self, ring: Ring, guard: RingGuard) -> dict[float, Priorities]:
+        """Read everything; the priorities of the rows. In a thread.
+
+        Raises:
+            CheckpointDamaged: what was allocated here is given back.
+        """
+        checkpoint = self.checkpoint
+        plan = checkpoint.plan(ring.blocks, ring.block_rows)
+        self.is_in_place = plan.is_in_place
+        for k, stream in enumerate(checkpoint.streams):
+            rows = checkpoint.delivered(plan, k, ring)
+            is_over = None if rows is None else partial(np.isin, test_elements=rows)
+            self.streams.append(Kept(stream["what"], stream["batches_delivered"], stream["limiter"], is_over))
+        all_priorities: dict[float, Priorities] = {}
+        try:
+            for exponent, largest, parts in checkpoint.masses(plan):
+                all_priorities[exponent] = priorities = Priorities(ring, exponent)
+                priorities.put_back(largest, parts)
+            if (
+                2 * int(plan.blocks.rows.sum()) > ring.capacity_rows
+            ):  # page by page, at first use, takes ten times as long
+                ring.segment.prefault(lambda done_bytes, size_bytes: self.stop.check())
+            checkpoint.fill(ring, plan, self.stop, self._progress)
+        except BaseException:
+            for priorities in all_priorities.values():
+                priorities.close()
+            raise
+        for priorities in all_priorities.values():
+            guard.watch(priorities)
+        return all_priorities
+
+
+class Checkpointed(ABC):
+    """What a replay does to save itself, and to be loaded."""
+
+    def __init__(self) -> None:
+        self._saver: Saver | None = None  # while it is open
+        self._loading: Loading | None = None
+        self._resumable: list[Kept] = []  # what a checkpoint kept of streams of batches
+        self._is_loaded = False  # open, and not entered yet
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        max_bytes_per_s: float | None = MAX_BYTES_PER_S,
+        on_progress: Progress | None = None,
+    ) -> Coroutine[Any, Any, Saved]:
+        """Write a checkpoint into that directory, off the loop, while everybody goes on; what was written.
+
+        It holds the rows that are there when this is awaited, their episodes and priorities, and what limiters,
+        selectors and random generators have counted; see docs/checkpoints.md. Of the rows only those blocks are
+        written that were not in the directory's checkpoint before, if that one is of this replay. What is there
+        before is replaced in one step at the end: killed at any moment, the directory has one checkpoint, whole.
+
+        Cancelled, or the replay is closed: it stops at the next block, and the checkpoint before stays; only if it was
+        at its end already, the new one is there.
+
+        Args:
+            path: of the directory; made if it is not there. It should hold nothing else.
+            max_bytes_per_s: not faster than that, so that the learner does not feel it; None: as fast as it goes.
+            on_progress: called as `on_progress(done_bytes, size_bytes)` meanwhile, from another thread.
+
+        Raises:
+            CheckpointFailed: the disk is full, the directory read-only, or the like. The checkpoint before stays.
+            CheckpointBusy: another save into this directory is going on, of any process.
+            Closed: the replay was closed meanwhile. The checkpoint before stays.
+        """
+        self._opened()
+        assert self._saver is not None
+        return self._saver.save(os.fspath(path), optional_rate("max_bytes_per_s", max_bytes_per_s), on_progress)
+
+    def checkpoints(
+        self,
+        path: str | os.PathLike[str],
+        every_s: float,
+        *,
+        max_bytes_per_s: float | None = MAX_BYTES_PER_S,
+        on_progress: Progress | None = None,
+    ) -> Checkpoints:
+        """Save into that directory every `every_s` seconds, and once more when the context is left: see `save`.
+
+        One after the other, never two at once. A save that fails, say because the disk is full, is logged as an error;
+        the next one tries again. An async context manager; leaving it waits for the last save.
+        """
+        self._opened()
+        options = {
+            "max_bytes_per_s": optional_rate("max_bytes_per_s", max_bytes_per_s),
+            "on_progress": on_progress,
+        }
+        return Checkpoints(os.fspath(path), seconds("every_s", every_s), self.save, options)
+
+    @classmethod
+    async def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        spec: Spec | None = None,
+        capacity: int | None = None,
+        block_rows: int | None = None,
+        seed: int | None = None,
+        on_progress: Progress | None = None,
+    ) -> Self:
+        """A replay with what a checkpoint holds, already open: `async with await Replay.load(path) as replay`.
+
+        Every row has the index that it had, if capacity and block_rows are those of the checkpoint (and no `Fifo` had
+        kept blocks over a whole lap). All streams are ended: who writes rows begins new ones. Streams of batches that
+        are opened as before go on with the counts of their limiters, and a `Fifo` leaves out what it has delivered.
+
+        Cancelled: nothing is left allocated.
+
+        Args:
+            spec: which the rows must be of; None: whatever they are.
+            capacity: rows to keep, the newest ones; None: as many as before.
+            block_rows: as for `Replay`; None: as before, if the capacity is the same.
+            seed: for other random numbers than those that would have come next.
+            on_progress: called as `on_progress(done_bytes, size_bytes)` meanwhile, from another thread.
+
+        Raises:
+            CheckpointMissing: there is none.
+            CheckpointMismatch: it is of another spec, named field by field, or of a newer version.
+            CheckpointDamaged: something in it is not as it was written; says what. Nothing is left allocated.
+            MemoryLimitExceeded, ResourceUnavailable, ValueError: as for `Replay`.
+        """
+        while True:
+            checkpoint = await _found(os.fspath(path))
+            if spec is not None:
+                checkpoint.check_spec(spec)
+            replay = cls._for(checkpoint, capacity, block_rows, seed)
+            replay._loading = loading = Loading(checkpoint, on_progress)
+            try:
+                await replay.__aenter__()
+            except CheckpointDamaged:
+                if (await _found(os.fspath(path))).id == checkpoint.id:
+                    raise
+                continue  # a save has replaced it meanwhile, and deleted what we were reading
+            assert replay._saver is not None
+            if loading.is_in_place:
+                replay._saver.knows(checkpoint.path, checkpoint.id)
+            replay._loading, replay._resumable, replay._is_loaded = None, loading.streams, True
+            replay._count_on(checkpoint.counts, seed is not None)
+            return replay
+
+    def _resume(self, stream: Batches) -> None:
+        """Let a stream that is not open yet go on where the checkpoint's first of the same was."""
+        for kept in self._resumable:
+            if kept.what == stream.what:
+                stream.resume(kept)
+                self._resumable.remove(kept)
+                return
+
+    # What a replay has to know for that.
+
+    @abstractmethod
+    async def __aenter__(self) -> Self:
+        """Open it, with what `_loading` brings, if that is there."""
+
+    @abstractmethod
+    def _opened(self) -> Ring:
+        """The ring; raises `Closed` if there is none."""
+
+    @classmethod
+    @abstractmethod
+    def _for(cls, checkpoint: Checkpoint, capacity: int | None, block_rows: int | None, seed: int | None) -> Self:
+        """A replay that is not open yet, for the rows of a checkpoint."""
+
+    @abstractmethod
+    def _count_on(self, counts: dict[str, Any], has_new_seed: bool) -> None:
+        """Count on from where the checkpoint's replay was."""
+
+    @abstractmethod
+    def _snapshot(self) -> Snapshot:
+        """This moment, but for the blocks."""
+
+
+async def _found(path: str) -> Checkpoint:
+    """The checkpoint that is there now."""
+    return await run_stoppable(partial(Checkpoint, path), Stop())
+
+
+def _key(path: str) -> str:
+    """One name for one directory, whatever it is called."""
+    return os.path.realpath(path)

@@ -1,0 +1,408 @@
+"""Snapshots: the state of a replay at one moment, and how it gets into a checkpoint while writers and readers go on.
+
+A snapshot knows which rows there are: a block's serial and the number of its rows by then. Those rows never change
+until their block is recycled. So saving takes no lock, and no writer passes a block by for it: copy a block's rows into
+a buffer, look whether it is the same block still, and only then sum them up and write them. A block that was recycled
+meanwhile is left out, its rows were the oldest. What came after the snapshot is left out too.
+
+What a save writes, in this order: files of blocks that the checkpoint before does not have; the tables; the new
+manifest, under a name of its own; all of them synced. Then that is renamed over the old one, the directory synced, and
+files that nobody names any more are deleted. Killed at any point, the directory has the old manifest or the new one,
+and all that it names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import time
+import uuid
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from areplay.checkpoint import (
+    FORMAT,
+    MANIFEST,
+    OURS,
+    TABLE,
+    VERSION,
+    Checkpoint,
+    Progress,
+    Stop,
+    block_name,
+    manifest_checksum,
+)
+from areplay.errors import (
+    CheckpointBusy,
+    CheckpointDamaged,
+    CheckpointFailed,
+    CheckpointMismatch,
+    CheckpointMissing,
+)
+from areplay.kill_points import kill_point
+from areplay.locks import BlockLocks
+from areplay.priorities import Priorities
+from areplay.ring import Indices, Mask, Ring, RingGuard
+from areplay.spec import Array
+from areplay.statistics import Saved
+
+logger = logging.getLogger(__name__)
+
+_PIECE_BYTES = 1 << 20  # what is summed up and written in one go
+_REST_S = 0.0005  # after each block, so that others get the interpreter however small blocks are
+_FILES_AT_ONCE, _BYTES_AT_ONCE = 32, 16 << 20  # that are synced together
+_NAMES_AT_ONCE = 128  # of files; then too
+_WRITER_S, _LOOK_S = 1.0, 0.0002  # for how long a writer may be in the middle of a chunk, and how often we look
+_NEW = MANIFEST + ".new"
+
+
+@dataclass
+class Snapshot:
+    """A replay at one moment. Its rows are in the ring still, and its masses are not copied yet.
+
+    Attributes:
+        table: the blocks that hold rows, oldest first.
+        manifest: what else belongs to it.
+        streams: for each stream of batches what to keep of it, for the manifest, and by which rows a `Fifo` has
+            delivered items; None of other selectors.
+    """
+
+    ring: Ring
+    priorities: dict[float, Priorities]
+    manifest: dict[str, Any]
+    streams: list[tuple[dict[str, Any], Callable[[Indices], Mask] | None]]
+    table: Array = field(init=False)
+
+    def take_blocks(self, guard: RingGuard) -> None:
+        """Note which rows there are at this moment; takes some microseconds."""
+        inserted = self.ring.rows_inserted[0]
+        blocks = guard.blocks(self.ring)
+        self.table = np.zeros(len(blocks.serials), TABLE)
+        for name, column in zip(("serial", "rows", "stream", "previous", "following"), blocks, strict=True):
+            self.table[name] = column
+        # Read after the blocks: a serial or a stream that is not used after all does no harm.
+        counters = {"next_serial": self.ring.next_serial[0], "next_stream": self.ring.next_stream[0]}
+        self.manifest["counters"] = counters | {"rows_inserted": inserted}
+
+    def still_there(self, table: Array) -> Mask:
+        """Which of these blocks were not recycled."""
+        return self.ring.unchanged(table["serial"] * self.ring.block_rows)
+
+
+class Save:
+    """One save of a snapshot into a directory; `run` blocks its thread for as long as that takes.
+
+    Args:
+        locks: of this thread, to see where writers are.
+        known: the id of the checkpoint whose blocks are ours, if we know one; "" otherwise.
+        max_bytes_per_s: write no more than that; None: as fast as it goes.
+        progress: called as `progress(done_bytes, size_bytes)` after each block that had to be written.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        snapshot: Snapshot,
+        locks: BlockLocks,
+        known: str,
+        max_bytes_per_s: float | None,
+        progress: Progress | None,
+        stop: Stop,
+    ) -> None:
+        self._path, self._snapshot, self._locks, self._known = path, snapshot, locks, known
+        self._bytes_per_s, self._progress, self._stop = max_bytes_per_s, progress, stop
+        self._columns = snapshot.ring.columns
+        self._written: list[str] = []
+        self._unsynced: list[int] = []  # descriptors
+        self._unsynced_bytes = self._number = self._bytes = 0
+        self._due = self._started = time.monotonic()
+        self._headers: dict[int, list[bytes]] = {}  # by the number of rows
+        self._buffer = bytearray()
+
+    def run(self) -> tuple[Saved, str]:
+        """Write the checkpoint; what was done, and the checkpoint's id.
+
+        Raises:
+            CheckpointBusy: somebody else is writing into that directory.
+            CheckpointFailed: it could not be written; the checkpoint before is whole.
+            WouldBlock: told to stop; the checkpoint before is whole.
+        """
+        try:
+            with self._locked_directory() as directory:
+                try:
+                    return self._run(directory)
+                except BaseException:
+                    self._remove(self._written)
+                    raise
+                finally:
+                    self._close_written()
+        except OSError as error:
+            raise CheckpointFailed(self._path, str(error)) from error
+
+    def _run(self, directory: int) -> tuple[Saved, str]:
+        table, masses = self._with_masses()
+        is_over = self._is_over(table)
+        is_new = self._reuse(table)
+        rows = table["rows"].copy()
+        row_bytes = self._snapshot.ring.spec.row_bytes
+        size_bytes, done_bytes, is_there = int(rows[is_new].sum()) * row_bytes, 0, np.ones(len(table), np.bool_)
+        for at in np.flatnonzero(is_new).tolist():
+            self._stop.check()
+            is_there[at] = self._write_block(table, at)
+            done_bytes += int(rows[at]) * row_bytes
+            if self._progress is not None:
+                self._progress(done_bytes, size_bytes)
+            if is_there[at]:
+                self._rest(int(rows[at]) * row_bytes)
+        self._sync_written()
+        kill_point("save.blocks_synced")
+        has_row = np.repeat(is_there, rows)
+        blocks_written, table = int(np.count_nonzero(is_new & is_there)), table[is_there]
+        manifest = self._write_tables(
+            table,
+            {key: values[has_row] for key, values in masses.items()},
+            [None if values is None else values[has_row] for values in is_over],
+        )
+        self._sync_written()
+        names = {MANIFEST, *self._names(table), *self._tables_of(manifest)}
+        self._stop.check()
+        os.fsync(directory)
+        self._write_manifest(manifest)
+        self._written = []  # from here on they are the checkpoint
+        kill_point("save.renamed")
+        os.fsync(directory)
+        self._remove([name for name in os.listdir(self._path) if OURS.fullmatch(name) and name not in names])
+        kill_point("save.cleaned")
+        seconds = time.monotonic() - self._started
+        return Saved(int(table["rows"].sum()), len(table), blocks_written, self._bytes, seconds), manifest["id"]
+
+    @contextlib.contextmanager
+    def _locked_directory(self) -> Iterator[int]:
+        """The directory, made if it is not there; nobody else saves into it meanwhile, in no process."""
+        if not os.path.isdir(self._path):
+            os.makedirs(self._path, exist_ok=True)
+            _sync(os.path.dirname(os.path.abspath(self._path)))
+        directory = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            try:
+                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given back by the kernel if we die
+            except BlockingIOError:
+                raise CheckpointBusy(self._path) from None
+            yield directory
+        finally:
+            os.close(directory)
+
+    def _with_masses(self) -> tuple[Array, dict[float, NDArray[np.float32]]]:
+        """The blocks that are still there, and of each exponent the masses of their rows."""
+        snapshot, ring = self._snapshot, self._snapshot.ring
+        table = snapshot.table
+        if not snapshot.priorities:
+            return table, {}
+        # A chunk that was published a moment before the snapshot has no masses yet, until its writer lets go.
+        for place in (table["serial"] % ring.blocks).tolist():
+            until = time.monotonic() + _WRITER_S
+            while self._locks.has_writer(place) and time.monotonic() < until:
+                time.sleep(_LOOK_S)
+        copies = {
+            key: priorities.masses[: ring.capacity_rows].copy() for key, priorities in snapshot.priorities.items()
+        }
+        # Of a block that is there still, the masses are those of its rows: newcomers get theirs after it is recycled.
+        table = table[snapshot.still_there(table)]
+        places, is_row = table["serial"] % ring.blocks, np.arange(ring.block_rows) < table["rows"][:, None]
+        return table, {key: copy.reshape(ring.blocks, -1)[places][is_row] for key, copy in copies.items()}
+
+    def _reuse(self, table: Array) -> Mask:
+        """Note the files of blocks that are there already; which blocks have none."""
+        names = set(os.listdir(self._path))
+        matches = [match for name in names if (match := OURS.fullmatch(name))]
+        self._number = 1 + max((int(number) for match in matches for number in match.groups() if number), default=0)
+        is_new = np.ones(len(table), np.bool_)
+        before = self._before(bool(matches))
+        if before is None or before.id != self._known or not len(before.table):
+            return is_new
+        at = np.minimum(before.table["serial"].searchsorted(table["serial"]), len(before.table) - 1)
+        found = before.table[at]
+        is_same = (found["serial"] == table["serial"]) & (found["rows"] == table["rows"])
+        is_same[is_same] = [name in names for name in self._names(found[is_same])]
+        for column in ("save", "bytes", "crc32"):
+            table[column][is_same] = found[column][is_same]
+        is_new[is_same] = False
+        return is_new
+
+    def _before(self, has_files: bool) -> Checkpoint | None:
+        """The checkpoint that is there."""
+        try:
+            return Checkpoint(self._path)
+        except CheckpointMissing:
+            return None
+        except CheckpointDamaged as damage:
+            if damage.file == MANIFEST and not has_files:
+                raise CheckpointFailed(self._path, f"there is a {MANIFEST} that is none of a checkpoint") from None
+            logger.warning("%s; it will be replaced", damage)
+            return None
+        except CheckpointMismatch as mismatch:
+            raise CheckpointFailed(self._path, f"what is there must not be replaced ({mismatch})") from None
+
+    def _write_block(self, table: Array, at: int) -> bool:
+        """Write one block's file; `False` if it was recycled meanwhile."""
+        ring, entry = self._snapshot.ring, table[at]
+        if not self._snapshot.still_there(table[at : at + 1])[0]:
+            return False
+        rows, start = int(entry["rows"]), int(entry["serial"]) % ring.blocks * ring.block_rows
+        headers = self._headers.setdefault(rows, [_header(column, rows) for column in self._columns.values()])
+        size = sum(map(len, headers)) + rows * ring.spec.row_bytes
+        if len(self._buffer) < size:
+            self._buffer = bytearray(size)
+        place = 0
+        for header, column in zip(headers, self._columns.values(), strict=True):
+            self._buffer[place : place + len(header)] = header
+            place += len(header)
+            part = column[start : start + rows]
+            np.frombuffer(self._buffer, part.dtype, part.size, place).reshape(part.shape)[...] = part
+            place += part.nbytes
+        if not self._snapshot.still_there(table[at : at + 1])[0]:
+            return False
+        table["save"][at], table["bytes"][at] = self._number, size
+        with memoryview(self._buffer) as image:
+            table["crc32"][at] = self._write(block_name(table[at]), image[:size])
+        return True
+
+    def _is_over(self, table: Array) -> list[Mask | None]:
+        """For each stream of batches with a `Fifo`, by which rows of the blocks it has delivered items."""
+        if not any(is_over for _, is_over in self._snapshot.streams):
+            return [None] * len(self._snapshot.streams)
+        offsets = np.arange(self._snapshot.ring.block_rows)
+        indices = table["serial"][:, None] * self._snapshot.ring.block_rows + offsets
+        indices = indices[offsets < table["rows"][:, None]]
+        return [None if is_over is None else is_over(indices) for _, is_over in self._snapshot.streams]
+
+    def _write_tables(
+        self, table: Array, masses: dict[float, NDArray[np.float32]], all_over: list[Mask | None]
+    ) -> dict[str, Any]:
+        """Write all but the blocks and the manifest, and return that."""
+        snapshot = self._snapshot
+        manifest: dict[str, Any] = {
+            "format": FORMAT,
+            "version": VERSION,
+            "id": uuid.uuid4().hex,
+            "save": self._number,
+            "time": time.time(),
+            "spec": snapshot.ring.spec.description(),
+            "columns": list(self._columns),
+            "capacity_rows": snapshot.ring.capacity_rows,
+            "block_rows": snapshot.ring.block_rows,
+            **snapshot.manifest,
+            "blocks": self._write_array("blocks", table),
+            "masses": [],
+            "streams": [],
+        }
+        for k, (exponent, values) in enumerate(masses.items()):
+            largest = snapshot.priorities[exponent].largest
+            entry = self._write_array(f"masses-{k}", values)
+            manifest["masses"].append({"exponent": exponent, "largest": largest, **entry})
+        for k, ((state, _), is_over) in enumerate(zip(snapshot.streams, all_over, strict=True)):
+            file = None if is_over is None else self._write_array(f"delivered-{k}", is_over)
+            manifest["streams"].append({**state, "delivered": file})
+        return manifest
+
+    def _write_array(self, name: str, values: Array) -> dict[str, Any]:
+        file = BytesIO()
+        np.lib.format.write_array(file, np.ascontiguousarray(values), version=(1, 0), allow_pickle=False)
+        name = f"{name}-{self._number}.npy"
+        with file.getbuffer() as image:
+            return {"file": name, "bytes": len(image), "crc32": self._write(name, image)}
+
+    def _write_manifest(self, manifest: dict[str, Any]) -> None:
+        manifest["crc32"] = manifest_checksum(manifest)
+        text = json.dumps(manifest, indent=1).encode()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(self._path, _NEW))
+        self._write(_NEW, memoryview(text))
+        self._sync_written()
+        kill_point("save.manifest")
+        os.rename(os.path.join(self._path, _NEW), os.path.join(self._path, MANIFEST))
+
+    def _write(self, name: str, image: memoryview) -> int:
+        """Write a new file, to be synced later; its checksum."""
+        self._written.append(name)
+        checksum = done = 0
+        descriptor = os.open(os.path.join(self._path, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        self._unsynced.append(descriptor)
+        while done < len(image):
+            piece = image[done : done + _PIECE_BYTES]
+            checksum = zlib.crc32(piece, checksum)
+            while piece:
+                count = os.write(descriptor, piece)
+                piece, done = piece[count:], done + count
+            kill_point("save.block")
+        self._bytes += len(image)
+        self._unsynced_bytes += len(image)
+        if len(self._unsynced) >= _FILES_AT_ONCE or self._unsynced_bytes >= _BYTES_AT_ONCE:
+            self._sync_written()
+        return checksum
+
+    def _sync_written(self) -> None:
+        """Sync what was written. Some files together: one step of the file system's journal serves all of them."""
+        for descriptor in self._unsynced:
+            os.fsync(descriptor)
+        self._close_written()
+
+    def _close_written(self) -> None:
+        while self._unsynced:
+            os.close(self._unsynced.pop())
+        self._unsynced_bytes = 0
+
+    def _rest(self, size: int) -> None:
+        """Sleep for as long as it takes not to be too fast."""
+        now = time.monotonic()
+        if self._bytes_per_s is not None:
+            self._due = max(self._due, now - _REST_S) + size / self._bytes_per_s
+        self._stop.wait(max(_REST_S, self._due - now))
+
+    def _names(self, table: Array) -> Iterator[str]:
+        """The files of blocks. There may be many thousands: let others run meanwhile."""
+        for count, entry in enumerate(table):
+            if count % _NAMES_AT_ONCE == 0:
+                time.sleep(0)
+            yield block_name(entry)
+
+    @staticmethod
+    def _tables_of(manifest: dict[str, Any]) -> Iterator[str]:
+        delivered = [stream["delivered"] for stream in manifest["streams"]]
+        for entry in (manifest["blocks"], *manifest["masses"], *delivered):
+            if entry is not None:
+                yield entry["file"]
+
+    def _remove(self, names: list[str]) -> None:
+        for name in names:
+            try:
+                os.unlink(os.path.join(self._path, name))
+            except FileNotFoundError:
+                pass
+            except OSError as error:  # the next save will try again
+                logger.warning("%s of the checkpoint in %s cannot be deleted: %s", name, self._path, error)
+
+
+def _header(column: Array, rows: int) -> bytes:
+    """What np.save writes before the numbers of an array of so many rows."""
+    file = BytesIO()
+    description = np.lib.format.header_data_from_array_1_0(column[:0])
+    np.lib.format.write_array_header_1_0(file, {**description, "shape": (rows, *column.shape[1:])})
+    return file.getvalue()
+
+
+def _sync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

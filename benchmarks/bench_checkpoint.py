@@ -1,0 +1,122 @@
+"""What a checkpoint costs: the learner's wait while one is written, the bytes of a second one, and a load."""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import areplay
+from benchmarks.clocks import progress
+from benchmarks.flows import warm_batches
+from benchmarks.harness import Figure, Options, Target, medians, ratios, take_turns
+from benchmarks.learners import blocked_learner
+from benchmarks.workloads import FRAMES, filled_replay, push_paced_rows
+
+_CHANGED = 100  # of so many blocks, one
+_PART = 4  # of the capacity, what is saved and loaded where nobody learns
+
+
+async def run(options: Options) -> list[Figure]:
+    """Three ratios, each from one run."""
+    with tempfile.TemporaryDirectory() as folder:
+        waits = await _waits(options, Path(folder) / "waits")
+        again, rates = await _again_and_load(options, Path(folder))
+    return [
+        Figure(
+            "learner of 5 ms: wait p99 while a checkpoint is written, to without",
+            ratios(waits["saving"], waits["quiet"]),
+            target=Target("<=", 2),
+            beside={f"{name}, us": value for name, value in medians(waits).items()},
+        ),
+        Figure(
+            "bytes of a second checkpoint after 1 of 100 blocks changed, to the first",
+            again,
+            target=Target("<=", 0.025),
+        ),
+        Figure(
+            "load of a checkpoint, to reading its files into fresh shared memory",
+            ratios(rates["load"], rates["plain read"]),
+            target=Target(">=", 0.5),
+            beside={f"{name}, MB/s": value for name, value in medians(rates).items()},
+        ),
+    ]
+
+
+async def _waits(options: Options, folder: Path) -> dict[str, list[float]]:
+    async with filled_replay(FRAMES, options) as replay:
+        actors = replay.actors(push_paced_rows, 1, args=(FRAMES, float(options.rows_per_s)))
+        async with actors, warm_batches(replay, options) as batches:
+
+            async def quiet() -> float:
+                await blocked_learner(replay, batches, options, steps=options.prefetch)
+                return (await blocked_learner(replay, batches, options)).wait_us(99)
+
+            async def saving() -> float:
+                saves = asyncio.create_task(_save_again_and_again(replay, folder))
+                try:
+                    return await quiet()
+                finally:
+                    saves.cancel()
+                    await asyncio.wait({saves})
+
+            await blocked_learner(replay, batches, options, steps=options.steps // 2)
+            return await take_turns({"quiet": quiet, "saving": saving}, options)
+
+
+async def _save_again_and_again(replay: areplay.Replay, folder: Path) -> None:
+    while True:
+        saved = await replay.save(folder)
+        progress(f"saved {saved.bytes_written / 1e6:.0f} MB in {saved.seconds:.1f} s")
+
+
+async def _again_and_load(options: Options, folder: Path) -> tuple[tuple[float, ...], dict[str, list[float]]]:
+    path = folder / "again"
+    async with areplay.Replay(FRAMES.spec(), max(1_000, options.capacity // _PART)) as replay:
+        block_rows = replay.statistics().block_rows
+        chunk = FRAMES.columns(block_rows)
+        for _ in range(replay.statistics().blocks):
+            await replay.extend(chunk)
+        first = await replay.save(path, max_bytes_per_s=None)
+        shares = []
+        for _ in range(options.rounds):
+            for _ in range(max(1, first.blocks // _CHANGED)):
+                await replay.extend(chunk)
+            shares.append((await replay.save(path, max_bytes_per_s=None)).bytes_written / first.bytes_written)
+    del replay
+    sides = {"plain read": partial(_read, path), "load": partial(_load, path)}
+    return tuple(shares), await take_turns(sides, options)
+
+
+async def _read(path: Path) -> float:
+    """MB/s into memory of the kind that a replay takes, and that nobody has touched yet."""
+    files = _blocks(path)
+    start, at = time.perf_counter(), 0
+    descriptor = os.memfd_create("benchmark-read", os.MFD_CLOEXEC)
+    os.posix_fallocate(descriptor, 0, sum(files.values()))
+    with mmap.mmap(descriptor, sum(files.values())) as memory:
+        os.close(descriptor)
+        with memoryview(memory) as view:
+            for file, size in files.items():
+                with open(file, "rb", buffering=0) as opened, view[at : at + size] as part:  # noqa: ASYNC230
+                    assert opened.readinto(part) == size
+                at += size
+    return at / 1e6 / (time.perf_counter() - start)
+
+
+async def _load(path: Path) -> float:
+    size = sum(_blocks(path).values())
+    start = time.perf_counter()
+    loaded = await areplay.Replay.load(path)
+    took_s = time.perf_counter() - start
+    await loaded.close()
+    return size / 1e6 / took_s
+
+
+def _blocks(path: Path) -> dict[Path, int]:
+    """The files of the blocks, and their sizes in bytes."""
+    return {file: file.stat().st_size for file in sorted(path.glob("block-*"))}

@@ -1,0 +1,740 @@
+"""Tests of `areplay.checkpoint`, `areplay.snapshot` and `areplay.saving`, as far as they need no other process.
+
+What is on disk is read by an oracle that shares no code with them (`checkpoint_oracle`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import logging
+import os
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoint_oracle import Columns, block_files, check_files, columns_of, manifest_of, masses_of
+from kit import memory_descriptors, open_descriptors, until
+
+import areplay
+from areplay import Replay
+from areplay.checkpoint import manifest_checksum
+
+SPEC = areplay.Spec(x=((), "float64"), pair=((2, 3), "uint8"), flag=((), "bool"), z=((2,), "complex64"))
+STEPS = areplay.Spec.steps(obs=((2,), "float32"), action=((), "int64"), extra=((), "float64"))
+
+
+def columns(start: int, stop: int) -> Columns:
+    """Rows that differ in each field, with all sorts of floats among them."""
+    number = np.arange(start, stop)
+    x = number.astype(np.float64)
+    x[number % 7 == 3], x[number % 7 == 4], x[number % 7 == 5] = np.nan, -np.inf, 5e-324
+    x.view(np.uint64)[number % 11 == 2] = 0x7FF8_0000_0000_0123  # a NaN with something in it
+    pair = (number[:, None, None] + np.arange(6).reshape(2, 3)).astype(np.uint8)
+    return {"x": x, "pair": pair, "flag": number % 3 == 0, "z": (number[:, None] * [1, 1j]).astype(np.complex64)}
+
+
+def same(one: Columns, other: Columns, names: Any) -> None:
+    """Bit for bit."""
+    for name in names:
+        assert one[name].dtype == other[name].dtype
+        assert one[name].tobytes() == other[name].tobytes(), name
+
+
+def stored(replay: Replay) -> Columns:
+    """All rows in a ring, oldest block first, with their indices."""
+    ring = replay._opened()
+    serials, rows = ring.occupied()
+    order = np.argsort(serials)
+    indices = np.concatenate(
+        [serial * ring.block_rows + np.arange(count) for serial, count in zip(serials[order], rows[order], strict=True)]
+    )
+    return {"indices": indices, **{name: column[ring.positions(indices)] for name, column in ring.columns.items()}}
+
+
+def chains(replay: Replay) -> dict[int, tuple[int, int, int]]:
+    """Stream, previous and following block of each."""
+    ring = replay._opened()
+    return {serial: ring.chain(serial) for serial in sorted(ring.occupied()[0].tolist())}
+
+
+def files_of(path: Path, kind: str = "") -> list[Path]:
+    """Those whose names begin so."""
+    return sorted(file for file in path.iterdir() if file.name.startswith(kind))
+
+
+def size_of(path: Path) -> int:
+    """Of all files, in bytes."""
+    return sum(file.stat().st_size for file in path.iterdir())
+
+
+async def play(replay: Replay, episodes: int, length: int, first: int = 0) -> None:
+    """Episodes of steps that are numbered through, one number a step."""
+    number = first
+    for _ in range(episodes):
+        for k in range(length):
+            obs, after = np.full(2, number, np.float32), np.full(2, number + 1, np.float32)
+            is_last = k == length - 1
+            await replay.add(
+                obs=obs, action=number, reward=number / 8, extra=-number, terminated=is_last, truncated=False,
+                **({"next_obs": after} if is_last else {}),
+            )  # fmt: skip
+            number += 1
+
+
+async def test_rows_come_back_bit_for_bit_and_in_their_places(tmp_path: Path) -> None:
+    """Each row has the index that it had; counters, chains and capacity are those of before; so is the disk."""
+    async with Replay(SPEC, 1_000, block_rows=32, seed=3) as replay:
+        for start in range(0, 2_500, 100):
+            await replay.extend(columns(start, start + 100))
+        saved = await replay.save(tmp_path / "here" / "it is")
+        before, chained, statistics = stored(replay), chains(replay), replay.statistics()
+        oldest = min(chained)
+        chained[oldest] = (0, -1, oldest + 1)  # the block before it is gone
+        assert saved.rows == len(replay) == statistics.rows
+        assert saved.blocks == saved.blocks_written == len(chained)
+    check_files(tmp_path / "here" / "it is")
+    on_disk = columns_of(tmp_path / "here" / "it is")
+    same(on_disk, before, before)
+    same(on_disk, columns(2_500 - saved.rows, 2_500), SPEC)
+    async with await Replay.load(tmp_path / "here" / "it is") as loaded:
+        assert loaded.spec == SPEC
+        same(stored(loaded), before, before)
+        assert chains(loaded) == chained
+        after = loaded.statistics()
+        for name in ("rows", "capacity_rows", "rows_inserted", "blocks", "block_rows", "blocks_started"):
+            assert getattr(after, name) == getattr(statistics, name), name
+        (index,) = await loaded.extend(columns(2_500, 2_501))
+        assert index == statistics.blocks_started * 32, "a new stream begins in the next block"
+        assert loaded._opened().chain(int(index) // 32)[1] == -1
+
+
+async def test_an_empty_replay_can_be_saved(tmp_path: Path) -> None:
+    """It has no row afterwards either."""
+    async with Replay(SPEC, 100) as replay:
+        assert (await replay.save(tmp_path)).rows == 0
+    async with await Replay.load(tmp_path) as loaded:
+        assert len(loaded) == 0
+        await loaded.extend(columns(0, 5))
+        assert len(loaded) == 5
+
+
+@pytest.mark.parametrize(
+    ("capacity", "block_rows"),
+    [(None, 16), (None, 64), (None, 33), (2_000, None), (2_000, 32), (300, None), (320, 32), (128, 32), (100, 7)],
+)
+async def test_another_capacity_or_block_size_keeps_the_newest_rows(
+    capacity: int | None, block_rows: int | None, tmp_path: Path
+) -> None:
+    """Bit for bit, in order, as many as fit."""
+    async with Replay(SPEC, 960, block_rows=32) as replay:
+        for start in range(0, 1_500, 50):
+            await replay.extend(columns(start, start + 50))
+        await replay.save(tmp_path)
+        rows = len(replay)
+    async with await Replay.load(tmp_path, capacity=capacity, block_rows=block_rows) as loaded:
+        found = stored(loaded)
+        kept = len(found["x"])
+        assert min(rows, loaded.capacity_rows - 2 * loaded.statistics().block_rows) <= kept <= loaded.capacity_rows
+        assert len(loaded) == kept
+        same(found, columns(1_500 - kept, 1_500), SPEC)
+        assert loaded.capacity_rows >= (960 if capacity is None else capacity)
+        for start in range(1_500, 4_000, 50):
+            await loaded.extend(columns(start, start + 50))
+        found = stored(loaded)
+        same(found, columns(4_000 - len(loaded), 4_000), SPEC)
+
+
+@pytest.mark.parametrize(("capacity", "block_rows"), [(None, None), (None, 48), (500, None), (3_000, 16), (None, 256)])
+async def test_episodes_are_whole_after_a_load(capacity: int | None, block_rows: int | None, tmp_path: Path) -> None:
+    """Three steps make a transition, wherever blocks and episodes end; what is drawn is what was played."""
+    async with Replay(STEPS, 1_000, block_rows=16) as replay:
+        await play(replay, 60, 23)
+        await replay.save(tmp_path)
+    async with await Replay.load(tmp_path, capacity=capacity, block_rows=block_rows, spec=STEPS) as loaded:
+        batch = loaded.sample(2_000, areplay.Transitions(n_step=3, gamma=1.0))
+        number = batch["action"]
+        n = np.minimum(3, 23 - number % 23)
+        assert len(np.unique(number)) > 200
+        np.testing.assert_array_equal(batch["obs"][:, 0], number)
+        np.testing.assert_array_equal(batch["next_obs"][:, 0], number + n)
+        np.testing.assert_allclose(batch["reward"], (n * number + n * (n - 1) / 2) / 8)
+        np.testing.assert_array_equal(batch["terminated"], number % 23 + n == 23)
+        sequences = loaded.sample(200, areplay.Sequences(16))
+        first = sequences["action"][:, 0]
+        assert set((first % 23).tolist()) <= set(range(23))
+        await play(loaded, 2, 23, first=10_000)
+        batch = loaded.sample(500, areplay.Transitions())
+        np.testing.assert_array_equal(batch["next_obs"][:, 0], batch["action"] + 1)
+
+
+async def test_an_episode_that_was_open_is_cut(tmp_path: Path) -> None:
+    """Its last step has no next observation, so nothing is made of it; what comes next is another stream."""
+    async with Replay(STEPS, 1_000) as replay:
+        await play(replay, 1, 10)
+        for number in (10, 11, 12):
+            obs = np.full(2, number, np.float32)
+            await replay.add(obs=obs, action=number, reward=0.0, extra=0.0, terminated=False, truncated=False)
+        await replay.save(tmp_path)
+    async with await Replay.load(tmp_path) as loaded:
+        await play(loaded, 1, 5, first=100)
+        drawn = set(loaded.sample(2_000)["action"].tolist())
+        assert drawn == {*range(12), *range(100, 105)}
+
+
+@pytest.mark.parametrize("block_rows", [None, 16, 100])
+async def test_priorities_come_back(block_rows: int | None, tmp_path: Path) -> None:
+    """Masses of each exponent, and the largest one; final observations have none still; sums are right."""
+    prioritized = areplay.Prioritized(0.6)
+    async with Replay(STEPS, 2_000, seed=1) as replay:
+        await play(replay, 40, 12)
+        replay.sample(16, selector=prioritized)
+        replay.sample(16, selector=areplay.Prioritized(1.0))
+        everything = stored(replay)
+        steps = everything["indices"][everything["steps.ahead"] > 0]
+        replay.update_priorities(steps, np.random.default_rng(0).exponential(size=len(steps)))
+        replay.update_priorities(steps[5:6], [50.0])
+        before = replay._priorities[0.6].masses[replay._opened().positions(everything["indices"])]
+        await replay.save(tmp_path)
+    np.testing.assert_array_equal(masses_of(tmp_path, 0.6), before)
+    async with await Replay.load(tmp_path, block_rows=block_rows) as loaded:
+        for exponent in (0.6, 1.0):
+            found = stored(loaded)
+            priorities = loaded._priorities[exponent]
+            priorities.check()
+            masses = priorities.masses[loaded._opened().positions(found["indices"])]
+            by_row = dict(zip(found["extra"].tolist(), masses.tolist(), strict=True))
+            on_disk = columns_of(tmp_path)
+            expected = zip(on_disk["extra"].tolist(), masses_of(tmp_path, exponent).tolist(), strict=True)
+            assert by_row == dict(expected)
+            assert np.count_nonzero(priorities.masses) == len(steps)
+            assert priorities.largest == np.float32(50.0**exponent)
+        assert loaded.statistics().priorities_updated == len(steps) + 1
+        await play(loaded, 1, 3, first=1_000)
+        new = stored(loaded)["indices"][-4:]
+        np.testing.assert_allclose(priorities.masses[loaded._opened().positions(new)], [50.0, 50.0, 50.0, 0.0])
+        loaded.update_priorities(loaded.sample(8, selector=areplay.Prioritized(0.6)).indices, np.ones(8))
+
+
+async def test_draws_go_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    """The batches after a load are those that would have come next; with another seed they are others."""
+    async with Replay(SPEC, 1_000, seed=5) as replay:
+        await replay.extend(columns(0, 500))
+        replay.sample(64)
+        await replay.save(tmp_path)
+        expected = replay.sample(64).indices
+    async with await Replay.load(tmp_path) as loaded:
+        np.testing.assert_array_equal(loaded.sample(64).indices, expected)
+    async with await Replay.load(tmp_path, seed=6) as loaded:
+        assert not np.array_equal(loaded.sample(64).indices, expected)
+
+
+async def test_a_second_save_writes_only_what_changed(tmp_path: Path, tmp_path_factory: Any) -> None:
+    """Of 30 blocks, those that are new since; also after a load. Files of blocks that are gone are deleted."""
+    other = tmp_path_factory.mktemp("other")
+    async with Replay(SPEC, 960, block_rows=32) as replay:
+        await replay.extend(columns(0, 960))
+        assert (await replay.save(tmp_path)).blocks_written == 30
+        first = block_files(tmp_path)
+        assert (await replay.save(tmp_path)).blocks_written == 0
+        assert block_files(tmp_path).keys() == first.keys()
+        await replay.extend(columns(960, 960 + 40))
+        saved = await replay.save(tmp_path)
+        assert saved.blocks_written == 2
+        assert len(block_files(tmp_path).keys() - first.keys()) == 2
+        assert saved.bytes_written < 0.2 * size_of(tmp_path)
+        await replay.extend(columns(1_000, 1_001))  # into a block that was saved with 8 rows
+        assert (await replay.save(tmp_path)).blocks_written == 1
+        check_files(tmp_path)
+        assert (await replay.save(other)).blocks_written == 30
+    async with await Replay.load(tmp_path) as loaded:
+        assert (await loaded.save(tmp_path)).blocks_written == 0
+        await loaded.extend(columns(1_001, 1_002))
+        assert (await loaded.save(tmp_path)).blocks_written == 1
+        check_files(tmp_path)
+        async with await Replay.load(tmp_path) as twin:
+            await twin.extend(columns(5_000, 5_001))
+            await twin.save(tmp_path)
+            await loaded.extend(columns(1_002, 1_003))
+            everything = stored(loaded)
+            assert (await loaded.save(tmp_path)).blocks_written == 30, "what is there is another replay's"
+    same(columns_of(tmp_path), everything, everything)
+
+
+async def test_a_block_file_that_was_deleted_is_written_again(tmp_path: Path) -> None:
+    """The next save notices."""
+    async with Replay(SPEC, 960, block_rows=32) as replay:
+        await replay.extend(columns(0, 960))
+        await replay.save(tmp_path)
+        (tmp_path / list(block_files(tmp_path))[7]).unlink()
+        assert (await replay.save(tmp_path)).blocks_written == 1
+    check_files(tmp_path)
+
+
+async def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
+    """Leftovers of a killed save are deleted, nothing else is; a manifest of something else is not replaced."""
+    for name in ("block-3-32-1.npys", "masses-0-1.npy", "manifest.json.new"):
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / "notes.txt").write_text("mine")
+    async with Replay(SPEC, 100) as replay:
+        await replay.extend(columns(0, 50))
+        await replay.save(tmp_path)
+        (tmp_path / "notes.txt").unlink()
+        check_files(tmp_path)
+        other = tmp_path / "other"
+        other.mkdir()
+        (other / "manifest.json").write_text("{}")
+        with pytest.raises(areplay.CheckpointFailed, match=r"manifest\.json that is none of a checkpoint"):
+            await replay.save(other)
+        assert [file.name for file in other.iterdir()] == ["manifest.json"]
+
+
+async def test_rows_that_come_meanwhile_are_left_out(tmp_path: Path) -> None:
+    """The checkpoint has the rows of the moment at which save was awaited: the same number of each stream."""
+    async with Replay(SPEC, 10_000, block_rows=64) as replay:
+        await replay.extend(columns(0, 1_000))
+        coming: list[int] = []
+
+        async def write() -> None:
+            for start in range(1_000, 3_000, 10):
+                await replay.extend(columns(start, start + 10))
+                coming.append(start)
+                await asyncio.sleep(0.0005)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(write())
+            saving = group.create_task(replay.save(tmp_path, max_bytes_per_s=1e6))
+            await saving
+            assert coming
+        found = columns_of(tmp_path)
+        same(found, columns(0, len(found["x"])), SPEC)
+        assert 1_000 <= len(found["x"]) < 3_000
+
+
+async def test_blocks_that_are_recycled_meanwhile_are_left_out(tmp_path: Path) -> None:
+    """While the ring goes round, what is saved is whole: the newest rows of the moment, bit for bit."""
+    async with Replay(SPEC, 640, block_rows=32) as replay:
+        await replay.extend(columns(0, 640))
+        replay.sample(8, selector=areplay.Prioritized())
+        done = asyncio.Event()
+
+        def on_progress(done_bytes: int, size_bytes: int) -> None:
+            loop.call_soon_threadsafe(done.set)
+
+        loop = asyncio.get_running_loop()
+        saving = asyncio.create_task(replay.save(tmp_path, max_bytes_per_s=200_000, on_progress=on_progress))
+        await done.wait()
+        await replay.extend(columns(640, 960))
+        saved = await saving
+        found = columns_of(tmp_path)
+        assert len(found["x"]) == saved.rows < 640
+        numbers = found["indices"]
+        every = columns(0, 640)
+        same(found, {name: column[numbers] for name, column in every.items()}, SPEC)
+        assert (masses_of(tmp_path, 0.6) == 1).all()
+    async with await Replay.load(tmp_path) as loaded:
+        same(stored(loaded), found, found)
+        loaded._priorities[0.6].check()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (areplay.Spec(x=((), "float32"), pair=((2, 3), "uint8"), flag=((), "bool"), z=((2,), "complex64")), {"x"}),
+        (areplay.Spec(x=((), "float64"), pair=((3, 2), "uint8"), z=((2,), "complex64")), {"pair", "flag"}),
+        (areplay.Spec(**SPEC, more=((), "int8")), {"more"}),
+        (areplay.Spec(**dict(list(SPEC.items())[::-1])), {"order of the fields"}),
+        (STEPS, {"rows", "x", "pair", "flag", "z", "obs", "action", "reward", "extra", "terminated", "truncated"}),
+    ],
+)
+async def test_another_spec_is_refused_field_by_field(given: areplay.Spec, said: set[str], tmp_path: Path) -> None:
+    """The error names each field that differs, with both; the right spec is taken."""
+    async with Replay(SPEC, 100) as replay:
+        await replay.save(tmp_path)
+    before = open_descriptors()
+    with pytest.raises(areplay.CheckpointMismatch) as caught:
+        await Replay.load(tmp_path, spec=given)
+    assert caught.value.differences.keys() == said
+    assert all(name in str(caught.value) for name in said)
+    if "x" in said and "pair" not in said:
+        assert "x: expected shape () of float32, got shape () of float64" in str(caught.value)
+    assert open_descriptors() == before
+    async with await Replay.load(tmp_path, spec=areplay.Spec(**SPEC)):
+        pass
+
+
+async def saved_steps(path: Path) -> None:
+    """A checkpoint with every kind of file."""
+    async with Replay(STEPS, 200, block_rows=16) as replay:
+        await play(replay, 10, 9)
+        replay.sample(4, selector=areplay.Prioritized())
+        await replay.save(path)
+
+
+def bit_flips(content: bytes) -> bytes:
+    """One bit in the middle."""
+    at = len(content) // 2
+    return content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :]
+
+
+def newer(content: bytes) -> bytes:
+    """A manifest of the next version."""
+    manifest = json.loads(content)
+    manifest["version"] += 1
+    manifest["crc32"] = manifest_checksum(manifest)
+    return json.dumps(manifest).encode()
+
+
+def without(key: str) -> Callable[[bytes], bytes]:
+    """A manifest that lacks something, but is whole otherwise."""
+
+    def change(content: bytes) -> bytes:
+        manifest = json.loads(content)
+        del manifest[key]
+        manifest["crc32"] = manifest_checksum(manifest)
+        return json.dumps(manifest).encode()
+
+    return change
+
+
+@pytest.mark.parametrize("kind", ["manifest", "blocks", "block-", "masses"])
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (bit_flips, "checksum|cannot be understood"),
+        (lambda content: content[: len(content) // 2], "bytes instead of|cannot be understood"),
+        (lambda content: content + b"x", "bytes instead of|cannot be understood"),
+        (lambda content: b"", "bytes instead of|cannot be understood"),
+        (None, "is missing|there is no checkpoint"),
+    ],
+)
+async def test_damage_is_found_and_named(
+    kind: str, damage: Callable[[bytes], bytes] | None, said: str, tmp_path: Path
+) -> None:
+    """Whatever file it is: the error names it and what is wrong; nothing is left allocated, nothing half loaded."""
+    await saved_steps(tmp_path)
+    file = files_of(tmp_path, kind)[-1]
+    if damage is None:
+        file.unlink()
+    else:
+        file.write_bytes(damage(file.read_bytes()))
+    before = open_descriptors(), memory_descriptors()
+    is_gone = kind == "manifest" and damage is None
+    with pytest.raises(areplay.CheckpointMissing if is_gone else areplay.CheckpointDamaged, match=said) as caught:
+        await Replay.load(tmp_path)
+    if isinstance(caught.value, areplay.CheckpointDamaged):
+        assert caught.value.file == file.name
+    del caught
+    await until(lambda: (open_descriptors(), memory_descriptors()) == before)
+
+
+@pytest.mark.parametrize("key", ["spec", "blocks", "counters", "capacity_rows", "streams", "masses", "counts"])
+async def test_a_manifest_that_lacks_something_is_damaged(key: str, tmp_path: Path) -> None:
+    """As written by another program, say."""
+    await saved_steps(tmp_path)
+    file = tmp_path / "manifest.json"
+    file.write_bytes(without(key)(file.read_bytes()))
+    with pytest.raises(areplay.CheckpointDamaged, match=r"manifest\.json cannot be understood"):
+        await Replay.load(tmp_path)
+
+
+async def test_a_newer_version_is_refused_and_not_replaced(tmp_path: Path) -> None:
+    """By name, and with both versions."""
+    await saved_steps(tmp_path)
+    file = tmp_path / "manifest.json"
+    file.write_bytes(newer(file.read_bytes()))
+    with pytest.raises(areplay.CheckpointMismatch, match="version: expected at most 1, got 2"):
+        await Replay.load(tmp_path)
+    async with Replay(SPEC, 100) as replay:
+        with pytest.raises(areplay.CheckpointFailed, match="version"):
+            await replay.save(tmp_path)
+
+
+async def test_a_damaged_checkpoint_is_replaced_by_the_next_save(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a warning."""
+    await saved_steps(tmp_path)
+    file = tmp_path / "manifest.json"
+    file.write_bytes(file.read_bytes()[:100])
+    async with Replay(SPEC, 100) as replay:
+        await replay.extend(columns(0, 10))
+        await replay.save(tmp_path)
+    assert "it will be replaced" in caplog.text
+    check_files(tmp_path)
+    same(columns_of(tmp_path), columns(0, 10), SPEC)
+
+
+async def test_there_is_no_checkpoint(tmp_path: Path) -> None:
+    """In an empty directory, in none, in a file."""
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "nowhere", tmp_path / "file"):
+        with pytest.raises(areplay.CheckpointMissing):
+            await Replay.load(path)
+
+
+@pytest.mark.parametrize("call", ["open", "write", "fsync", "rename"])
+async def test_a_disk_that_fails_leaves_the_checkpoint_before(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever call it is, at whichever time: the error says so, the checkpoint before is whole, nothing is left over.
+    A disk that has room again takes the next save."""
+    async with Replay(SPEC, 320, block_rows=32) as replay:
+        await replay.extend(columns(0, 200))
+        await replay.save(tmp_path)
+        before = columns_of(tmp_path)
+        await replay.extend(columns(200, 300))
+        for nth in range(1, 100):
+            failing, real, calls = True, getattr(os, call), 0
+
+            def fails(*args: Any, real: Any = real, nth: int = nth) -> Any:
+                nonlocal calls
+                is_ours = not isinstance(args[0], str) or str(tmp_path) in args[0]
+                calls += is_ours
+                if is_ours and calls == nth:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                return real(*args)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(f"areplay.snapshot.os.{call}", fails)
+                try:
+                    await replay.save(tmp_path)
+                except areplay.CheckpointFailed as error:
+                    assert "No space left on device" in str(error)
+                else:
+                    failing = False
+            if not failing:
+                break
+            if call == "fsync" and manifest_of(tmp_path)["counters"]["rows_inserted"] == 300:
+                break  # it was renamed already, only the directory could not be synced
+            check_files(tmp_path)
+            same(columns_of(tmp_path), before, before)
+        assert nth > 1
+        await replay.save(tmp_path)
+        check_files(tmp_path)
+        same(columns_of(tmp_path), columns(0, 300), SPEC)
+
+
+async def test_a_file_in_the_way_is_an_error(tmp_path: Path) -> None:
+    """As is a directory that cannot be made."""
+    (tmp_path / "file").write_text("")
+    async with Replay(SPEC, 100) as replay:
+        for path in (tmp_path / "file", tmp_path / "file" / "below", "/proc/nowhere"):
+            with pytest.raises(areplay.CheckpointFailed):
+                await replay.save(path)
+
+
+async def test_two_saves_into_one_directory_exclude_each_other(tmp_path: Path) -> None:
+    """The second is told so; into another directory it goes at the same time."""
+    async with Replay(SPEC, 1_000, block_rows=32) as replay:
+        await replay.extend(columns(0, 1_000))
+        first = asyncio.create_task(replay.save(tmp_path / "a", max_bytes_per_s=100_000))
+        await until(lambda: (tmp_path / "a").exists() and any((tmp_path / "a").iterdir()))
+        with pytest.raises(areplay.CheckpointBusy):
+            await replay.save(tmp_path / "a")
+        assert (await replay.save(tmp_path / "b")).rows == 1_000
+        assert (await first).rows == 1_000
+        check_files(tmp_path / "a")
+
+
+async def test_a_cancelled_save_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    """Soon, and without a file left over; the next save works."""
+    async with Replay(SPEC, 960, block_rows=32) as replay:
+        await replay.extend(columns(0, 100))
+        await replay.save(tmp_path)
+        await replay.extend(columns(100, 900))
+        seen: list[tuple[int, int]] = []
+        saving = asyncio.create_task(
+            replay.save(tmp_path, max_bytes_per_s=1_000, on_progress=lambda *bytes_: seen.append(bytes_))
+        )
+        await until(lambda: bool(seen))
+        saving.cancel()
+        async with asyncio.timeout(5):
+            with pytest.raises(asyncio.CancelledError):
+                await saving
+        check_files(tmp_path)
+        same(columns_of(tmp_path), columns(0, 100), SPEC)
+        await replay.save(tmp_path)
+        same(columns_of(tmp_path), columns(0, 900), SPEC)
+
+
+async def test_closing_the_replay_stops_a_save(tmp_path: Path) -> None:
+    """Who waits for it gets Closed; so does who asks later."""
+    async with Replay(SPEC, 960, block_rows=32) as replay:
+        await replay.extend(columns(0, 900))
+        saving = asyncio.create_task(replay.save(tmp_path, max_bytes_per_s=1_000))
+        await until(lambda: tmp_path.exists() and any(tmp_path.iterdir()))
+    with pytest.raises(areplay.Closed):
+        await saving
+    with pytest.raises(areplay.Closed):
+        await replay.save(tmp_path)
+    assert files_of(tmp_path) == []
+
+
+async def test_a_cancelled_load_leaves_nothing(tmp_path: Path) -> None:
+    """At whichever block it is, it stops there."""
+    async with Replay(SPEC, 960, block_rows=32) as replay:
+        await replay.extend(columns(0, 900))
+        await replay.save(tmp_path)
+    del replay
+    before = memory_descriptors()
+    loop = asyncio.get_running_loop()
+    tasks: list[asyncio.Task[Replay]] = []
+    for at in (1, 5, 28):
+        calls: list[int] = []
+
+        def on_progress(done: int, size: int, at: int = at, calls: list[int] = calls) -> None:
+            calls.append(done)
+            if len(calls) == at:
+                loop.call_soon_threadsafe(tasks[0].cancel)
+                time.sleep(0.2)
+
+        tasks.append(asyncio.create_task(Replay.load(tmp_path, on_progress=on_progress)))
+        with pytest.raises(asyncio.CancelledError):
+            await tasks[0]
+        assert len(calls) == at
+        tasks.clear()
+        await until(lambda: memory_descriptors() == before)
+
+
+async def test_progress_is_told(tmp_path: Path) -> None:
+    """In bytes, upwards to the end, of a save and of a load."""
+    async with Replay(SPEC, 960, block_rows=32) as replay:
+        await replay.extend(columns(0, 960))
+        seen: list[tuple[int, int]] = []
+        await replay.save(tmp_path, on_progress=lambda done, size: seen.append((done, size)))
+        assert [done for done, _ in seen] == [k * 32 * SPEC.row_bytes for k in range(1, 31)]
+        assert {size for _, size in seen} == {960 * SPEC.row_bytes}
+    seen.clear()
+    async with await Replay.load(tmp_path, on_progress=lambda done, size: seen.append((done, size))):
+        assert len(seen) == 30
+        assert seen[-1][0] == seen[-1][1]
+        assert seen == sorted(seen)
+
+
+async def test_a_save_is_no_faster_than_it_may(tmp_path: Path) -> None:
+    """Bytes over seconds; None is no limit."""
+    async with Replay(SPEC, 960, block_rows=32) as replay:
+        await replay.extend(columns(0, 960))
+        rate = 960 * SPEC.row_bytes / 0.3
+        saved = await replay.save(tmp_path / "slow", max_bytes_per_s=rate)
+        assert saved.seconds >= 0.29
+        assert (await replay.save(tmp_path / "fast", max_bytes_per_s=None)).rows == 960
+        for wrong in (0, -1, True, "fast", float("nan")):
+            with pytest.raises(ValueError, match="max_bytes_per_s must be a number above 0"):
+                await replay.save(tmp_path, max_bytes_per_s=wrong)
+
+
+async def test_a_loaded_replay_is_open_and_can_be_entered_once(tmp_path: Path) -> None:
+    """Or not at all, and closed by hand."""
+    async with Replay(SPEC, 100) as replay:
+        await replay.extend(columns(0, 10))
+        await replay.save(tmp_path)
+    del replay
+    before = memory_descriptors()
+    loaded = await Replay.load(tmp_path)
+    assert len(loaded) == 10
+    async with loaded as same_one:
+        assert same_one is loaded
+        with pytest.raises(areplay.Closed):
+            async with loaded:
+                pass
+    with pytest.raises(areplay.Closed):
+        async with loaded:
+            pass
+    loaded = await Replay.load(tmp_path)
+    await loaded.close()
+    del loaded, same_one
+    assert memory_descriptors() == before
+
+
+async def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_anew(tmp_path: Path) -> None:
+    """A reader beside a trainer that saves gets the old one or the new one, whole."""
+    async with Replay(SPEC, 640, block_rows=32) as replay:
+        await replay.extend(columns(0, 640))
+        await replay.save(tmp_path)
+        await replay.extend(columns(640, 1_280))
+        loop, calls = asyncio.get_running_loop(), 0
+
+        def on_progress(done: int, size: int) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == 3:
+                asyncio.run_coroutine_threadsafe(replay.save(tmp_path), loop).result()
+
+        async with await Replay.load(tmp_path, on_progress=on_progress) as loaded:
+            same(stored(loaded), columns(640, 1_280), SPEC)
+
+
+async def test_checkpoints_every_so_often_and_at_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One save after the other, a failed one is logged and tried again, and one more is made when leaving."""
+    async with Replay(SPEC, 960, block_rows=32) as replay:
+        await replay.extend(columns(0, 100))
+        async with replay.checkpoints(tmp_path / "here", every_s=0.02) as checkpoints:
+            await until(lambda: checkpoints.last is not None)
+            assert checkpoints.last is not None and checkpoints.last.rows == 100
+            await replay.extend(columns(100, 200))
+            await until(lambda: checkpoints.last.rows == 200)
+            manifest = tmp_path / "here" / "manifest.json"
+            whole = manifest.read_bytes()
+            await until(lambda: manifest.read_bytes() != whole)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("areplay.snapshot.os.write", lambda *_: exec("raise OSError(28, 'full')"))
+                await until(lambda: checkpoints.failure is not None)
+            assert isinstance(checkpoints.failure, areplay.CheckpointFailed)
+            assert caplog.records[0].levelno == logging.ERROR
+            await until(lambda: checkpoints.failure is None)
+            await replay.extend(columns(200, 300))
+        check_files(tmp_path / "here")
+        same(columns_of(tmp_path / "here"), columns(0, 300), SPEC)
+        assert not [task for task in asyncio.all_tasks() if task.get_name() == "areplay checkpoints"]
+        with pytest.raises(areplay.Closed):
+            await checkpoints.__aenter__()
+        async with replay.checkpoints(tmp_path / "there", every_s=1_000):
+            await replay.extend(columns(300, 310))
+        same(columns_of(tmp_path / "there"), columns(0, 310), SPEC)
+        with pytest.raises(ValueError, match="every_s"):
+            replay.checkpoints(tmp_path, every_s=0)
+
+
+async def test_a_last_checkpoint_is_made_when_the_learner_fails(tmp_path: Path) -> None:
+    """Also when it is cancelled. A cancellation while it is being made stops it."""
+    async with Replay(SPEC, 960, block_rows=32) as replay:
+        await replay.extend(columns(0, 100))
+        with pytest.raises(RuntimeError, match="learning"):
+            async with replay.checkpoints(tmp_path, every_s=1_000):
+                raise RuntimeError("learning")
+        same(columns_of(tmp_path), columns(0, 100), SPEC)
+
+
+def test_the_reader_in_the_documentation_works(tmp_path: Path) -> None:
+    """The ten lines of docs/checkpoints.md, as they stand there."""
+
+    async def save() -> None:
+        async with Replay(SPEC, 960, block_rows=32) as replay:
+            await replay.extend(columns(0, 500))
+            await replay.save(tmp_path)
+
+    asyncio.run(save())
+    text = (Path(__file__).parent.parent / "docs" / "checkpoints.md").read_text()
+    code = text.partition("```python\n")[2].partition("```")[0]
+    assert 5 < len(code.splitlines()) < 15
+    scope: dict[str, Any] = {}
+    exec(compile(code.replace("checkpoints/run-1", str(tmp_path)), "checkpoints.md", "exec"), scope)
+    same(scope["rows"], columns(0, 500), SPEC)
+
+
+async def test_what_a_checkpoint_says_of_itself(tmp_path: Path) -> None:
+    """Version, spec and sums, as documented."""
+    await saved_steps(tmp_path)
+    manifest = manifest_of(tmp_path)
+    assert (manifest["format"], manifest["version"]) == ("areplay checkpoint", 1)
+    assert [field[0] for field in manifest["spec"]["fields"]] == list(STEPS)
+    assert manifest["columns"] == list(STEPS.rows)
+    content = {key: value for key, value in manifest.items() if key != "crc32"}
+    assert manifest["crc32"] == zlib.crc32(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
