@@ -15,8 +15,8 @@ from tests.processes import workers
 from tests.processes.oracle import OWNER, SPEC, rows, torn
 
 IS_LONG = os.environ.get("AREPLAY_FAULTS") == "long"
-CYCLES = 2_000 if IS_LONG else 200
-CYCLES_WITH_CHILDREN = 100 if IS_LONG else 3
+CYCLES = 2_000 if IS_LONG else 100
+CYCLES_WITH_CHILDREN = 100 if IS_LONG else 2
 GROWTH_BYTES = 4 << 20  # of the interpreter's allocator, which does not give back every arena
 
 both_loops = pytest.mark.asyncio(loop_factories=["asyncio", "uvloop"])

@@ -17,7 +17,7 @@ from tests.faults.storm import KINDS, Outcome, Resources, Round
 pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
 
 IS_LONG = os.environ.get("AREPLAY_FAULTS") == "long"
-SECONDS = 60.0 if IS_LONG else 6.0
+SECONDS = 60.0 if IS_LONG else 5.0
 PROGRESS_S = 5.0
 SLOWEST_S = 4 * PROGRESS_S  # on a machine that has other things to do; the promise is 5 s
 
