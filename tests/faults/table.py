@@ -17,8 +17,6 @@ class Row:
     tests: tuple[str, ...]
 
 
-NOT_YET = {"tests/test_checkpoint.py", "tests/processes/test_checkpoints.py"}
-"""Named before they were there; nothing else may be missing."""
 
 ROWS = {
     1: Row(
