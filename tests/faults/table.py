@@ -17,7 +17,6 @@ class Row:
     tests: tuple[str, ...]
 
 
-
 ROWS = {
     1: Row(
         "SIGKILL an actor at every kill point of add",
