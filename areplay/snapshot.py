@@ -1,8 +1,8 @@
 """Snapshots: the state of a replay at one moment, and how it gets into a checkpoint while writers and readers go on.
 
 A snapshot knows which rows there are: a block's serial and the number of its rows by then. Those rows never change
-until their block is recycled. So saving takes no lock, and no writer passes a block by for it: copy a block's rows into
-a buffer, look whether it is the same block still, and only then sum them up and write them. A block that was recycled
+until their block is recycled. So saving takes no lock, and no writer passes a block by for it: copy a block's rows,
+look whether it is the same block still, and only then sum them up and write them. A block that was recycled
 meanwhile is left out, its rows were the oldest. What came after the snapshot is left out too.
 
 What a save writes, in this order: files of blocks that the checkpoint before does not have; the tables; the new
@@ -60,6 +60,7 @@ logger = logging.getLogger(__name__)
 _PIECE_BYTES = 1 << 20  # what is summed up and written in one go
 _REST_S = 0.0005  # after each block, so that others get the interpreter however small blocks are
 _FILES_AT_ONCE, _BYTES_AT_ONCE = 32, 16 << 20  # that are synced together
+_COPIED_AT_ONCE = 16 << 20  # bytes of blocks
 _NAMES_AT_ONCE = 128  # of files; then too
 _WRITER_S, _LOOK_S = 1.0, 0.0002  # for how long a writer may be in the middle of a chunk, and how often we look
 _NEW = MANIFEST + ".new"
@@ -126,7 +127,6 @@ class Save:
         self._unsynced_bytes = self._number = self._bytes = 0
         self._due = self._started = time.monotonic()
         self._headers: dict[int, list[bytes]] = {}  # by the number of rows
-        self._buffer = bytearray()
 
     def run(self) -> tuple[Saved, str]:
         """Write the checkpoint; what was done, and the checkpoint's id.
@@ -155,14 +155,22 @@ class Save:
         rows = table["rows"].copy()
         row_bytes = self._snapshot.ring.spec.row_bytes
         size_bytes, done_bytes, is_there = int(rows[is_new].sum()) * row_bytes, 0, np.ones(len(table), np.bool_)
-        for at in np.flatnonzero(is_new).tolist():
-            self._stop.check()
-            is_there[at] = self._write_block(table, at)
-            done_bytes += int(rows[at]) * row_bytes
-            if self._progress is not None:
-                self._progress(done_bytes, size_bytes)
-            if is_there[at]:
-                self._rest(int(rows[at]) * row_bytes)
+        # Copied a few at once, and written one after the other: rows that come in fast would recycle them meanwhile.
+        new = np.flatnonzero(is_new)
+        for group in np.split(new, np.flatnonzero(np.diff((rows[new] * row_bytes).cumsum() // _COPIED_AT_ONCE)) + 1):
+            images = [self._image(table, at) for at in group.tolist()]
+            for at, image in zip(group.tolist(), images, strict=True):
+                self._stop.check()
+                if image is not None:
+                    table["save"][at], table["bytes"][at] = self._number, len(image)
+                    with memoryview(image) as view:
+                        table["crc32"][at] = self._write(block_name(table[at]), view)
+                is_there[at] = image is not None
+                done_bytes += int(rows[at]) * row_bytes
+                if self._progress is not None:
+                    self._progress(done_bytes, size_bytes)
+                if image is not None:
+                    self._rest(len(image))
         self._sync_written()
         kill_point("save.blocks_synced")
         has_row = np.repeat(is_there, rows)
@@ -252,29 +260,22 @@ class Save:
         except CheckpointMismatch as mismatch:
             raise CheckpointFailed(self._path, f"what is there must not be replaced ({mismatch})") from None
 
-    def _write_block(self, table: Array, at: int) -> bool:
-        """Write one block's file; `False` if it was recycled meanwhile."""
+    def _image(self, table: Array, at: int) -> bytearray | None:
+        """What the file of one block holds; None if it was recycled meanwhile."""
         ring, entry = self._snapshot.ring, table[at]
         if not self._snapshot.still_there(table[at : at + 1])[0]:
-            return False
+            return None
         rows, start = int(entry["rows"]), int(entry["serial"]) % ring.blocks * ring.block_rows
         headers = self._headers.setdefault(rows, [_header(column, rows) for column in self._columns.values()])
         size = sum(map(len, headers)) + rows * ring.spec.row_bytes
-        if len(self._buffer) < size:
-            self._buffer = bytearray(size)
-        place = 0
+        image, place = bytearray(size), 0
         for header, column in zip(headers, self._columns.values(), strict=True):
-            self._buffer[place : place + len(header)] = header
+            image[place : place + len(header)] = header
             place += len(header)
             part = column[start : start + rows]
-            np.frombuffer(self._buffer, part.dtype, part.size, place).reshape(part.shape)[...] = part
+            np.frombuffer(image, part.dtype, part.size, place).reshape(part.shape)[...] = part
             place += part.nbytes
-        if not self._snapshot.still_there(table[at : at + 1])[0]:
-            return False
-        table["save"][at], table["bytes"][at] = self._number, size
-        with memoryview(self._buffer) as image:
-            table["crc32"][at] = self._write(block_name(table[at]), image[:size])
-        return True
+        return image if self._snapshot.still_there(table[at : at + 1])[0] else None
 
     def _is_over(self, table: Array) -> list[Mask | None]:
         """For each stream of batches with a `Fifo`, by which rows of the blocks it has delivered items."""
