@@ -22,7 +22,7 @@ from checkpoint_oracle import Columns, block_files, check_files, columns_of, man
 from kit import memory_descriptors, open_descriptors, until
 
 import areplay
-from areplay import Replay
+from areplay import Replay, snapshot
 from areplay.checkpoint import manifest_checksum
 
 SPEC = areplay.Spec(x=((), "float64"), pair=((2, 3), "uint8"), flag=((), "bool"), z=((2,), "complex64"))
@@ -316,8 +316,9 @@ async def test_rows_that_come_meanwhile_are_left_out(tmp_path: Path) -> None:
         assert 1_000 <= len(found["x"]) < 3_000
 
 
-async def test_blocks_that_are_recycled_meanwhile_are_left_out(tmp_path: Path) -> None:
+async def test_blocks_that_are_recycled_meanwhile_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the ring goes round, what is saved is whole: the newest rows of the moment, bit for bit."""
+    monkeypatch.setattr(snapshot, "_COPIED_AT_ONCE", 1)
     async with Replay(SPEC, 640, block_rows=32) as replay:
         await replay.extend(columns(0, 640))
         replay.sample(8, selector=areplay.Prioritized())
@@ -738,3 +739,20 @@ async def test_what_a_checkpoint_says_of_itself(tmp_path: Path) -> None:
     assert manifest["columns"] == list(STEPS.rows)
     content = {key: value for key, value in manifest.items() if key != "crc32"}
     assert manifest["crc32"] == zlib.crc32(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
+
+
+async def test_blocks_are_copied_before_the_ring_goes_round(tmp_path: Path) -> None:
+    """A few at once, however slowly they are written: of a small ring all rows of the moment are saved."""
+    async with Replay(SPEC, 640, block_rows=32) as replay:
+        await replay.extend(columns(0, 640))
+        began = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        saving = asyncio.create_task(
+            replay.save(
+                tmp_path, max_bytes_per_s=200_000, on_progress=lambda *_: loop.call_soon_threadsafe(began.set) and None
+            )
+        )
+        await began.wait()
+        await replay.extend(columns(640, 1_280))
+        assert (await saving).rows == 640
+        same(columns_of(tmp_path), columns(0, 640), SPEC)
