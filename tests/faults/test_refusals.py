@@ -7,12 +7,14 @@ import gc
 import mmap
 import os
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 import areplay
+from areplay import segment
 from tests.processes import workers
 from tests.processes.oracle import OWNER, SPEC, rows, torn
 from tests.processes.watching import children, descriptors, until
@@ -80,7 +82,10 @@ async def test_a_refused_call_is_a_typed_error_and_leaves_nothing(call: str, for
         before, mapped, born = descriptors(), mappings(), children()
         failing = Fails(getattr(module, name), nth, error_number, for_ever=for_ever)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, name, failing)
+            if module is mmap:  # for segments only: others ask whether something is a `mmap.mmap`
+                patch.setattr(segment, "mmap", SimpleNamespace(**vars(mmap) | {"mmap": failing}))
+            else:
+                patch.setattr(module, name, failing)
             try:
                 await pipeline()
             except areplay.AreplayError as error:
