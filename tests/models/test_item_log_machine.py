@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -341,7 +342,16 @@ class ItemLogMachine(RuleBasedStateMachine):
             self.ring.segment.close()
 
 
-logging.getLogger("areplay.ring").setLevel(logging.ERROR)
+@pytest.fixture(scope="module", autouse=True)
+def quiet() -> Iterator[None]:
+    """Held blocks are passed by thousands of times."""
+    logger = logging.getLogger("areplay.ring")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    yield
+    logger.setLevel(before)
+
+
 ItemLogMachine.TestCase.settings = settings(
     max_examples=40,
     stateful_step_count=25,
