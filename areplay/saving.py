@@ -75,7 +75,7 @@ class Saver:
         snapshot = self._snapshot()
         snapshot.take_blocks(self._guard)
         locks, stop, ended, key = self._ring.block_locks(), Stop(), asyncio.Event(), _key(path)
-        work = Save(path, snapshot, locks, self._known.get(key, ""), max_bytes_per_s, progress, stop)
+        work = Save(path, snapshot, self._guard, locks, self._known.get(key, ""), max_bytes_per_s, progress, stop)
         self._running[stop] = ended
         try:
             saved, self._known[key] = await run_stoppable(work.run, stop)
@@ -222,9 +222,11 @@ class Checkpointed(ABC):
         """Write a checkpoint into that directory, off the loop, while everybody goes on; what was written.
 
         It holds the rows that are there when this is awaited, their episodes and priorities, and what limiters,
-        selectors and random generators have counted; see docs/checkpoints.md. Of the rows only those blocks are
-        written that were not in the directory's checkpoint before, if that one is of this replay. What is there
-        before is replaced in one step at the end: killed at any moment, the directory has one checkpoint, whole.
+        selectors and random generators have counted; see docs/checkpoints.md. Of rows that are overwritten before
+        their turn comes, it holds those that took their place: it is as full as the ring, however long it takes. Only
+        those blocks are written that were not in the directory's checkpoint before, if that one is of this replay.
+        What is there before is replaced in one step at the end: killed at any moment, the directory has one
+        checkpoint, whole.
 
         Cancelled, or the replay is closed: it stops at the next block, and the checkpoint before stays; only if it was
         at its end already, the new one is there.

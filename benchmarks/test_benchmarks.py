@@ -24,7 +24,7 @@ EXPECTED = {
     "limiter": 6,
     "prioritized": 7,
     "blocks": 4,
-    "checkpoint": 3,
+    "checkpoint": 4,
     "question": 4,
     "queue_fill": 3,
 }

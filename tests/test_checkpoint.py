@@ -316,31 +316,95 @@ async def test_rows_that_come_meanwhile_are_left_out(tmp_path: Path) -> None:
         assert 1_000 <= len(found["x"]) < 3_000
 
 
-async def test_blocks_that_are_recycled_meanwhile_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the ring goes round, what is saved is whole: the newest rows of the moment, bit for bit."""
-    monkeypatch.setattr(snapshot, "_COPIED_AT_ONCE", 1)
+async def save_slowly(replay: Replay, path: Path, meanwhile: Callable[[], Any]) -> areplay.Saved:
+    """Save block by block; between the first and the second one, await what `meanwhile` returns."""
+    loop = asyncio.get_running_loop()
+    is_first = True
+
+    def on_progress(done_bytes: int, size_bytes: int) -> None:  # in the thread of the save, which waits here
+        nonlocal is_first
+        if is_first:
+            is_first = False
+            asyncio.run_coroutine_threadsafe(meanwhile(), loop).result(30)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(snapshot, "_COPIED_AT_ONCE", 1)
+        return await replay.save(path, on_progress=on_progress)
+
+
+@pytest.mark.parametrize("more", [320, 2_000], ids=["half a lap", "three laps"])
+async def test_of_what_is_recycled_meanwhile_what_took_its_place_is_saved(more: int, tmp_path: Path) -> None:
+    """A checkpoint is as full as the ring: one block a place, each whole, and of each row the priority that is its."""
+    async with Replay(SPEC, 640, block_rows=32) as replay:
+        numbers = np.arange(640 + more)
+        await replay.extend(columns(0, 640))
+        replay.sample(8, selector=areplay.Prioritized(priority_exponent=1.0))
+        replay.update_priorities(numbers[:640], numbers[:640] + 1)
+
+        async def write() -> None:
+            for start in range(640, 640 + more, 40):
+                await replay.extend(columns(start, start + 40), priorities=numbers[start : start + 40] + 1)
+
+        saved = await save_slowly(replay, tmp_path, write)
+        found = columns_of(tmp_path)
+        assert len(found["x"]) == saved.rows > 640 - 2 * 32
+        indices = found["indices"]
+        assert saved.blocks_renewed == len(np.unique(indices[indices >= 640] // 32))
+        assert (np.diff(indices) > 0).all()
+        assert indices[0] == 0 and indices[-1] >= 640, "what was copied already, and newer rows"
+        assert len(np.unique(indices % 640)) == len(indices)
+        same(found, {name: column[indices] for name, column in columns(0, 640 + more).items()}, SPEC)
+        np.testing.assert_array_equal(masses_of(tmp_path, 1.0), (indices + 1).astype(np.float32))
+        check_files(tmp_path)
+    for options in ({}, {"block_rows": 16}, {"capacity": 320}):
+        async with await Replay.load(tmp_path, **options) as loaded:
+            assert len(loaded) == min(saved.rows, loaded.capacity_rows)
+            assert sorted(stored(loaded)["z"][:, 0].real.astype(int)) == indices.tolist()[-len(loaded) :]
+            loaded._priorities[1.0].check()
+            newest = max(chains(loaded))
+            assert min(await loaded.extend(columns(0, 10))) > newest * loaded.statistics().block_rows
+
+
+async def test_no_item_spans_what_was_not_saved(tmp_path: Path) -> None:
+    """Where blocks of one stream are of different laps, each item is of steps that do follow each other."""
+    async with Replay(STEPS, 640, block_rows=32) as replay:
+        await play(replay, 20, 31)
+        await save_slowly(replay, tmp_path, lambda: play(replay, 11, 31, first=10_000))
+    steps = columns_of(tmp_path)["extra"]
+    assert (steps <= -10_000).any() and (steps > -10_000).any()
+    for options in ({}, {"block_rows": 16}, {"block_rows": 50}):
+        async with await Replay.load(tmp_path, **options) as loaded:
+            batch = loaded.sample(4_000, areplay.Transitions(n_step=3, gamma=1.0))
+            first, after = -batch["extra"].astype(int), batch["next_obs"][:, 0].astype(int)
+            base = np.where(first >= 10_000, 10_000, 0)
+            end = np.minimum((first - base) // 31 * 31 + 31, first - base + 3) + base
+            np.testing.assert_array_equal(after, end)
+            expected = [sum(k / 8 for k in range(a, b)) for a, b in zip(first.tolist(), end.tolist(), strict=True)]
+            np.testing.assert_allclose(batch["reward"], expected)
+            assert (first >= 10_000).any() and (first < 10_000).any()
+
+
+async def test_a_fifo_delivers_what_took_the_place_of_what_it_had_delivered(tmp_path: Path) -> None:
+    """Each row of the checkpoint that was not delivered by the moment of the save comes once, and no other."""
+    fifo = {"batch_size": 20, "selector": areplay.Fifo(), "prefetch": 1}
     async with Replay(SPEC, 640, block_rows=32) as replay:
         await replay.extend(columns(0, 640))
-        replay.sample(8, selector=areplay.Prioritized())
-        done = asyncio.Event()
+        async with replay.batches(**fifo) as batches:
+            seen = np.concatenate([(await anext(batches)).indices.copy() for _ in range(20)])
 
-        def on_progress(done_bytes: int, size_bytes: int) -> None:
-            loop.call_soon_threadsafe(done.set)
+            async def go_on() -> None:
+                await replay.extend(columns(640, 960))
 
-        loop = asyncio.get_running_loop()
-        saving = asyncio.create_task(replay.save(tmp_path, max_bytes_per_s=200_000, on_progress=on_progress))
-        await done.wait()
-        await replay.extend(columns(640, 960))
-        saved = await saving
-        found = columns_of(tmp_path)
-        assert len(found["x"]) == saved.rows < 640
-        numbers = found["indices"]
-        every = columns(0, 640)
-        same(found, {name: column[numbers] for name, column in every.items()}, SPEC)
-        assert (masses_of(tmp_path, 0.6) == 1).all()
-    async with await Replay.load(tmp_path) as loaded:
-        same(stored(loaded), found, found)
-        loaded._priorities[0.6].check()
+            await save_slowly(replay, tmp_path, go_on)
+    assert seen.tolist() == list(range(400))
+    saved = columns_of(tmp_path)["indices"]
+    assert saved[-1] >= 640
+    async with await Replay.load(tmp_path) as loaded, loaded.batches(**fifo) as batches:
+        left = batches.statistics().items_left
+        assert left == np.count_nonzero(saved >= 400)
+        came = [anext(batches) for _ in range(left // 20)]
+        numbers = [int(number) for batch in came for number in (await batch)["z"][:, 0].real]
+        assert numbers == saved[saved >= 400].tolist()[: len(numbers)]
 
 
 @pytest.mark.parametrize(
