@@ -10,6 +10,7 @@ import errno
 import json
 import logging
 import os
+import threading
 import time
 import zlib
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from kit import memory_descriptors, open_descriptors, until
 import areplay
 from areplay import Replay, snapshot
 from areplay.checkpoint import Checkpoint, manifest_checksum
+from areplay.locks import BlockLocks
+from areplay.ring import StreamWriter, Watcher
 
 SPEC = areplay.Spec(x=((), "float64"), pair=((2, 3), "uint8"), flag=((), "bool"), z=((2,), "complex64"))
 STEPS = areplay.Spec.steps(obs=((2,), "float32"), action=((), "int64"), extra=((), "float64"))
@@ -342,6 +345,87 @@ async def test_blocks_that_are_recycled_meanwhile_are_left_out(tmp_path: Path, m
     async with await Replay.load(tmp_path) as loaded:
         same(stored(loaded), found, found)
         loaded._priorities[0.6].check()
+
+
+async def test_a_block_that_is_recycled_while_it_is_copied_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen in its place before the copy, it is looked at again after it: what was copied may be another's rows."""
+    async with Replay(SPEC, 640, block_rows=32) as replay:
+        await replay.extend(columns(0, 640))
+        loop, looks, look = asyncio.get_running_loop(), 0, snapshot.Snapshot.still_there
+
+        def look_then_lap(moment: snapshot.Snapshot, table: Any) -> Any:
+            nonlocal looks
+            found = look(moment, table)
+            looks += 1
+            if looks == 3:  # the second block, before its copy
+                asyncio.run_coroutine_threadsafe(replay.extend(columns(640, 1_000)), loop).result()
+            return found
+
+        monkeypatch.setattr(snapshot.Snapshot, "still_there", look_then_lap)
+        saved = await replay.save(tmp_path)
+        assert 0 < saved.rows < 640
+        found = columns_of(tmp_path)
+        every = columns(0, 640)
+        same(found, {name: column[found["indices"]] for name, column in every.items()}, SPEC)
+
+
+async def test_rows_have_their_own_masses_though_the_ring_goes_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the moment of the save and the look at the masses: also those whose file is there already."""
+    async with Replay(SPEC, 640, block_rows=32) as replay:
+        await replay.extend(columns(0, 640))
+        replay.sample(4, selector=areplay.Prioritized(1.0))
+        await replay.save(tmp_path)
+        loop, copy_masses = asyncio.get_running_loop(), snapshot.Save._with_masses
+
+        def lap_first(save: snapshot.Save) -> Any:
+            coming = replay.extend(columns(640, 960), priorities=np.full(320, 50.0))
+            asyncio.run_coroutine_threadsafe(coming, loop).result()
+            return copy_masses(save)
+
+        monkeypatch.setattr(snapshot.Save, "_with_masses", lap_first)
+        saved = await replay.save(tmp_path)
+        assert 0 < saved.rows < 640
+        assert (masses_of(tmp_path, 1.0) == 1).all()
+
+
+async def test_masses_of_a_chunk_that_has_none_yet_are_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows are published, and its writer is still in their block."""
+    async with Replay(SPEC, 640, block_rows=32) as replay:
+        await replay.extend(columns(0, 100))
+        replay.sample(4, selector=areplay.Prioritized(1.0))
+        is_published, goes_on, has_writer = threading.Event(), threading.Event(), BlockLocks.has_writer
+
+        class Held(Watcher):
+            """Stops the writer before the priorities hear of its rows."""
+
+            def written(self, at: int, count: int, priorities: Any) -> None:
+                is_published.set()
+                assert goes_on.wait(30)
+
+        def seen(locks: BlockLocks, block: int) -> bool:
+            found = has_writer(locks, block)
+            if found:
+                goes_on.set()
+            return found
+
+        monkeypatch.setattr(BlockLocks, "has_writer", seen)
+        ring, guard = replay._opened(), replay._guard
+        guard.watchers = (Held(), *guard.watchers)
+        writer = StreamWriter(ring, ring.block_locks(), guard)
+        writing = asyncio.create_task(asyncio.to_thread(writer.write, columns(100, 120), 0, 20))
+        await until(is_published.is_set)
+        saved = await replay.save(tmp_path)
+        goes_on.set()
+        await writing
+        writer.close()
+        assert saved.rows == 120
+        assert (masses_of(tmp_path, 1.0) == 1).all()
 
 
 @pytest.mark.parametrize(
@@ -775,6 +859,28 @@ async def test_closing_the_replay_stops_a_save(tmp_path: Path) -> None:
     with pytest.raises(areplay.Closed):
         await replay.save(tmp_path)
     assert files_of(tmp_path) == []
+
+
+async def test_closing_the_replay_waits_for_the_thread_of_a_save(tmp_path: Path) -> None:
+    """However long that takes to notice: nothing is closed that it still uses."""
+    loop, is_over = asyncio.get_running_loop(), threading.Event()
+    closing: list[asyncio.Task[None]] = []
+    async with Replay(SPEC, 960, block_rows=32) as replay:
+        await replay.extend(columns(0, 900))
+
+        def on_progress(done: int, size: int) -> None:
+            loop.call_soon_threadsafe(lambda: closing.append(loop.create_task(replay.close())))
+            while not closing:
+                time.sleep(0.001)
+            time.sleep(0.1)  # who does not wait is through by then
+            is_over.set()
+
+        saving = asyncio.create_task(replay.save(tmp_path, on_progress=on_progress))
+        await until(lambda: bool(closing))
+        await closing[0]
+        assert is_over.is_set()
+        with pytest.raises(areplay.Closed):
+            await saving
 
 
 async def test_a_cancelled_load_leaves_nothing(tmp_path: Path) -> None:
