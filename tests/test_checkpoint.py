@@ -270,6 +270,47 @@ async def test_a_second_save_writes_only_what_changed(tmp_path: Path, tmp_path_f
     same(columns_of(tmp_path), everything, everything)
 
 
+async def test_blocks_that_were_cut_anew_are_all_written(tmp_path: Path) -> None:
+    """Into the directory that they were loaded from, too: there are others of the same number and size in it."""
+    async with Replay(SPEC, 960, block_rows=32) as replay:
+        for start in range(0, 1_500, 500):
+            await replay.extend(columns(start, start + 500))
+        await replay.save(tmp_path)
+    async with await Replay.load(tmp_path, capacity=2_000, block_rows=32) as loaded:
+        everything = stored(loaded)
+        saved = await loaded.save(tmp_path)
+        assert saved.blocks_written == saved.blocks
+        check_files(tmp_path)
+        same(columns_of(tmp_path), everything, everything)
+
+
+async def test_streams_with_a_gap_are_two(tmp_path: Path) -> None:
+    """A block between that was not saved in time: what follows it is not a part of what was before."""
+    async with Replay(SPEC, 960, block_rows=32) as replay:
+        await replay.extend(columns(0, 960))
+        await replay.save(tmp_path)
+    for block_rows in (32, 20):
+        checkpoint = Checkpoint(str(tmp_path))
+        checkpoint.table = np.delete(checkpoint.table, 9)
+        blocks = checkpoint.plan(960 // block_rows, block_rows).blocks
+        first = np.flatnonzero(blocks.previous == -1)
+        assert len(first) == len(np.unique(blocks.streams)) == 2
+        assert np.count_nonzero(blocks.following == -1) == 2
+        assert len(np.unique(blocks.streams[: first[1]])) == len(np.unique(blocks.streams[first[1] :])) == 1
+
+
+async def test_seeds_go_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    """Actors and samplers that are started after a load get the seeds that would have come next."""
+    async with Replay(SPEC, 100, seed=5) as replay:
+        replay._next_number()
+        await replay.save(tmp_path)
+        expected = replay._next_number(), replay._seeds(1, 2).generate_state(4).tolist()
+    for seed in (None, 6):
+        async with await Replay.load(tmp_path, seed=seed) as loaded:
+            found = loaded._next_number(), loaded._seeds(1, 2).generate_state(4).tolist()
+            assert (found == expected) == (seed is None)
+
+
 async def test_a_block_file_that_was_deleted_is_written_again(tmp_path: Path) -> None:
     """The next save notices."""
     async with Replay(SPEC, 960, block_rows=32) as replay:
@@ -638,7 +679,9 @@ async def test_a_disk_that_fails_leaves_the_checkpoint_before(
             if not failing:
                 break
             if call == "fsync" and manifest_of(tmp_path)["counters"]["rows_inserted"] == 300:
-                break  # it was renamed already, only the directory could not be synced
+                # It was renamed already, and what it names stays; only the directory could not be synced.
+                same(columns_of(tmp_path), columns(0, 300), SPEC)
+                break
             check_files(tmp_path)
             same(columns_of(tmp_path), before, before)
         assert nth > 1
@@ -1040,8 +1083,46 @@ async def test_checkpoints_of_a_closed_replay_end(tmp_path: Path, caplog: pytest
     ]
 
 
+async def test_leaving_checkpoints_can_be_cancelled(tmp_path: Path) -> None:
+    """While the last one is being made: it is stopped, the one before is whole, and no task is left."""
+    is_last, may_go_on = threading.Event(), threading.Event()
+
+    def on_progress(done: int, size: int) -> None:
+        is_last.set()
+        assert may_go_on.wait(30)
+
+    async with Replay(SPEC, 960, block_rows=32) as replay:
+        await replay.extend(columns(0, 100))
+        await replay.save(tmp_path)
+        await replay.extend(columns(100, 900))
+
+        async def learn() -> None:
+            async with replay.checkpoints(tmp_path, every_s=1_000, on_progress=on_progress):
+                pass
+
+        learning = asyncio.create_task(learn())
+        await until(is_last.is_set)
+        learning.cancel()
+        asyncio.get_running_loop().call_later(0.05, may_go_on.set)
+        with pytest.raises(asyncio.CancelledError):
+            await learning
+        assert may_go_on.is_set()
+        assert not [task for task in asyncio.all_tasks() if task.get_name() == "areplay checkpoints"]
+        check_files(tmp_path)
+        same(columns_of(tmp_path), columns(0, 100), SPEC)
+
+
+async def test_the_last_checkpoint_is_made_as_fast_as_it_goes(tmp_path: Path) -> None:
+    """Not at a pace that would hold the end of a program up."""
+    async with Replay(SPEC, 960, block_rows=32) as replay:
+        await replay.extend(columns(0, 900))
+        async with asyncio.timeout(60), replay.checkpoints(tmp_path, every_s=1_000, max_bytes_per_s=1) as checkpoints:
+            pass
+        assert checkpoints.last is not None and checkpoints.last.rows == 900
+
+
 async def test_a_last_checkpoint_is_made_when_the_learner_fails(tmp_path: Path) -> None:
-    """Also when it is cancelled. A cancellation while it is being made stops it."""
+    """A checkpoint of what it had learnt from."""
     async with Replay(SPEC, 960, block_rows=32) as replay:
         await replay.extend(columns(0, 100))
         with pytest.raises(RuntimeError, match="learning"):
