@@ -133,6 +133,9 @@ class Save:
         known: the id of the checkpoint whose blocks are ours, if we know one; "" otherwise.
         max_bytes_per_s: write no more than that; None: as fast as it goes.
         progress: called as `progress(done_bytes, size_bytes)` after each block that had to be written.
+
+    Attributes:
+        id: of the new checkpoint, once it is the one that is there; "" before.
     """
 
     def __init__(
@@ -148,6 +151,7 @@ class Save:
     ) -> None:
         self._path, self._snapshot, self._guard, self._locks, self._known = path, snapshot, guard, locks, known
         self._bytes_per_s, self._progress, self._stop = max_bytes_per_s, progress, stop
+        self.id = ""
         self._columns = snapshot.ring.columns
         self._written: list[str] = []
         self._unsynced: list[int] = []  # descriptors
@@ -155,8 +159,8 @@ class Save:
         self._due = self._started = time.monotonic()
         self._headers: dict[int, list[bytes]] = {}  # by the number of rows
 
-    def run(self) -> tuple[Saved, str]:
-        """Write the checkpoint; what was done, and the checkpoint's id.
+    def run(self) -> Saved:
+        """Write the checkpoint; what was done.
 
         Raises:
             CheckpointBusy: somebody else is writing into that directory.
@@ -175,7 +179,7 @@ class Save:
         except OSError as error:
             raise CheckpointFailed(self._path, str(error)) from error
 
-    def _run(self, directory: int) -> tuple[Saved, str]:
+    def _run(self, directory: int) -> Saved:
         table, next_serial = self._snapshot.table, self._snapshot.manifest["counters"]["next_serial"]
         masses, has_masses = self._masses(table)
         is_over = self._is_over(table)
@@ -211,21 +215,18 @@ class Save:
         self._stop.check()
         os.fsync(directory)
         self._write_manifest(manifest)
-        self._written = []  # from here on they are the checkpoint
+        self._written, self.id = [], manifest["id"]  # from here on they are the checkpoint
         kill_point("save.renamed")
         os.fsync(directory)
         self._remove([name for name in os.listdir(self._path) if OURS.fullmatch(name) and name not in names])
         kill_point("save.cleaned")
         seconds = time.monotonic() - self._started
-        saved = Saved(int(table["rows"].sum()), len(table), blocks_written, blocks_renewed, self._bytes, seconds)
-        return saved, manifest["id"]
+        return Saved(int(table["rows"].sum()), len(table), blocks_written, blocks_renewed, self._bytes, seconds)
 
     @contextlib.contextmanager
     def _locked_directory(self) -> Iterator[int]:
         """The directory, made if it is not there; nobody else saves into it meanwhile, in no process."""
-        if not os.path.isdir(self._path):
-            os.makedirs(self._path, exist_ok=True)
-            _sync(os.path.dirname(os.path.abspath(self._path)))
+        _make(self._path)
         directory = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             try:
@@ -468,6 +469,17 @@ def _header(column: Array, rows: int) -> bytes:
     description = np.lib.format.header_data_from_array_1_0(column[:0])
     np.lib.format.write_array_header_1_0(file, {**description, "shape": (rows, *column.shape[1:])})
     return file.getvalue()
+
+
+def _make(path: str) -> None:
+    """Make the directory, and those above it, if it is not there; each is entered for good in the one above it."""
+    if os.path.isdir(path):
+        return
+    above = os.path.dirname(path)
+    _make(above)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path)
+    _sync(above)
 
 
 def _sync(path: str) -> None:
