@@ -404,10 +404,10 @@ class Save:
 
     def _write(self, name: str, image: memoryview) -> int:
         """Write a new file, to be synced later; its checksum."""
-        self._written.append(name)
         checksum = done = 0
         descriptor = os.open(os.path.join(self._path, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         self._unsynced.append(descriptor)
+        self._written.append(name)
         while done < len(image):
             piece = image[done : done + _PIECE_BYTES]
             checksum = zlib.crc32(piece, checksum)
