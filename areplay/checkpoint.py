@@ -17,19 +17,22 @@ Whatever is wrong is found before a row can be seen: `fill` makes them visible i
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import re
+import stat
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from io import BytesIO
+from io import BytesIO, FileIO
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from areplay.errors import CheckpointDamaged, CheckpointMismatch, CheckpointMissing, WouldBlock
+from areplay.errors import CheckpointDamaged, CheckpointMismatch, CheckpointMissing, ResourceUnavailable, WouldBlock
 from areplay.ring import Blocks, Indices, Ring
 from areplay.spec import Array, Spec
 
@@ -108,6 +111,7 @@ class Checkpoint:
             self.capacity_rows, self.block_rows = self.manifest["capacity_rows"], self.manifest["block_rows"]
             self.has_given_block_rows: bool = self.manifest["block_rows_given"]
             self.counters: dict[str, int] = self.manifest["counters"]
+            self._check_geometry()
             self.streams: list[dict[str, Any]] = self.manifest["streams"]
             self.counts: dict[str, Any] = self.manifest["counts"]
             self._masses: list[dict[str, Any]] = self.manifest["masses"]
@@ -279,6 +283,17 @@ class Checkpoint:
             raise self._damaged(entry["file"], f"is no table of blocks, but {table.dtype}")
         return table
 
+    def _check_geometry(self) -> None:
+        """Raise `ValueError` if these blocks cannot have been together in one ring."""
+        table, serials = self.table, self.table["serial"]
+        if not (self.block_rows > 0 and self.capacity_rows > 0 and self.capacity_rows % self.block_rows == 0):
+            raise ValueError(f"a ring of {self.capacity_rows} rows in blocks of {self.block_rows}")
+        places = serials % (self.capacity_rows // self.block_rows)
+        is_right = (serials >= 0) & (serials < self.counters["next_serial"]) & (table["bytes"] >= 0)
+        is_right &= (table["rows"] > 0) & (table["rows"] <= self.block_rows)
+        if not is_right.all() or len(np.unique(places)) < len(table) or (np.diff(serials) <= 0).any():
+            raise ValueError("a table of blocks that no ring can have had")
+
     def _read_rows(self, entry: dict[str, Any], dtype: np.dtype[Any]) -> Array:
         """A table with a value a row."""
         values = self._read_npy(entry)
@@ -289,7 +304,8 @@ class Checkpoint:
     def _read_npy(self, entry: dict[str, Any]) -> Array:
         if not OURS.fullmatch(entry["file"]):
             raise self._damaged(MANIFEST, f"names {entry['file']!r}, which is no file of a checkpoint")
-        image = memoryview(bytearray(entry["bytes"]))
+        with self._opened(entry["file"], entry["bytes"]):  # which has the size that we are about to allocate
+            image = memoryview(bytearray(entry["bytes"]))
         self._read(entry["file"], image, entry["crc32"])
         try:
             return read_column(image, 0)[0]
@@ -298,24 +314,36 @@ class Checkpoint:
 
     def _read(self, name: str, image: memoryview, checksum: int) -> None:
         """Fill `image` with the whole file, which must have that length and that checksum."""
+        size, done, found = len(image), 0, 0
+        with self._opened(name, size) as file:
+            while done < size:  # in pieces that are still in the processor's cache when they are summed up
+                piece = image[done : done + _PIECE_BYTES]
+                count = file.readinto(piece)
+                if not count:
+                    raise self._damaged(name, f"ends after {done:,} of {size:,} bytes")
+                found = zlib.crc32(piece[:count], found)
+                done += count
+        if found != checksum:
+            raise self._damaged(name, "has another checksum than when it was written")
+
+    @contextlib.contextmanager
+    def _opened(self, name: str, size: int) -> Iterator[FileIO]:
+        """A file of the checkpoint, to be read, which must have that size."""
         try:
-            with open(os.path.join(self.path, name), "rb", buffering=0) as file:
-                size, done, found = os.fstat(file.fileno()).st_size, 0, 0
-                if size != len(image):
-                    raise self._damaged(name, f"has {size:,} bytes instead of {len(image):,}")
-                while done < size:  # in pieces that are still in the processor's cache when they are summed up
-                    piece = image[done : done + _PIECE_BYTES]
-                    count = file.readinto(piece)
-                    if not count:
-                        raise self._damaged(name, f"ends after {done:,} of {size:,} bytes")
-                    found = zlib.crc32(piece[:count], found)
-                    done += count
+            descriptor = os.open(os.path.join(self.path, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            with FileIO(descriptor) as file:
+                status = os.fstat(descriptor)
+                if not stat.S_ISREG(status.st_mode):
+                    raise self._damaged(name, "is no file")
+                if status.st_size != size:
+                    raise self._damaged(name, f"has {status.st_size:,} bytes instead of {size:,}")
+                yield file
         except FileNotFoundError:
             raise self._damaged(name, "is missing") from None
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                raise ResourceUnavailable("opening a file", f"the checkpoint in {self.path}", str(error)) from None
             raise self._damaged(name, f"cannot be read ({error})") from None
-        if found != checksum:
-            raise self._damaged(name, "has another checksum than when it was written")
 
     def _damaged(self, file: str, what: str) -> CheckpointDamaged:
         return CheckpointDamaged(self.path, file, what)

@@ -12,6 +12,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -38,8 +39,13 @@ MAX_BYTES_PER_S = 100e6
 
 
 async def run_stoppable(work: Callable[[], T], stop: Stop) -> T:
-    """Run `work` in a thread. Cancelled: it is told to stop, and the cancellation is delivered when it has ended."""
-    task = asyncio.ensure_future(asyncio.to_thread(work))
+    """Run `work` in a thread. Cancelled: it is told to stop, and the cancellation is delivered when it has ended.
+
+    The thread is of its own: those of the loop's pool may all be busy, for as long as the user likes.
+    """
+    threads = ThreadPoolExecutor(1, "areplay-files")
+    task = asyncio.get_running_loop().run_in_executor(threads, work)
+    threads.shutdown(wait=False)  # when that is done
     try:
         await asyncio.wait({task})
     except asyncio.CancelledError:

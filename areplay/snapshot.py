@@ -259,8 +259,9 @@ class Save:
 
     def _reuse(self, table: Array) -> Mask:
         """Note the files of blocks that are there already; which blocks have none."""
-        names = set(os.listdir(self._path))
-        matches = [match for name in names if (match := OURS.fullmatch(name))]
+        with os.scandir(self._path) as entries:
+            sizes = {entry.name: entry.stat().st_size for entry in entries if OURS.fullmatch(entry.name)}
+        matches = [match for name in sizes if (match := OURS.fullmatch(name))]
         self._number = 1 + max((int(number) for match in matches for number in match.groups() if number), default=0)
         is_new = np.ones(len(table), np.bool_)
         before = self._before(bool(matches))
@@ -269,7 +270,8 @@ class Save:
         at = np.minimum(before.table["serial"].searchsorted(table["serial"]), len(before.table) - 1)
         found = before.table[at]
         is_same = (found["serial"] == table["serial"]) & (found["rows"] == table["rows"])
-        is_same[is_same] = [name in names for name in self._names(found[is_same])]
+        there = [sizes.get(name, -1) for name in self._names(found[is_same])]
+        is_same[is_same] = np.equal(there, found["bytes"][is_same])  # what somebody cut short is written again
         for column in ("save", "bytes", "crc32"):
             table[column][is_same] = found[column][is_same]
         is_new[is_same] = False

@@ -14,6 +14,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -919,6 +920,90 @@ async def test_a_file_in_the_way_is_an_error(tmp_path: Path) -> None:
         for path in (tmp_path / "file", tmp_path / "file" / "below", "/proc/nowhere"):
             with pytest.raises(areplay.CheckpointFailed):
                 await replay.save(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda manifest: manifest.update(capacity_rows=-5), "-5 rows"),
+        (lambda manifest: manifest.update(block_rows=0), "blocks of 0"),
+        (lambda manifest: manifest["blocks"].update(bytes=10**15), "instead of 1,000,000,000,000,000"),
+        (lambda manifest: manifest["counters"].update(next_serial=1), "no ring can have had"),
+        (lambda manifest: manifest.update(block_rows=16), "no ring can have had"),
+        (lambda manifest: manifest.update(capacity_rows=64), "no ring can have had"),
+    ],
+)
+async def test_numbers_that_cannot_be_are_damage(
+    change: Callable[[dict[str, Any]], None], said: str, tmp_path: Path
+) -> None:
+    """Also with the right checksum: nothing is allocated for them."""
+    async with Replay(SPEC, 640, block_rows=32) as replay:
+        await replay.extend(columns(0, 640))
+        await replay.save(tmp_path)
+    manifest = manifest_of(tmp_path)
+    change(manifest)
+    manifest["crc32"] = manifest_checksum(manifest)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(areplay.CheckpointDamaged, match=said):
+        await Replay.load(tmp_path)
+
+
+async def test_a_pipe_in_place_of_a_file_is_damage(tmp_path: Path) -> None:
+    """And not waited for."""
+    async with Replay(SPEC, 640, block_rows=32) as replay:
+        await replay.extend(columns(0, 640))
+        await replay.save(tmp_path)
+    name = next(iter(block_files(tmp_path)))
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    async with asyncio.timeout(20):
+        with pytest.raises(areplay.CheckpointDamaged, match="is no file"):
+            await Replay.load(tmp_path)
+
+
+async def test_a_lack_of_descriptors_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It passes: what is on disk is not to blame."""
+    async with Replay(SPEC, 640, block_rows=32) as replay:
+        await replay.extend(columns(0, 640))
+        await replay.save(tmp_path)
+    real = os.open
+
+    def refuse(path: str, *args: Any, **kwargs: Any) -> int:
+        if str(path).endswith(".npys"):
+            raise OSError(errno.EMFILE, "too many")
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(areplay.ResourceUnavailable, match="too many"):
+        await Replay.load(tmp_path)
+
+
+async def test_a_block_file_that_was_cut_short_is_written_again(tmp_path: Path) -> None:
+    """A save reuses what is there by its name and size."""
+    async with Replay(SPEC, 640, block_rows=32) as replay:
+        await replay.extend(columns(0, 640))
+        await replay.save(tmp_path)
+        os.truncate(tmp_path / next(iter(block_files(tmp_path))), 100)
+        assert (await replay.save(tmp_path)).blocks_written == 1
+        same(columns_of(tmp_path), columns(0, 640), SPEC)
+
+
+async def test_a_save_does_not_wait_for_other_peoples_threads(tmp_path: Path) -> None:
+    """The loop's pool may be full: a save, a load and the closing of both go on."""
+    loop, goes_on = asyncio.get_running_loop(), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        loop.set_default_executor(pool)
+        busy = loop.run_in_executor(None, goes_on.wait)
+        try:
+            async with asyncio.timeout(30):
+                async with Replay(SPEC, 640) as replay:
+                    await replay.extend(columns(0, 10))
+                    assert (await replay.save(tmp_path)).rows == 10
+                async with await Replay.load(tmp_path) as loaded:
+                    assert len(loaded) == 10
+        finally:
+            goes_on.set()
+        await busy
 
 
 async def test_two_saves_into_one_directory_exclude_each_other(tmp_path: Path) -> None:

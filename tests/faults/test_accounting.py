@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import tempfile
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ both_loops = pytest.mark.asyncio(loop_factories=["asyncio", "uvloop"])
 
 
 async def life(number: int) -> None:
-    """A replay with all that hangs on it and needs no child; each kind of selector in its turn."""
+    """A replay with all that hangs on it and needs no child; each kind of selector in its turn; some are saved."""
     weights = areplay.Weights({"w": np.zeros(100)})
     weights.publish({"w": np.ones(100)})
     selectors = areplay.Uniform(), areplay.Prioritized(), areplay.Fifo(), areplay.Epochs(2)
@@ -34,6 +35,11 @@ async def life(number: int) -> None:
         assert torn(batch) == 0
         replay.actors(workers.hand_in, 2, args=(10,))  # never entered
         replay.batches(batch_size=8, samplers=2)
+        if number % 10 == 0:  # a disk takes its time
+            with tempfile.TemporaryDirectory() as path:
+                await replay.save(path)
+                async with await areplay.Replay.load(path) as loaded:
+                    assert len(loaded) == 501
     weights.close()
 
 
