@@ -86,6 +86,7 @@ class Scene:
             CrewOptions(0, 1.0, 1.0),
             lambda: self.supply,
             self.check_open,
+            3,
         )
         self.filled = 0
 
