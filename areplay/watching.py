@@ -46,6 +46,7 @@ _NAME = re.compile(r"areplay-(\d+)-(\d+)-(\d+)")
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 _PIECE_BYTES = 1 << 16
 _REST_MS = 20
+_BACKLOG = 64
 
 
 class Watchpost:
@@ -183,7 +184,7 @@ def listening_socket() -> socket.socket:
             except OSError as error:
                 if error.errno != errno.EADDRINUSE or number == _NUMBERS - 1:
                     raise
-        listener.listen(MAX_CLIENTS)
+        listener.listen(_BACKLOG)
         listener.setblocking(False)
     except BaseException:
         listener.close()
@@ -259,7 +260,7 @@ def ask(post: Post, timeout_s: float = 5.0) -> dict[str, Any]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
             connection.settimeout(timeout_s)
-            connection.connect("\0" + post.name)
+            _connect(connection, post, deadline)
             if peer_of(connection).uid not in (os.geteuid(), post.uid if os.geteuid() == 0 else -1):
                 raise NotWatchable(f"replay {post}", "its name is that of another user's socket")
             while piece := connection.recv(_PIECE_BYTES):
@@ -281,3 +282,14 @@ def ask(post: Post, timeout_s: float = 5.0) -> dict[str, Any]:
         raise Closed(f"replay {post}") from None  # cut off in the middle
     assert isinstance(answer, dict)
     return answer
+
+
+def _connect(connection: socket.socket, post: Post, deadline: float) -> None:
+    """Connect, once there is room among those who wait to be accepted."""
+    while True:
+        try:
+            return connection.connect("\0" + post.name)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise TimeoutError from None
+            time.sleep(_REST_MS / 1_000)

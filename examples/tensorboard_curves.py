@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-
-from tensorboardX import SummaryWriter
+from typing import Any
 
 import areplay
 
@@ -26,10 +25,9 @@ async def explore(actor: areplay.Actor) -> None:
         await asyncio.sleep(0.001)
 
 
-def write(writer: SummaryWriter, now: areplay.Statistics, before: areplay.Statistics, seconds: float) -> None:
+def write(writer: Any, now: areplay.Statistics, before: areplay.Statistics, seconds: float) -> None:
     """Write states as they are, and rates as differences to the look before."""
-    (queue,), (queue_before,) = now.batches, before.batches
-    step = queue.batches_delivered
+    (queue,), (queue_before,), step = now.batches, before.batches, now.batches[0].batches_delivered
     waited_s = queue.learner_waited_s - queue_before.learner_waited_s
     writer.add_scalar("replay/rows", now.rows, step)
     writer.add_scalar("replay/rows_per_s", (now.rows_inserted - before.rows_inserted) / seconds, step)
@@ -40,6 +38,8 @@ def write(writer: SummaryWriter, now: areplay.Statistics, before: areplay.Statis
 
 async def main(directory: str = "runs/areplay", seconds: float | str = 5.0) -> None:
     """Take batches for a while."""
+    from tensorboardX import SummaryWriter  # here, for it imports torch, which actors need not do
+
     with SummaryWriter(directory) as writer:
         async with areplay.Replay(SPEC, 100_000) as replay, replay.actors(explore, 2), replay.batches() as batches:
             started = looked = time.monotonic()
