@@ -292,7 +292,7 @@ def huge_pages(root: Path) -> Finding:
     value = chosen[0] if chosen else "none"
     if value in ("always", "within_size", "force"):
         return Finding("Memory", "huge pages", OK, value, "fresh memory comes 2 MiB at a time")
-    return Finding("Memory", "huge pages", OK, value, "fresh memory comes 4 KiB at a time; see prefault=True")
+    return Finding("Memory", "huge pages", OK, value, "fresh memory comes 4 KiB a time; see prefault=True")
 
 
 # Processors, and what there may be many of.
@@ -366,9 +366,7 @@ def extras() -> Finding:
     """What is there of that which can be used, and need not."""
     there = [extra for extra, module in _EXTRAS.items() if importlib.util.find_spec(module) is not None]
     missing = [extra for extra in _EXTRAS if extra not in there]
-    meaning = (
-        f"pip install 'areplay[{','.join(missing)}]' brings more" if missing else "torch, jax, gymnasium, cli, metrics"
-    )
+    meaning = f"pip install 'areplay[{','.join(missing)}]'" if missing else "torch, jax, gymnasium, cli, metrics"
     return Finding("Software", "extras", OK, f"{len(there)} of {len(_EXTRAS)}", meaning)
 
 

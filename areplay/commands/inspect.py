@@ -158,11 +158,8 @@ def _lines(document: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
             yield "", f"limiter: {counts}", "dim"
     if document["left_over"]:
         count, left = len(document["left_over"]), sum(document["left_over"].values())
-        yield (
-            "left over",
-            f"{count} files of a save that was cut off, {size(left)}; the next save deletes them",
-            "yellow",
-        )
+        files = "1 file" if count == 1 else f"{count:,} files"
+        yield "left over", f"{files} of a save that was cut off, {size(left)}; the next save deletes them", "yellow"
     for damage in document["damages"]:
         yield "damaged", f"{showing.clean(damage['file'])} {showing.clean(damage['what'])}", "bold red"
     if not document["is_verified"]:
