@@ -119,7 +119,8 @@ class Batches(AsyncIterator[Batch]):
         self._new_deliveries, self._admission = deliveries, admission
         self._deliveries: Deliveries | None = None
         self._is_limited = False  # by our limiter, which is ours from then on
-        self._waiting_since: list[float] = []  # monotonic seconds
+        # Seconds of waits that are over, and since when the others last: in one, since others may look at any time.
+        self._waited: tuple[float, tuple[float, ...]] = 0.0, ()
         self._slots: Slots | None = None
         self._crew: Crew | None = None
         self._ready: Sleeper | None = None
@@ -127,7 +128,7 @@ class Batches(AsyncIterator[Batch]):
         self._turns = Turns(_TURN_S)
         self._gate_guard = threading.Lock()
         self._delivered = self._waits = 0
-        self._waited_s = self._peak_wait_s = 0.0
+        self._peak_wait_s = 0.0
         self._opening: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self.is_closed = False
@@ -293,6 +294,8 @@ class Batches(AsyncIterator[Batch]):
         slots, crew = self._slots, self._crew
         states = slots.states() if slots is not None else []
         ready = 0 if self.is_closed else states.count(READY)
+        waited_s, waiting_since = self._waited
+        present = [time.monotonic() - since for since in waiting_since]
         return BatchesStatistics(
             batch_size=self._batch_size,
             prefetch=self._prefetch,
@@ -304,8 +307,8 @@ class Batches(AsyncIterator[Batch]):
             samplers_alive=sum(member.is_alive for member in crew.members) if crew is not None else 0,
             restarts=sum(member.restarts for member in crew.members) if crew is not None else 0,
             learner_waits=self._waits,
-            learner_waited_s=self._waited_s,
-            peak_learner_wait_s=self._peak_wait_s,
+            learner_waited_s=waited_s + sum(present),
+            peak_learner_wait_s=max(self._peak_wait_s, *present, 0.0),
             limiter=self._limiter.statistics() if self._limiter is not None and self._is_limited else None,
             items_left=self._deliveries.items_left(self._delivered) if self._deliveries is not None else None,
             number=self._number,
@@ -335,7 +338,7 @@ class Batches(AsyncIterator[Batch]):
 
     def waits(self) -> list[Wait]:
         """The learner's wait, if it waits at this moment."""
-        return [Wait("learner", self._reason(), time.monotonic() - since) for since in self._waiting_since]
+        return [Wait("learner", self._reason(), time.monotonic() - since) for since in self._waited[1]]
 
     @property
     def delivers(self) -> bool:
@@ -417,7 +420,7 @@ class Batches(AsyncIterator[Batch]):
             return slot is not None
 
         self._waits += 1
-        self._waiting_since.append(started)
+        self._waited = self._waited[0], (*self._waited[1], started)
         try:
             while slot is None and time.monotonic() - started < _SPIN_S:
                 await asyncio.sleep(0)
@@ -425,9 +428,9 @@ class Batches(AsyncIterator[Batch]):
             if slot is None:
                 await self._ready.wait(took_one, self._reason, timeout_s)
         finally:
-            self._waiting_since.remove(started)
-            waited = time.monotonic() - started
-            self._waited_s += waited
+            waited, others = time.monotonic() - started, list(self._waited[1])
+            others.remove(started)
+            self._waited = self._waited[0] + waited, tuple(others)
             self._peak_wait_s = max(self._peak_wait_s, waited)
         assert slot is not None
         return slot

@@ -184,7 +184,7 @@ class BatchesStatistics:
     learner_waits: int
     """How often the learner found no batch ready."""
     learner_waited_s: float
-    """How long it waited then, in total."""
+    """How long it waited then, in total, the present wait included."""
     peak_learner_wait_s: float
     """The longest of these waits."""
     limiter: LimiterStatistics | None

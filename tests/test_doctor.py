@@ -29,7 +29,7 @@ from areplay.commands.checkup import Finding, findings
 Patch = Callable[[pytest.MonkeyPatch], None]
 
 KERNEL = (
-    "kernel",
+    "Linux",
     "sealed memory files",
     "locks of open files",
     "pidfd",
@@ -121,7 +121,7 @@ def test_this_machine_has_what_the_other_tests_need(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "missing", "value"),
     [
-        ("kernel", replace(sys, "platform", "darwin"), "darwin is not Linux"),
+        ("Linux", replace(sys, "platform", "darwin"), "darwin is not Linux"),
         ("sealed memory files", refuse(os, "memfd_create"), "Function not implemented"),
         ("sealed memory files", refuse(os, "posix_fallocate", errno.EOPNOTSUPP), "Operation not supported"),
         ("sealed memory files", replace(fcntl, "fcntl", fcntl_without(fcntl.F_ADD_SEALS)), "Invalid argument"),

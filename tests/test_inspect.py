@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -194,3 +197,13 @@ def test_people_are_shown_the_same(
     ):
         assert word in text, word
     assert max(map(len, shown[0][1:])) <= 100 and "\x1b" not in text
+
+
+def test_whoever_reads_may_have_seen_enough(saved: Path) -> None:
+    """As `areplay ... | head -1`: no traceback, and the status of a program that a broken pipe ended."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "wb") as pipe:
+        command = [sys.executable, "-m", "areplay", "inspect", str(saved)]
+        done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, text=True, timeout=60.0)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -77,11 +77,11 @@ def test_the_picture_shows_the_state_in_lines_that_fit() -> None:
     """Bars, numbers, each child, who waits for what, and how one ended."""
     text = shown(answer())
     assert "python3 train.py --env Pong  pid 17 · up 90.0 s · areplay 0.1.0" in text
-    assert re.search(r"ring +█+▉? +90 rows +of 128", text)
-    assert re.search(r"queue +█{12} +8 ready +of 16; 1 being filled, 1 lent", text)
+    assert re.search(r"ring +█{18}▎ +90 rows +of 128", text)
+    assert re.search(r"queue +█{13} +8 ready +of 16; 1 being filled, 1 lent", text)
     assert re.search(r"checkpoint +30\.0 s ago +5\.0 kB in 300 ms; 2 saves, 1 failed", text)
     assert re.search(r"limiter +█+.* holds nobody +8 a step: 2,000 in, 8,012 out", text)
-    assert re.search(r"actor 0 +17 +alive +1 +0 rows/s +100 rows +█▌ +inbox 3", text)
+    assert re.search(r"actor 0 +17 +alive +1 +0\.0 rows/s +100 rows +█▌ +inbox 3", text)
     assert re.search(r"sampler 0 +18 +alive +0 +0\.0 batches/s +107 batches +████ +8 ready", text)
     assert re.search(r"learner +waits 1\.5 s +for rows", text)
     assert "actor 0 (pid 16) ended with -9: signal 9 ended it" in text

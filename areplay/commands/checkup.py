@@ -196,7 +196,7 @@ def _try_populate() -> None:
 
 
 _KERNEL = (
-    _tried("kernel", _try_kernel, "Linux, as areplay needs it", "areplay runs on Linux only"),
+    _tried("Linux", _try_kernel, "what areplay is made for", "areplay runs on Linux only"),
     _tried(
         "sealed memory files",
         _try_memory_file,
@@ -291,8 +291,8 @@ def huge_pages(root: Path) -> Finding:
     chosen = _words(root / "sys/kernel/mm/transparent_hugepage/shmem_enabled", r"\[(\w+)\]")
     value = chosen[0] if chosen else "none"
     if value in ("always", "within_size", "force"):
-        return Finding("Memory", "huge pages", OK, value, "fresh memory comes 2 MiB at a time")
-    return Finding("Memory", "huge pages", OK, value, "fresh memory comes 4 KiB a time; see prefault=True")
+        return Finding("Memory", "huge pages", OK, value, "pages of 2 MiB: fresh memory is there sooner")
+    return Finding("Memory", "huge pages", OK, value, "pages of 4 KiB; prefault=True touches them at once")
 
 
 # Processors, and what there may be many of.

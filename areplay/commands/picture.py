@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Answer = dict[str, Any]
 
-_LABEL, _BAR, _NUMBER, _PLACE = 10, 24, 22, 8  # columns
+_LABEL, _BAR, _NUMBER, _PLACE = 10, 26, 18, 8  # columns
 _MOST_CHILDREN = 24  # lines; more are counted
 _MOST_WAITS = 8
 _LEAST_WAIT_S = 0.1  # who waits shorter just waits for the next row
@@ -73,7 +73,7 @@ def _grid() -> Table:
 def _gauge(share: float, colour: str, width: int = _BAR) -> Text:
     from rich.text import Text
 
-    return Text(bar(share, width), f"{colour} on grey19")
+    return Text(bar(share, width), f"{colour} on grey27")
 
 
 def _ring(answer: Answer, speed: Answer) -> Table:
@@ -82,7 +82,7 @@ def _ring(answer: Answer, speed: Answer) -> Table:
     grid.add_row("ring", _gauge(rows / capacity, "cyan"), f"{rows:,} rows", f"of {capacity:,}")
     bytes_per_s = speed["rows_per_s"] * now["row_bytes"]
     grid.add_row(
-        "", "", f"{speed['rows_per_s']:,.0f} rows/s in", f"{size(bytes_per_s)}/s, {now['row_bytes']:,} bytes each"
+        "", "", f"{_rate(speed['rows_per_s'])} rows/s", f"{size(bytes_per_s)}/s, {now['row_bytes']:,} bytes each"
     )
     grid.add_row("", "", f"{now['rows_inserted']:,} so far", f"{size(now['memory_bytes'])} of shared memory")
     counts = f"{saves['saves']:,} saves, {saves['failures']:,} failed"
@@ -102,10 +102,12 @@ def _stream(stream: Answer, rate: Answer) -> RenderableType:
     grid = _grid()
     slots = f"of {stream['prefetch']:,}; {stream['filling']} being filled, {stream['lent']} lent"
     grid.add_row("queue", _gauge(stream["fill"], "green"), f"{min(stream['ready'], stream['prefetch']):,} ready", slots)
-    counts = f"{rate['items_per_s']:,.0f} items/s; {stream['batches_delivered']:,} batches"
-    grid.add_row("", "", f"{rate['batches_per_s']:,.1f} batches/s out", counts)
+    counts = f"{_rate(rate['items_per_s'])} items/s; {stream['batches_delivered']:,} batches"
+    grid.add_row("", "", f"{_rate(rate['batches_per_s'])} batches/s", counts)
     waits = f"{_times(stream['learner_waits'])}, the longest {span(stream['peak_learner_wait_s'])}"
-    grid.add_row("learner", "", f"{100 * rate['waiting_share']:.1f} % waiting", waits)
+    grid.add_row(
+        "learner", _gauge(rate["waiting_share"], "yellow"), f"{100 * rate['waiting_share']:.1f} % waiting", waits
+    )
     limiter = stream["limiter"]
     if limiter is not None:
         # From -error_buffer, where the learner has to wait, to +error_buffer, where the actors have to.
@@ -119,6 +121,11 @@ def _stream(stream: Answer, rate: Answer) -> RenderableType:
     return Group(Text(what, "dim", no_wrap=True, overflow="ellipsis"), grid)
 
 
+def _rate(per_s: float) -> str:
+    """With a decimal where that tells something."""
+    return f"{per_s:,.1f}" if per_s < 100 else f"{per_s:,.0f}"
+
+
 def _times(count: int) -> str:
     return {0: "never", 1: "once"}.get(count, f"{count:,} times")
 
@@ -130,14 +137,14 @@ def _children(statistics: Answer, speed: Answer) -> Iterator[tuple[str, Answer, 
         name = f"actor {actor['group']}.{actor['index']}" if several else f"actor {actor['index']}"
         gauge = _gauge(actor["waiting_rows"] / actor["inbox_rows"], "cyan", _PLACE)
         inbox = f"inbox {actor['waiting_rows']:,}"
-        yield name, actor, f"{rate['rows_per_s']:,.0f} rows/s", f"{actor['rows']:,} rows", gauge, inbox
+        yield name, actor, f"{_rate(rate['rows_per_s'])} rows/s", f"{actor['rows']:,} rows", gauge, inbox
     several = len(statistics["batches"]) > 1
     for stream, rates in zip(statistics["batches"], speed["batches"], strict=True):
         for sampler, rate in zip(stream["samplers"], rates["samplers"], strict=True):
             name = f"sampler {stream['number']}.{sampler['index']}" if several else f"sampler {sampler['index']}"
             gauge = _gauge(sampler["ready"] / stream["prefetch"], "green", _PLACE)
             ready, filled = f"{sampler['ready']:,} ready", f"{sampler['batches_filled']:,} batches"
-            yield name, sampler, f"{rate['batches_per_s']:,.1f} batches/s", filled, gauge, ready
+            yield name, sampler, f"{_rate(rate['batches_per_s'])} batches/s", filled, gauge, ready
 
 
 def _table(children: list[tuple[str, Answer, str, str, Any, str]]) -> Table:
