@@ -34,7 +34,11 @@ def console(feature: str) -> Console:
         raise ExtraMissing(feature, "cli")
     from rich.console import Console
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:  # where rich would end with status 1
+            raise BrokenPipeError
+
+    return Plain(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
 
 
 def has_rich() -> bool:
