@@ -138,10 +138,13 @@ def test_another_user_is_turned_away(monkeypatch: pytest.MonkeyPatch, caplog: py
     """Without a word, and without asking the replay; who comes next is answered."""
     caplog.set_level(logging.DEBUG, "areplay.watching")
     asked: list[None] = []
+    rests: list[None] = []
+    monkeypatch.setattr(watching, "_rest", lambda listener: rests.append(None))
     with watchpost(lambda: answer(asked=asked.append(None))) as watched:
         monkeypatch.setattr(watching, "peer_of", lambda connection: Peer(1, os.geteuid() + 1))
         assert all_of(connected(watched)) == b""
         assert asked == []
+        until(lambda: rests == [None])
         assert caplog.messages == [f"user {os.geteuid() + 1} asked how this replay is, and was turned away"]
         monkeypatch.setattr(watching, "peer_of", lambda connection: Peer(1, 0))
         assert json.loads(all_of(connected(watched)))["format"] == FORMAT, "root may"
@@ -194,6 +197,10 @@ def test_a_client_that_waits_to_be_answered_costs_nothing(monkeypatch: pytest.Mo
         stuck = [connected(watched) for _ in range(MAX_CLIENTS + 3)]
         for client in stuck[:MAX_CLIENTS]:
             assert client.recv(1)
+        for client in stuck[MAX_CLIENTS:]:
+            client.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                client.recv(1)
         time.sleep(0.05)  # until they are stuck again
         monkeypatch.setattr(watching, "_milliseconds_left", lambda clients: turns.append(clients) or None)
         time.sleep(0.2)
@@ -322,8 +329,10 @@ def test_without_a_socket_there_is_a_warning_and_nothing_else(
     assert open_descriptors() == before
 
 
-def test_out_of_descriptors_it_waits_for_better_times() -> None:
-    """Who asks meanwhile is answered when there are some again."""
+def test_out_of_descriptors_it_waits_for_better_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks meanwhile is answered when there are some again; until then it looks now and then."""
+    rest, rests = watching._rest, []
+    monkeypatch.setattr(watching, "_rest", lambda listener: rests.append(None) or rest(listener))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with watchpost() as watched, socket.socket(socket.AF_UNIX) as client:
         spare: list[int] = []
@@ -336,6 +345,7 @@ def test_out_of_descriptors_it_waits_for_better_times() -> None:
             client.settimeout(0.2)
             with pytest.raises(TimeoutError):
                 client.recv(1)
+            assert 1 <= len(rests) <= 100
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             for descriptor in spare:
@@ -356,6 +366,29 @@ def test_what_is_not_understood_is_an_error(said: dict[str, Any], error: type[Ex
     """A newer one names its version."""
     with watchpost(lambda: said) as watched, pytest.raises(error, match=why):
         ask(post_of(watched))
+
+
+def test_an_answer_that_never_ends_is_none() -> None:
+    """The time is for all of it."""
+    post, is_over = Post(os.getpid(), 999, os.geteuid()), threading.Event()
+
+    def trickle(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection, suppress(OSError):
+            while not is_over.wait(0.02):
+                connection.send(b"x", socket.MSG_NOSIGNAL)
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("\0" + post.name)
+        listener.listen(1)
+        thread = threading.Thread(target=trickle, args=(listener,))
+        thread.start()
+        try:
+            with pytest.raises(NotWatchable, match=r"no answer within 0\.3 s"):
+                ask(post, 0.3)
+        finally:
+            is_over.set()
+            thread.join()
 
 
 def test_who_asks_waits_until_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -242,4 +242,3 @@ async def test_the_end_of_a_child_is_kept_until_the_next() -> None:
         delivered = now.batches[0].batches_delivered
         samplers = now.batches[0].samplers
         assert sum(each.batches_filled - each.ready for each in samplers) == delivered
-    assert now.actors[0].last_failure is None
