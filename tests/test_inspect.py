@@ -110,6 +110,25 @@ def test_each_damaged_file_is_named(saved: Path, capsys: pytest.CaptureFixture[s
     assert f"{flipped.name} has another checksum" in capsys.readouterr().out
 
 
+def test_what_a_fifo_has_delivered_belongs_to_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Shown as one of the streams, and verified."""
+
+    async def save() -> None:
+        async with areplay.Replay(areplay.Spec(x=((), "int64")), 100) as replay:
+            await replay.extend({"x": np.arange(50)})
+            async with replay.batches(batch_size=8, selector=areplay.Fifo()) as batches:
+                await anext(batches)
+                await replay.save(tmp_path)
+
+    areplay.run(save())
+    _, document, _ = inspected(tmp_path, capsys, "--verify")
+    assert [(stream["batches_delivered"], stream["is_fifo"]) for stream in document["streams"]] == [(1, True)]
+    (delivered,) = tmp_path.glob("delivered-*")
+    flip_a_bit(delivered)
+    status, document, _ = inspected(tmp_path, capsys, "--verify")
+    assert status == 1 and [damage["file"] for damage in document["damages"]] == [delivered.name]
+
+
 @pytest.mark.parametrize("damaged", ["manifest.json", "blocks-2.npy"])
 def test_without_its_tables_there_is_nothing_to_show(
     damaged: str, saved: Path, capsys: pytest.CaptureFixture[str]

@@ -82,6 +82,10 @@ def test_top_tells_scripts_what_a_program_does_whose_learner_blocks(program: sub
         assert parent_of(child["pid"]) == program.pid
     assert (stream["batch_size"], stream["prefetch"], stream["batches_delivered"], stream["lent"]) == (8, 4, 1, 1)
     assert stream["limiter"]["samples_per_insert"] == 4.0
+    rows = statistics["capacity_rows"] + sum(actor["inbox_rows"] for actor in statistics["actors"])
+    least_bytes = rows * statistics["row_bytes"] + stream["slots_bytes"]
+    assert least_bytes < statistics["memory_bytes"] < 1.5 * least_bytes
+    assert statistics["opened_at_s"] < statistics["last_row_at_s"] < document["time_s"]
     assert rates["seconds"] >= 0.3
     assert rates["batches"][0]["batches_per_s"] == 0.0, "nothing turns on its loop"
     assert len(rates["actors"]) == 2 and len(rates["batches"][0]["samplers"]) == 1
