@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 KILLS ?= 1000
 
-.PHONY: cartpole atari test faults lint bench clean
+.PHONY: cartpole atari test faults lint bench captures clean
 
 cartpole: .venv/ready          ## train a CartPole agent, and watch it
 	$(BIN)/python examples/cartpole.py
@@ -25,6 +25,9 @@ lint: .venv/ready
 
 bench: .venv/ready             ## the figures of the README, on this machine (several minutes)
 	$(BIN)/python -m benchmarks
+
+captures: .venv/ready          ## docs/images/top.svg and doctor.svg, of this machine
+	$(BIN)/python docs/images/captures.py
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -305,8 +305,9 @@ class Actors:
         detach: Callable[[Inbox], Awaitable[None]],
         on_change: Callable[[], None],
         check_open: Callable[[], object],
+        number: int,
     ) -> None:
-        self._check_open = check_open
+        self._check_open, self._number = check_open, number
         self._spec, self._count, self._inbox_rows = spec, count, inbox_rows
         self._function, self._args, self._kwargs = function, args, kwargs
         self._seeds, self._weights, self._timeout_s = seeds, weights, timeout_s
@@ -408,8 +409,13 @@ class Actors:
         failures = self._crew.failures if self._crew is not None else []
         return [failure for failure in failures if isinstance(failure, ActorFailed)]
 
+    @property
+    def inbox_bytes(self) -> int:
+        """Shared memory of all inboxes."""
+        return self._inboxes.size_bytes if self._inboxes is not None else 0
+
     def statistics(self) -> tuple[ActorStatistics, ...]:
-        """One record an actor."""
+        """One record an actor. From any thread."""
         if self._crew is None:
             return ()
         return tuple(
@@ -422,6 +428,10 @@ class Actors:
                 waiting_rows=inbox.used,
                 inbox_rows=inbox.inbox_rows,
                 waited_s=inbox.waited_s if member.is_alive else 0.0,
+                group=self._number,
+                has_finished=member.has_finished,
+                has_failed=member.failure is not None,
+                last_failure=member.last_failure,
             )
             for member, inbox in zip(self._crew.members, self._inbox, strict=True)
         )

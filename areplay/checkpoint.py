@@ -216,6 +216,29 @@ class Checkpoint:
                 progress(done, self.size_bytes)
         ring.put_back(plan.blocks, plan.next_serial, plan.next_stream, self.counters["rows_inserted"])
 
+    def files(self) -> Iterator[tuple[str, int, int]]:
+        """`(name, bytes, checksum)` of each file that belongs to it, but for the manifest: tables, then blocks."""
+        delivered = [stream["delivered"] for stream in self.streams]
+        for table in (self.manifest["blocks"], *self._masses, *delivered):
+            if table is not None:
+                yield table["file"], table["bytes"], table["crc32"]
+        for entry in self.table:
+            yield block_name(entry), int(entry["bytes"]), int(entry["crc32"])
+
+    def damages(self, progress: Progress | None = None) -> Iterator[CheckpointDamaged]:
+        """Read all files, and tell of each that is not as it was written. Nothing of the rows is kept."""
+        files = list(self.files())
+        total, done = sum(size for _, size, _ in files), 0
+        buffer = bytearray(max(size for _, size, _ in files))
+        for name, size, checksum in files:
+            try:
+                self._read(name, memoryview(buffer)[:size], checksum)
+            except CheckpointDamaged as damage:
+                yield damage
+            done += size
+            if progress is not None:
+                progress(done, total)
+
     def masses(self, plan: Plan) -> Iterator[tuple[float, float, list[tuple[int, NDArray[np.float32]]]]]:
         """For each priority exponent that was kept: itself, the largest mass, and `(at, masses)` of all rows."""
         for entry in self._masses:

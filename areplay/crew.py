@@ -22,6 +22,7 @@ from typing import Any
 
 from areplay.errors import ChildFailed
 from areplay.process import Body, Child, Exit
+from areplay.statistics import ChildExit
 from areplay.waiting import run_to_completion
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 _RESTART_WINDOW_S = 60.0
 _FIRST_BACK_OFF_S = 0.05
 _LONGEST_BACK_OFF_S = 5.0
+_DETAILS_CHARACTERS = 4_000  # of a traceback, its end, for statistics
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Member:
     is_alive: bool = False
     has_finished: bool = False
     failure: ChildFailed | None = None
+    last_failure: ChildExit | None = None  # of its child that ended last as it should not have
     deaths: deque[float] = field(default_factory=deque)  # monotonic seconds, of the last minute
 
     @property
@@ -158,6 +161,9 @@ class Crew:
         """Keep one place filled until its child finishes, fails for good, or the crew stops."""
         while not self._stopping.is_set():
             exit_ = await self._run_once(member, started)
+            if not exit_.finished and not self._stopping.is_set():
+                details = exit_.details[-_DETAILS_CHARACTERS:]
+                member.last_failure = ChildExit(exit_.pid, exit_.code, details, time.time())
             try:
                 await self._after_exit(member.index)
             except Exception as error:  # what it left cannot be brought in order, so it can have no successor

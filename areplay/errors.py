@@ -173,6 +173,17 @@ class WouldBlock(AreplayError):
         return f"{self.reason}; try again, or use the method that waits"
 
 
+class NotWatchable(AreplayError):
+    """A running replay cannot be looked at from outside. It does not notice."""
+
+    def __init__(self, what: str, reason: str) -> None:
+        super().__init__(what, reason)
+        self.what, self.reason = what, reason
+
+    def __str__(self) -> str:
+        return f"{self.what} cannot be watched: {self.reason}; `areplay top` as the user that runs it, in its container"
+
+
 class CheckpointMissing(AreplayError):
     """There is no checkpoint in that directory."""
 

@@ -66,6 +66,11 @@ class Inboxes:
             self.close()
             raise
 
+    @property
+    def size_bytes(self) -> int:
+        """Of all inboxes."""
+        return self._segment.size_bytes
+
     def inbox(self, index: int) -> Inbox:
         """Inbox number `index`, as this process sees it."""
         arrays = self._segment.arrays

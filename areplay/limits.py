@@ -42,7 +42,13 @@ def available_memory(root: Path = Path("/")) -> tuple[int, str]:
     the use, where page cache that the kernel would drop does not count as used.
     """
     candidates = [(_host_available(root), "the host's available memory")]
-    for group in _memory_groups(root):
+    candidates += [(available, f"the limit in {file}") for file, _, available in memory_limits(root)]
+    return min(candidates)
+
+
+def memory_limits(root: Path = Path("/")) -> Iterator[tuple[Path, int, int]]:
+    """`(file, limit, available)` in bytes of each cgroup from ours up to the root that has a limit, v1 or v2."""
+    for group in groups(root, "memory"):
         for limit_file, usage_file, cache in (
             ("memory.max", "memory.current", "inactive_file"),
             ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -50,22 +56,38 @@ def available_memory(root: Path = Path("/")) -> tuple[int, str]:
             limit, usage = _number(group / limit_file), _number(group / usage_file)
             if limit is not None and usage is not None:
                 reclaimable = _keyed(group / "memory.stat", cache) or 0
-                candidates.append((max(0, limit - usage + reclaimable), f"the limit in {group / limit_file}"))
-    return min(candidates)
+                yield group / limit_file, limit, max(0, limit - usage + reclaimable)
 
 
-def _host_available(root: Path) -> int:
-    available_kib = _keyed(root / "proc/meminfo", "MemAvailable:")
-    return (1 << 62) if available_kib is None else available_kib * 1024
+def processor_quota(root: Path = Path("/")) -> float | None:
+    """How many processors' time our cgroups, v1 or v2, allow; None if that is not limited."""
+    quotas = []
+    for group in groups(root, "cpu"):
+        words = " ".join(_lines(group / "cpu.max")).split()
+        v1 = [_number(group / name) for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")]  # a quota of -1 is none
+        quota, period = map(int, words) if words and words[0] != "max" else v1
+        if quota is not None and period:
+            quotas.append(quota / period)
+    return min(quotas, default=None)
 
 
-def _memory_groups(root: Path) -> Iterator[Path]:
-    """The folders of our memory cgroup and its ancestors, for v1 and v2."""
+def process_limit(root: Path = Path("/")) -> int | None:
+    """How many processes and threads more our cgroups allow; None if that is not limited."""
+    left = []
+    for group in groups(root, "pids"):
+        limit, usage = _number(group / "pids.max"), _number(group / "pids.current")
+        if limit is not None and usage is not None:
+            left.append(max(0, limit - usage))
+    return min(left, default=None)
+
+
+def groups(root: Path, controller: str) -> Iterator[Path]:
+    """The folders of our cgroup of that controller and its ancestors, for v1 and v2."""
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        base = root / "sys/fs/cgroup" / ("memory" if controllers else "")
+        base = root / "sys/fs/cgroup" / (controller if controllers else "")
         # In a container the path may name a place outside of our view: then its ancestors that exist are what we see.
         folder = base / path.lstrip("/")
         while True:
@@ -74,6 +96,11 @@ def _memory_groups(root: Path) -> Iterator[Path]:
             if folder == base or base not in folder.parents:
                 break
             folder = folder.parent
+
+
+def _host_available(root: Path) -> int:
+    available_kib = _keyed(root / "proc/meminfo", "MemAvailable:")
+    return (1 << 62) if available_kib is None else available_kib * 1024
 
 
 def _lines(path: Path) -> list[str]:

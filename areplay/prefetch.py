@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import logging
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -34,10 +35,12 @@ from areplay.rate import MinSize, SamplesPerInsert
 from areplay.ring import Indices, Mask, Ring
 from areplay.sampler import run_sampler
 from areplay.select import Selector
-from areplay.slots import LENT, READY, Slots
-from areplay.statistics import BatchesStatistics, Wait
+from areplay.slots import FILLING, LENT, READY, Slots
+from areplay.statistics import BatchesStatistics, SamplerStatistics, Wait
 from areplay.transform import Transform, batch_fields
 from areplay.waiting import Sleeper, Turns, ended, opened, run_to_completion
+
+logger = logging.getLogger(__name__)
 
 _TURN_S = 0.02
 """A learner that never waits lets its loop turn so often: for restarts, reports, cancellation, the user's other tasks.
@@ -102,8 +105,9 @@ class Batches(AsyncIterator[Batch]):
         options: CrewOptions,
         supply: Callable[[], Supply],
         check_open: Callable[[], object],
+        number: int,
     ) -> None:
-        self._check_open = check_open
+        self._check_open, self._number = check_open, number
         self._resumed: Kept | None = None
         self._delivered_before = 0  # by streams before a checkpoint
         self._ring, self._item, self._selector, self._transform = ring, item, selector, transform
@@ -116,7 +120,8 @@ class Batches(AsyncIterator[Batch]):
         self._deliveries: Deliveries | None = None
         self._has_begun = False  # whether they have taken in what was there
         self._is_limited = False  # by our limiter, which is ours from then on
-        self._waiting_since: list[float] = []  # monotonic seconds
+        # Seconds of waits that are over, and since when the others last: in one, since others may look at any time.
+        self._waited: tuple[float, tuple[float, ...]] = 0.0, ()
         self._slots: Slots | None = None
         self._crew: Crew | None = None
         self._ready: Sleeper | None = None
@@ -124,7 +129,7 @@ class Batches(AsyncIterator[Batch]):
         self._turns = Turns(_TURN_S)
         self._gate_guard = threading.Lock()
         self._delivered = self._waits = 0
-        self._waited_s = self._peak_wait_s = 0.0
+        self._peak_wait_s = 0.0
         self._opening: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self.is_closed = False
@@ -287,29 +292,55 @@ class Batches(AsyncIterator[Batch]):
         return self._batch(await self._wait_ready(timeout_s) if slot is None else slot)
 
     def statistics(self) -> BatchesStatistics:
-        """The state of the queue at this moment."""
+        """The state of the queue at this moment. From any thread."""
         slots, crew = self._slots, self._crew
-        ready = slots.count(READY) if slots is not None and not self.is_closed else 0
+        states = slots.states() if slots is not None else []
+        ready = 0 if self.is_closed else states.count(READY)
+        waited_s, waiting_since = self._waited
+        present = [time.monotonic() - since for since in waiting_since]
         return BatchesStatistics(
             batch_size=self._batch_size,
             prefetch=self._prefetch,
             ready=ready,
             fill=min(1.0, ready / self._prefetch),
-            lent=slots.count(LENT) if slots is not None else 0,
+            lent=states.count(LENT),
             batches_delivered=self._delivered,
             rows_redrawn=slots.rows_redrawn if slots is not None else 0,
             samplers_alive=sum(member.is_alive for member in crew.members) if crew is not None else 0,
             restarts=sum(member.restarts for member in crew.members) if crew is not None else 0,
             learner_waits=self._waits,
-            learner_waited_s=self._waited_s,
-            peak_learner_wait_s=self._peak_wait_s,
+            learner_waited_s=waited_s + sum(present),
+            peak_learner_wait_s=max(self._peak_wait_s, *present, 0.0),
             limiter=self._limiter.statistics() if self._limiter is not None and self._is_limited else None,
             items_left=self._deliveries.items_left(self._delivered) if self._deliveries is not None else None,
+            number=self._number,
+            what=f"{self._item!r} by {self._selector!r}",
+            slots=len(states),
+            filling=states.count(FILLING),
+            slots_bytes=slots.size_bytes if slots is not None else 0,
+            samplers=tuple(self._sampler_statistics()),
         )
+
+    def _sampler_statistics(self) -> Iterator[SamplerStatistics]:
+        slots, crew = self._slots, self._crew
+        for member in crew.members if slots is not None and crew is not None else ():
+            assert slots is not None
+            yield SamplerStatistics(
+                index=member.index,
+                pid=member.child.pid if member.child is not None else 0,
+                is_alive=member.is_alive,
+                restarts=member.restarts,
+                has_finished=member.has_finished,
+                has_failed=member.failure is not None,
+                last_failure=member.last_failure,
+                batches_filled=slots.published(member.index),
+                ready=slots.waiting(member.index),
+                rows_redrawn=slots.redrawn(member.index),
+            )
 
     def waits(self) -> list[Wait]:
         """The learner's wait, if it waits at this moment."""
-        return [Wait("learner", self._reason(), time.monotonic() - since) for since in self._waiting_since]
+        return [Wait("learner", self._reason(), time.monotonic() - since) for since in self._waited[1]]
 
     @property
     def delivers(self) -> bool:
@@ -391,7 +422,7 @@ class Batches(AsyncIterator[Batch]):
             return slot is not None
 
         self._waits += 1
-        self._waiting_since.append(started)
+        self._waited = self._waited[0], (*self._waited[1], started)
         try:
             while slot is None and time.monotonic() - started < _SPIN_S:
                 await asyncio.sleep(0)
@@ -399,9 +430,9 @@ class Batches(AsyncIterator[Batch]):
             if slot is None:
                 await self._ready.wait(took_one, self._reason, timeout_s)
         finally:
-            self._waiting_since.remove(started)
-            waited = time.monotonic() - started
-            self._waited_s += waited
+            waited, others = time.monotonic() - started, list(self._waited[1])
+            others.remove(started)
+            self._waited = self._waited[0] + waited, tuple(others)
             self._peak_wait_s = max(self._peak_wait_s, waited)
         assert slot is not None
         return slot
@@ -484,7 +515,8 @@ class Batches(AsyncIterator[Batch]):
 
     async def _recover(self, index: int) -> None:
         assert self._slots is not None
-        self._slots.recover(index)
+        if self._slots.recover(index):
+            logger.warning("sampler %d left a batch half filled; it is not delivered, its slot is free again", index)
 
     async def _close(self) -> None:
         await ended(self._opening)

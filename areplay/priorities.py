@@ -244,6 +244,11 @@ class Priorities(Watcher):
             for below, sums in zip(self._groups, self._sums, strict=True):
                 assert np.array_equal(sums[: len(below)], _sums_of(below)), self
 
+    @property
+    def size_bytes(self) -> int:
+        """Of all masses and sums."""
+        return self._segment.size_bytes
+
     def close(self) -> None:
         """Give back the descriptor. The memory stays mapped for as long as a view of it lives."""
         self.is_closed = True

@@ -1,7 +1,8 @@
 """The replay: opens the ring, the coordinator and all that hangs on them, and closes them in order.
 
-Closing, whatever the reason: actors stop -> their inboxes are emptied into blocks -> samplers stop -> waiting learners
-get `Closed` -> children are reaped -> descriptors are closed. The memory goes with its last view.
+Closing, whatever the reason: nobody can look at it from outside any more -> actors stop -> their inboxes are emptied
+into blocks -> samplers stop -> waiting learners get `Closed` -> children are reaped -> descriptors are closed. The
+memory goes with its last view.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import logging
 import pickle
 import time
 import weakref
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -32,6 +33,7 @@ from areplay.errors import Closed, SpecMismatch, Stalled
 from areplay.inbox import default_inbox_rows
 from areplay.items import Item
 from areplay.limits import check_memory
+from areplay.observed import Observed
 from areplay.options import fraction, optional_seconds, priority_values, seconds, whole_number
 from areplay.own_rows import OwnRows
 from areplay.prefetch import Batches, Supply
@@ -43,7 +45,7 @@ from areplay.saving import Checkpointed, Saver, run_stoppable
 from areplay.select import Selector
 from areplay.snapshot import Snapshot
 from areplay.spec import Spec
-from areplay.statistics import PriorityUpdate, Statistics, Wait
+from areplay.statistics import PriorityUpdate
 from areplay.transform import Transform
 from areplay.waiting import ended, opened, run_to_completion
 from areplay.weights import Weights
@@ -54,7 +56,7 @@ _SMALL_BATCH = 4_096  # items that a batch may have even if fewer rows fit
 _OWNER, _ACTORS, _BATCHES, _DELIVERIES = range(4)  # kinds of random generators
 
 
-class Replay(Checkpointed):
+class Replay(Checkpointed, Observed):
     """A replay buffer in shared memory: an async context manager.
 
     Args:
@@ -101,15 +103,9 @@ class Replay(Checkpointed):
         parts = {field.name: field.row_bytes * self.capacity_rows for field in spec.rows.values()}
         check_memory(f"a replay of {self.capacity_rows:,} rows of {spec.row_bytes:,} bytes", parts)
         self._guard = RingGuard()
-        self._priorities: dict[float, Priorities] = {}
-        self._updated = self._stale = 0
-        self._groups: list[Actors] = []
-        self._streams: list[Batches] = []
         self._made = 0  # groups and streams so far, for their seeds
         self._ring: Ring | None = None
-        self._own_rows: OwnRows | None = None
         self._local: weakref.WeakKeyDictionary[Delivering, LocalDeliveries] = weakref.WeakKeyDictionary()
-        self._coordinator: Coordinator | None = None
         self._opening: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
 
@@ -168,6 +164,7 @@ class Replay(Checkpointed):
         self._saver = Saver(ring, self._guard, self._snapshot)
         self._coordinator = Coordinator(ring, self._guard, self._admission, self._on_rows, self._on_change)
         self._ring = ring
+        self._be_watched()
 
     def actors(
         self,
@@ -241,6 +238,7 @@ class Replay(Checkpointed):
             detach=lambda inbox: self._coordinator_now().detach(inbox),
             on_change=self._on_change,
             check_open=self._opened,
+            number=group,
         )
         self._groups.append(actors)
         return actors
@@ -308,6 +306,7 @@ class Replay(Checkpointed):
             _crew_options(max_restarts, start_timeout_s, grace_s),
             self._supply,
             self._opened,
+            group,
         )
         self._resume(stream)
         self._streams.append(stream)
@@ -434,36 +433,6 @@ class Replay(Checkpointed):
         self._stale += len(names) - updated
         return PriorityUpdate(updated, len(names) - updated)
 
-    def statistics(self) -> Statistics:
-        """Counts and states at this moment."""
-        ring = self._opened()
-        return Statistics(
-            rows=len(self),
-            capacity_rows=self.capacity_rows,
-            rows_inserted=ring.rows_inserted[0],
-            row_bytes=self.spec.row_bytes,
-            blocks=ring.blocks,
-            block_rows=ring.block_rows,
-            blocks_started=ring.next_serial[0],
-            priorities_updated=self._updated,
-            priorities_stale=self._stale,
-            actors=tuple(record for group in self._groups for record in group.statistics()),
-            batches=tuple(stream.statistics() for stream in self._streams),
-            waits=tuple(self._waits()),
-        )
-
-    def _waits(self) -> Iterator[Wait]:
-        """Who waits at this moment."""
-        for stream in self._streams:
-            yield from stream.waits()
-        held = self._coordinator_now().held()
-        for _, name, waited_s in held:
-            yield Wait(name, f"its rows may not be written yet: {self._admission.reason()}", waited_s)
-        for inbox, wait in (pair for group in self._groups for pair in group.waits()):
-            if not any(inbox is other for other, _, _ in held):
-                yield wait
-        yield from self._own().waits()
-
     def __len__(self) -> int:
         """Rows that can be sampled now."""
         rows: int = self._opened().rows_now[0]
@@ -527,15 +496,6 @@ class Replay(Checkpointed):
 
     def _seeds(self, *key: int) -> np.random.SeedSequence:
         return np.random.SeedSequence(self._entropy, spawn_key=key)
-
-    def _own(self) -> OwnRows:
-        self._opened()
-        assert self._own_rows is not None
-        return self._own_rows
-
-    def _coordinator_now(self) -> Coordinator:
-        assert self._coordinator is not None
-        return self._coordinator
 
     @classmethod
     def _for(cls, checkpoint: Checkpoint, capacity: int | None, block_rows: int | None, seed: int | None) -> Replay:
@@ -612,6 +572,8 @@ class Replay(Checkpointed):
             for stream in self._streams:
                 if stream.delivers:  # rows that come in now would not be kept for it
                     stack.push_async_callback(stream.close)
+            if self._watchpost is not None:
+                stack.callback(self._watchpost.close)
 
     async def _free(self, ring: Ring) -> None:
         assert self._own_rows is not None

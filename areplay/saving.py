@@ -27,7 +27,7 @@ from areplay.priorities import Priorities
 from areplay.ring import Ring, RingGuard
 from areplay.snapshot import Save, Snapshot
 from areplay.spec import Spec
-from areplay.statistics import Saved
+from areplay.statistics import Saved, SavesStatistics
 from areplay.waiting import run_to_completion
 
 logger = logging.getLogger(__name__)
@@ -69,6 +69,9 @@ class Saver:
         self._known: dict[str, str] = {}  # by directory: the id of the checkpoint whose blocks are ours
         self._running: dict[Stop, asyncio.Event] = {}
         self._is_closed = False
+        self._saves = self._failures = 0
+        self._last: tuple[Saved | None, str, float] = None, "", 0.0
+        self._last_failure: tuple[str, float] = "", 0.0
 
     def knows(self, path: str, checkpoint_id: str) -> None:
         """The rows of that checkpoint, which is in that directory, are those of the replay."""
@@ -84,15 +87,36 @@ class Saver:
         work = Save(path, snapshot, self._guard, locks, self._known.get(path, ""), max_bytes_per_s, progress, stop)
         self._running[stop] = ended
         try:
-            return await run_stoppable(work.run, stop)
+            saved = await run_stoppable(work.run, stop)
         except WouldBlock:
             raise Closed("this replay") from None
+        except AreplayError as error:
+            self._failures, self._last_failure = self._failures + 1, (str(error), time.time())
+            raise
         finally:
             if work.id:  # it may have been cancelled, or failed, when it was there already
                 self._known[path] = work.id
             del self._running[stop]
             ended.set()
             locks.close()
+        self._saves, self._last = self._saves + 1, (saved, path, time.time())
+        logger.debug("saved %d rows into %s, %d bytes in %.1f s", saved.rows, path, saved.bytes_written, saved.seconds)
+        return saved
+
+    def statistics(self) -> SavesStatistics:
+        """What became of all saves. From any thread."""
+        last, last_path, last_saved_at_s = self._last
+        last_failure, last_failed_at_s = self._last_failure
+        return SavesStatistics(
+            saves=self._saves,
+            failures=self._failures,
+            saving=len(self._running),
+            last=last,
+            last_path=last_path,
+            last_saved_at_s=last_saved_at_s,
+            last_failure=last_failure,
+            last_failed_at_s=last_failed_at_s,
+        )
 
     async def close(self) -> None:
         """Stop what is running; whoever waits for it gets `Closed`, and the checkpoint before is whole."""
@@ -220,8 +244,10 @@ class Loading:
 class Checkpointed(ABC):
     """What a replay does to save itself, and to be loaded."""
 
+    _saver: Saver | None  # while it is open
+
     def __init__(self) -> None:
-        self._saver: Saver | None = None  # while it is open
+        super().__init__()
         self._loading: Loading | None = None
         self._resumable: list[Kept] = []  # what a checkpoint kept of streams of batches
         self._is_loaded = False  # open, and not entered yet

@@ -12,6 +12,7 @@ Python's mmap holds another one until then.
 from __future__ import annotations
 
 import fcntl
+import logging
 import mmap
 import os
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from areplay.errors import Closed, ResourceUnavailable
 from areplay.layout import Layout
 from areplay.limits import check_memory
 from areplay.spec import Array
+
+logger = logging.getLogger(__name__)
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _STEP_BYTES = 64 << 20  # what is allocated or touched at once: between two steps others may run, and see progress
@@ -38,6 +41,8 @@ class Segment:
         ResourceUnavailable: memfd_create, fallocate or mmap failed. Nothing is left allocated.
     """
 
+    _is_creator = False  # who tells of its birth and its end
+
     def __init__(self, layout: Layout, what: str) -> None:
         check_memory(what, layout.sizes())
         self.layout, self.what = layout, what
@@ -48,6 +53,13 @@ class Segment:
             self.close()
             raise
         layout.write_header(memoryview(self._memory))
+        self._is_creator = True
+        logger.info("memory for %s allocated, %d bytes", what, layout.size_bytes)
+
+    @property
+    def size_bytes(self) -> int:
+        """All of it."""
+        return self.layout.size_bytes
 
     @property
     def descriptor(self) -> int:
@@ -77,6 +89,8 @@ class Segment:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
+            if self._is_creator:
+                logger.info("memory for %s given up, gone with its last view", self.what)
 
     def _map(self) -> None:
         try:
@@ -96,7 +110,7 @@ class Segment:
 
     def __del__(self) -> None:
         if getattr(self, "_descriptor", -1) >= 0:
-            self.close()
+            os.close(self._descriptor)  # without a word: there may be no logging any more
 
     def __repr__(self) -> str:
         state = "closed" if self._descriptor < 0 else f"descriptor {self._descriptor}"

@@ -153,6 +153,11 @@ class Slots:
         published: int = self._published[sampler][0]
         return published
 
+    def waiting(self, sampler: int) -> int:
+        """How many of them the learner has not taken yet."""
+        taken: int = self._taken[sampler][0]
+        return self.published(sampler) - taken
+
     @property
     def is_stopping(self) -> bool:
         """Whether the samplers are to end."""
@@ -223,10 +228,20 @@ class Slots:
         """Whether the samplers may sample."""
         return bool(self._gate[0])
 
+    def redrawn(self, sampler: int) -> int:
+        """Rows that that sampler copied in vain, since its last start."""
+        count: int = self._redrawn[sampler][0]
+        return count
+
     @property
     def rows_redrawn(self) -> int:
         """Rows that the samplers copied in vain, since their last start."""
-        return sum(count[0] for count in self._redrawn)
+        return sum(map(self.redrawn, range(self.samplers)))
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all slots."""
+        return self._segment.size_bytes
 
     @property
     def is_fruitless(self) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 import areplay
 import display
-from areplay import BatchesStatistics, Statistics
+from areplay import BatchesStatistics, SavesStatistics, Statistics
 from display import Chart, Look, Progress
 
 pytest.importorskip("rich")
@@ -38,8 +38,10 @@ def progress_of(**changed: object) -> Progress:
 
 def statistics(rows: int, ready: int) -> Statistics:
     """Of a replay with one stream of batches."""
-    stream = BatchesStatistics(32, 8, ready, ready / 8, 0, rows // 10, 0, 1, 0, 0, 0.0, 0.0, None, None)
-    return Statistics(rows, 10_000, rows, 45, 10, 1_000, 1, 0, 0, (), (stream,), ())
+    counts = (32, 8, ready, ready / 8, 0, rows // 10, 0, 1, 0, 0, 0.0, 0.0)
+    stream = BatchesStatistics(*counts, None, None, 0, "Rows() by Uniform()", 10, 0, 4_096, ())
+    saves = SavesStatistics(0, 0, 0, None, "", 0.0, "", 0.0)
+    return Statistics(rows, 10_000, rows, 45, 10, 1_000, 1, 0, 0, (), (stream,), (), 1.0, 450_000, 0.0, saves)
 
 
 def text_of(progress: Progress) -> str:

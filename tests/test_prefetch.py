@@ -86,6 +86,7 @@ class Scene:
             CrewOptions(0, 1.0, 1.0),
             lambda: self.supply,
             self.check_open,
+            3,
         )
         self.filled = 0
 
@@ -565,3 +566,38 @@ async def test_statistics_tell_the_state_of_the_queue(scene: Scene) -> None:
     await scene.batches.close()
     record = scene.batches.statistics()
     assert (record.ready, record.fill, record.lent) == (0, 0.0, 0)
+
+
+async def test_a_half_filled_batch_of_a_dead_sampler_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Its slot is free again, the warning says what was lost; one that died between two batches has lost nothing."""
+    scene = Scene()
+    async with scene.batches as batches:
+        scene.write(10)
+        await batches._recover(0)
+        assert caplog.messages == []
+        assert scene.slots.lease(0) is not None
+        (record,) = [batches.statistics()]
+        assert (record.filling, record.slots, record.number) == (1, 5, 3)
+        await batches._recover(0)
+        assert caplog.messages == ["sampler 0 left a batch half filled; it is not delivered, its slot is free again"]
+        assert batches.statistics().filling == 0
+    await scene.close()
+
+
+async def test_a_wait_counts_while_it_lasts() -> None:
+    """Whoever looks at a learner that has waited for long, and waits still, sees it in the sum and in the maximum."""
+    scene = Scene()
+    async with scene.batches as batches:
+        waiting = asyncio.ensure_future(anext(batches))
+        await until(lambda: batches.statistics().learner_waited_s > 0.02)
+        seen = batches.statistics()
+        assert (seen.learner_waits, len(batches.waits())) == (1, 1)
+        assert seen.peak_learner_wait_s >= 0.02
+        scene.write(10)
+        scene.fill()
+        await waiting
+        after = batches.statistics()
+        assert after.learner_waited_s == after.peak_learner_wait_s >= seen.learner_waited_s
+        assert batches.waits() == []
+        assert batches.statistics() == after
+    await scene.close()

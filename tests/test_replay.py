@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -525,7 +526,11 @@ async def test_statistics_tell_the_state() -> None:
     """Rows, capacity, inserted since the start, geometry; frozen at the moment of the call."""
     async with areplay.Replay(SPEC, 64) as replay:
         fresh = replay.statistics()
-        assert fresh == areplay.Statistics(0, 64, 0, 16, 4, 16, 0, 0, 0, (), (), ())
+        no_saves = areplay.SavesStatistics(0, 0, 0, None, "", 0.0, "", 0.0)
+        counts = (0, 64, 0, 16, 4, 16, 0, 0, 0)
+        assert fresh == areplay.Statistics(*counts, (), (), (), fresh.opened_at_s, fresh.memory_bytes, 0.0, no_saves)
+        assert 64 * 16 < fresh.memory_bytes < 64 * 16 + 16_384
+        assert time.time() - 60 < fresh.opened_at_s <= time.time()
         await replay.extend(columns(0, 40))
         await replay.extend(columns(40, 30))
         assert fresh.rows == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import mmap
 import os
 import pickle
@@ -38,6 +39,18 @@ def test_fresh_memory_is_zero_and_behind_its_header() -> None:
         assert {name: array.shape for name, array in segment.arrays.items()} == {"rows": (1_000, 64), "words": (4,)}
         assert not segment.arrays["rows"].any() and not segment.arrays["words"].any()
         LAYOUT.check_header(memoryview(os.pread(segment.descriptor, 64, 0)))
+
+
+def test_its_birth_and_its_end_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """At INFO, by the process that made it; those that attach to it, and one that could not be made, say nothing."""
+    caplog.set_level(logging.INFO, "areplay.segment")
+    with descriptors_pass_by_pickle(), fresh_segment() as segment:
+        twin = pickle.loads(pickle.dumps(segment))
+        twin.close()
+        assert caplog.messages == [f"memory for a test's rows allocated, {LAYOUT.size_bytes} bytes"]
+        segment.close()
+    assert caplog.messages[1:] == ["memory for a test's rows given up, gone with its last view"]
+    assert {record.levelno for record in caplog.records} == {logging.INFO}
 
 
 @pytest.mark.parametrize("change", [-1, 1, 4_096])

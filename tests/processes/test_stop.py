@@ -35,6 +35,7 @@ async def test_each_actor_is_stopped_by_the_first_rung_that_works(caplog: pytest
             pids = {ways: record.pid for ways, record in zip(LADDER, actors.statistics(), strict=True)}
         assert actors.failures == []
         assert [record.restarts for record in actors.statistics()] == [0] * len(LADDER)
+        assert all(record.has_finished and record.last_failure is None for record in actors.statistics())
         stored = {LADDER[actor]: count for (actor, _), count in lives(replay).items()}
     assert stored == {**dict.fromkeys(LADDER, 10), "takes its time to clean up": 11}
 

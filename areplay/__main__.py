@@ -1,0 +1,8 @@
+"""`python -m areplay` is the command `areplay`."""
+
+import sys
+
+from areplay.commands import main
+
+if __name__ == "__main__":
+    sys.exit(main())

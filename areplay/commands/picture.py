@@ -1,0 +1,212 @@
+"""The picture of a running replay that `areplay top` shows: bars, rates, children, and who waits for whom.
+
+Made of the replay's answer (see docs/observing.md) and of the rates between two answers; knows nothing of where they
+come from. It fits into 100 columns; only a reason to wait may take more than a line.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from areplay.commands.showing import bar, clean, size, span
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+Answer = dict[str, Any]
+
+_LABEL, _BAR, _NUMBER, _PLACE = 10, 26, 18, 8  # columns
+_MOST_CHILDREN = 24  # lines; more are counted
+_MOST_WAITS = 8
+_LEAST_WAIT_S = 0.1  # who waits shorter just waits for the next row
+_WARN_WAIT_S = 1.0
+
+
+def picture(answer: Answer, speed: Answer) -> RenderableType:
+    """All of it."""
+    from rich.console import Group
+    from rich.text import Text
+
+    statistics = answer["statistics"]
+    parts: list[RenderableType] = [_heading(answer), Text(), _ring(answer, speed)]
+    for stream, rate in zip(statistics["batches"], speed["batches"], strict=True):
+        parts += [Text(), _stream(stream, rate)]
+    children = list(_children(statistics, speed))
+    if children:
+        parts += [Text(), _table(children)]
+    parts += [Text(), _waits(statistics["waits"])]
+    failures = list(_failures(statistics))
+    if failures:
+        parts += [Text(), *failures]
+    return Group(*parts)
+
+
+def command_of(answer: Answer) -> str:
+    """The command line of the replay's process, short and harmless."""
+    words = [os.path.basename(word) if k == 0 else word for k, word in enumerate(answer["argv"])]
+    text = clean(" ".join(words)).replace("\n", " ")
+    return text if len(text) <= 50 else text[:49] + "…"
+
+
+def _heading(answer: Answer) -> Text:
+    from rich.text import Text
+
+    facts = f"pid {answer['pid']} · up {span(answer['uptime_s'])} · areplay {answer['versions'].get('areplay')}"
+    return Text.assemble((command_of(answer), "bold"), "  ", (clean(facts), "dim"))
+
+
+def _grid() -> Table:
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="bold", width=_LABEL, no_wrap=True)
+    grid.add_column(width=_BAR)
+    grid.add_column(justify="right", width=_NUMBER, no_wrap=True)
+    grid.add_column(style="dim", no_wrap=True, overflow="ellipsis")
+    return grid
+
+
+def _gauge(share: float, colour: str, width: int = _BAR) -> Text:
+    from rich.text import Text
+
+    return Text(bar(share, width), f"{colour} on grey27")
+
+
+def _ring(answer: Answer, speed: Answer) -> Table:
+    grid, now, saves = _grid(), answer["statistics"], answer["statistics"]["saves"]
+    rows, capacity = now["rows"], now["capacity_rows"]
+    grid.add_row("ring", _gauge(rows / capacity, "cyan"), f"{rows:,} rows", f"of {capacity:,}")
+    bytes_per_s = speed["rows_per_s"] * now["row_bytes"]
+    grid.add_row(
+        "", "", f"{_rate(speed['rows_per_s'])} rows/s", f"{size(bytes_per_s)}/s, {now['row_bytes']:,} bytes each"
+    )
+    grid.add_row("", "", f"{now['rows_inserted']:,} so far", f"{size(now['memory_bytes'])} of shared memory")
+    counts = f"{saves['saves']:,} saves, {saves['failures']:,} failed"
+    if saves["last"] is not None:
+        ago = span(max(0.0, answer["time_s"] - saves["last_saved_at_s"]))
+        took = f"{size(saves['last']['bytes_written'])} in {span(saves['last']['seconds'])}"
+        grid.add_row("checkpoint", "", f"{ago} ago", f"{took}; {counts}")
+    elif saves["saving"] or saves["failures"]:
+        grid.add_row("checkpoint", "", "none yet", counts)
+    return grid
+
+
+def _stream(stream: Answer, rate: Answer) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
+
+    grid = _grid()
+    slots = f"of {stream['prefetch']:,}; {stream['filling']} being filled, {stream['lent']} lent"
+    grid.add_row("queue", _gauge(stream["fill"], "green"), f"{min(stream['ready'], stream['prefetch']):,} ready", slots)
+    counts = f"{_rate(rate['items_per_s'])} items/s; {stream['batches_delivered']:,} batches"
+    grid.add_row("", "", f"{_rate(rate['batches_per_s'])} batches/s", counts)
+    waits = f"{_times(stream['learner_waits'])}, the longest {span(stream['peak_learner_wait_s'])}"
+    grid.add_row(
+        "learner", _gauge(rate["waiting_share"], "yellow"), f"{100 * rate['waiting_share']:.1f} % waiting", waits
+    )
+    limiter = stream["limiter"]
+    if limiter is not None:
+        # From -error_buffer, where the learner has to wait, to +error_buffer, where the actors have to.
+        share = 0.5 + limiter["error"] / (2 * limiter["error_buffer"])
+        held = "learner" if limiter["holds_learner"] else "actors" if limiter["holds_writers"] else "nobody"
+        counts = f"{limiter['samples_per_insert']:g} a step: {limiter['inserts']:,} in, {limiter['samples']:,} out"
+        grid.add_row("limiter", _gauge(share, "magenta"), f"holds {held}", counts)
+    if stream["items_left"] is not None:
+        grid.add_row("", "", f"{stream['items_left']:,} items left", "")
+    what = f"stream {stream['number']}: {stream['batch_size']} of {clean(stream['what'])}"
+    return Group(Text(what, "dim", no_wrap=True, overflow="ellipsis"), grid)
+
+
+def _rate(per_s: float) -> str:
+    """With a decimal where that tells something."""
+    return f"{per_s:,.1f}" if per_s < 100 else f"{per_s:,.0f}"
+
+
+def _times(count: int) -> str:
+    return {0: "never", 1: "once"}.get(count, f"{count:,} times")
+
+
+def _children(statistics: Answer, speed: Answer) -> Iterator[tuple[str, Answer, str, str, Any, str]]:
+    """`(name, child, rate, total, gauge, its numbers)` of all actors and samplers."""
+    several = len({actor["group"] for actor in statistics["actors"]}) > 1
+    for actor, rate in zip(statistics["actors"], speed["actors"], strict=True):
+        name = f"actor {actor['group']}.{actor['index']}" if several else f"actor {actor['index']}"
+        gauge = _gauge(actor["waiting_rows"] / actor["inbox_rows"], "cyan", _PLACE)
+        inbox = f"inbox {actor['waiting_rows']:,}"
+        yield name, actor, f"{_rate(rate['rows_per_s'])} rows/s", f"{actor['rows']:,} rows", gauge, inbox
+    several = len(statistics["batches"]) > 1
+    for stream, rates in zip(statistics["batches"], speed["batches"], strict=True):
+        for sampler, rate in zip(stream["samplers"], rates["samplers"], strict=True):
+            name = f"sampler {stream['number']}.{sampler['index']}" if several else f"sampler {sampler['index']}"
+            gauge = _gauge(sampler["ready"] / stream["prefetch"], "green", _PLACE)
+            ready, filled = f"{sampler['ready']:,} ready", f"{sampler['batches_filled']:,} batches"
+            yield name, sampler, f"{_rate(rate['batches_per_s'])} batches/s", filled, gauge, ready
+
+
+def _table(children: list[tuple[str, Answer, str, str, Any, str]]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column("", style="bold", no_wrap=True)
+    table.add_column("pid", justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    table.add_column("restarts", justify="right", no_wrap=True)
+    table.add_column("rate", justify="right", no_wrap=True)
+    table.add_column("so far", justify="right", no_wrap=True)
+    table.add_column("waiting", width=_PLACE, no_wrap=True)
+    table.add_column("", style="dim", no_wrap=True)
+    for name, child, rate, total, gauge, place in children[:_MOST_CHILDREN]:
+        restarts = Text(f"{child['restarts']:,}", "yellow" if child["restarts"] else "dim")
+        table.add_row(name, str(child["pid"] or "-"), _state(child), restarts, rate, total, gauge, place)
+    if len(children) > _MOST_CHILDREN:
+        more = [child for _, child, *_ in children[_MOST_CHILDREN:]]
+        table.add_row(f"{len(more)} more", "", f"{sum(child['is_alive'] for child in more)} alive")
+    return table
+
+
+def _state(child: Answer) -> Text:
+    """In a word."""
+    from rich.text import Text
+
+    if child["is_alive"]:
+        waited_s = child.get("waited_s", 0.0)
+        return Text(f"waits {span(waited_s)}", "yellow") if waited_s > _WARN_WAIT_S else Text("alive", "green")
+    if child["has_failed"]:
+        return Text("failed", "bold red")
+    return Text("done", "dim") if child["has_finished"] else Text("starting", "yellow")
+
+
+def _waits(waits: list[Answer]) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
+    long = [wait for wait in waits if wait["waited_s"] >= _LEAST_WAIT_S]
+    if not long:
+        return Text(f"nobody waits longer than {span(_LEAST_WAIT_S)}", "dim")
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="bold yellow", width=_LABEL)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column()
+    for wait in long[:_MOST_WAITS]:
+        table.add_row(Text(clean(wait["who"])), f"waits {span(wait['waited_s'])}", Text(clean(wait["reason"])))
+    if len(long) > _MOST_WAITS:
+        table.add_row(f"{len(long) - _MOST_WAITS} more", "", "")
+    return table
+
+
+def _failures(statistics: Answer) -> Iterator[Text]:
+    """How children ended last that should not have ended so."""
+    from rich.text import Text
+
+    children = [(f"actor {actor['index']}", actor) for actor in statistics["actors"]]
+    children += [(f"sampler {each['index']}", each) for stream in statistics["batches"] for each in stream["samplers"]]
+    failed = [(name, child["last_failure"]) for name, child in children if child["last_failure"] is not None]
+    for name, exit_ in sorted(failed, key=lambda pair: pair[1]["exited_at_s"])[-_MOST_WAITS:]:
+        *_, last = exit_["details"].strip().splitlines() or [""]
+        what = f"{name} (pid {exit_['pid']}) ended with {exit_['exit_code']}: {clean(last)}"
+        yield Text(what, "red", no_wrap=True, overflow="ellipsis")
