@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 
 import areplay
+from areplay.measures.flows import loaded
+from areplay.measures.learners import blocked_learner
+from areplay.measures.workloads import FRAMES
 from benchmarks.clocks import progress
-from benchmarks.flows import warm_batches
 from benchmarks.harness import Figure, Options, Target, medians, ratios, take_turns
-from benchmarks.learners import blocked_learner
-from benchmarks.workloads import FRAMES, filled_replay, push_paced_rows
 
 _CHANGED = 100  # of so many blocks, one
 _PART = 4  # of the capacity, what is saved and loaded where nobody learns
@@ -48,24 +48,22 @@ async def run(options: Options) -> list[Figure]:
 
 
 async def _waits(options: Options, folder: Path) -> dict[str, list[float]]:
-    async with filled_replay(FRAMES, options) as replay:
-        actors = replay.actors(push_paced_rows, 1, args=(FRAMES, float(options.rows_per_s)))
-        async with actors, warm_batches(replay, options) as batches:
+    async with loaded(FRAMES, options) as (replay, batches, _):
 
-            async def quiet() -> float:
-                await blocked_learner(replay, batches, options, steps=options.prefetch)
-                return (await blocked_learner(replay, batches, options)).wait_us(99)
+        async def quiet() -> float:
+            await blocked_learner(replay, batches, options, steps=options.prefetch)
+            return (await blocked_learner(replay, batches, options)).wait_us(99)
 
-            async def saving() -> float:
-                saves = asyncio.create_task(_save_again_and_again(replay, folder))
-                try:
-                    return await quiet()
-                finally:
-                    saves.cancel()
-                    await asyncio.wait({saves})
+        async def saving() -> float:
+            saves = asyncio.create_task(_save_again_and_again(replay, folder))
+            try:
+                return await quiet()
+            finally:
+                saves.cancel()
+                await asyncio.wait({saves})
 
-            await blocked_learner(replay, batches, options, steps=options.steps // 2)
-            return await take_turns({"quiet": quiet, "saving": saving}, options)
+        await blocked_learner(replay, batches, options, steps=options.steps // 2)
+        return await take_turns({"quiet": quiet, "saving": saving}, options)
 
 
 async def _save_again_and_again(replay: areplay.Replay, folder: Path) -> None:
