@@ -28,7 +28,8 @@ ROOMS_ABOVE = [
     {"actor", "coordinator", "own_rows", "prefetch"},
     {"sampler"},
     {"crew"},
-    {"process", "waiting"},
+    {"process"},
+    {"waiting"},
 ]
 # ------------- nothing below this line imports asyncio -------------
 ROOMS_BELOW = [
