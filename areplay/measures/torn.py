@@ -21,8 +21,7 @@ from areplay.measures.workloads import Columns, Workload
 
 CHECKSUM = "areplay_checksum"
 SAMPLERS, CHUNKS = 2, 23
-BLOCKS = 8
-MAX_RING_BYTES = 8 << 20
+BLOCKS, MAX_BLOCK_ROWS, MAX_RING_BYTES = 8, 128, 8 << 20
 POINTS = 20  # of the plot
 
 
@@ -34,10 +33,10 @@ async def measure(workload: Workload, options: Options, progress: Progress) -> M
 async def counted(workload: Workload, options: Options, progress: Progress, item: areplay.Item) -> Measurement:
     """The same with rows that are copied by `item`."""
     checked = with_checksum(workload)
-    block_rows = max(1, min(128, MAX_RING_BYTES // BLOCKS // checked.row_bytes))
+    block_rows = max(1, min(MAX_BLOCK_ROWS, MAX_RING_BYTES // BLOCKS // checked.row_bytes))
     rows, torn, points = 0, 0, [(0.0, 0.0, 0.0)]
     async with areplay.Replay(checked.spec(), BLOCKS * block_rows, seed=0, block_rows=block_rows) as replay:
-        chunk_rows = chunk_rows_for(replay.capacity_rows, block_rows)
+        chunk_rows = chunk_rows_for(block_rows)
         batch_size = min(options.batch_size, replay.capacity_rows)
         actors = replay.actors(push_checked, 1, args=(checked, chunk_rows))
         stream = replay.batches(item, batch_size, samplers=SAMPLERS, prefetch=max(SAMPLERS, options.prefetch))
@@ -85,12 +84,12 @@ def with_checksum(workload: Workload) -> Workload:
     return Workload(workload.name, {**workload.fields, CHECKSUM: ((), "uint32")})
 
 
-def chunk_rows_for(capacity_rows: int, block_rows: int) -> int:
-    """Rows a chunk so that `CHUNKS` chunks in turn never write a row over itself: then a torn one would look whole."""
-    chunk_rows = min(64, block_rows)
-    while capacity_rows % (CHUNKS * chunk_rows) == 0:
-        chunk_rows += 1
-    return chunk_rows
+def chunk_rows_for(block_rows: int) -> int:
+    """Rows a chunk.
+
+    A lap must be no multiple of all chunks, or each row would be written over itself, and look whole when it is torn.
+    """
+    return min(64, block_rows)
 
 
 async def push_checked(actor: areplay.Actor, workload: Workload, chunk_rows: int) -> None:

@@ -6,7 +6,17 @@ import pytest
 
 import areplay
 from areplay.measures.options import Options
-from areplay.measures.torn import BLOCKS, CHECKSUM, CHUNKS, checksums, chunk_rows_for, counted, torn_rows, with_checksum
+from areplay.measures.torn import (
+    BLOCKS,
+    CHECKSUM,
+    CHUNKS,
+    MAX_BLOCK_ROWS,
+    checksums,
+    chunk_rows_for,
+    counted,
+    torn_rows,
+    with_checksum,
+)
 from areplay.measures.workloads import CARTPOLE
 
 from . import workers
@@ -38,11 +48,8 @@ async def test_torn_rows_that_come_through_are_counted() -> None:
 
 async def test_no_chunk_is_written_over_itself() -> None:
     """Then a row that is put together from two laps would be put together from equal ones, and look whole."""
-    for block_rows in range(1, 129):
-        capacity = BLOCKS * block_rows
-        chunk_rows = chunk_rows_for(capacity, block_rows)
-        assert 0 < chunk_rows <= block_rows + CHUNKS
-        assert capacity % (CHUNKS * chunk_rows) != 0
+    for block_rows in range(1, MAX_BLOCK_ROWS + 1):
+        assert BLOCKS * block_rows % (CHUNKS * chunk_rows_for(block_rows)) != 0
 
 
 async def test_the_checksum_is_a_field_of_its_own() -> None:

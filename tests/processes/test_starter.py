@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import pytest
 
 import areplay
-from areplay.process import Child
+from areplay.process import Child, starter
+from areplay.sampler import run_sampler
 
 from .oracle import OWNER, SPEC, rows
 from .watching import children, threads, until
@@ -84,6 +85,22 @@ async def test_cancelled_while_a_child_is_started_it_is_killed_and_reaped(gate: 
             await opening
         assert children() == before
         assert not {name for name in threads() - threads_before if name.startswith(STARTER[:15])}
+
+
+async def test_cancelled_while_it_is_started_a_child_is_still_watched(gate: Gate) -> None:
+    """Whoever cancels the task that keeps it kills it, and its end is seen."""
+    thread = starter("child")
+    child = Child("child 0", run_sampler, (), 0, lambda report: None, thread)
+    starting = asyncio.create_task(child.start(60.0))
+    await until(gate.reached.is_set)
+    starting.cancel()
+    gate.open()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    child.kill()
+    async with asyncio.timeout(30.0):
+        assert (await child.wait_exit()).code == -signal.SIGKILL
+    thread.shutdown()
 
 
 async def test_a_thread_that_cannot_be_had_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> None:
