@@ -119,4 +119,5 @@ def _figure(what: str, unit: str, values: dict[int, list[float]]) -> Figure:
     middle = {rows: statistics.median(rounds) for rows, rounds in values.items()}
     worst, best = min(middle, key=middle.__getitem__), max(middle, key=middle.__getitem__)
     note = f"{unit}; slowest {worst:,} rows a block, fastest {best:,}"
-    return Figure(f"{what}: slowest to fastest", middle[worst] / middle[best], "", note)
+    share = middle[worst] / max(1e-9, middle[best])
+    return Figure(f"{what}: slowest to fastest", share, "", note)
