@@ -287,6 +287,8 @@ class Checkpoint:
         return values
 
     def _read_npy(self, entry: dict[str, Any]) -> Array:
+        if not OURS.fullmatch(entry["file"]):
+            raise self._damaged(MANIFEST, f"names {entry['file']!r}, which is no file of a checkpoint")
         image = memoryview(bytearray(entry["bytes"]))
         self._read(entry["file"], image, entry["crc32"])
         try:

@@ -114,6 +114,7 @@ class Batches(AsyncIterator[Batch]):
         self._limiter = limiter if isinstance(limiter, SamplesPerInsert) else None
         self._new_deliveries, self._admission = deliveries, admission
         self._deliveries: Deliveries | None = None
+        self._has_begun = False  # whether they have taken in what was there
         self._is_limited = False  # by our limiter, which is ours from then on
         self._waiting_since: list[float] = []  # monotonic seconds
         self._slots: Slots | None = None
@@ -191,6 +192,7 @@ class Batches(AsyncIterator[Batch]):
             self._deliveries = self._new_deliveries()
             self._deliveries.keep()
             await run_to_completion(asyncio.to_thread(self._begin_deliveries, self._deliveries))
+            self._has_begun = True
             self._admission.ring()
             if self._deliveries.size(0) == 0:
                 items = self._deliveries.log.appended
@@ -216,7 +218,7 @@ class Batches(AsyncIterator[Batch]):
         """What a checkpoint keeps of this stream, as it is now."""
         limiter = self._limiter.kept() if self._limiter is not None and self._slots is not None else None
         is_over = None if self._resumed is None else self._resumed.is_over  # it has not begun yet
-        if self._deliveries is not None and self._deliveries.takes_in:
+        if self._deliveries is not None and self._deliveries.takes_in and self._has_begun:
             is_over = partial(self._deliveries.log.is_over, self._deliveries.log.released)
         return Kept(self.what, self._delivered_before + self._delivered, limiter, is_over)
 

@@ -158,6 +158,8 @@ class Ring:
         self._following[places] = blocks.following
         self.next_serial[0], self.next_stream[0], self.rows_inserted[0] = next_serial, next_stream, rows_inserted
         self.rows_now[0] = int(blocks.rows.sum())
+        for place, rows in zip(places.tolist(), blocks.rows.tolist(), strict=True):
+            debug.seal(self, self.spec, self.columns, place * self.block_rows, rows)
         order()
         self.ends[places] = blocks.serials * self.block_rows + blocks.rows
 

@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from areplay.checkpoint import Checkpoint, Progress, Stop
+from areplay.checkpoint import MANIFEST, Checkpoint, Progress, Stop
 from areplay.errors import AreplayError, CheckpointDamaged, Closed, WouldBlock
 from areplay.options import optional_rate, seconds
 from areplay.prefetch import Batches, Kept
@@ -66,26 +66,27 @@ class Saver:
 
     def knows(self, path: str, checkpoint_id: str) -> None:
         """The rows of that checkpoint, which is in that directory, are those of the replay."""
-        self._known[_key(path)] = checkpoint_id
+        self._known[path] = checkpoint_id
 
     async def save(self, path: str, max_bytes_per_s: float | None, progress: Progress | None) -> Saved:
-        """See `Replay.save`."""
+        """See `Replay.save`; `path` is the directory's own, see `_directory`."""
         if self._is_closed:
             raise Closed("this replay")
         snapshot = self._snapshot()
         snapshot.take_blocks(self._guard)
-        locks, stop, ended, key = self._ring.block_locks(), Stop(), asyncio.Event(), _key(path)
-        work = Save(path, snapshot, locks, self._known.get(key, ""), max_bytes_per_s, progress, stop)
+        locks, stop, ended = self._ring.block_locks(), Stop(), asyncio.Event()
+        work = Save(path, snapshot, self._guard, locks, self._known.get(path, ""), max_bytes_per_s, progress, stop)
         self._running[stop] = ended
         try:
-            saved, self._known[key] = await run_stoppable(work.run, stop)
+            return await run_stoppable(work.run, stop)
         except WouldBlock:
             raise Closed("this replay") from None
         finally:
+            if work.id:  # it may have been cancelled, or failed, when it was there already
+                self._known[path] = work.id
             del self._running[stop]
             ended.set()
             locks.close()
-        return saved
 
     async def close(self) -> None:
         """Stop what is running; whoever waits for it gets `Closed`, and the checkpoint before is whole."""
@@ -107,7 +108,7 @@ class Checkpoints:
         self, path: str, every_s: float, save: Callable[..., Coroutine[Any, Any, Saved]], options: dict[str, Any]
     ) -> None:
         self.last: Saved | None = None
-        self.failure: AreplayError | None = None
+        self.failure: Exception | None = None
         self._path, self._every_s, self._save, self._options = path, every_s, save, options
         self._task: asyncio.Task[None] | None = None
         self._leaving = asyncio.Event()
@@ -138,22 +139,29 @@ class Checkpoints:
 
     async def _save_again_and_again(self) -> None:
         due = time.monotonic()
-        while not self._leaving.is_set():
-            due = max(due + self._every_s, time.monotonic())
-            try:
-                async with asyncio.timeout(due - time.monotonic()):
-                    await self._leaving.wait()
-            except TimeoutError:
-                await self._save_once(self._options)
-        await self._save_once({**self._options, "max_bytes_per_s": None})
+        try:
+            while not self._leaving.is_set():
+                due = max(due + self._every_s, time.monotonic())
+                try:
+                    async with asyncio.timeout(due - time.monotonic()):
+                        await self._leaving.wait()
+                except TimeoutError:
+                    await self._save_once(self._options)
+            await self._save_once({**self._options, "max_bytes_per_s": None})
+        except Closed as error:
+            self.failure = error
+            logger.error("%s; the checkpoint before is kept, there will be no more of them", error)
 
     async def _save_once(self, options: dict[str, Any]) -> None:
         try:
             self.last = await self._save(self._path, **options)
             self.failure = None
-        except AreplayError as error:
+        except Closed:
+            raise
+        except Exception as error:  # a lack of memory, or of threads, may pass; on_progress is not ours
             self.failure = error
-            logger.error("%s; the checkpoint before is kept, the next save tries again", error)
+            text = str(error) if isinstance(error, AreplayError) else repr(error)
+            logger.error("%s; the checkpoint before is kept, the next save tries again", text)
 
 
 class Loading:
@@ -222,9 +230,11 @@ class Checkpointed(ABC):
         """Write a checkpoint into that directory, off the loop, while everybody goes on; what was written.
 
         It holds the rows that are there when this is awaited, their episodes and priorities, and what limiters,
-        selectors and random generators have counted; see docs/checkpoints.md. Of the rows only those blocks are
-        written that were not in the directory's checkpoint before, if that one is of this replay. What is there
-        before is replaced in one step at the end: killed at any moment, the directory has one checkpoint, whole.
+        selectors and random generators have counted; see docs/checkpoints.md. Of rows that are overwritten before
+        their turn comes, it holds those that took their place: it is as full as the ring, however long it takes. Only
+        those blocks are written that were not in the directory's checkpoint before, if that one is of this replay.
+        What is there before is replaced in one step at the end: killed at any moment, the directory has one
+        checkpoint, whole.
 
         Cancelled, or the replay is closed: it stops at the next block, and the checkpoint before stays; only if it was
         at its end already, the new one is there.
@@ -241,7 +251,7 @@ class Checkpointed(ABC):
         """
         self._opened()
         assert self._saver is not None
-        return self._saver.save(os.fspath(path), optional_rate("max_bytes_per_s", max_bytes_per_s), on_progress)
+        return self._saver.save(_directory(path), optional_rate("max_bytes_per_s", max_bytes_per_s), on_progress)
 
     def checkpoints(
         self,
@@ -261,7 +271,7 @@ class Checkpointed(ABC):
             "max_bytes_per_s": optional_rate("max_bytes_per_s", max_bytes_per_s),
             "on_progress": on_progress,
         }
-        return Checkpoints(os.fspath(path), seconds("every_s", every_s), self.save, options)
+        return Checkpoints(_directory(path), seconds("every_s", every_s), self.save, options)
 
     @classmethod
     async def load(
@@ -295,23 +305,27 @@ class Checkpointed(ABC):
             CheckpointDamaged: something in it is not as it was written; says what. Nothing is left allocated.
             MemoryLimitExceeded, ResourceUnavailable, ValueError: as for `Replay`.
         """
+        directory = _directory(path)
         while True:
-            checkpoint = await _found(os.fspath(path))
+            checkpoint = await _found(directory)
             if spec is not None:
                 checkpoint.check_spec(spec)
             replay = cls._for(checkpoint, capacity, block_rows, seed)
             replay._loading = loading = Loading(checkpoint, on_progress)
             try:
+                replay._count_on(checkpoint.counts, seed is not None)
+            except (KeyError, TypeError, ValueError) as error:
+                raise CheckpointDamaged(directory, MANIFEST, f"cannot be understood ({error!r})") from None
+            try:
                 await replay.__aenter__()
             except CheckpointDamaged:
-                if (await _found(os.fspath(path))).id == checkpoint.id:
+                if (await _found(directory)).id == checkpoint.id:
                     raise
                 continue  # a save has replaced it meanwhile, and deleted what we were reading
             assert replay._saver is not None
             if loading.is_in_place:
-                replay._saver.knows(checkpoint.path, checkpoint.id)
+                replay._saver.knows(directory, checkpoint.id)
             replay._loading, replay._resumable, replay._is_loaded = None, loading.streams, True
-            replay._count_on(checkpoint.counts, seed is not None)
             return replay
 
     def _resume(self, stream: Batches) -> None:
@@ -351,6 +365,6 @@ async def _found(path: str) -> Checkpoint:
     return await run_stoppable(partial(Checkpoint, path), Stop())
 
 
-def _key(path: str) -> str:
-    """One name for one directory, whatever it is called."""
-    return os.path.realpath(path)
+def _directory(path: str | os.PathLike[str]) -> str:
+    """One name for one directory, whatever it is called; it stays the same if links or the working directory change."""
+    return os.path.realpath(os.fspath(path))

@@ -2,8 +2,9 @@
 
 A snapshot knows which rows there are: a block's serial and the number of its rows by then. Those rows never change
 until their block is recycled. So saving takes no lock, and no writer passes a block by for it: copy a block's rows,
-look whether it is the same block still, and only then sum them up and write them. A block that was recycled
-meanwhile is left out, its rows were the oldest. What came after the snapshot is left out too.
+look whether it is the same block still, and only then sum them up and write them. Of a block that was recycled before
+its turn came, the one that has taken its place is saved, with the rows that it has by then: so a checkpoint is as full
+as the ring, however slowly it is written and however fast rows come. What else came after the snapshot is left out.
 
 What a save writes, in this order: files of blocks that the checkpoint before does not have; the tables; the new
 manifest, under a name of its own; all of them synced. Then that is renamed over the old one, the directory synced, and
@@ -57,6 +58,9 @@ from areplay.statistics import Saved
 
 logger = logging.getLogger(__name__)
 
+Masses = NDArray[np.float32]
+Over = Mask  # both (blocks of the ring, block_rows), a value for each position
+
 _PIECE_BYTES = 1 << 20  # what is summed up and written in one go
 _REST_S = 0.0005  # after each block, so that others get the interpreter however small blocks are
 _FILES_AT_ONCE, _BYTES_AT_ONCE = 32, 16 << 20  # that are synced together
@@ -64,6 +68,8 @@ _COPIED_AT_ONCE = 16 << 20  # bytes of blocks
 _NAMES_AT_ONCE = 128  # of files; then too
 _WRITER_S, _LOOK_S = 1.0, 0.0002  # for how long a writer may be in the middle of a chunk, and how often we look
 _NEW = MANIFEST + ".new"
+_OF_BLOCKS = ("serial", "rows", "stream", "previous", "following")
+_TRIES, _AGAIN_S = 8, 0.001  # to copy what is in a place, before it is left out
 
 
 @dataclass
@@ -88,39 +94,64 @@ class Snapshot:
         inserted = self.ring.rows_inserted[0]
         blocks = guard.blocks(self.ring)
         self.table = np.zeros(len(blocks.serials), TABLE)
-        for name, column in zip(("serial", "rows", "stream", "previous", "following"), blocks, strict=True):
+        for name, column in zip(_OF_BLOCKS, blocks, strict=True):
             self.table[name] = column
-        # Read after the blocks: a serial or a stream that is not used after all does no harm.
-        counters = {"next_serial": self.ring.next_serial[0], "next_stream": self.ring.next_stream[0]}
-        self.manifest["counters"] = counters | {"rows_inserted": inserted}
+        self._count()
+        self.manifest["counters"]["rows_inserted"] = inserted
 
     def still_there(self, table: Array) -> Mask:
         """Which of these blocks were not recycled."""
         return self.ring.unchanged(table["serial"] * self.ring.block_rows)
+
+    def renew(self, table: Array, at: Indices, guard: RingGuard) -> Indices:
+        """Put into the table, in the entries `at`, the blocks that are in those places now; the entries that have one.
+
+        Their serials are those of blocks that were begun after the snapshot, so the counters are raised above them.
+        """
+        blocks = guard.blocks(self.ring)
+        newest = np.full(self.ring.blocks, -1)
+        newest[blocks.serials % self.ring.blocks] = np.arange(len(blocks.serials))
+        found = newest[table["serial"][at] % self.ring.blocks]
+        at, found = at[found >= 0], found[found >= 0]
+        for name, column in zip(_OF_BLOCKS, blocks, strict=True):
+            table[name][at] = column[found]
+        self._count()
+        return at
+
+    def _count(self) -> None:
+        # Read after the blocks: a serial or a stream that is not used after all does no harm.
+        counters = {"next_serial": self.ring.next_serial[0], "next_stream": self.ring.next_stream[0]}
+        self.manifest["counters"] = {"rows_inserted": self.ring.rows_inserted[0]} | counters
 
 
 class Save:
     """One save of a snapshot into a directory; `run` blocks its thread for as long as that takes.
 
     Args:
+        guard: of the ring's writers.
         locks: of this thread, to see where writers are.
         known: the id of the checkpoint whose blocks are ours, if we know one; "" otherwise.
         max_bytes_per_s: write no more than that; None: as fast as it goes.
         progress: called as `progress(done_bytes, size_bytes)` after each block that had to be written.
+
+    Attributes:
+        id: of the new checkpoint, once it is the one that is there; "" before.
     """
 
     def __init__(
         self,
         path: str,
         snapshot: Snapshot,
+        guard: RingGuard,
         locks: BlockLocks,
         known: str,
         max_bytes_per_s: float | None,
         progress: Progress | None,
         stop: Stop,
     ) -> None:
-        self._path, self._snapshot, self._locks, self._known = path, snapshot, locks, known
+        self._path, self._snapshot, self._guard, self._locks, self._known = path, snapshot, guard, locks, known
         self._bytes_per_s, self._progress, self._stop = max_bytes_per_s, progress, stop
+        self.id = ""
         self._columns = snapshot.ring.columns
         self._written: list[str] = []
         self._unsynced: list[int] = []  # descriptors
@@ -128,8 +159,8 @@ class Save:
         self._due = self._started = time.monotonic()
         self._headers: dict[int, list[bytes]] = {}  # by the number of rows
 
-    def run(self) -> tuple[Saved, str]:
-        """Write the checkpoint; what was done, and the checkpoint's id.
+    def run(self) -> Saved:
+        """Write the checkpoint; what was done.
 
         Raises:
             CheckpointBusy: somebody else is writing into that directory.
@@ -148,19 +179,21 @@ class Save:
         except OSError as error:
             raise CheckpointFailed(self._path, str(error)) from error
 
-    def _run(self, directory: int) -> tuple[Saved, str]:
-        table, masses = self._with_masses()
+    def _run(self, directory: int) -> Saved:
+        table, next_serial = self._snapshot.table, self._snapshot.manifest["counters"]["next_serial"]
+        masses, has_masses = self._masses(table)
         is_over = self._is_over(table)
-        is_new = self._reuse(table)
+        is_new = self._reuse(table) | ~has_masses
         rows = table["rows"].copy()
         row_bytes = self._snapshot.ring.spec.row_bytes
         size_bytes, done_bytes, is_there = int(rows[is_new].sum()) * row_bytes, 0, np.ones(len(table), np.bool_)
         # Copied a few at once, and written one after the other: rows that come in fast would recycle them meanwhile.
         new = np.flatnonzero(is_new)
         for group in np.split(new, np.flatnonzero(np.diff((rows[new] * row_bytes).cumsum() // _COPIED_AT_ONCE)) + 1):
-            images = [self._image(table, at) for at in group.tolist()]
-            for at, image in zip(group.tolist(), images, strict=True):
+            images = self._images(table, group, masses, is_over)
+            for at in group.tolist():
                 self._stop.check()
+                image = images.get(at)
                 if image is not None:
                     table["save"][at], table["bytes"][at] = self._number, len(image)
                     with memoryview(image) as view:
@@ -173,32 +206,27 @@ class Save:
                     self._rest(len(image))
         self._sync_written()
         kill_point("save.blocks_synced")
-        has_row = np.repeat(is_there, rows)
         blocks_written, table = int(np.count_nonzero(is_new & is_there)), table[is_there]
-        manifest = self._write_tables(
-            table,
-            {key: values[has_row] for key, values in masses.items()},
-            [None if values is None else values[has_row] for values in is_over],
-        )
+        blocks_renewed = int(np.count_nonzero(table["serial"] >= next_serial))
+        table = table[np.argsort(table["serial"])]  # oldest first, also those that came in others' places
+        manifest = self._write_tables(table, masses, is_over)
         self._sync_written()
         names = {MANIFEST, *self._names(table), *self._tables_of(manifest)}
         self._stop.check()
         os.fsync(directory)
         self._write_manifest(manifest)
-        self._written = []  # from here on they are the checkpoint
+        self._written, self.id = [], manifest["id"]  # from here on they are the checkpoint
         kill_point("save.renamed")
         os.fsync(directory)
         self._remove([name for name in os.listdir(self._path) if OURS.fullmatch(name) and name not in names])
         kill_point("save.cleaned")
         seconds = time.monotonic() - self._started
-        return Saved(int(table["rows"].sum()), len(table), blocks_written, self._bytes, seconds), manifest["id"]
+        return Saved(int(table["rows"].sum()), len(table), blocks_written, blocks_renewed, self._bytes, seconds)
 
     @contextlib.contextmanager
     def _locked_directory(self) -> Iterator[int]:
         """The directory, made if it is not there; nobody else saves into it meanwhile, in no process."""
-        if not os.path.isdir(self._path):
-            os.makedirs(self._path, exist_ok=True)
-            _sync(os.path.dirname(os.path.abspath(self._path)))
+        _make(self._path)
         directory = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             try:
@@ -209,24 +237,25 @@ class Save:
         finally:
             os.close(directory)
 
-    def _with_masses(self) -> tuple[Array, dict[float, NDArray[np.float32]]]:
-        """The blocks that are still there, and of each exponent the masses of their rows."""
+    def _masses(self, table: Array) -> tuple[dict[float, Masses], Mask]:
+        """Of each exponent the masses of all rows, and of which blocks they are: the others were recycled meanwhile."""
         snapshot, ring = self._snapshot, self._snapshot.ring
-        table = snapshot.table
         if not snapshot.priorities:
-            return table, {}
-        # A chunk that was published a moment before the snapshot has no masses yet, until its writer lets go.
+            return {}, np.ones(len(table), np.bool_)
         for place in (table["serial"] % ring.blocks).tolist():
-            until = time.monotonic() + _WRITER_S
-            while self._locks.has_writer(place) and time.monotonic() < until:
-                time.sleep(_LOOK_S)
-        copies = {
-            key: priorities.masses[: ring.capacity_rows].copy() for key, priorities in snapshot.priorities.items()
+            self._wait_masses(place)
+        masses = {
+            key: priorities.masses[: ring.capacity_rows].copy().reshape(ring.blocks, -1)
+            for key, priorities in snapshot.priorities.items()
         }
         # Of a block that is there still, the masses are those of its rows: newcomers get theirs after it is recycled.
-        table = table[snapshot.still_there(table)]
-        places, is_row = table["serial"] % ring.blocks, np.arange(ring.block_rows) < table["rows"][:, None]
-        return table, {key: copy.reshape(ring.blocks, -1)[places][is_row] for key, copy in copies.items()}
+        return masses, snapshot.still_there(table)
+
+    def _wait_masses(self, place: int) -> None:
+        """Wait until the rows that are seen in that place have their masses: their writer lets go after that."""
+        until = time.monotonic() + _WRITER_S
+        while self._locks.has_writer(place) and time.monotonic() < until:
+            time.sleep(_LOOK_S)
 
     def _reuse(self, table: Array) -> Mask:
         """Note the files of blocks that are there already; which blocks have none."""
@@ -260,6 +289,35 @@ class Save:
         except CheckpointMismatch as mismatch:
             raise CheckpointFailed(self._path, f"what is there must not be replaced ({mismatch})") from None
 
+    def _images(
+        self, table: Array, group: Indices, masses: dict[float, Masses], is_over: list[Over | None]
+    ) -> dict[int, bytearray]:
+        """What the files of these blocks hold, by their place in the table; of those that were recycled, renewed there.
+
+        One whose place was recycled again and again while we tried to copy it is left out.
+        """
+        images: dict[int, bytearray] = {}
+        left, block_rows = group, self._snapshot.ring.block_rows
+        for _ in range(_TRIES):
+            for at in left.tolist():
+                if (image := self._image(table, at)) is not None:
+                    images[at] = image
+            left = np.array([at for at in group.tolist() if at not in images], np.int64)
+            if not len(left):
+                break
+            time.sleep(_AGAIN_S)  # whoever is recycling a block is done with it in less
+            left = self._snapshot.renew(table, left, self._guard)
+            for place in (table["serial"][left] % self._snapshot.ring.blocks).tolist():
+                if masses:
+                    self._wait_masses(place)
+                for key, of_all in masses.items():  # of its rows, if it is the same block still when they were copied
+                    of_rows = self._snapshot.priorities[key].masses[place * block_rows : (place + 1) * block_rows]
+                    of_all[place] = of_rows
+                for over in is_over:
+                    if over is not None:
+                        over[place] = False  # they came after the snapshot
+        return images
+
     def _image(self, table: Array, at: int) -> bytearray | None:
         """What the file of one block holds; None if it was recycled meanwhile."""
         ring, entry = self._snapshot.ring, table[at]
@@ -277,20 +335,32 @@ class Save:
             place += part.nbytes
         return image if self._snapshot.still_there(table[at : at + 1])[0] else None
 
-    def _is_over(self, table: Array) -> list[Mask | None]:
+    def _is_over(self, table: Array) -> list[Over | None]:
         """For each stream of batches with a `Fifo`, by which rows of the blocks it has delivered items."""
-        if not any(is_over for _, is_over in self._snapshot.streams):
-            return [None] * len(self._snapshot.streams)
-        offsets = np.arange(self._snapshot.ring.block_rows)
-        indices = table["serial"][:, None] * self._snapshot.ring.block_rows + offsets
-        indices = indices[offsets < table["rows"][:, None]]
-        return [None if is_over is None else is_over(indices) for _, is_over in self._snapshot.streams]
+        ring, places = self._snapshot.ring, table["serial"] % self._snapshot.ring.blocks
+        found: list[Over | None] = []
+        for _, is_over in self._snapshot.streams:
+            if is_over is None:
+                found.append(None)
+                continue
+            is_row = self._is_row(table)
+            indices = table["serial"][:, None] * ring.block_rows + np.arange(ring.block_rows)
+            of_table = np.zeros(is_row.shape, np.bool_)
+            of_table[is_row] = is_over(indices[is_row])
+            over = np.zeros((ring.blocks, ring.block_rows), np.bool_)
+            over[places] = of_table
+            found.append(over)
+        return found
 
-    def _write_tables(
-        self, table: Array, masses: dict[float, NDArray[np.float32]], all_over: list[Mask | None]
-    ) -> dict[str, Any]:
+    def _is_row(self, table: Array) -> Mask:
+        """(blocks of the table, block_rows) bool: which rows there are."""
+        is_row: Mask = np.arange(self._snapshot.ring.block_rows) < table["rows"][:, None]
+        return is_row
+
+    def _write_tables(self, table: Array, masses: dict[float, Masses], all_over: list[Over | None]) -> dict[str, Any]:
         """Write all but the blocks and the manifest, and return that."""
         snapshot = self._snapshot
+        places, is_row = table["serial"] % snapshot.ring.blocks, self._is_row(table)
         manifest: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
@@ -308,10 +378,10 @@ class Save:
         }
         for k, (exponent, values) in enumerate(masses.items()):
             largest = snapshot.priorities[exponent].largest
-            entry = self._write_array(f"masses-{k}", values)
+            entry = self._write_array(f"masses-{k}", values[places][is_row])
             manifest["masses"].append({"exponent": exponent, "largest": largest, **entry})
         for k, ((state, _), is_over) in enumerate(zip(snapshot.streams, all_over, strict=True)):
-            file = None if is_over is None else self._write_array(f"delivered-{k}", is_over)
+            file = None if is_over is None else self._write_array(f"delivered-{k}", is_over[places][is_row])
             manifest["streams"].append({**state, "delivered": file})
         return manifest
 
@@ -334,10 +404,10 @@ class Save:
 
     def _write(self, name: str, image: memoryview) -> int:
         """Write a new file, to be synced later; its checksum."""
-        self._written.append(name)
         checksum = done = 0
         descriptor = os.open(os.path.join(self._path, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         self._unsynced.append(descriptor)
+        self._written.append(name)
         while done < len(image):
             piece = image[done : done + _PIECE_BYTES]
             checksum = zlib.crc32(piece, checksum)
@@ -399,6 +469,17 @@ def _header(column: Array, rows: int) -> bytes:
     description = np.lib.format.header_data_from_array_1_0(column[:0])
     np.lib.format.write_array_header_1_0(file, {**description, "shape": (rows, *column.shape[1:])})
     return file.getvalue()
+
+
+def _make(path: str) -> None:
+    """Make the directory, and those above it, if it is not there; each is entered for good in the one above it."""
+    if os.path.isdir(path):
+        return
+    above = os.path.dirname(path)
+    _make(above)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path)
+    _sync(above)
 
 
 def _sync(path: str) -> None:

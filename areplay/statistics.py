@@ -43,6 +43,8 @@ class Saved:
     """That hold them."""
     blocks_written: int
     """Those that were not in the checkpoint before."""
+    blocks_renewed: int
+    """Those that had taken the place of others, which were overwritten before their turn came."""
     bytes_written: int
     seconds: float
 

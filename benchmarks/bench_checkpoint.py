@@ -1,4 +1,7 @@
-"""What a checkpoint costs: the learner's wait while one is written, the bytes of a second one, and a load."""
+"""What a checkpoint costs: the learner's wait while one is written, the bytes of a second one, and a load.
+
+The first is a whole checkpoint of a full ring, which goes round several times meanwhile: half a minute each round.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +10,27 @@ import mmap
 import os
 import tempfile
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import areplay
 from areplay.measures.flows import loaded
-from areplay.measures.learners import blocked_learner
+from areplay.measures.learners import WaitLog, blocked_learner
 from areplay.measures.workloads import FRAMES
 from benchmarks.clocks import progress
 from benchmarks.harness import Figure, Options, Target, medians, ratios, take_turns
 
 _CHANGED = 100  # of so many blocks, one
+_ROUNDS = 3  # at most, of whole checkpoints beside a learner
 _PART = 4  # of the capacity, what is saved and loaded where nobody learns
 
 
 async def run(options: Options) -> list[Figure]:
-    """Three ratios, each from one run."""
+    """Four ratios, each from one run."""
     with tempfile.TemporaryDirectory() as folder:
-        waits = await _waits(options, Path(folder) / "waits")
+        few = replace(options, rounds=min(options.rounds, _ROUNDS))
+        waits, shares = await _waits(few, Path(folder) / "waits")
         again, rates = await _again_and_load(options, Path(folder))
     return [
         Figure(
@@ -33,6 +39,7 @@ async def run(options: Options) -> list[Figure]:
             target=Target("<=", 2),
             beside={f"{name}, us": value for name, value in medians(waits).items()},
         ),
+        Figure("rows in that checkpoint, to those of the ring", tuple(shares), target=Target(">=", 0.95)),
         Figure(
             "bytes of a second checkpoint after 1 of 100 blocks changed, to the first",
             again,
@@ -47,7 +54,9 @@ async def run(options: Options) -> list[Figure]:
     ]
 
 
-async def _waits(options: Options, folder: Path) -> dict[str, list[float]]:
+async def _waits(options: Options, folder: Path) -> tuple[dict[str, list[float]], list[float]]:
+    """The waits' p99 in us, and of each checkpoint the share of the ring that it holds."""
+    shares: list[float] = []
     async with loaded(FRAMES, options) as (replay, batches, _):
 
         async def quiet() -> float:
@@ -55,21 +64,17 @@ async def _waits(options: Options, folder: Path) -> dict[str, list[float]]:
             return (await blocked_learner(replay, batches, options)).wait_us(99)
 
         async def saving() -> float:
-            saves = asyncio.create_task(_save_again_and_again(replay, folder))
-            try:
-                return await quiet()
-            finally:
-                saves.cancel()
-                await asyncio.wait({saves})
+            rows, save = len(replay), asyncio.create_task(replay.save(folder))
+            log = WaitLog()
+            while not save.done():
+                log.wait_s += (await blocked_learner(replay, batches, options, steps=options.prefetch)).wait_s
+            saved = save.result()
+            progress(f"saved {saved.rows:,} rows, {saved.bytes_written / 1e6:.0f} MB in {saved.seconds:.1f} s")
+            shares.append(saved.rows / rows)
+            return log.wait_us(99)
 
         await blocked_learner(replay, batches, options, steps=options.steps // 2)
-        return await take_turns({"quiet": quiet, "saving": saving}, options)
-
-
-async def _save_again_and_again(replay: areplay.Replay, folder: Path) -> None:
-    while True:
-        saved = await replay.save(folder)
-        progress(f"saved {saved.bytes_written / 1e6:.0f} MB in {saved.seconds:.1f} s")
+        return await take_turns({"quiet": quiet, "saving": saving}, options), shares
 
 
 async def _again_and_load(options: Options, folder: Path) -> tuple[tuple[float, ...], dict[str, list[float]]]:

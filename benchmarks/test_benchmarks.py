@@ -25,7 +25,7 @@ EXPECTED = {
     "limiter": 6,
     "prioritized": 7,
     "blocks": 4,
-    "checkpoint": 3,
+    "checkpoint": 4,
     "recovery": 6,
     "question": 4,
     "queue_fill": 3,

@@ -10,10 +10,12 @@ import errno
 import json
 import logging
 import os
+import threading
 import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,9 @@ from kit import memory_descriptors, open_descriptors, until
 
 import areplay
 from areplay import Replay, snapshot
-from areplay.checkpoint import manifest_checksum
+from areplay.checkpoint import Checkpoint, manifest_checksum
+from areplay.locks import BlockLocks
+from areplay.ring import StreamWriter, Watcher
 
 SPEC = areplay.Spec(x=((), "float64"), pair=((2, 3), "uint8"), flag=((), "bool"), z=((2,), "complex64"))
 STEPS = areplay.Spec.steps(obs=((2,), "float32"), action=((), "int64"), extra=((), "float64"))
@@ -266,6 +270,47 @@ async def test_a_second_save_writes_only_what_changed(tmp_path: Path, tmp_path_f
     same(columns_of(tmp_path), everything, everything)
 
 
+async def test_blocks_that_were_cut_anew_are_all_written(tmp_path: Path) -> None:
+    """Into the directory that they were loaded from, too: there are others of the same number and size in it."""
+    async with Replay(SPEC, 960, block_rows=32) as replay:
+        for start in range(0, 1_500, 500):
+            await replay.extend(columns(start, start + 500))
+        await replay.save(tmp_path)
+    async with await Replay.load(tmp_path, capacity=2_000, block_rows=32) as loaded:
+        everything = stored(loaded)
+        saved = await loaded.save(tmp_path)
+        assert saved.blocks_written == saved.blocks
+        check_files(tmp_path)
+        same(columns_of(tmp_path), everything, everything)
+
+
+async def test_streams_with_a_gap_are_two(tmp_path: Path) -> None:
+    """A block between that was not saved in time: what follows it is not a part of what was before."""
+    async with Replay(SPEC, 960, block_rows=32) as replay:
+        await replay.extend(columns(0, 960))
+        await replay.save(tmp_path)
+    for block_rows in (32, 20):
+        checkpoint = Checkpoint(str(tmp_path))
+        checkpoint.table = np.delete(checkpoint.table, 9)
+        blocks = checkpoint.plan(960 // block_rows, block_rows).blocks
+        first = np.flatnonzero(blocks.previous == -1)
+        assert len(first) == len(np.unique(blocks.streams)) == 2
+        assert np.count_nonzero(blocks.following == -1) == 2
+        assert len(np.unique(blocks.streams[: first[1]])) == len(np.unique(blocks.streams[first[1] :])) == 1
+
+
+async def test_seeds_go_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    """Actors and samplers that are started after a load get the seeds that would have come next."""
+    async with Replay(SPEC, 100, seed=5) as replay:
+        replay._next_number()
+        await replay.save(tmp_path)
+        expected = replay._next_number(), replay._seeds(1, 2).generate_state(4).tolist()
+    for seed in (None, 6):
+        async with await Replay.load(tmp_path, seed=seed) as loaded:
+            found = loaded._next_number(), loaded._seeds(1, 2).generate_state(4).tolist()
+            assert (found == expected) == (seed is None)
+
+
 async def test_a_block_file_that_was_deleted_is_written_again(tmp_path: Path) -> None:
     """The next save notices."""
     async with Replay(SPEC, 960, block_rows=32) as replay:
@@ -316,31 +361,176 @@ async def test_rows_that_come_meanwhile_are_left_out(tmp_path: Path) -> None:
         assert 1_000 <= len(found["x"]) < 3_000
 
 
-async def test_blocks_that_are_recycled_meanwhile_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the ring goes round, what is saved is whole: the newest rows of the moment, bit for bit."""
-    monkeypatch.setattr(snapshot, "_COPIED_AT_ONCE", 1)
+async def save_slowly(replay: Replay, path: Path, meanwhile: Callable[[], Any]) -> areplay.Saved:
+    """Save block by block; between the first and the second one, await what `meanwhile` returns."""
+    loop = asyncio.get_running_loop()
+    is_first = True
+
+    def on_progress(done_bytes: int, size_bytes: int) -> None:  # in the thread of the save, which waits here
+        nonlocal is_first
+        if is_first:
+            is_first = False
+            asyncio.run_coroutine_threadsafe(meanwhile(), loop).result(30)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(snapshot, "_COPIED_AT_ONCE", 1)
+        return await replay.save(path, on_progress=on_progress)
+
+
+@pytest.mark.parametrize("more", [320, 2_000], ids=["half a lap", "three laps"])
+async def test_of_what_is_recycled_meanwhile_what_took_its_place_is_saved(more: int, tmp_path: Path) -> None:
+    """A checkpoint is as full as the ring: one block a place, each whole, and of each row the priority that is its."""
+    async with Replay(SPEC, 640, block_rows=32) as replay:
+        numbers = np.arange(640 + more)
+        await replay.extend(columns(0, 640))
+        replay.sample(8, selector=areplay.Prioritized(priority_exponent=1.0))
+        replay.update_priorities(numbers[:640], numbers[:640] + 1)
+
+        async def write() -> None:
+            for start in range(640, 640 + more, 40):
+                await replay.extend(columns(start, start + 40), priorities=numbers[start : start + 40] + 1)
+
+        saved = await save_slowly(replay, tmp_path, write)
+        found = columns_of(tmp_path)
+        assert len(found["x"]) == saved.rows > 640 - 2 * 32
+        indices = found["indices"]
+        assert saved.blocks_renewed == len(np.unique(indices[indices >= 640] // 32))
+        assert (np.diff(indices) > 0).all()
+        assert indices[0] == 0 and indices[-1] >= 640, "what was copied already, and newer rows"
+        assert len(np.unique(indices % 640)) == len(indices)
+        same(found, {name: column[indices] for name, column in columns(0, 640 + more).items()}, SPEC)
+        np.testing.assert_array_equal(masses_of(tmp_path, 1.0), (indices + 1).astype(np.float32))
+        check_files(tmp_path)
+    for options in ({}, {"block_rows": 16}, {"capacity": 320}):
+        async with await Replay.load(tmp_path, **options) as loaded:
+            assert len(loaded) == min(saved.rows, loaded.capacity_rows)
+            assert sorted(stored(loaded)["z"][:, 0].real.astype(int)) == indices.tolist()[-len(loaded) :]
+            loaded._priorities[1.0].check()
+            newest = max(chains(loaded))
+            assert min(await loaded.extend(columns(0, 10))) > newest * loaded.statistics().block_rows
+
+
+async def test_no_item_spans_what_was_not_saved(tmp_path: Path) -> None:
+    """Where blocks of one stream are of different laps, each item is of steps that do follow each other."""
+    async with Replay(STEPS, 640, block_rows=32) as replay:
+        await play(replay, 20, 31)
+        await save_slowly(replay, tmp_path, lambda: play(replay, 11, 31, first=10_000))
+    steps = columns_of(tmp_path)["extra"]
+    assert (steps <= -10_000).any() and (steps > -10_000).any()
+    for options in ({}, {"block_rows": 16}, {"block_rows": 50}):
+        async with await Replay.load(tmp_path, **options) as loaded:
+            batch = loaded.sample(4_000, areplay.Transitions(n_step=3, gamma=1.0))
+            first, after = -batch["extra"].astype(int), batch["next_obs"][:, 0].astype(int)
+            base = np.where(first >= 10_000, 10_000, 0)
+            end = np.minimum((first - base) // 31 * 31 + 31, first - base + 3) + base
+            np.testing.assert_array_equal(after, end)
+            expected = [sum(k / 8 for k in range(a, b)) for a, b in zip(first.tolist(), end.tolist(), strict=True)]
+            np.testing.assert_allclose(batch["reward"], expected)
+            assert (first >= 10_000).any() and (first < 10_000).any()
+
+
+async def test_a_fifo_delivers_what_took_the_place_of_what_it_had_delivered(tmp_path: Path) -> None:
+    """Each row of the checkpoint that was not delivered by the moment of the save comes once, and no other."""
+    fifo = {"batch_size": 20, "selector": areplay.Fifo(), "prefetch": 1}
     async with Replay(SPEC, 640, block_rows=32) as replay:
         await replay.extend(columns(0, 640))
-        replay.sample(8, selector=areplay.Prioritized())
-        done = asyncio.Event()
+        async with replay.batches(**fifo) as batches:
+            seen = np.concatenate([(await anext(batches)).indices.copy() for _ in range(20)])
 
-        def on_progress(done_bytes: int, size_bytes: int) -> None:
-            loop.call_soon_threadsafe(done.set)
+            async def go_on() -> None:
+                await replay.extend(columns(640, 960))
 
-        loop = asyncio.get_running_loop()
-        saving = asyncio.create_task(replay.save(tmp_path, max_bytes_per_s=200_000, on_progress=on_progress))
-        await done.wait()
-        await replay.extend(columns(640, 960))
-        saved = await saving
+            await save_slowly(replay, tmp_path, go_on)
+    assert seen.tolist() == list(range(400))
+    saved = columns_of(tmp_path)["indices"]
+    assert saved[-1] >= 640
+    async with await Replay.load(tmp_path) as loaded, loaded.batches(**fifo) as batches:
+        left = batches.statistics().items_left
+        assert left == np.count_nonzero(saved >= 400)
+        came = [anext(batches) for _ in range(left // 20)]
+        numbers = [int(number) for batch in came for number in (await batch)["z"][:, 0].real]
+        assert numbers == saved[saved >= 400].tolist()[: len(numbers)]
+
+
+async def test_a_block_that_is_recycled_while_it_is_copied_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen in its place before the copy, it is looked at again after it: what was copied may be another's rows."""
+    async with Replay(SPEC, 640, block_rows=32) as replay:
+        await replay.extend(columns(0, 640))
+        loop, looks, look = asyncio.get_running_loop(), 0, snapshot.Snapshot.still_there
+
+        def look_then_lap(moment: snapshot.Snapshot, table: Any) -> Any:
+            nonlocal looks
+            found = look(moment, table)
+            looks += 1
+            if looks == 3:  # the second block, before its copy
+                asyncio.run_coroutine_threadsafe(replay.extend(columns(640, 1_000)), loop).result()
+            return found
+
+        monkeypatch.setattr(snapshot.Snapshot, "still_there", look_then_lap)
+        saved = await replay.save(tmp_path)
+        assert 0 < saved.rows < 640
         found = columns_of(tmp_path)
-        assert len(found["x"]) == saved.rows < 640
-        numbers = found["indices"]
         every = columns(0, 640)
-        same(found, {name: column[numbers] for name, column in every.items()}, SPEC)
-        assert (masses_of(tmp_path, 0.6) == 1).all()
-    async with await Replay.load(tmp_path) as loaded:
-        same(stored(loaded), found, found)
-        loaded._priorities[0.6].check()
+        same(found, {name: column[found["indices"]] for name, column in every.items()}, SPEC)
+
+
+async def test_rows_have_their_own_masses_though_the_ring_goes_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the moment of the save and the look at the masses: also those whose file is there already."""
+    async with Replay(SPEC, 640, block_rows=32) as replay:
+        await replay.extend(columns(0, 640))
+        replay.sample(4, selector=areplay.Prioritized(1.0))
+        await replay.save(tmp_path)
+        loop, copy_masses = asyncio.get_running_loop(), snapshot.Save._with_masses
+
+        def lap_first(save: snapshot.Save) -> Any:
+            coming = replay.extend(columns(640, 960), priorities=np.full(320, 50.0))
+            asyncio.run_coroutine_threadsafe(coming, loop).result()
+            return copy_masses(save)
+
+        monkeypatch.setattr(snapshot.Save, "_with_masses", lap_first)
+        saved = await replay.save(tmp_path)
+        assert 0 < saved.rows < 640
+        assert (masses_of(tmp_path, 1.0) == 1).all()
+
+
+async def test_masses_of_a_chunk_that_has_none_yet_are_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows are published, and its writer is still in their block."""
+    async with Replay(SPEC, 640, block_rows=32) as replay:
+        await replay.extend(columns(0, 100))
+        replay.sample(4, selector=areplay.Prioritized(1.0))
+        is_published, goes_on, has_writer = threading.Event(), threading.Event(), BlockLocks.has_writer
+
+        class Held(Watcher):
+            """Stops the writer before the priorities hear of its rows."""
+
+            def written(self, at: int, count: int, priorities: Any) -> None:
+                is_published.set()
+                assert goes_on.wait(30)
+
+        def seen(locks: BlockLocks, block: int) -> bool:
+            found = has_writer(locks, block)
+            if found:
+                goes_on.set()
+            return found
+
+        monkeypatch.setattr(BlockLocks, "has_writer", seen)
+        ring, guard = replay._opened(), replay._guard
+        guard.watchers = (Held(), *guard.watchers)
+        writer = StreamWriter(ring, ring.block_locks(), guard)
+        writing = asyncio.create_task(asyncio.to_thread(writer.write, columns(100, 120), 0, 20))
+        await until(is_published.is_set)
+        saved = await replay.save(tmp_path)
+        goes_on.set()
+        await writing
+        writer.close()
+        assert saved.rows == 120
+        assert (masses_of(tmp_path, 1.0) == 1).all()
 
 
 @pytest.mark.parametrize(
@@ -434,6 +624,17 @@ async def test_damage_is_found_and_named(
     await until(lambda: (open_descriptors(), memory_descriptors()) == before)
 
 
+async def test_every_bit_of_a_manifest_counts(tmp_path: Path) -> None:
+    """Also one that leaves it readable: of a number, or of a name."""
+    await saved_steps(tmp_path)
+    file = tmp_path / "manifest.json"
+    whole = file.read_bytes()
+    for at in range(0, len(whole), 5):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises((areplay.CheckpointDamaged, areplay.CheckpointMismatch)):
+            Checkpoint(str(tmp_path))
+
+
 @pytest.mark.parametrize("key", ["spec", "blocks", "counters", "capacity_rows", "streams", "masses", "counts"])
 async def test_a_manifest_that_lacks_something_is_damaged(key: str, tmp_path: Path) -> None:
     """As written by another program, say."""
@@ -442,6 +643,36 @@ async def test_a_manifest_that_lacks_something_is_damaged(key: str, tmp_path: Pa
     file.write_bytes(without(key)(file.read_bytes()))
     with pytest.raises(areplay.CheckpointDamaged, match=r"manifest\.json cannot be understood"):
         await Replay.load(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["entropy", "generator", "made", "priorities_stale"])
+async def test_counts_that_lack_something_are_damaged(key: str, tmp_path: Path) -> None:
+    """And nothing is left open."""
+    await saved_steps(tmp_path)
+    file = tmp_path / "manifest.json"
+    manifest = json.loads(file.read_bytes())
+    del manifest["counts"][key]
+    manifest["crc32"] = manifest_checksum(manifest)
+    file.write_text(json.dumps(manifest))
+    before = open_descriptors()
+    with pytest.raises(areplay.CheckpointDamaged, match=r"manifest\.json cannot be understood"):
+        await Replay.load(tmp_path)
+    assert open_descriptors() == before
+
+
+@pytest.mark.parametrize("kind", ["blocks", "masses"])
+async def test_a_manifest_cannot_name_files_elsewhere(kind: str, tmp_path: Path) -> None:
+    """A checkpoint from somebody else reads nothing but its own files."""
+    await saved_steps(tmp_path / "here")
+    file = tmp_path / "here" / "manifest.json"
+    manifest = json.loads(file.read_bytes())
+    entry = manifest["blocks"] if kind == "blocks" else manifest["masses"][0]
+    (tmp_path / "here" / entry["file"]).rename(tmp_path / entry["file"])
+    entry["file"] = f"../{entry['file']}"
+    manifest["crc32"] = manifest_checksum(manifest)
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(areplay.CheckpointDamaged, match="which is no file of a checkpoint"):
+        await Replay.load(tmp_path / "here")
 
 
 async def test_a_newer_version_is_refused_and_not_replaced(tmp_path: Path) -> None:
@@ -512,13 +743,173 @@ async def test_a_disk_that_fails_leaves_the_checkpoint_before(
             if not failing:
                 break
             if call == "fsync" and manifest_of(tmp_path)["counters"]["rows_inserted"] == 300:
-                break  # it was renamed already, only the directory could not be synced
+                # It was renamed already, and what it names stays; only the directory could not be synced.
+                same(columns_of(tmp_path), columns(0, 300), SPEC)
+                break
             check_files(tmp_path)
             same(columns_of(tmp_path), before, before)
         assert nth > 1
         await replay.save(tmp_path)
         check_files(tmp_path)
         same(columns_of(tmp_path), columns(0, 300), SPEC)
+
+
+class Disk:
+    """What may be left of a directory if the machine goes down: what was synced, and by chance more than that.
+
+    Stands in for `os`. The content of a file is sure from its fsync on, its name from that of the directory. Of what
+    happened to names since, all, nothing or any one step may be there, since a file system may keep them in any order.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._names = {file.name: file.stat().st_ino for file in path.iterdir()}
+        self._contents = {file.stat().st_ino: file.read_bytes() for file in path.iterdir()}
+        self._steps: list[dict[str, int | None]] = []  # names since the directory was synced; None: is gone
+        self.states: list[dict[str, bytes]] = [self._after([])]
+
+    def patched(self) -> SimpleNamespace:
+        """`os`, which tells us."""
+        ours = {name: getattr(self, f"_{name}") for name in ("open", "write", "fsync", "rename", "unlink")}
+        return SimpleNamespace(**{**vars(os), **ours})
+
+    def _open(self, path: Any, flags: int, *mode: int) -> int:
+        descriptor = os.open(path, flags, *mode)
+        if flags & os.O_CREAT:
+            self._step({os.path.basename(path): os.fstat(descriptor).st_ino})
+        return descriptor
+
+    def _write(self, descriptor: int, piece: Any) -> int:
+        return os.write(descriptor, piece)
+
+    def _fsync(self, descriptor: int) -> None:
+        name, inode = os.readlink(f"/proc/self/fd/{descriptor}"), os.fstat(descriptor).st_ino
+        if name == str(self._path):
+            for step in self._steps:
+                self._names.update(step)  # type: ignore[arg-type]
+            self._names = {key: value for key, value in self._names.items() if value is not None}
+            self._steps = []
+        else:
+            self._contents[inode] = Path(name).read_bytes()
+        self._look()
+
+    def _rename(self, old: str, new: str) -> None:
+        inode = os.stat(old).st_ino
+        os.rename(old, new)
+        self._step({os.path.basename(old): None, os.path.basename(new): inode})
+
+    def _unlink(self, path: str) -> None:
+        os.unlink(path)
+        self._step({os.path.basename(path): None})
+
+    def _step(self, step: dict[str, int | None]) -> None:
+        self._steps.append(step)
+        self._look()
+
+    def _look(self) -> None:
+        for steps in ([], self._steps, *([step] for step in self._steps)):
+            if (state := self._after(steps)) not in self.states:
+                self.states.append(state)
+
+    def _after(self, steps: list[dict[str, int | None]]) -> dict[str, bytes]:
+        names: dict[str, int | None] = dict(self._names)
+        for step in steps:
+            names |= step
+        return {name: self._contents.get(inode, b"") for name, inode in names.items() if inode is not None}
+
+
+async def test_a_machine_that_goes_down_leaves_a_whole_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At any moment of a save, with what was synced by then and by chance more: the checkpoint before, or the new one;
+    once the save has returned, the new one."""
+    path, after = tmp_path / "here", tmp_path / "after"
+    after.mkdir()
+    async with Replay(SPEC, 320, block_rows=32) as replay:
+        await replay.extend(columns(0, 200))
+        replay.sample(4, selector=areplay.Prioritized())
+        await replay.save(path)
+        await replay.extend(columns(200, 290))
+        disk = Disk(path)
+        with monkeypatch.context() as patch:
+            patch.setattr(snapshot, "os", disk.patched())
+            patch.setattr(snapshot, "_FILES_AT_ONCE", 2)
+            await replay.save(path)
+    disk._look()
+    last = {file.name: file.read_bytes() for file in path.iterdir()}
+    assert disk.states[-1].items() >= last.items()
+    rows = []
+    for state in disk.states:
+        for name, content in state.items():
+            (after / name).write_bytes(content)
+        found = columns_of(after)
+        rows.append(len(found["x"]))
+        same(found, columns(0, rows[-1]), SPEC)
+        assert len(masses_of(after, 0.6)) == rows[-1]
+        for file in after.iterdir():
+            file.unlink()
+    assert set(rows) == {200, 290}
+    assert rows == sorted(rows)
+    assert len(rows) > 20
+
+
+async def test_a_directory_that_is_made_is_entered_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all those above it that were missing: else a crash could take the first checkpoint away as a whole."""
+    synced = []
+
+    def fsync(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+
+    monkeypatch.setattr(snapshot, "os", SimpleNamespace(**{**vars(os), "fsync": fsync}))
+    async with Replay(SPEC, 100) as replay:
+        await replay.save(tmp_path / "a" / "b" / "c")
+    assert {tmp_path, tmp_path / "a", tmp_path / "a" / "b", tmp_path / "a" / "b" / "c"} <= set(synced)
+
+
+async def test_a_save_stays_in_its_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a link to it comes to mean another one meanwhile, or the working directory changes."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "one")
+    monkeypatch.chdir(tmp_path / "one")
+
+    def on_progress(done: int, size: int) -> None:
+        link.unlink()
+        link.symlink_to(tmp_path / "two")
+        os.chdir(tmp_path / "two")
+
+    async with Replay(SPEC, 960, block_rows=32) as replay:
+        await replay.extend(columns(0, 900))
+        await replay.save(link, on_progress=on_progress)
+        check_files(tmp_path / "one")
+        assert files_of(tmp_path / "two") == []
+        os.chdir(tmp_path / "one")
+        async with replay.checkpoints("here", every_s=1_000):
+            os.chdir(tmp_path / "two")
+        check_files(tmp_path / "one" / "here")
+        os.chdir(tmp_path / "one")
+        await replay.save("there", on_progress=on_progress)
+        check_files(tmp_path / "one" / "there")
+
+
+async def test_a_save_that_is_cancelled_at_its_end_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new checkpoint is there already: the next save builds on it."""
+    async with Replay(SPEC, 960, block_rows=32) as replay:
+        await replay.extend(columns(0, 960))
+        loop, tasks = asyncio.get_running_loop(), []
+
+        def remove(save: snapshot.Save, names: list[str]) -> None:
+            loop.call_soon_threadsafe(tasks[0].cancel)
+            assert save._stop.wait(30)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(snapshot.Save, "_remove", remove)
+            tasks.append(asyncio.create_task(replay.save(tmp_path)))
+            with pytest.raises(asyncio.CancelledError):
+                await tasks[0]
+        same(columns_of(tmp_path), columns(0, 960), SPEC)
+        assert (await replay.save(tmp_path)).blocks_written == 0
 
 
 async def test_a_file_in_the_way_is_an_error(tmp_path: Path) -> None:
@@ -575,6 +966,28 @@ async def test_closing_the_replay_stops_a_save(tmp_path: Path) -> None:
     with pytest.raises(areplay.Closed):
         await replay.save(tmp_path)
     assert files_of(tmp_path) == []
+
+
+async def test_closing_the_replay_waits_for_the_thread_of_a_save(tmp_path: Path) -> None:
+    """However long that takes to notice: nothing is closed that it still uses."""
+    loop, is_over = asyncio.get_running_loop(), threading.Event()
+    closing: list[asyncio.Task[None]] = []
+    async with Replay(SPEC, 960, block_rows=32) as replay:
+        await replay.extend(columns(0, 900))
+
+        def on_progress(done: int, size: int) -> None:
+            loop.call_soon_threadsafe(lambda: closing.append(loop.create_task(replay.close())))
+            while not closing:
+                time.sleep(0.001)
+            time.sleep(0.1)  # who does not wait is through by then
+            is_over.set()
+
+        saving = asyncio.create_task(replay.save(tmp_path, on_progress=on_progress))
+        await until(lambda: bool(closing))
+        await closing[0]
+        assert is_over.is_set()
+        with pytest.raises(areplay.Closed):
+            await saving
 
 
 async def test_a_cancelled_load_leaves_nothing(tmp_path: Path) -> None:
@@ -703,8 +1116,77 @@ async def test_checkpoints_every_so_often_and_at_the_end(tmp_path: Path, caplog:
             replay.checkpoints(tmp_path, every_s=0)
 
 
+async def test_checkpoints_go_on_whatever_failed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A lack of memory, or what on_progress raises, costs that one save."""
+    calls: list[int] = []
+
+    def on_progress(done: int, size: int) -> None:
+        calls.append(done)
+        if len(calls) == 3:
+            raise RuntimeError("the display is gone")
+
+    async with (
+        Replay(SPEC, 960, block_rows=32) as replay,
+        replay.checkpoints(tmp_path, every_s=0.02, on_progress=on_progress) as checkpoints,
+    ):
+        await replay.extend(columns(0, 900))
+        await until(lambda: checkpoints.failure is not None)
+        assert "RuntimeError('the display is gone')" in caplog.text
+        await until(lambda: checkpoints.failure is None and checkpoints.last is not None)
+        same(columns_of(tmp_path), columns(0, 900), SPEC)
+
+
+async def test_checkpoints_of_a_closed_replay_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is said once."""
+    async with Replay(SPEC, 960, block_rows=32) as replay, replay.checkpoints(tmp_path, every_s=0.02) as checkpoints:
+        await replay.close()
+        await until(lambda: checkpoints._task is not None and checkpoints._task.done())
+        assert isinstance(checkpoints.failure, areplay.Closed)
+    assert [record.message.partition("; the checkpoint")[2] for record in caplog.records] == [
+        " before is kept, there will be no more of them"
+    ]
+
+
+async def test_leaving_checkpoints_can_be_cancelled(tmp_path: Path) -> None:
+    """While the last one is being made: it is stopped, the one before is whole, and no task is left."""
+    is_last, may_go_on = threading.Event(), threading.Event()
+
+    def on_progress(done: int, size: int) -> None:
+        is_last.set()
+        assert may_go_on.wait(30)
+
+    async with Replay(SPEC, 960, block_rows=32) as replay:
+        await replay.extend(columns(0, 100))
+        await replay.save(tmp_path)
+        await replay.extend(columns(100, 900))
+
+        async def learn() -> None:
+            async with replay.checkpoints(tmp_path, every_s=1_000, on_progress=on_progress):
+                pass
+
+        learning = asyncio.create_task(learn())
+        await until(is_last.is_set)
+        learning.cancel()
+        asyncio.get_running_loop().call_later(0.05, may_go_on.set)
+        with pytest.raises(asyncio.CancelledError):
+            await learning
+        assert may_go_on.is_set()
+        assert not [task for task in asyncio.all_tasks() if task.get_name() == "areplay checkpoints"]
+        check_files(tmp_path)
+        same(columns_of(tmp_path), columns(0, 100), SPEC)
+
+
+async def test_the_last_checkpoint_is_made_as_fast_as_it_goes(tmp_path: Path) -> None:
+    """Not at a pace that would hold the end of a program up."""
+    async with Replay(SPEC, 960, block_rows=32) as replay:
+        await replay.extend(columns(0, 900))
+        async with asyncio.timeout(60), replay.checkpoints(tmp_path, every_s=1_000, max_bytes_per_s=1) as checkpoints:
+            pass
+        assert checkpoints.last is not None and checkpoints.last.rows == 900
+
+
 async def test_a_last_checkpoint_is_made_when_the_learner_fails(tmp_path: Path) -> None:
-    """Also when it is cancelled. A cancellation while it is being made stops it."""
+    """A checkpoint of what it had learnt from."""
     async with Replay(SPEC, 960, block_rows=32) as replay:
         await replay.extend(columns(0, 100))
         with pytest.raises(RuntimeError, match="learning"):

@@ -96,6 +96,30 @@ def test_a_row_that_changed_in_the_ring_is_found_when_the_learner_gets_it(tmp_pa
     assert said_by(CHANGES_A_ROW, tmp_path, is_on=False) == ""
 
 
+LOADS = """
+async with areplay.Replay(SPEC, 200, block_rows=16) as replay:
+    await replay.extend(columns(0, 100))
+    await replay.save(FOLDER)
+for block_rows in (16, 30):
+    async with await areplay.Replay.load(FOLDER, block_rows=block_rows) as replay:
+        async with replay.batches(batch_size=64, prefetch=1) as batches:
+            assert (await anext(batches))["y"].all()
+        replay._ring.columns["x"][7, 2] += 1
+        async with replay.batches(batch_size=2_000, prefetch=1) as batches:
+            try:
+                await anext(batches)
+            except AssertionError as error:
+                print(error)
+"""
+
+
+def test_rows_of_a_checkpoint_are_verified_too(tmp_path: Path) -> None:
+    """As they were read."""
+    said = said_by(LOADS.replace("FOLDER", repr(str(tmp_path / "checkpoint"))), tmp_path)
+    assert len(said.splitlines()) == 2
+    assert all(line.startswith("rows [7,") for line in said.splitlines())
+
+
 BREAKS_INVARIANTS = """
 async with areplay.Replay(SPEC, 200) as replay:
     await replay.extend(columns(0, 50))

@@ -15,7 +15,10 @@ its own, which outlives it. At the end of a round: acked <= stored <= pending fo
 and every batch on the way was whole, and of rows that somebody did hand in. Between rounds the process has as many
 descriptors, mappings, threads and children as before the first one.
 
-The choice of victims and moments repeats with the seed; what they were doing at that moment is the machine's choice.
+The choice of victims and moments repeats with the seed; what they were doing at that moment is the machine's choice. A
+strike waits until half of the children are ready: on a machine so busy that a child takes longer to start than it would
+live, a storm would otherwise show no more than that the dead do no work. How long the learner waited is told twice: in
+all, and while nobody was missing whom it needed (a sampler; where batches come in turn, or actors are waited for, all).
 """
 
 from __future__ import annotations
@@ -69,14 +72,15 @@ class Kind:
     inbox_rows: int | None = None
     selector: Callable[[], Any] = areplay.Uniform
     limiter: Callable[[], areplay.MinSize | None] = lambda: None
+    needs_all: bool = False  # the learner waits for each of the children, not for any sampler
 
 
 KINDS = (
     Kind("all kept", 4_000_000),
     Kind("lapped", 20_000, inbox_rows=64),
     Kind("prioritised", 20_000, inbox_rows=512, selector=areplay.Prioritized),
-    Kind("paced", 50_000, limiter=lambda: areplay.SamplesPerInsert(4.0, min_size_to_sample=1_000)),
-    Kind("in order", 50_000, inbox_rows=512, selector=areplay.Fifo),
+    Kind("paced", 50_000, limiter=lambda: areplay.SamplesPerInsert(4.0, min_size_to_sample=1_000), needs_all=True),
+    Kind("in order", 50_000, inbox_rows=512, selector=areplay.Fifo, needs_all=True),
 )
 
 
@@ -136,6 +140,7 @@ class Outcome:
     lives_compared: int = 0
     batches: int = 0
     longest_wait_s: float = 0.0
+    longest_wait_served_s: float = 0.0
     recoveries_s: list[float] = field(default_factory=list)
     before: Resources | None = None
     after: Resources | None = None
@@ -167,6 +172,7 @@ class Outcome:
             ("never handed in", str(self.invented)),
             ("hung", str(self.hung)),
             ("longest learner wait", f"{self.longest_wait_s:.2f} s"),
+            ("with all ready whom it needed", f"{self.longest_wait_served_s:.3f} s"),
             (
                 "kill to READY of the successor",
                 f"median {np.median(recoveries):.2f} s, p99 {np.quantile(recoveries, 0.99):.2f} s, "
@@ -233,7 +239,7 @@ class Round:
                 held = len(os.listdir("/proc/self/fd"))
                 async with asyncio.TaskGroup() as group:
                     learner = group.create_task(self._learn(replay, batches))
-                    watcher = group.create_task(self._watch())
+                    watcher = group.create_task(self._watch(actors._crew.members, batches._crew.members))
                     await self._strike(members)
                     await self._until(lambda: all(m.is_alive for m in members) and not self._down, "all are back")
                     at = self.batches
@@ -292,6 +298,7 @@ class Round:
         while done < self.kills:
             await asyncio.sleep(self.chance.uniform(0.0, 2 * self.interval_s))
             everybody = self.chance.random() < _ALL_AT_ONCE
+            await self._until(lambda: 2 * sum(m.is_alive for m in members) >= len(members), "half of all are ready")
             victim, is_spared = self.chance.choice(members), self.chance.random() < _SPARED_AT_START
             for member in members if everybody else [victim]:
                 is_starting = member.child is not None and not member.child.is_ready
@@ -312,11 +319,20 @@ class Round:
         self._down[id(member)] = member, child.pid, time.monotonic() if down is None else down[2]
         return True
 
-    async def _watch(self) -> None:
-        """See who is back, and how long that took."""
+    async def _watch(self, actors: list[Member], samplers: list[Member]) -> None:
+        """See who is back, how long that took, and how long the learner waits though nobody is missing."""
+        needed = len(actors) + len(samplers) if self.kind.needs_all else 1
+        at, since, those = 0, time.monotonic(), set[int]()
         while True:
             await asyncio.sleep(0.005)
             now = time.monotonic()
+            able = actors + samplers if self.kind.needs_all else samplers
+            ready = {m.child.pid for m in able if m.is_alive and m.child is not None}
+            those &= ready
+            if self.batches == at > 0 and len(those) >= needed:
+                self.outcome.longest_wait_served_s = max(self.outcome.longest_wait_served_s, now - since)
+            else:
+                at, since, those = self.batches, now, ready
             for key, (member, pid, since) in list(self._down.items()):
                 if member.is_alive and member.child is not None and member.child.pid != pid:
                     self.outcome.recoveries_s.append(now - since)

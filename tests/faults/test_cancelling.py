@@ -45,7 +45,7 @@ AWAITS = {
     "Replay.save": "tests/test_checkpoint.py::test_a_cancelled_save_leaves_the_checkpoint_before",
     "Replay.load": "tests/test_checkpoint.py::test_a_cancelled_load_leaves_nothing",
     "Checkpoints.__aenter__": "tests/test_checkpoint.py::test_a_last_checkpoint_is_made_when_the_learner_fails",
-    "Checkpoints.__aexit__": "tests/test_checkpoint.py::test_a_last_checkpoint_is_made_when_the_learner_fails",
+    "Checkpoints.__aexit__": "tests/test_checkpoint.py::test_leaving_checkpoints_can_be_cancelled",
     "Actor.flush": "tests/faults/test_cancelling.py::test_an_actor_cancelled_in_its_calls_hands_in_all_or_nothing",
 }
 

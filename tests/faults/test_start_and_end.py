@@ -7,6 +7,8 @@ import itertools
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -88,6 +90,46 @@ def test_no_child_outlives_a_death_in_the_first_200_ms_of_its_start(whom: str) -
                 program.process.kill()
             slowest_s = max(slowest_s, until_now(lambda p=program: not p.everyone(), GONE_WITHIN_S))
     print(f"gone after {slowest_s:.2f} s at most")
+
+
+ABANDONED = """
+import asyncio, time, areplay
+from tests.processes import workers
+from tests.processes.oracle import SPEC
+from tests.processes.watching import children
+
+async def main():
+    replay = await areplay.Replay(SPEC, 1_000).__aenter__()
+    actors = await replay.actors(workers.hand_in_until_stopped, 1, args=(0.01,)).__aenter__()
+    print(actors.alive)
+
+def runs(pid):
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] != "Z"
+
+if __name__ == "__main__":
+    before = children()
+    asyncio.run(main())
+    deadline = time.monotonic() + 20
+    while any(map(runs, children() - before)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    print(sum(map(runs, children() - before)))
+"""
+
+
+def test_children_of_contexts_that_were_never_left_end_with_their_loop(tmp_path: Path) -> None:
+    """The program goes on, say in a notebook: its children do not."""
+    script = tmp_path / "program.py"
+    script.write_text(ABANDONED)
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    assert done.stdout.split() == ["1", "0"], done.stderr
 
 
 def test_memory_of_a_killed_program_is_mapped_by_nobody() -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 from checkpoint_oracle import check_files, columns_of
 
 import areplay
+from areplay.deliveries import Deliveries
 from areplay.ring import StreamWriter
 
 from . import workers
@@ -151,6 +153,38 @@ async def test_a_fifo_goes_on_with_what_it_has_not_delivered(tmp_path: Path) -> 
                 seen = [number for _, number in await _names(batches, 59)]
                 assert batches.statistics().items_left == 0
         assert seen == list(range(550, 3_500))
+
+
+async def test_a_fifo_that_is_being_opened_is_saved_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A save between a load and the moment at which its successor has looked at the rows: nothing comes twice."""
+    begin = areplay.Batches._begin_deliveries
+    is_opening, goes_on = threading.Event(), threading.Event()
+
+    def held(batches: areplay.Batches, deliveries: Deliveries) -> None:
+        is_opening.set()
+        assert goes_on.wait(30)
+        begin(batches, deliveries)
+
+    async with areplay.Replay(SPEC, 4_000) as replay:
+        await replay.extend(rows(OWNER, 1, 0, 1_000))
+        async with replay.batches(batch_size=50, selector=areplay.Fifo(), prefetch=4) as batches:
+            seen = [number for _, number in await _names(batches, 11)]
+            await replay.save(tmp_path)
+    async with await areplay.Replay.load(tmp_path) as replay:
+        stream = replay.batches(batch_size=50, selector=areplay.Fifo(), prefetch=4)
+        with monkeypatch.context() as patch:
+            patch.setattr(areplay.Batches, "_begin_deliveries", held)
+            opening = asyncio.create_task(stream.__aenter__())
+            await until(is_opening.is_set)
+            await replay.save(tmp_path)
+            goes_on.set()
+            await opening
+    async with (
+        await areplay.Replay.load(tmp_path) as replay,
+        replay.batches(batch_size=50, selector=areplay.Fifo(), prefetch=4) as batches,
+    ):
+        seen += [number for _, number in await _names(batches, 9)]
+    assert seen == list(range(1_000))
 
 
 async def test_a_fifo_loses_nothing_that_it_kept_for_more_than_a_lap(tmp_path: Path) -> None:
