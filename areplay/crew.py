@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from areplay.errors import ChildFailed
-from areplay.process import Body, Child, Exit
+from areplay.process import Body, Child, Exit, starter
 from areplay.statistics import ChildExit
 from areplay.waiting import run_to_completion
 
@@ -91,6 +91,7 @@ class Crew:
         self._stopping = asyncio.Event()
         # So many at a time: a hundred that import torch at once would each take longer than start_timeout_s.
         self._starters = asyncio.Semaphore(max(2, os.cpu_count() or 1))
+        self._starter = starter(kind)
         self._keeper: asyncio.Task[None] | None = None
 
     @property
@@ -112,6 +113,7 @@ class Crew:
         loop = asyncio.get_running_loop()
         started: list[asyncio.Future[None]] = [loop.create_future() for _ in self.members]
         self._keeper = asyncio.create_task(self._keep(started), name=f"areplay {self.kind}s")
+        self._keeper.add_done_callback(lambda keeper: self._starter.shutdown())  # all are reaped, and it has no work
         try:
             await asyncio.gather(*started)
         except BaseException:
@@ -197,6 +199,7 @@ class Crew:
             self._arguments(index, run),
             run,
             lambda report: self._on_report(index, report),
+            self._starter,
         )
         member.child = child
         try:

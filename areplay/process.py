@@ -11,9 +11,14 @@ traceback if the child's code raised. The life of a child:
                     |  no READY within start_timeout_s: killed  ^
                     +-------------------------------------------+
 
+Starting one takes 2 ms of pickling and of waiting until the kernel has given the child memory of its own, and longer if
+its arguments are more than a pipe holds, since it reads them when its interpreter runs. So a thread does it, while the
+learner is at a training step, and not the learner's loop between two of them (docs/decisions/008).
+
 No child outlives its parent: it asks the kernel to be killed with it (PR_SET_PDEATHSIG, which follows the thread that
-started it) and then looks whether the parent is still there. It does so before it imports the user's main module, which
-may take seconds: the request travels inside the process's *name*, the first thing that a spawned child unpickles.
+started it, so that thread must live until its last child is reaped) and then looks whether the parent is still there.
+It does so before it imports the user's main module, which may take seconds: the request travels inside the process's
+*name*, the first thing that a spawned child unpickles.
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from types import SimpleNamespace
@@ -40,6 +46,7 @@ import uvloop
 
 from areplay.errors import ResourceUnavailable
 from areplay.kill_points import disarm
+from areplay.waiting import run_to_completion
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +91,11 @@ class Exit:
     details: str
 
 
+def starter(kind: str) -> ThreadPoolExecutor:
+    """A thread that starts children one after the other. Shut it down when they are reaped: they would die with it."""
+    return ThreadPoolExecutor(1, f"areplay-{kind}-starter")
+
+
 class Channel:
     """The child's end of its socket."""
 
@@ -117,16 +129,24 @@ class Child:
         body: importable coroutine function, called in the child as `body(channel, *args)`.
         run: 0 for the first child in its place, 1 for its first successor, and so on.
         on_report: called with each payload that the child reports.
+        starter: the thread that starts it, see `starter`.
     """
 
     def __init__(
-        self, name: str, body: Body, args: tuple[Any, ...], run: int, on_report: Callable[[Any], None]
+        self,
+        name: str,
+        body: Body,
+        args: tuple[Any, ...],
+        run: int,
+        on_report: Callable[[Any], None],
+        starter: Executor,
     ) -> None:
         self.name = name
         self.pid = 0
         self.exit: Exit | None = None
         self.is_ready = False
         self._body, self._args, self._run, self._on_report = body, args, run, on_report
+        self._starter = starter
         self._changed = asyncio.Event()
         self._details = ""
         self._finished = False
@@ -144,8 +164,15 @@ class Child:
         """
         loop = asyncio.get_running_loop()
         try:
-            self._launch()
-            self._pidfd = os.pidfd_open(self.pid)
+            with self._prepare() as childs_end:
+                try:
+                    launched = loop.run_in_executor(self._starter, self._launch, childs_end)
+                except RuntimeError as error:
+                    raise ResourceUnavailable("starting a thread", self.name, str(error)) from error
+                await run_to_completion(launched)
+        except asyncio.CancelledError:
+            self._watch()
+            raise
         except BaseException as error:  # the system's refusal, or arguments that do not pickle
             if self.pid:
                 self._process.kill()
@@ -154,9 +181,7 @@ class Child:
             if isinstance(error, OSError):
                 raise ResourceUnavailable("starting a process", self.name, str(error)) from error
             raise
-        assert self._socket is not None
-        loop.add_reader(self._socket.fileno(), self._on_message)
-        loop.add_reader(self._pidfd, self._on_exit)
+        self._watch()
         logger.info("%s started, pid %d", self.name, self.pid)
         try:
             async with asyncio.timeout(timeout_s):
@@ -186,35 +211,51 @@ class Child:
         """Send SIGKILL, if the process is still there."""
         self.signal(signal.SIGKILL)
 
-    def _launch(self) -> None:
+    def _watch(self) -> None:
+        """Hear what it says, and see its end."""
+        assert self._socket is not None
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._socket.fileno(), self._on_message)
+        loop.add_reader(self._pidfd, self._on_exit)
+
+    def _prepare(self) -> socket.socket:
+        """Make what is not a process yet; the child's end of the socket."""
         parents_end, childs_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket = parents_end
         parents_end.setblocking(False)
-        with childs_end:
-            name = _GuardedName(f"areplay {self.name}")
-            name.parent = os.getpid()
-            get_manager = aiomultiprocess.core.get_manager
-            aiomultiprocess.core.get_manager = _WithoutManager  # for this one call: others may want their manager
-            try:
-                self._process = aiomultiprocess.Process(
-                    target=_main,
-                    name=name,
-                    args=(childs_end, self._body, self._args, self._run),
-                    loop_initializer=uvloop.new_event_loop,
-                    daemon=True,
-                )
-            finally:
-                aiomultiprocess.core.get_manager = get_manager
-            # Ctrl-C goes to the whole process group, and a child cannot ignore it before its interpreter runs: so it is
-            # born with the signal blocked, which is taken back where it is ignored. (The tracker unblocks it for us.)
-            resource_tracker.ensure_running()
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            try:
-                self._process.start()
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        name = _GuardedName(f"areplay {self.name}")
+        name.parent = os.getpid()
+        get_manager = aiomultiprocess.core.get_manager
+        aiomultiprocess.core.get_manager = _WithoutManager  # for this one call: others may want their manager
+        try:
+            self._process = aiomultiprocess.Process(
+                target=_main,
+                name=name,
+                args=(childs_end, self._body, self._args, self._run),
+                loop_initializer=uvloop.new_event_loop,
+                daemon=True,
+            )
+        finally:
+            aiomultiprocess.core.get_manager = get_manager
+        return childs_end
+
+    def _launch(self, childs_end: socket.socket) -> None:
+        """Start the process. In the starter's thread; the loop looks at nothing of it meanwhile.
+
+        Args:
+            childs_end: stays open until this returns.
+        """
+        # Ctrl-C goes to the whole process group, and a child cannot ignore it before its interpreter runs: so it is
+        # born with the signal blocked, which is taken back where it is ignored. (The tracker unblocks it for us.)
+        resource_tracker.ensure_running()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         assert self._process.pid is not None
         self.pid = self._process.pid
+        self._pidfd = os.pidfd_open(self.pid)
 
     def _on_message(self) -> None:
         assert self._socket is not None

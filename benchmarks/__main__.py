@@ -14,9 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import areplay
+from areplay.measures.machine import machine
 from benchmarks.catalogue import BENCHMARKS
 from benchmarks.clocks import progress
-from benchmarks.harness import Figure, Options, machine, table, write_json
+from benchmarks.harness import Figure, Options, table, write_json
 from benchmarks.queue_fill import PICTURE
 from benchmarks.quiet import OthersLoad, Patience
 

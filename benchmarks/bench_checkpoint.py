@@ -15,11 +15,11 @@ from functools import partial
 from pathlib import Path
 
 import areplay
+from areplay.measures.flows import loaded
+from areplay.measures.learners import WaitLog, blocked_learner
+from areplay.measures.workloads import FRAMES
 from benchmarks.clocks import progress
-from benchmarks.flows import warm_batches
 from benchmarks.harness import Figure, Options, Target, medians, ratios, take_turns
-from benchmarks.learners import WaitLog, blocked_learner
-from benchmarks.workloads import FRAMES, filled_replay, push_paced_rows
 
 _CHANGED = 100  # of so many blocks, one
 _ROUNDS = 3  # at most, of whole checkpoints beside a learner
@@ -57,26 +57,24 @@ async def run(options: Options) -> list[Figure]:
 async def _waits(options: Options, folder: Path) -> tuple[dict[str, list[float]], list[float]]:
     """The waits' p99 in us, and of each checkpoint the share of the ring that it holds."""
     shares: list[float] = []
-    async with filled_replay(FRAMES, options) as replay:
-        actors = replay.actors(push_paced_rows, 1, args=(FRAMES, float(options.rows_per_s)))
-        async with actors, warm_batches(replay, options) as batches:
+    async with loaded(FRAMES, options) as (replay, batches, _):
 
-            async def quiet() -> float:
-                await blocked_learner(replay, batches, options, steps=options.prefetch)
-                return (await blocked_learner(replay, batches, options)).wait_us(99)
+        async def quiet() -> float:
+            await blocked_learner(replay, batches, options, steps=options.prefetch)
+            return (await blocked_learner(replay, batches, options)).wait_us(99)
 
-            async def saving() -> float:
-                rows, save = len(replay), asyncio.create_task(replay.save(folder))
-                log = WaitLog()
-                while not save.done():
-                    log.wait_s += (await blocked_learner(replay, batches, options, steps=options.prefetch)).wait_s
-                saved = save.result()
-                progress(f"saved {saved.rows:,} rows, {saved.bytes_written / 1e6:.0f} MB in {saved.seconds:.1f} s")
-                shares.append(saved.rows / rows)
-                return log.wait_us(99)
+        async def saving() -> float:
+            rows, save = len(replay), asyncio.create_task(replay.save(folder))
+            log = WaitLog()
+            while not save.done():
+                log.wait_s += (await blocked_learner(replay, batches, options, steps=options.prefetch)).wait_s
+            saved = save.result()
+            progress(f"saved {saved.rows:,} rows, {saved.bytes_written / 1e6:.0f} MB in {saved.seconds:.1f} s")
+            shares.append(saved.rows / rows)
+            return log.wait_us(99)
 
-            await blocked_learner(replay, batches, options, steps=options.steps // 2)
-            return await take_turns({"quiet": quiet, "saving": saving}, options), shares
+        await blocked_learner(replay, batches, options, steps=options.steps // 2)
+        return await take_turns({"quiet": quiet, "saving": saving}, options), shares
 
 
 async def _again_and_load(options: Options, folder: Path) -> tuple[tuple[float, ...], dict[str, list[float]]]:

@@ -6,12 +6,13 @@ import statistics
 from functools import partial
 
 import areplay
+from areplay.measures.flows import loaded
+from areplay.measures.learners import WaitLog, blocked_learner
+from areplay.measures.queue import watched
+from areplay.measures.workloads import FRAMES
 from benchmarks.bare import hand_over_us
 from benchmarks.clocks import progress
-from benchmarks.flows import warm_batches
 from benchmarks.harness import Figure, Options, Target
-from benchmarks.learners import WaitLog, blocked_learner
-from benchmarks.workloads import FRAMES, filled_replay, push_paced_rows
 
 Round = tuple[WaitLog, float, float]  # with the rows/s that came in, and the wait for a batch that is always there
 
@@ -44,24 +45,19 @@ async def run(options: Options) -> list[Figure]:
 
 async def _rounds(options: Options) -> list[Round]:
     rounds: list[Round] = []
-    async with filled_replay(FRAMES, options) as replay:
-        actors = replay.actors(push_paced_rows, 1, args=(FRAMES, float(options.rows_per_s)))
-        async with actors, warm_batches(replay, options) as batches:
-            await blocked_learner(replay, batches, options, steps=options.steps // 2)
-            for turn in range(options.rounds):
-                rounds.append(await options.patience.measure(partial(_round, replay, batches, options)))
-                log, _, floor_us = rounds[-1]
-                progress(
-                    f"round {turn + 1}/{options.rounds}  p50 {log.wait_us(50):.1f} us, p99 {log.wait_us(99):.0f} us, "
-                    f"floor {floor_us:.1f} us"
-                )
+    async with loaded(FRAMES, options) as (replay, batches, _):
+        await blocked_learner(replay, batches, options, steps=options.steps // 2)
+        for turn in range(options.rounds):
+            rounds.append(await options.patience.measure(partial(_round, replay, batches, options)))
+            log, _, floor_us = rounds[-1]
+            progress(
+                f"round {turn + 1}/{options.rounds}  p50 {log.wait_us(50):.1f} us, p99 {log.wait_us(99):.0f} us, "
+                f"floor {floor_us:.1f} us"
+            )
     return rounds
 
 
 async def _round(replay: areplay.Replay, batches: areplay.Batches, options: Options) -> Round:
-    await blocked_learner(replay, batches, options, steps=options.prefetch)
-    before = replay.statistics().rows_inserted
-    log = await blocked_learner(replay, batches, options)
-    rate = (replay.statistics().rows_inserted - before) / log.at_s[-1]
+    log, rate = await watched(replay, batches, options)
     floor_us = statistics.median(await hand_over_us(options.learner_s, options.steps // 4))
     return log, rate, floor_us

@@ -5,13 +5,15 @@ from __future__ import annotations
 from functools import partial
 
 import areplay
+from areplay.measures.flows import Actors, rates_at_once, wait_rows, warm_batches
+from areplay.measures.learners import blocked_learner
+from areplay.measures.turns import Side
+from areplay.measures.workloads import FRAMES, filled_replay, push_paced_rows
 from benchmarks.bare import touched
 from benchmarks.baselines import BLOCK_LOCKS, ONE_LOCK, Design, running
-from benchmarks.flows import Actors, rates_at_once, wait_rows, warm_batches
-from benchmarks.harness import Figure, Options, Side, Target, medians, ratios, take_turns
-from benchmarks.learners import blocked_learner, blocked_pipeline, pipeline_per_s
+from benchmarks.harness import Figure, Options, Target, medians, ratios, take_turns
 from benchmarks.memory import SharedColumns
-from benchmarks.workloads import FRAMES, filled_replay, push_paced_rows
+from benchmarks.pipeline_learners import blocked_pipeline, pipeline_per_s
 
 FASTER, SHORTER = Target(">=", 15), Target(">=", 500)
 

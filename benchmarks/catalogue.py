@@ -16,6 +16,7 @@ from benchmarks import (
     bench_limiter,
     bench_prioritized,
     bench_question,
+    bench_recovery,
     queue_fill,
 )
 from benchmarks.harness import Figure, Options
@@ -32,6 +33,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "prioritized": bench_prioritized.run,
     "blocks": bench_blocks.run,
     "checkpoint": bench_checkpoint.run,
+    "recovery": bench_recovery.run,
     "question": bench_question.run,
     "queue_fill": queue_fill.run,
 }

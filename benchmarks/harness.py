@@ -2,48 +2,33 @@
 
 Rule: machines differ and are noisy, so nothing is judged by an absolute time alone. The sides of a comparison
 take turns within one run, each round gives one ratio, and the median of the rounds is what the target is held to.
-Nothing here knows areplay.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
-import os
-import platform
 import statistics
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+from areplay.measures.machine import machine
+from areplay.measures.measurement import number
+from areplay.measures.options import Options as Lengths
+from areplay.measures.turns import Side, in_turns
 from benchmarks.clocks import progress
 from benchmarks.quiet import Patience
 
-Side = Callable[[], Awaitable[float]]
-
 
 @dataclass(frozen=True)
-class Options:
+class Options(Lengths):
     """How long and how large a run is."""
 
     rounds: int = 9
-    capacity: int = 100_000
-    seconds: float = 1.5  # measured, each side and round
-    settle_s: float = 0.5  # thrown away before that, each side and round
-    warmup_s: float = 3.0  # thrown away once: a fresh sampler first has to map the pages it reads
-    steps: int = 600  # of the learner that blocks, each round
-    learner_s: float = 0.005
-    rows_per_s: int = 20_000  # coming in beside that learner
-    prefetch: int = 16
-    batch_size: int = 256
     patience: Patience = field(default_factory=lambda: Patience(0.0))
     picture: str | None = None  # where queue_fill draws, if it is to draw
-
-    @classmethod
-    def quick(cls) -> Options:
-        """Everything once and tiny: shows that the code runs, measures nothing."""
-        return cls(rounds=1, capacity=2_048, seconds=0.1, settle_s=0.02, warmup_s=0.05, steps=10, prefetch=4)
 
 
 @dataclass(frozen=True)
@@ -105,15 +90,9 @@ class Figure:
 
 
 async def take_turns(sides: Mapping[str, Side], options: Options) -> dict[str, list[float]]:
-    """Measure every side once a round, forwards and backwards in turn so that drift hits all of them alike."""
-    rounds = options.rounds
-    values: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(rounds):
-        order = list(sides) if turn % 2 == 0 else list(sides)[::-1]
-        for name in order:
-            values[name].append(await options.patience.measure(sides[name]))
-            progress(f"round {turn + 1}/{rounds}  {name}: {number(values[name][-1])}")
-    return values
+    """Measure every side once a round, as `in_turns` does, with patience."""
+    patient = {name: partial(options.patience.measure, side) for name, side in sides.items()}
+    return await in_turns(patient, options.rounds, progress)
 
 
 def ratios(over: Sequence[float], under: Sequence[float]) -> tuple[float, ...]:
@@ -124,15 +103,6 @@ def ratios(over: Sequence[float], under: Sequence[float]) -> tuple[float, ...]:
 def medians(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """The median of each side."""
     return {name: statistics.median(series) for name, series in values.items()}
-
-
-def number(value: float) -> str:
-    """A figure with three or four digits that mean something: 0.0123, 1.23, 12.3, 123, 12,345."""
-    if math.isnan(value):
-        return "-"
-    if value == 0 or abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
 def table(figures: Sequence[Figure]) -> str:
@@ -174,21 +144,3 @@ def write_json(path: Path, figures: Sequence[Figure], options: Options, others: 
         "figures": [figure.record() for figure in figures],
     }
     path.write_text(json.dumps(record, indent=2) + "\n")
-
-
-def machine() -> dict[str, object]:
-    """What the figures depend on, without naming the host."""
-    versions = {name: importlib.metadata.version(name) for name in ("numpy", "uvloop", "aiomultiprocess")}
-    return {
-        "cores": len(os.sched_getaffinity(0)),
-        "processor": _processor(),
-        "python": platform.python_version(),
-        **versions,
-    }
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()

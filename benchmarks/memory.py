@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Mapping
 from multiprocessing.reduction import DupFd
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-Columns = dict[str, NDArray[Any]]
-Fields = Mapping[str, tuple[tuple[int, ...], str]]
+from areplay.measures.workloads import Columns, Fields
 
 LINE = 64
 

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import areplay
+from areplay.measures.flows import loaded
+from areplay.measures.learners import WaitLog, blocked_learner
+from areplay.measures.workloads import FRAMES
 from benchmarks.bare import touched
 from benchmarks.baselines import BLOCK_LOCKS, ONE_LOCK, Design, running
 from benchmarks.clocks import progress
-from benchmarks.flows import warm_batches
 from benchmarks.harness import Figure, Options
-from benchmarks.learners import WaitLog, blocked_learner, blocked_pipeline
 from benchmarks.memory import SharedColumns
-from benchmarks.workloads import FRAMES, filled_replay, push_paced_rows
+from benchmarks.pipeline_learners import PipelineLog, blocked_pipeline
 
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "queue_fill.png"
 SHOWN_S = 5.0
@@ -62,11 +63,9 @@ def _design(design: Design, place: SharedColumns, options: Options) -> WaitLog:
 
 
 async def _areplay(options: Options) -> WaitLog:
-    async with filled_replay(FRAMES, options) as replay:
-        actors = replay.actors(push_paced_rows, 1, args=(FRAMES, float(options.rows_per_s)))
-        async with actors, warm_batches(replay, options) as batches:
-            await blocked_learner(replay, batches, options, options.steps // 2)
-            log = await blocked_learner(replay, batches, options)
+    async with loaded(FRAMES, options) as (replay, batches, _):
+        await blocked_learner(replay, batches, options, options.steps // 2)
+        log = await blocked_learner(replay, batches, options)
     progress(f"areplay: {log.steps_per_s:.0f} steps/s, waits {log.wait_us(50):,.0f} us")
     return log
 
@@ -106,7 +105,7 @@ def _head(figure: Any, options: Options) -> None:
 
 def _queue_panel(panel: Any, name: str, log: WaitLog) -> None:
     colour = COLOURS[name]
-    if log.queued:
+    if isinstance(log, PipelineLog):
         panel.step(log.at_s, log.queued, where="post", color=PALE, linewidth=1.5)
         note = "qsize() says full, but all that is still to be pickled and piped"
         panel.text(0.99, 0.84, note, transform=panel.transAxes, ha="right", va="top", color=GREY, fontsize=8)

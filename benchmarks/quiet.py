@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
+from areplay.measures.machine import own_cpu_s
 from benchmarks.clocks import clock, progress
 
 T = TypeVar("T")
@@ -25,12 +26,12 @@ class OthersLoad:
     """How many cores were busy with what is not ours, since this was made."""
 
     def __init__(self) -> None:
-        self._start_s, self._busy_s, self._own_s = clock(), _busy_s(), _own_s()
+        self._start_s, self._busy_s, self._own_s = clock(), _busy_s(), own_cpu_s()
 
     def cores(self) -> float:
         """Busy cores of the host, stolen time included, less this process and all that descend from it."""
         elapsed_s = max(1e-3, clock() - self._start_s)
-        return max(0.0, (_busy_s() - self._busy_s) - (_own_s() - self._own_s)) / elapsed_s
+        return max(0.0, (_busy_s() - self._busy_s) - (own_cpu_s() - self._own_s)) / elapsed_s
 
 
 class Patience:
@@ -63,21 +64,3 @@ def _busy_s() -> float:
     ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     user, nice, system, _idle, _iowait, irq, softirq, steal = ticks
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
-
-
-def _own_s() -> float:
-    """Processor time of this process and its descendants; of those that have ended, by way of who reaped them."""
-    parents: dict[int, int] = {}
-    used: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                words = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:  # it has just ended
-                continue
-            parents[int(entry.name)] = int(words[1])
-            used[int(entry.name)] = sum(int(word) for word in words[11:15])
-    ours = {os.getpid()}
-    while fresh := {pid for pid, parent in parents.items() if parent in ours and pid not in ours}:
-        ours |= fresh
-    return sum(used.get(pid, 0) for pid in ours) / os.sysconf("SC_CLK_TCK")

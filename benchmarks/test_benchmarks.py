@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from areplay.measures.measurement import number
 from benchmarks.catalogue import BENCHMARKS
-from benchmarks.harness import Figure, Options, Target, number, table, take_turns, write_json
+from benchmarks.harness import Figure, Options, Target, table, take_turns, write_json
 
 WATCHDOG_S = 120.0
 EXPECTED = {
@@ -25,6 +26,7 @@ EXPECTED = {
     "prioritized": 7,
     "blocks": 4,
     "checkpoint": 4,
+    "recovery": 6,
     "question": 4,
     "queue_fill": 3,
 }

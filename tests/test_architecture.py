@@ -22,6 +22,7 @@ PACKAGE = Path(areplay.__file__).parent
 ROOMS_ABOVE = [
     {"__main__"},
     {"commands"},
+    {"measures"},
     {"__init__"},
     {"metrics"},
     {"replay", "program"},
@@ -30,7 +31,8 @@ ROOMS_ABOVE = [
     {"actor", "coordinator", "own_rows", "prefetch"},
     {"sampler"},
     {"crew"},
-    {"process", "waiting"},
+    {"process"},
+    {"waiting"},
 ]
 # ------------- nothing below this line imports asyncio -------------
 ROOMS_BELOW = [
@@ -55,10 +57,11 @@ EXTRAS = {
     "batch": {"torch", "jax"},
     "metrics": {"prometheus_client"},
     "commands": {"rich"},
+    "measures": {"matplotlib"},
 }  # rooms that know a library of an extra
 ROOMS = ROOMS_ABOVE + ROOMS_BELOW
 BELOW = sorted(set().union(*ROOMS_BELOW))
-FOLDERS = {"commands"}
+FOLDERS = {"commands", "measures"}
 PATHS = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
 MODULES = sorted(PATHS)
 

@@ -1,20 +1,15 @@
-"""Learners: one that takes batches and does nothing, and one that blocks for some ms with each, as training does.
-
-Both exist twice, for areplay's `async for` and for the `get()` of the lock designs, with the same clock reads at the
-same places.
-"""
+"""Learners: one that takes batches and does nothing, and one that blocks for some ms with each, as training does."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 import areplay
-from benchmarks.baselines import Pipeline
-from benchmarks.clocks import clock
-from benchmarks.harness import Options
+from areplay.measures.options import Options
 
 WAIT_S = 60.0  # for the first batch, and for a run as a whole beyond its own length
 
@@ -26,7 +21,6 @@ class WaitLog:
     at_s: list[float] = field(default_factory=list)
     wait_s: list[float] = field(default_factory=list)
     fill: list[float] = field(default_factory=list)
-    queued: list[float] = field(default_factory=list)  # lock designs only: as full as `qsize` said it was
 
     def add(self, at_s: float, wait_s: float, fill: float) -> None:
         """Note one step."""
@@ -55,15 +49,24 @@ async def count_batches(batches: areplay.Batches, seconds: float) -> float:
 
 
 async def blocked_learner(
-    replay: areplay.Replay, batches: areplay.Batches, options: Options, steps: int | None = None
+    replay: areplay.Replay,
+    batches: areplay.Batches,
+    options: Options,
+    steps: int | None = None,
+    *,
+    is_done: Callable[[WaitLog], bool] = lambda log: False,
 ) -> WaitLog:
-    """Steps of a learner that blocks its event loop with each batch, as a training step does."""
+    """Steps of a learner that blocks its event loop with each batch, as a training step does.
+
+    Args:
+        is_done: asked after each step, outside of what is measured; True ends it before its last step.
+    """
     log, left = WaitLog(), options.steps if steps is None else steps
-    start = clock()
-    fill, asked = 1.0, time.perf_counter()
+    start = time.monotonic()
+    fill, asked = fill_of(replay), time.perf_counter()
     async for _ in batches:
-        log.add(clock() - start, time.perf_counter() - asked, fill)
-        if (left := left - 1) <= 0:
+        log.add(time.monotonic() - start, time.perf_counter() - asked, fill)
+        if (left := left - 1) <= 0 or is_done(log):
             break
         time.sleep(options.learner_s)  # noqa: ASYNC251  blocking is what is measured
         fill = fill_of(replay)
@@ -74,25 +77,3 @@ async def blocked_learner(
 def fill_of(replay: areplay.Replay) -> float:
     """How full the newest prefetch queue of the replay is, 0 to 1."""
     return replay.statistics().batches[-1].fill
-
-
-def pipeline_per_s(pipeline: Pipeline, seconds: float) -> float:
-    """The same as `count_batches`, for a lock design."""
-    start, done = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        pipeline.get()
-        done += 1
-    return done / (time.perf_counter() - start)
-
-
-def blocked_pipeline(pipeline: Pipeline, options: Options, seconds: float) -> WaitLog:
-    """The same as `blocked_learner`, for a lock design, and for so many seconds: its steps take longer."""
-    log = WaitLog()
-    start = clock()
-    while len(log.at_s) < 2 or log.at_s[-1] < seconds:
-        log.queued.append(pipeline.queued())
-        fill, asked = pipeline.fill(), time.perf_counter()
-        pipeline.get()
-        log.add(clock() - start, time.perf_counter() - asked, fill)
-        time.sleep(options.learner_s)
-    return log

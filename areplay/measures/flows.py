@@ -13,8 +13,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 import areplay
-from benchmarks.harness import Options
-from benchmarks.learners import WAIT_S, count_batches
+from areplay.measures.learners import WAIT_S, count_batches
+from areplay.measures.options import Options
+from areplay.measures.workloads import Workload, filled_replay, push_paced_rows
+
+MAX_RESTARTS = 1_000  # within a minute: where children are killed on purpose, each has to have a successor
 
 Actors = Callable[[], AbstractAsyncContextManager[object]]  # starts actors when called
 
@@ -28,13 +31,34 @@ class Rates:
 
 
 @asynccontextmanager
-async def warm_batches(replay: areplay.Replay, options: Options, samplers: int = 1) -> AsyncIterator[areplay.Batches]:
-    """A stream of uniform rows whose samplers have mapped what they read."""
-    stream = replay.batches(areplay.Rows(), batch_size=options.batch_size, samplers=samplers, prefetch=options.prefetch)
+async def warm_batches(
+    replay: areplay.Replay, options: Options, samplers: int = 1, selector: areplay.Selector | None = None
+) -> AsyncIterator[areplay.Batches]:
+    """A stream of rows whose samplers have mapped what they read."""
+    stream = replay.batches(
+        areplay.Rows(),
+        options.batch_size,
+        samplers=samplers,
+        prefetch=options.prefetch,
+        selector=selector,
+        max_restarts=MAX_RESTARTS,
+    )
     async with stream as batches:
         (await batches.get(timeout_s=WAIT_S)).release()
         await count_batches(batches, options.warmup_s)
         yield batches
+
+
+@asynccontextmanager
+async def loaded(
+    workload: Workload, options: Options, samplers: int = 1, actors: int = 1
+) -> AsyncIterator[tuple[areplay.Replay, areplay.Batches, areplay.Actors]]:
+    """A full replay, rows that come in at a steady rate one by one, and a warm stream of batches."""
+    rate = options.rows_per_s / actors
+    async with filled_replay(workload, options) as replay:
+        group = replay.actors(push_paced_rows, actors, args=(workload, rate), max_restarts=MAX_RESTARTS)
+        async with group as pushing, warm_batches(replay, options, samplers) as batches:
+            yield replay, batches, pushing
 
 
 async def delivered_per_s(batches: areplay.Batches, options: Options) -> float:

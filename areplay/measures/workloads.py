@@ -1,26 +1,29 @@
 """The rows that are moved, and the actors that move them.
 
-Two kinds of rows: `FRAMES`, 28,240 bytes, four stacked Atari frames and a few scalars; `CARTPOLE`, 45 bytes. The
-actors are coroutines at module level, because children are spawned and import them by name.
+Two kinds of rows of our own: `FRAMES`, 28,240 bytes, four stacked Atari frames and a few scalars; `CARTPOLE`, 45 bytes.
+The actors are coroutines at module level, because children are spawned and import them by name.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import areplay
-from benchmarks.clocks import clock
-from benchmarks.harness import Options
-from benchmarks.memory import Columns, Fields
+from areplay.measures.options import Options
+
+Columns = dict[str, NDArray[Any]]
+Fields = Mapping[str, tuple[tuple[int, ...], str]]
 
 CHUNK_ROWS = 64
-FILL_ROWS = 256
+FILL_ROWS, FILL_BYTES = 256, 64 << 20
 MAX_LAG_S = 0.25  # a paced actor that falls further behind does not try to catch up
 
 
@@ -70,8 +73,6 @@ CARTPOLE = Workload(
     },
 )
 
-STEPS = areplay.Spec.steps(obs=((84, 84), "uint8"), action=((), "int64"))
-
 
 def split(columns: Columns) -> list[dict[str, Any]]:
     """The same rows one by one, as an environment would hand them over."""
@@ -82,9 +83,10 @@ def split(columns: Columns) -> list[dict[str, Any]]:
 @asynccontextmanager
 async def filled_replay(workload: Workload, options: Options, **settings: Any) -> AsyncIterator[areplay.Replay]:
     """A replay whose every row has been written, as it is for all but the first minutes of a training run."""
-    chunk = workload.columns(FILL_ROWS)
+    rows = max(1, min(FILL_ROWS, FILL_BYTES // workload.row_bytes))
+    chunk = workload.columns(rows)
     async with areplay.Replay(workload.spec(), capacity=options.capacity, seed=0, **settings) as replay:
-        for _ in range(-(-replay.statistics().capacity_rows // FILL_ROWS)):
+        for _ in range(-(-replay.statistics().capacity_rows // rows)):
             await replay.extend(chunk)
         yield replay
 
@@ -126,31 +128,15 @@ async def push_paced_chunks(actor: areplay.Actor, workload: Workload, chunk_rows
             pace.sent += 1
 
 
-async def push_vector_steps(actor: areplay.Actor, environments: int, steps_per_s: float) -> None:
-    """Hand in the steps of a vector of made-up environments at a steady rate; one in a thousand ends an episode."""
-    frames = np.random.default_rng(actor.seed).integers(0, 256, (16, environments, 84, 84)).astype(np.uint8)
-    action, reward = np.zeros(environments, np.int64), np.zeros(environments)
-    never, resets = np.zeros(environments, np.bool_), np.zeros(environments, np.bool_)
-    pace = Pace(steps_per_s / environments)
-    while not actor.stopping:
-        await asyncio.sleep(pace.early_s())
-        for _ in range(pace.due()):
-            obs, next_obs = frames[pace.sent % 16], frames[(pace.sent + 1) % 16]
-            ended = ~resets & (actor.rng.random(environments) < 0.001)
-            await actor.add(obs=obs, action=action, reward=reward, terminated=ended, truncated=never, next_obs=next_obs)
-            resets = ended
-            pace.sent += 1
-
-
 class Pace:
     """A steady rate: how many are due now, and how long until the next one."""
 
     def __init__(self, per_s: float) -> None:
-        self._per_s, self._start, self.sent = per_s, clock(), 0
+        self._per_s, self._start, self.sent = per_s, time.monotonic(), 0
 
     def due(self) -> int:
         """How many should have been sent by now and have not; whoever lags far behind is forgiven."""
-        lag_s = clock() - self._start - self.sent / self._per_s
+        lag_s = time.monotonic() - self._start - self.sent / self._per_s
         if lag_s > MAX_LAG_S:
             self._start += lag_s
             return 1
@@ -158,4 +144,4 @@ class Pace:
 
     def early_s(self) -> float:
         """Seconds until the next one is due; at least a millisecond, the finest sleep an event loop knows."""
-        return max(0.001, self._start + (self.sent + 1) / self._per_s - clock())
+        return max(0.001, self._start + (self.sent + 1) / self._per_s - time.monotonic())

@@ -1,0 +1,112 @@
+"""Batches/s, and what drawing one costs, against the number of rows in the ring; uniformly and by priorities."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+import areplay
+from areplay.limits import available_memory
+from areplay.measures.flows import delivered_per_s, warm_batches
+from areplay.measures.measurement import Figure, Measurement, Panel, Series
+from areplay.measures.options import Options, Progress
+from areplay.measures.workloads import Workload, filled_replay
+from areplay.select import weigh
+
+LEAST_ROWS = 10_000
+MEMORY_SHARE = 0.5  # of what is free
+ROW_OVERHEAD_BYTES = 40  # priorities and their sums
+SELECTORS: dict[str, Callable[[], areplay.Selector]] = {
+    "uniform": areplay.Uniform,
+    "prioritised": areplay.Prioritized,
+}
+
+
+async def measure(workload: Workload, options: Options, progress: Progress) -> Measurement:
+    """One replay after the other, each ten times as large as the one before."""
+    rates: dict[str, list[float]] = {name: [] for name in SELECTORS}
+    draws_us: dict[str, list[float]] = {name: [] for name in SELECTORS}
+    done: list[int] = []
+    sizes, left_out = sizes_for(workload, options)
+    start = time.monotonic()
+    for at, rows in enumerate(sizes):
+        if done and time.monotonic() - start > options.budget_s:
+            left_out.append(f"{', '.join(f'{size:,}' for size in sizes[at:])} rows: budget of {options.budget_s:g} s")
+            break
+        async with filled_replay(workload, replace(options, capacity=rows)) as replay:
+            for name, new in SELECTORS.items():
+                selector = new()
+                async with warm_batches(replay, options, selector=selector) as batches:
+                    rates[name].append(await delivered_per_s(batches, options))
+                draws_us[name].append(draw_us(replay, selector, options))
+                progress(f"{rows:,} rows, {name}: {rates[name][-1]:,.0f} batches/s, draw {draws_us[name][-1]:.0f} us")
+        done.append(rows)
+    return _measurement(workload, options, done, rates, draws_us, left_out)
+
+
+def sizes_for(workload: Workload, options: Options) -> tuple[list[int], list[str]]:
+    """Powers of ten up to `max_rows` that fit in half of the free memory; and why the others are left out."""
+    sizes, left_out = [], []
+    available, limit = available_memory()
+    for exponent in range(round(math.log10(LEAST_ROWS)), round(math.log10(options.max_rows)) + 1):
+        needed = 10**exponent * (workload.row_bytes + ROW_OVERHEAD_BYTES)
+        if needed <= MEMORY_SHARE * available:
+            sizes.append(10**exponent)
+        else:
+            left_out.append(f"{10**exponent:,} rows: {needed / 1e9:.1f} GB, {limit} leaves {available / 1e9:.1f} GB")
+    return sizes, left_out
+
+
+def draw_us(replay: areplay.Replay, selector: areplay.Selector, options: Options) -> float:
+    """Microseconds to choose a batch's rows and weigh them, at the median, without copying them."""
+    ring, rng = replay._ring, np.random.default_rng(0)
+    assert ring is not None
+    weights = np.empty(options.batch_size, np.float32)
+    times: list[float] = []
+    end_at = time.perf_counter() + options.seconds / 4
+    while not times or time.perf_counter() < end_at:
+        start = time.perf_counter()
+        _, probabilities = selector.draw(ring, options.batch_size, rng)
+        if isinstance(probabilities, np.ndarray):
+            weigh(probabilities, 0.4, weights[: len(probabilities)])
+        times.append(time.perf_counter() - start)
+    return statistics.median(times) * 1e6
+
+
+def _measurement(
+    workload: Workload,
+    options: Options,
+    sizes: list[int],
+    rates: dict[str, list[float]],
+    draws_us: dict[str, list[float]],
+    left_out: list[str],
+) -> Measurement:
+    x = tuple(float(size) for size in sizes)
+    figures = []
+    for name in SELECTORS:
+        for at in {0: None, len(sizes) - 1: None}:
+            figures.append(Figure(f"{name}, {sizes[at]:,} rows", rates[name][at], "batches/s"))
+            figures.append(Figure(f"{name}, {sizes[at]:,} rows: draw", draws_us[name][at], "us"))
+    return Measurement(
+        "capacity",
+        workload.name,
+        f"Batches of {options.batch_size} x {workload.row_bytes:,} bytes from rings of up to {sizes[-1]:,} rows, "
+        "one sampler",
+        tuple(figures),
+        (
+            _panel("Batches delivered each second", "batches/s", x, rates),
+            _panel("Time to choose the rows of a batch, without copying", "µs", x, draws_us),
+        ),
+        tuple(f"left out: {text}" for text in left_out),
+    )
+
+
+def _panel(title: str, unit: str, x: tuple[float, ...], values: dict[str, list[float]]) -> Panel:
+    series = tuple(Series(name, x, tuple(seen)) for name, seen in values.items())
+    ticks = tuple((size, f"{size:,.0f}") for size in x)
+    return Panel(title, "rows in the ring", unit, series, ticks=ticks, is_log=True)

@@ -1,0 +1,33 @@
+"""The learner's longest wait while a killed sampler is replaced, and how long that takes; the same for an actor."""
+
+from __future__ import annotations
+
+from areplay.measures.recovery import Recovery, recoveries
+from areplay.measures.workloads import FRAMES
+from benchmarks.clocks import progress
+from benchmarks.harness import Figure, Options, Target, medians
+
+TARGET = Target("<=", 1_000)
+
+
+async def run(options: Options) -> list[Figure]:
+    """A learner of 5 ms behind a queue of 16 must wait no longer than 1 ms; one kill of each kind a round."""
+    seen = await recoveries(FRAMES, options, progress)
+    before = {"longest without a kill": seen.before.wait_us(100)}
+    return [
+        Figure("sampler killed: longest wait", _waits(seen.samplers), "us", TARGET, beside=before),
+        Figure("sampler killed: queue fill, lowest", tuple(r.lowest_fill for r in seen.samplers), ""),
+        Figure("sampler killed: successor READY", tuple(r.ready_s for r in seen.samplers), "s"),
+        Figure("sampler killed: queue as full as before", tuple(r.back_s for r in seen.samplers), "s"),
+        Figure(
+            "actor killed: first row of its successor stored",
+            tuple(r.back_s for r in seen.actors),
+            "s",
+            beside=medians({"READY": [r.ready_s for r in seen.actors]}),
+        ),
+        Figure("actor killed: longest wait", _waits(seen.actors), "us", TARGET),
+    ]
+
+
+def _waits(recoveries: list[Recovery]) -> tuple[float, ...]:
+    return tuple(recovery.longest_wait_us for recovery in recoveries)

@@ -1,0 +1,25 @@
+"""Measurements have real children: they run under what all tests with real children run under."""
+
+from __future__ import annotations
+
+import pytest
+
+from areplay.measures import plots
+from areplay.measures.measurement import Measurement
+from tests.processes.conftest import (
+    hung_test_fails,
+    nothing_left,
+    once_a_process,
+    plain_main_module,
+    pytest_runtest_makereport,
+)
+
+from .workers import PANELS
+
+__all__ = ["hung_test_fails", "nothing_left", "once_a_process", "plain_main_module", "pytest_runtest_makereport"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fonts(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """matplotlib opens its fonts with the first plot that needs them, and keeps them."""
+    plots.draw(Measurement("any", "", "any", (), PANELS), tmp_path_factory.mktemp("any") / "any.png")

@@ -1,0 +1,112 @@
+"""Tests of `areplay bench`: from the command line to the files."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from areplay.commands import main
+from areplay.measures import catalogue, plots
+from areplay.measures.measurement import Figure, Measurement
+from areplay.measures.options import Options, Progress
+from areplay.measures.workloads import Workload
+
+from .workers import PANELS
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+async def measured(workload: Workload, options: Options, progress: Progress) -> Measurement:
+    """Nothing, but at once."""
+    progress("at work")
+    figures = (Figure("rate", options.capacity, "rows/s", "a note"),)
+    return Measurement("throughput", workload.name, "what was done", figures, PANELS, ("left out: 10,000,000 rows",))
+
+
+async def failing(workload: Workload, options: Options, progress: Progress) -> Measurement:
+    """No measurement."""
+    raise MemoryError("there is none left")
+
+
+@pytest.fixture
+def instead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measurements that take no time."""
+    monkeypatch.setitem(catalogue.MEASURES, "throughput", measured)
+    monkeypatch.setitem(catalogue.MEASURES, "queue", failing)
+
+
+def test_bench_measures_and_leaves_json_a_table_and_a_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """End to end, with real children and rows of the user's own."""
+    out = tmp_path / "out"
+    assert (
+        main(["bench", "--quick", "--only", "torn", "--fields", "obs=8:float32", "done=:bool", "--out", str(out)]) == 0
+    )
+    record = json.loads((out / "bench.json").read_text())
+    (found,) = record["measurements"]
+    assert record["rows"] == {"own": {"row_bytes": 33, "fields": {"obs": [[8], "float32"], "done": [[], "bool"]}}}
+    assert found["name"] == "torn"
+    assert {figure["name"]: figure["value"] for figure in found["figures"]}["torn rows accepted"] == 0
+    table = (out / "bench.md").read_text()
+    assert "| torn rows accepted | 0 rows | must be 0 |" in table.splitlines()
+    assert "![torn](torn-33-bytes.png)" in table
+    assert (out / "torn-33-bytes.png").read_bytes().startswith(PNG)
+    assert "| torn rows accepted | 0 rows | must be 0 |" in capsys.readouterr().out
+    assert logging.root.manager.disable == logging.NOTSET
+
+
+def test_by_default_two_kinds_of_rows_are_measured(
+    instead: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Large ones and small ones, each with a plot of every kind of panel; options reach the measurement."""
+    assert main(["bench", "--only", "throughput", "--capacity", "300", "--out", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "bench.json").read_text())
+    assert [found["rows"] for found in record["measurements"]] == ["frames", "cartpole"]
+    assert [found["figures"][0]["value"] for found in record["measurements"]] == [300, 300]
+    assert "- left out: 10,000,000 rows" in (tmp_path / "bench.md").read_text().splitlines()
+    for row_bytes in (28_240, 45):
+        assert (tmp_path / f"throughput-{row_bytes}-bytes.png").read_bytes().startswith(PNG)
+    assert "at work" in capsys.readouterr().err
+
+
+def test_what_cannot_be_measured_is_said_and_the_rest_is_measured(
+    instead: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The status says so too."""
+    assert main(["bench", "--row", "64", "--only", "queue", "throughput", "--out", str(tmp_path)]) == 1
+    record = json.loads((tmp_path / "bench.json").read_text())
+    assert record["failures"] == {"queue, 64-byte rows": "MemoryError: there is none left"}
+    assert [found["name"] for found in record["measurements"]] == ["throughput"]
+    assert "- queue, 64-byte rows: MemoryError: there is none left" in capsys.readouterr().out.splitlines()
+
+
+def test_without_matplotlib_all_but_the_plots_is_there(
+    instead: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line names the extra."""
+    monkeypatch.setattr(plots, "can_draw", lambda: False)
+    assert main(["bench", "--row", "64", "--only", "throughput", "--out", str(tmp_path)]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.json", "bench.md"]
+    assert "![" not in (tmp_path / "bench.md").read_text()
+    assert "pip install 'areplay[bench]'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--fields", "obs=4x:uint8"], "field 'obs': an axis must be a whole number"),
+        (["--row", "0"], "--row"),
+        (["--row", "64", "--fields", "obs=4:uint8"], "not allowed with"),
+        (["--only", "everything"], "invalid choice: 'everything'"),
+        (["--seconds", "0"], "--seconds"),
+        (["--seconds", "nan"], "--seconds"),
+    ],
+)
+def test_a_wrong_option_is_refused(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before anything is measured, and it says which."""
+    with pytest.raises(SystemExit) as raised:
+        main(["bench", *arguments])
+    assert raised.value.code == 2
+    assert said in capsys.readouterr().err

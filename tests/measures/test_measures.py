@@ -1,0 +1,106 @@
+"""Each measurement, once and tiny, with real children. Asserted is that it is whole, never how fast anything was."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+from dataclasses import replace
+
+import pytest
+
+from areplay.measures import actors, capacity
+from areplay.measures.catalogue import MEASURES
+from areplay.measures.measurement import Figure, Measurement, Panel
+from areplay.measures.options import Options
+from areplay.measures.workloads import CARTPOLE
+
+pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
+
+QUICK = Options.quick()
+
+
+def ignore(line: str) -> None:
+    """What is going on is of no interest here."""
+
+
+def value_of(measurement: Measurement, name: str) -> float:
+    """The figure of that name."""
+    (figure,) = (figure for figure in measurement.figures if figure.name == name)
+    return figure.value
+
+
+@pytest.mark.parametrize("name", MEASURES)
+async def test_a_measurement_is_whole(name: str) -> None:
+    """Figures with names of their own, all finite and none below 0; points for each panel; fit for JSON."""
+    found = await MEASURES[name](CARTPOLE, QUICK, ignore)
+    assert (found.name, found.rows) == (name, CARTPOLE.name)
+    assert len({figure.name for figure in found.figures}) == len(found.figures) > 0
+    assert all(math.isfinite(figure.value) and figure.value >= 0 for figure in found.figures), found.figures
+    assert found.panels
+    for panel in found.panels:
+        check_panel(panel)
+    assert json.loads(json.dumps(found.record(), allow_nan=False))["title"] == found.title
+    check_figures(found)
+
+
+def check_panel(panel: Panel) -> None:
+    """As many `x` as `y`, a histogram without `x`, and all of them finite."""
+    for series in panel.series:
+        assert series.y
+        assert len(series.x) == (0 if panel.kind == "histogram" else len(series.y))
+        assert all(math.isfinite(value) for value in (*series.x, *series.y))
+
+
+def check_figures(found: Measurement) -> None:
+    """What must hold of figures wherever they are measured."""
+    if found.name == "torn":
+        assert value_of(found, "torn rows accepted") == 0
+        assert value_of(found, "rows compared with their checksum") > 0
+        assert value_of(found, "laps of the ring") > 1
+    if found.name == "recovery":
+        assert 0 < value_of(found, "successor READY") <= value_of(found, "queue as full as before, two samplers")
+        ready = value_of(found, "actor killed: successor READY")
+        assert 0 < ready <= value_of(found, "actor killed: its first row stored")
+    if found.name == "throughput":
+        assert value_of(found, "batches out alone") > 0 < value_of(found, "at once: batches out")
+    if found.name == "blocks":
+        assert "left out: blocks of" not in " ".join(found.notes)
+        assert all(figure.value <= 1 for figure in found.figures)
+
+
+async def test_capacities_that_do_not_fit_are_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Powers of ten that take no more than half of the memory; the reason has both sizes."""
+    monkeypatch.setattr(capacity, "available_memory", lambda: (200_000_000, "the host's available memory"))
+    sizes, left_out = capacity.sizes_for(CARTPOLE, Options())
+    assert sizes == [10_000, 100_000, 1_000_000]  # 85 bytes each: 85 of 100 MB
+    assert left_out == ["10,000,000 rows: 0.8 GB, the host's available memory leaves 0.2 GB"]
+
+
+async def test_actors_that_do_not_fit_are_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Powers of two, as far as memory and descriptors reach."""
+    monkeypatch.setattr(actors, "available_memory", lambda: (1 << 30, "the limit"))
+    counts, left_out = actors.counts_for(Options(max_actors=16))
+    assert counts == [1, 2, 4, 8]  # 64 MiB each, in half of 1 GiB
+    assert left_out == ["16 actors: 1.1 GB, the limit leaves 1.1 GB"]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (3, 3))
+    assert actors.counts_for(Options(max_actors=2)) == ([], [f"{n} actors: RLIMIT_NOFILE is 3" for n in (1, 2)])
+
+
+async def test_more_actors_than_the_time_allows_are_left_out_and_named() -> None:
+    """The first point is always measured."""
+    found = await actors.measure(CARTPOLE, replace(QUICK, budget_s=1e-9, max_actors=4), ignore)
+    assert found.notes == ("left out: 2, 4 actors: they would take more than 1e-09 s",)
+    assert [figure.name for figure in found.figures][:2] == ["1 actor: in", "1 actor: processor time"]
+
+
+async def test_more_rows_than_the_time_allows_are_left_out_and_named() -> None:
+    """The first size is always measured."""
+    found = await capacity.measure(CARTPOLE, replace(QUICK, budget_s=1e-9, max_rows=1_000_000), ignore)
+    assert found.notes == ("left out: 100,000, 1,000,000 rows: budget of 1e-09 s",)
+    assert {series.x for panel in found.panels for series in panel.series} == {(10_000.0,)}
+
+
+async def test_figures_say_their_unit() -> None:
+    """After the number, unless it is a plain one."""
+    assert [str(Figure("f", 1234.5, "rows/s")), str(Figure("f", 0.5, ""))] == ["1,234 rows/s", "0.500"]

@@ -1,0 +1,136 @@
+"""Children are started by a thread: the learner's loop goes on meanwhile, and whatever happens, none is left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+import areplay
+from areplay.process import Child, starter
+from areplay.sampler import run_sampler
+
+from .oracle import OWNER, SPEC, rows
+from .watching import children, threads, until
+
+pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
+
+STARTER = "areplay-sampler-starter"
+
+
+class Gate:
+    """Holds up each start of a child from now on until it is opened."""
+
+    def __init__(self) -> None:
+        self.reached, self._opened = threading.Event(), threading.Event()
+
+    def pass_through(self) -> None:
+        """Wait until it is open. Where a start is done on the loop, nobody can open it."""
+        self.reached.set()
+        assert self._opened.wait(20.0), "the loop stood still while a child was to be started"
+
+    def open(self) -> None:
+        """Let them start."""
+        self._opened.set()
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """One that is open at last."""
+    gate, launch = Gate(), Child._launch
+
+    def launch_later(child: Child, childs_end: socket.socket) -> None:
+        gate.pass_through()
+        launch(child, childs_end)
+
+    monkeypatch.setattr(Child, "_launch", launch_later)
+    yield gate
+    gate.open()
+
+
+async def test_the_loop_goes_on_while_a_successor_is_started(gate: Gate) -> None:
+    """The other sampler's batches reach the learner meanwhile; then there are two again."""
+    gate.open()
+    async with areplay.Replay(SPEC, 1_000) as replay:
+        await replay.extend(rows(OWNER, 0, 0, 100))
+        async with replay.batches(batch_size=8, samplers=2, prefetch=4, timeout_s=30.0) as batches:
+            gate.reached.clear()
+            gate._opened.clear()
+            os.kill(_pid_of_a_sampler(batches), signal.SIGKILL)
+            await until(gate.reached.is_set, what="its successor is to be started")
+            for _ in range(20):
+                assert len((await anext(batches)).indices) == 8
+            assert batches.statistics().samplers_alive == 1
+            gate.open()
+            await until(lambda: batches.statistics().samplers_alive == 2)
+
+
+async def test_cancelled_while_a_child_is_started_it_is_killed_and_reaped(gate: Gate) -> None:
+    """The start cannot be called off, so what it started is brought to its end; no child and no thread is left."""
+    before, threads_before = children(), threads()
+    async with areplay.Replay(SPEC, 1_000) as replay:
+        stream = replay.batches(batch_size=8)
+        opening = asyncio.create_task(stream.__aenter__())
+        await until(gate.reached.is_set)
+        opening.cancel()
+        await asyncio.sleep(0)
+        assert not opening.done(), "it waits for the start"
+        gate.open()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        assert children() == before
+        assert not {name for name in threads() - threads_before if name.startswith(STARTER[:15])}
+
+
+async def test_cancelled_while_it_is_started_a_child_is_still_watched(gate: Gate) -> None:
+    """Whoever cancels the task that keeps it kills it, and its end is seen."""
+    thread = starter("child")
+    child = Child("child 0", run_sampler, (), 0, lambda report: None, thread)
+    starting = asyncio.create_task(child.start(60.0))
+    await until(gate.reached.is_set)
+    starting.cancel()
+    gate.open()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    child.kill()
+    async with asyncio.timeout(30.0):
+        assert (await child.wait_exit()).code == -signal.SIGKILL
+    thread.shutdown()
+
+
+async def test_a_thread_that_cannot_be_had_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No child, and no descriptor of one, is left."""
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith(STARTER):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    start = threading.Thread.start
+    async with areplay.Replay(SPEC, 1_000) as replay:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(areplay.SamplerFailed, match=r"ResourceUnavailable.*can't start new thread"):
+                await replay.batches(batch_size=8).__aenter__()
+        async with replay.batches(batch_size=8) as batches:
+            assert batches.statistics().samplers_alive == 1
+
+
+async def test_the_thread_lives_as_long_as_its_children() -> None:
+    """They would die with it; afterwards it is gone."""
+    async with areplay.Replay(SPEC, 1_000) as replay:
+        async with replay.batches(batch_size=8):
+            assert [thread.name for thread in threading.enumerate() if thread.name.startswith(STARTER)]
+        assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(STARTER)]
+
+
+def _pid_of_a_sampler(batches: areplay.Batches) -> int:
+    assert batches._crew is not None
+    child = batches._crew.members[0].child
+    assert child is not None
+    return child.pid
