@@ -1,0 +1,86 @@
+"""How Sphinx builds the documentation: `make docs`. Nothing is fetched while it does.
+
+Pages are Markdown that reads the same on a forge; those in `reference/` take their text from the docstrings, which
+write code between single backticks, whether or not it is the name of something.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import areplay
+
+project = "areplay"
+author = "areplay contributors"
+copyright = author
+version = release = areplay.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build"]
+
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
+
+html_theme = "furo"
+html_title = "areplay"
+html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["areplay.css"]
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#1b7f79", "color-brand-content": "#1b6f9a"},
+    "dark_css_variables": {"color-brand-primary": "#5cc2bb", "color-brand-content": "#6db8dd"},
+}
+copybutton_exclude = ".linenos, .gp, .go"
+
+default_role = "py:obj"
+smartquotes = False
+nitpick_ignore_regex = [
+    ("py:obj", "(?s).*"),  # code in a docstring
+    ("py:.*", r"(asyncio|collections|numpy|np|os|types|torch|jax)\..*|NDArray"),  # other people's
+    ("py:.*", r"areplay\.(ring\.Ring|deliveries\.Delivering|program\.T)"),  # what a reader need not know
+]
+
+autodoc_class_signature = "mixed"
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+python_maximum_signature_line_length = 88
+python_use_unqualified_type_names = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+napoleon_use_param = True
+
+GIVEN = {"Actor", "Actors", "Batch", "Batches", "Checkpoints", "Windows"}
+"""Classes whose objects areplay makes and hands out: how they are made says nothing to a reader."""
+
+
+ARRAY = re.compile(r"~?numpy\.ndarray\[~?tuple\[~?typing\.Any, \.\.\.\], ~?numpy\.dtype\[(.*?)\]\]")
+
+
+def plain_property(app: object, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+    """Keep napoleon from taking the words before a colon, in a property's first line, for its type."""
+    if what in ("property", "attribute"):
+        lines[:0] = [".. a comment, which has no colon", ""]
+
+
+def signature_of(
+    app: object, what: str, name: str, thing: object, options: object, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None] | None:
+    """None for those that are given; records of statistics show their fields below instead."""
+    if what == "class" and (name.removeprefix("areplay.") in GIVEN or hasattr(thing, "__dataclass_fields__")):
+        return "", None
+    return tuple(text and ARRAY.sub(r"NDArray[\1]", text) for text in (signature, returns))
+
+
+def setup(app: Any) -> None:
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", plain_property, priority=400)  # before napoleon
+    app.connect("autodoc-process-signature", signature_of)
