@@ -1,7 +1,8 @@
 """How Sphinx builds the documentation: `make docs`. Nothing is fetched while it does.
 
-Pages are Markdown that reads the same on a forge; those in `reference/` take their text from the docstrings, which
-write code between single backticks, whether or not it is the name of something.
+Pages are Markdown that reads the same on a forge; those in `reference/` take their text
+from the docstrings, which write code between single backticks, whether or not it is the
+name of something.
 """
 
 from __future__ import annotations
@@ -35,17 +36,29 @@ html_show_copyright = False
 html_static_path = ["_static"]
 html_css_files = ["areplay.css"]
 html_theme_options = {
-    "light_css_variables": {"color-brand-primary": "#1b7f79", "color-brand-content": "#1b6f9a"},
-    "dark_css_variables": {"color-brand-primary": "#5cc2bb", "color-brand-content": "#6db8dd"},
+    "light_css_variables": {
+        "color-brand-primary": "#1b7f79",
+        "color-brand-content": "#1b6f9a",
+    },
+    "dark_css_variables": {
+        "color-brand-primary": "#5cc2bb",
+        "color-brand-content": "#6db8dd",
+    },
 }
 copybutton_exclude = ".linenos, .gp, .go"
 
 default_role = "py:obj"
-smartquotes = False
+smartquotes_action = "D"  # dashes only
 nitpick_ignore_regex = [
     ("py:obj", "(?s).*"),  # code in a docstring
-    ("py:.*", r"(asyncio|collections|numpy|np|os|types|torch|jax)\..*|NDArray"),  # other people's
-    ("py:.*", r"areplay\.(ring\.Ring|deliveries\.Delivering|program\.T)"),  # what a reader need not know
+    (
+        "py:.*",
+        r"(asyncio|collections|numpy|np|os|types|torch|jax)\..*|NDArray",
+    ),  # other people's
+    (
+        "py:.*",
+        r"areplay\.(ring\.Ring|deliveries\.Delivering|program\.T)",
+    ),  # what a reader need not know
 ]
 
 autodoc_class_signature = "mixed"
@@ -59,28 +72,44 @@ napoleon_use_rtype = False
 napoleon_use_param = True
 
 GIVEN = {"Actor", "Actors", "Batch", "Batches", "Checkpoints", "Windows"}
-"""Classes whose objects areplay makes and hands out: how they are made says nothing to a reader."""
+"""Classes whose objects areplay makes: how it does says nothing to a reader."""
 
 
-ARRAY = re.compile(r"~?numpy\.ndarray\[~?tuple\[~?typing\.Any, \.\.\.\], ~?numpy\.dtype\[(.*?)\]\]")
+ARRAY = re.compile(
+    r"~?numpy\.ndarray\[~?tuple\[~?typing\.Any, \.\.\.\], ~?numpy\.dtype\[(.*?)\]\]"
+)
 
 
-def plain_property(app: object, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
-    """Keep napoleon from taking the words before a colon, in a property's first line, for its type."""
+def plain_property(
+    app: object, what: str, name: str, thing: object, options: object, lines: list[str]
+) -> None:
+    """Keep napoleon from taking what is before a property's first colon for a type."""
     if what in ("property", "attribute"):
         lines[:0] = [".. a comment, which has no colon", ""]
 
 
 def signature_of(
-    app: object, what: str, name: str, thing: object, options: object, signature: str | None, returns: str | None
+    app: object,
+    what: str,
+    name: str,
+    thing: object,
+    options: object,
+    signature: str | None,
+    returns: str | None,
 ) -> tuple[str | None, str | None] | None:
-    """None for those that are given; records of statistics show their fields below instead."""
-    if what == "class" and (name.removeprefix("areplay.") in GIVEN or hasattr(thing, "__dataclass_fields__")):
+    """None for those that are given, and for records: their fields stand below."""
+    if what == "class" and (
+        name.removeprefix("areplay.") in GIVEN or hasattr(thing, "__dataclass_fields__")
+    ):
         return "", None
-    return tuple(text and ARRAY.sub(r"NDArray[\1]", text) for text in (signature, returns))
+    return tuple(
+        text and ARRAY.sub(r"NDArray[\1]", text) for text in (signature, returns)
+    )
 
 
 def setup(app: Any) -> None:
     """Called by Sphinx."""
-    app.connect("autodoc-process-docstring", plain_property, priority=400)  # before napoleon
+    app.connect(
+        "autodoc-process-docstring", plain_property, priority=400
+    )  # before napoleon
     app.connect("autodoc-process-signature", signature_of)
