@@ -10,6 +10,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from docutils.nodes import Element, Text
+from sphinx import addnodes
+
 import areplay
 
 project = "areplay"
@@ -50,15 +53,10 @@ copybutton_exclude = ".linenos, .gp, .go"
 default_role = "py:obj"
 smartquotes_action = "D"  # dashes only
 nitpick_ignore_regex = [
-    ("py:obj", "(?s).*"),  # code in a docstring
-    (
-        "py:.*",
-        r"(asyncio|collections|numpy|np|os|types|torch|jax)\..*|NDArray",
-    ),  # other people's
-    (
-        "py:.*",
-        r"areplay\.(ring\.Ring|deliveries\.Delivering|program\.T)",
-    ),  # what a reader need not know
+    # Code in a docstring; other people's names; what a reader need not know.
+    ("py:obj", "(?s).*"),
+    ("py:.*", r"(asyncio|collections|numpy|np|os|types|torch|jax)\..*|NDArray"),
+    ("py:.*", r"areplay\.(ring\.Ring|deliveries\.Delivering|program\.T)"),
 ]
 
 autodoc_class_signature = "mixed"
@@ -71,16 +69,16 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_param = True
 
-GIVEN = {"Actor", "Actors", "Batch", "Batches", "Checkpoints", "Windows"}
+GIVEN = {"Actor", "Actors", "Batch", "Batches", "Checkpoints", "Report", "Windows"}
 """Classes whose objects areplay makes: how it does says nothing to a reader."""
 
-
 ARRAY = re.compile(
-    r"~?numpy\.ndarray\[~?tuple\[~?typing\.Any, \.\.\.\], ~?numpy\.dtype\[(.*?)\]\]"
+    r"(?:~?numpy\.)?ndarray\[.*?\.\.\.\], (?:~?numpy\.)?dtype\[(.*?)\]\]"
 )
+"""`NDArray` as Python spells it out."""
 
 
-def plain_property(
+def on_docstring(
     app: object, what: str, name: str, thing: object, options: object, lines: list[str]
 ) -> None:
     """Keep napoleon from taking what is before a property's first colon for a type."""
@@ -88,7 +86,7 @@ def plain_property(
         lines[:0] = [".. a comment, which has no colon", ""]
 
 
-def signature_of(
+def on_signature(
     app: object,
     what: str,
     name: str,
@@ -96,20 +94,34 @@ def signature_of(
     options: object,
     signature: str | None,
     returns: str | None,
-) -> tuple[str | None, str | None] | None:
+) -> tuple[str | None, str | None]:
     """None for those that are given, and for records: their fields stand below."""
-    if what == "class" and (
-        name.removeprefix("areplay.") in GIVEN or hasattr(thing, "__dataclass_fields__")
-    ):
-        return "", None
-    return tuple(
-        text and ARRAY.sub(r"NDArray[\1]", text) for text in (signature, returns)
-    )
+    if what == "class":
+        is_record = thing.__module__ == "areplay.statistics"
+        if is_record or name.removeprefix("areplay.") in GIVEN:
+            return "", None
+    return plain(signature), plain(returns)
+
+
+def on_description(app: object, domain: str, objtype: str, content: Element) -> None:
+    """The types of properties, which have no signature."""
+    if objtype == "property":
+        for annotation in content.parent.findall(addnodes.desc_annotation):
+            # Each name is there twice, for the case that it has a link and the other.
+            texts = annotation.findall(Text)
+            text = "".join(t for t in texts if t.parent.get("condition") != "*")
+            if ARRAY.search(text):
+                annotation[:] = [Text(plain(text))]
+
+
+def plain(text: str | None) -> str | None:
+    """Types of arrays as one writes them."""
+    return text and ARRAY.sub(r"NDArray[\1]", text)
 
 
 def setup(app: Any) -> None:
     """Called by Sphinx."""
-    app.connect(
-        "autodoc-process-docstring", plain_property, priority=400
-    )  # before napoleon
-    app.connect("autodoc-process-signature", signature_of)
+    before_napoleon = 400
+    app.connect("autodoc-process-docstring", on_docstring, priority=before_napoleon)
+    app.connect("autodoc-process-signature", on_signature)
+    app.connect("object-description-transform", on_description)
