@@ -70,7 +70,8 @@ napoleon_use_rtype = False
 napoleon_use_param = True
 
 GIVEN = {"Actor", "Actors", "Batch", "Batches", "Checkpoints", "Report", "Windows"}
-"""Classes whose objects areplay makes: how it does says nothing to a reader."""
+PROTOCOLS = {"Item", "Selector"}
+"""Classes that areplay makes objects of, or nobody: no constructor is shown."""
 
 ARRAY = re.compile(
     r"(?:~?numpy\.)?ndarray\[.*?\.\.\.\], (?:~?numpy\.)?dtype\[(.*?)\]\]"
@@ -95,10 +96,10 @@ def on_signature(
     signature: str | None,
     returns: str | None,
 ) -> tuple[str | None, str | None]:
-    """None for those that are given, and for records: their fields stand below."""
+    """None for those, and for records of statistics: their fields stand below."""
     if what == "class":
         is_record = thing.__module__ == "areplay.statistics"
-        if is_record or name.removeprefix("areplay.") in GIVEN:
+        if is_record or name.removeprefix("areplay.") in GIVEN | PROTOCOLS:
             return "", None
     return plain(signature), plain(returns)
 

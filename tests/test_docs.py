@@ -235,11 +235,11 @@ def test_every_public_name_is_on_the_site(documented: set[str]) -> None:
 
 
 def test_signatures_are_those_that_a_reader_needs(site: Path) -> None:
-    """Arrays have one name, and what areplay makes and hands out has no constructor."""
+    """Arrays have one name, and what a reader never makes has no constructor."""
     pages = [page.read_text() for page in (site / "reference").glob("*.html")]
     text = html.unescape(re.sub(r"<[^>]+>", "", "".join(pages)))
     assert "NDArray[int64]" in text and "ndarray[" not in text
-    for name in ("Actor", "Actors", "Batch", "Batches", "Checkpoints", "Windows"):
+    for name in ("Actor", "Actors", "Batch", "Batches", "Checkpoints", "Windows", "Item", "Statistics"):
         assert re.search(rf"\bclass\s+areplay\.{name}\s*\[source\]", text), name
     assert re.search(r"\bclass\s+areplay\.Replay\(\s*spec", text)
 
