@@ -31,7 +31,7 @@ docs: .venv/ready              ## the documentation: docs/_build/index.html
 	@echo "docs/_build/index.html"
 
 dist: .venv/ready              ## sdist and wheel in dist/, looked at and tried in an environment of their own
-	rm -rf build dist
+	rm -rf build dist *.egg-info
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/python -m twine check --strict dist/*
 	$(BIN)/python -m tests.distribution dist
