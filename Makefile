@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 KILLS ?= 1000
 
-.PHONY: cartpole atari test faults lint bench captures clean
+.PHONY: cartpole atari test faults lint bench captures docs dist clean
 
 cartpole: .venv/ready          ## train a CartPole agent, and watch it
 	$(BIN)/python examples/cartpole.py
@@ -29,10 +29,20 @@ bench: .venv/ready             ## the figures of the README, on this machine (se
 captures: .venv/ready          ## docs/images/top.svg and doctor.svg, of this machine
 	$(BIN)/python docs/images/captures.py
 
+docs: .venv/ready              ## the documentation: docs/_build/index.html
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build
+	@echo "docs/_build/index.html"
+
+dist: .venv/ready              ## sdist and wheel in dist/, looked at and tried in an environment of their own
+	rm -rf build dist *.egg-info
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python -m tests.distribution dist
+
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist docs/_build *.egg-info

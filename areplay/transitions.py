@@ -18,7 +18,7 @@ MAX_STEPS = 10_000
 class Transitions:
     """Each item is a transition over n steps of one episode, or fewer where it ends.
 
-    With o, a, r of step t, where the episode ends after m more steps at the latest (n = min(n_step, m)):
+    With o, a, r of step t, where the episode ends after m more steps at the latest (n = min(n_step, m))::
 
         obs = o[t], action = a[t], reward = r[t] + gamma r[t+1] + ... + gamma^(n-1) r[t+n-1]
         next_obs = o[t+n], discount = gamma^n, or 0 if step t+n-1 terminated the episode

@@ -102,8 +102,8 @@ class Windows:
         return numbers_of(self.columns[MOMENT].take(self.positions, mode="clip"))
 
     def take(self, name: str, offset: int | slice = 0, out: Array | None = None) -> Array:
-        """A field's value `offset` steps after the row (before it, if negative): (B, *shape), or (B, n, *shape) for a
-        slice of offsets. Where the episode begins or ends, that of its first or last row.
+        """A field's value `offset` steps after the row (before it, if negative): `(B, *shape)`, or `(B, n, *shape)` for
+        a slice of offsets. Where the episode begins or ends, that of its first or last row.
         """
         if isinstance(offset, slice):
             start = 0 if offset.start is None else offset.start

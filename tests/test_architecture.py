@@ -7,6 +7,7 @@ its own, whose modules may know each other.
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import subprocess
 import sys
@@ -71,6 +72,7 @@ def room_of(module: str) -> str:
     return module.split(".")[0]
 
 
+@functools.cache
 def tree_of(module: str) -> ast.Module:
     """A module's code."""
     return ast.parse(PATHS[module].read_text())

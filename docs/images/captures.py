@@ -1,4 +1,6 @@
-"""Captures of `areplay top` and `areplay doctor` for the documentation, from this machine and a program that runs.
+"""Captures of `areplay top` and `areplay doctor` for the documentation.
+
+Of this machine, and of a program that runs.
 
     make captures
 
@@ -30,7 +32,9 @@ START_S, INTERVAL_S = 120.0, 2.0
 def capture(name: str, title: str, parts: Iterable[RenderableType]) -> None:
     """Write what a terminal would show."""
     with open(os.devnull, "w") as nowhere:
-        console = Console(width=WIDTH, file=nowhere, record=True, highlight=False, force_terminal=True)
+        console = Console(
+            width=WIDTH, file=nowhere, record=True, highlight=False, force_terminal=True
+        )
         for part in parts:
             console.print(part)
     console.save_svg(str(HERE / f"{name}.svg"), title=title, unique_id=name)
@@ -45,15 +49,26 @@ def capture_top() -> None:
             while True:
                 found = [post for post in posts() if post.pid == process.pid]
                 before = ask(found[0]) if found else None
-                if before is not None and sum(s["batches_delivered"] for s in before["statistics"]["batches"]) > 100:
+                if (
+                    before is not None
+                    and sum(
+                        s["batches_delivered"] for s in before["statistics"]["batches"]
+                    )
+                    > 100
+                ):
                     break
-                assert process.poll() is None and time.monotonic() < deadline, "it has not begun to learn"
+                assert process.poll() is None and time.monotonic() < deadline, (
+                    "it has not begun to learn"
+                )
                 time.sleep(0.1)
             time.sleep(INTERVAL_S)
             now = ask(found[0])
         finally:
             process.terminate()
-    now["argv"] = ["python", "examples/cartpole.py"]  # and not where it is on this machine
+    now["argv"] = [
+        "python",
+        "examples/cartpole.py",
+    ]  # and not where it is on this machine
     capture("top", "areplay top", [picture(now, rates(now, before))])
 
 
