@@ -10,7 +10,7 @@ import areplay
 from benchmarks.bare import draws_per_s, touched
 from benchmarks.flows import delivered_per_s, rates_at_once, warm_batches
 from benchmarks.harness import Figure, Options, Side, Target, medians, ratios, take_turns
-from benchmarks.peers import PeerRates, cpprb_buffer, measure_cpprb, reason_missing
+from benchmarks.peers.cpprb_beside import PeerRates, cpprb_buffer, measure_cpprb, reason_missing
 from benchmarks.workloads import CARTPOLE, filled_replay, push_chunks, push_paced_chunks
 
 CHUNK_ROWS = 256

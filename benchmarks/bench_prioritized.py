@@ -19,7 +19,7 @@ from benchmarks.flows import wait_rows
 from benchmarks.harness import Figure, Options, Side, Target, medians, ratios, take_turns
 from benchmarks.learners import WAIT_S
 from benchmarks.memory import SharedColumns
-from benchmarks.peers import PeerRates, cpprb_buffer, measure_cpprb, reason_missing, times_per_s
+from benchmarks.peers.cpprb_beside import PeerRates, cpprb_buffer, measure_cpprb, reason_missing, times_per_s
 from benchmarks.workloads import CARTPOLE, filled_replay, push_paced_chunks
 
 ROWS = (10_000, 100_000, 1_000_000, 10_000_000)

@@ -1,0 +1,88 @@
+"""torchrl: `TensorDictReplayBuffer` on one contiguous storage, shared with producer processes where it can be."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+from torchrl.data import LazyTensorStorage, TensorDictPrioritizedReplayBuffer, TensorDictReplayBuffer
+
+from benchmarks.peers.protocol import Side, serve
+from benchmarks.peers.switch import Switch, produce
+from benchmarks.peers.works import Work
+
+FILL_ROWS = 512
+
+
+def push(switch: Switch, number: int, buffer: Any, work: Work) -> None:
+    """A producer process."""
+    torch.set_num_threads(1)
+    produce(switch, number, work.chunk_rows, partial(buffer.extend, tensors(work, work.chunk_rows, number)))
+
+
+class Torchrl(Side):
+    """Batches are tensordicts."""
+
+    packages = ("torchrl", "tensordict", "torch", "numpy")
+    choices = (
+        "torchrl: `LazyTensorStorage`, the faster one of its two contiguous storages on this work.",
+        "torchrl: prefetching threads when nobody writes; beside producer processes the buffer is opened with "
+        "`shared=True`, which refuses prefetching.",
+        "torchrl: its prioritised sampler refuses to be shared between processes, so there the producers are threads "
+        "of the learner's process, with prefetching.",
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kind: tuple[Work, bool] | None = None
+        self._buffer: Any = None
+        self._batch: Any = None
+
+    def prepare(self, work: Work, producers: int) -> None:
+        """See `Side.prepare`."""
+        self.end_producers()
+        is_shared = producers > 0 and not work.is_prioritized
+        if (work, is_shared) != self._kind:
+            self._buffer = self._batch = None
+            self._buffer, self._kind = filled(work, is_shared), (work, is_shared)
+        self._errors = torch.rand(work.batch_size)
+        if is_shared:
+            self.spawn_producers(producers, push, self._buffer, work)
+        else:
+            chunk = tensors(work, work.chunk_rows)
+            self.thread_producers(producers, work.chunk_rows, lambda: self._buffer.extend(chunk.clone(False)))
+
+    def take(self) -> np.ndarray[Any, Any]:
+        """See `Side.take`."""
+        self._batch = self._buffer.sample()
+        return self._batch["obs"].numpy()
+
+    def update(self) -> None:
+        """See `Side.update`."""
+        self._buffer.update_priority(self._batch["index"], self._errors)
+
+
+def tensors(work: Work, rows: int, seed: int = 0) -> TensorDict:
+    """A chunk."""
+    return TensorDict({name: torch.from_numpy(column) for name, column in work.columns(rows, seed).items()}, [rows])
+
+
+def filled(work: Work, is_shared: bool) -> Any:
+    """A buffer, full."""
+    storage = LazyTensorStorage(work.capacity)
+    settings: dict[str, Any] = {"storage": storage, "batch_size": work.batch_size}
+    settings |= {"shared": True} if is_shared else {"prefetch": work.prefetch}
+    if work.is_prioritized:
+        buffer = TensorDictPrioritizedReplayBuffer(alpha=0.6, beta=0.4, **settings)
+    else:
+        buffer = TensorDictReplayBuffer(**settings)
+    for _ in range(-(-work.capacity // FILL_ROWS)):
+        buffer.extend(tensors(work, FILL_ROWS))
+    return buffer
+
+
+if __name__ == "__main__":
+    serve(Torchrl())
