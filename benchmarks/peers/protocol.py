@@ -1,7 +1,8 @@
 """How a side is driven: one JSON line a question, one an answer, and one learner's loop that all sides share.
 
-Rule: the clock is read here and nowhere else, at the same places for every side: when the learner asks, and when it has
-read one element of each observation of its batch, so that what is computed late is computed by then.
+Rule: the clock is read here and nowhere else, at the same places for every side: when the learner is done with its
+step, and when it has read one element of each observation of its next batch, so that what is computed late is computed
+by then. In between it gives the rows of the batch before new priorities, if the work says so.
 
     {"do": "prepare", "work": {...}, "producers": 1}           -> {"versions": {...}, "choices": [...]}
     {"do": "measure", "mode": "flat", "seconds": 0.6, ...}     -> {"batches": 812, "rows": 6400, ...}
@@ -53,7 +54,7 @@ class Meter:
         self._end_s = self.start_s + seconds
 
     def ask(self) -> None:
-        """The learner wants a batch."""
+        """The learner is done with its step, and wants a batch."""
         self._asked_s = time.perf_counter()
 
     def got(self, obs: np.ndarray[Any, Any]) -> None:
@@ -98,13 +99,14 @@ class Side:
 
     def learn(self, work: Work, meter: Meter) -> None:
         """The learner's loop."""
-        is_over = False
-        while not is_over:
-            meter.ask()
+        meter.ask()
+        while True:
             meter.got(self.take())
+            if meter.step():
+                return
+            meter.ask()
             if work.is_prioritized:
                 self.update()
-            is_over = meter.step()
 
     def idle(self, seconds: float) -> None:
         """Let producers work while nobody samples."""
@@ -144,6 +146,10 @@ class Side:
         for producer in producers:
             producer.start()
             self._producers.append(producer)
+        while self.switch.ready < len(self._producers):  # the driver's watchdog ends this
+            if not all(producer.is_alive() for producer in self._producers):
+                raise RuntimeError("a producer died when it was started")
+            time.sleep(0.005)
 
 
 def measure(side: Side, work: Work, producers: int, mode: str, seconds: float, settle_s: float) -> dict[str, float]:

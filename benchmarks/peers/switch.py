@@ -52,6 +52,15 @@ class Switch:
         self._words[CHUNKS_PER_S] = round(1e3 * chunks_per_s)
         self._words[MODE] = mode
 
+    @property
+    def ready(self) -> int:
+        """How many producers are at work or wait for the switch."""
+        return int(self._words[LINE + 1 :: LINE].sum())
+
+    def say_ready(self, producer: int) -> None:
+        """Note that a producer has come to its loop; by itself."""
+        self._words[LINE * (1 + producer) + 1] = 1
+
     def count(self, producer: int, rows: int) -> None:
         """Note rows of a producer; by itself."""
         self._words[LINE * (1 + producer)] += rows
@@ -100,6 +109,7 @@ def produce(switch: Switch, producer: int, rows: int, add: Callable[[], object])
         add: hands in a chunk, and has done so when it returns.
     """
     turn, parent = Turn(switch), os.getppid()
+    switch.say_ready(producer)
     while not turn.is_over() and os.getppid() == parent:
         if pause_s := turn.pause_s():
             time.sleep(pause_s)

@@ -80,11 +80,11 @@ class Areplay(Side):
         meter.ask()
         async for batch in self._batches:
             meter.got(batch["obs"])
-            if work.is_prioritized:
-                self._replay.update_priorities(batch.indices, self._errors)
             if meter.step():
                 return
             meter.ask()
+            if work.is_prioritized:
+                self._replay.update_priorities(batch.indices, self._errors)
 
     def idle(self, seconds: float) -> None:
         """Let producers work while nobody samples."""

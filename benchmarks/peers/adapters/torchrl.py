@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from tensordict import TensorDict
-from torchrl.data import LazyTensorStorage, TensorDictPrioritizedReplayBuffer, TensorDictReplayBuffer
 
-from benchmarks.peers.protocol import Side, serve
-from benchmarks.peers.switch import Switch, produce
-from benchmarks.peers.works import Work
+# The wheel's C++ part was built against a newer torch than the newest whose CPU build is on PyPI, and lacks one symbol
+# of it. Its segment trees, all that is needed here, work when the missing symbol is not looked up before it is called.
+sys.setdlopenflags(os.RTLD_LAZY)
+
+from tensordict import TensorDict  # noqa: E402
+from torchrl.data import LazyTensorStorage, TensorDictPrioritizedReplayBuffer, TensorDictReplayBuffer  # noqa: E402
+
+from benchmarks.peers.protocol import Side, serve  # noqa: E402
+from benchmarks.peers.switch import Switch, produce  # noqa: E402
+from benchmarks.peers.works import Work  # noqa: E402
 
 FILL_ROWS = 512
 
@@ -33,6 +40,8 @@ class Torchrl(Side):
         "`shared=True`, which refuses prefetching.",
         "torchrl: its prioritised sampler refuses to be shared between processes, so there the producers are threads "
         "of the learner's process, with prefetching.",
+        "torchrl: with torch 2.13.0, the newest whose CPU build is on PyPI; the C++ part of its wheel wants a newer "
+        "one for a function that is not needed here.",
     )
 
     def __init__(self) -> None:
