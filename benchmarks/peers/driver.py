@@ -74,6 +74,11 @@ class Child:
             raise SideFailed(f"raised {words['failed'].strip().splitlines()[-1][:LAST_WORDS]}")
         return words["answer"]
 
+    @property
+    def pid(self) -> int:
+        """Of its process, which leads its group."""
+        return self._process.pid
+
     def memory_bytes(self) -> int:
         """Memory of the side at this moment, all its processes together."""
         return memory_bytes(self._process.pid)

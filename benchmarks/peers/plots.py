@@ -42,7 +42,8 @@ def write(folder: Path, results: Mapping[str, Any]) -> list[Path]:
               throughput),
         _draw(folder / "peers-wait.png", results, "The learner's wait behind steps of 5 ms, in us (left is better)",
               wait),
-        _draw(folder / "peers-cost.png", results, "What it costs, with one producer (left is better)", cost),
+        _draw(folder / "peers-cost.png", results, "What it costs, with one producer (left is better)", cost,
+              is_one_unit=False),
     ]  # fmt: skip
 
 
@@ -54,7 +55,9 @@ def _scaled(value: float | None, factor: float) -> float | None:
     return None if value is None else value * factor
 
 
-def _draw(path: Path, results: Mapping[str, Any], title: str, series: Sequence[tuple[str, Value]]) -> Path:
+def _draw(
+    path: Path, results: Mapping[str, Any], title: str, series: Sequence[tuple[str, Value]], is_one_unit: bool = True
+) -> Path:
     """A row of panels for each work, a column for each series; in each a line for each peer."""
     import matplotlib
 
@@ -64,23 +67,31 @@ def _draw(path: Path, results: Mapping[str, Any], title: str, series: Sequence[t
     works = [work for work in WORKS if any(True for _ in pairs_of(work, results))]
     rows = max(1, len(works))
     canvas, axes = pyplot.subplots(
-        rows, len(series), figsize=(3.6 * len(series) + 1.2, 1.85 * rows + 0.9), squeeze=False, layout="constrained"
+        rows,
+        len(series),
+        figsize=(3.6 * len(series) + 1.2, 1.85 * rows + 0.9),
+        squeeze=False,
+        layout="constrained",
+        sharex="row" if is_one_unit else False,
     )
     for row, work in enumerate(works):
         pairs = dict(pairs_of(work, results))
         for column, (heading, value) in enumerate(series):
             axis = axes[row][column]
+            axis.set_xscale("log")
             for line, pair in enumerate(pairs.values()):
                 _dumbbell(axis, line, value(pair, "areplay"), value(pair, "peer"))
-            _dress(axis, [PEERS[peer].title for peer in pairs] if column == 0 else [""] * len(pairs))
             if row == 0:
                 axis.set_title(heading, fontsize=10)
             if column == 0:
                 axis.set_ylabel(PANELS[work], fontsize=9, labelpad=8)
+        for column, axis in enumerate(axes[row]):  # when all dots are there, as panels may share their limits
+            _dress(axis, [PEERS[peer].title for peer in pairs] if column == 0 else [""] * len(pairs))
     marks = [
         pyplot.Line2D([], [], marker="o", linestyle="", color=color, label=label)
         for color, label in ((OURS, "areplay"), (THEIRS, "the peer, measured in turns with it"))
     ]
+    canvas.align_ylabels()
     canvas.legend(handles=marks, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     canvas.suptitle(title, fontsize=11)
     canvas.savefig(path, dpi=130)
@@ -91,6 +102,8 @@ def _draw(path: Path, results: Mapping[str, Any], title: str, series: Sequence[t
 def _dumbbell(axis: Any, line: int, ours: float | None, theirs: float | None) -> None:
     """Two dots and what is between them; nothing where there is no figure."""
     if not ours or not theirs:
+        axis.annotate("no figure", (0.5, line), xycoords=axis.get_yaxis_transform(), color="#8a8a8a", fontsize=8,
+                      ha="center", va="center")  # fmt: skip
         return
     axis.plot([ours, theirs], [line, line], color=LINE, linewidth=2.5, zorder=1)
     axis.scatter([theirs], [line], color=THEIRS, s=34, zorder=2)
@@ -98,7 +111,17 @@ def _dumbbell(axis: Any, line: int, ours: float | None, theirs: float | None) ->
 
 
 def _dress(axis: Any, names: Sequence[str]) -> None:
-    axis.set_xscale("log")
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    low, high = axis.get_xlim()
+    middle = (low * high) ** 0.5
+    axis.set_xlim(min(low, middle / 4), max(high, middle * 4))  # less than a decade looks like more than it is
+    low, high = axis.get_xlim()
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 300 else (1.0, 3.0)))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:,g}" if value < 1e4 else f"{value / 1e3:,g}k")
+    )
     axis.set_yticks(range(len(names)), names, fontsize=9)
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.grid(axis="x", color="#ececec", which="major")

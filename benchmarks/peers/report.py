@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import number
+from benchmarks.peers import explanations
 from benchmarks.peers.environments import PEERS
-from benchmarks.peers.explanations import explanation
 from benchmarks.peers.protocol import FLAT, FLOOD, STEPS
 from benchmarks.peers.results import figure, ratio
 from benchmarks.peers.works import WORKS
@@ -153,15 +153,17 @@ def _ahead(results: Mapping[str, Any]) -> str:
     first, others = [], []
     for work in WORKS:
         for peer, pair in pairs_of(work, results):
-            for producers, words in enumerate(PRODUCERS):
-                for heading, (mode, quantity, _) in COLUMNS.items():
+            for heading, (mode, quantity, _) in COLUMNS.items():
+                behind = {}
+                for producers, words in enumerate(PRODUCERS):
                     cell = pair["cells"].get(f"{producers}/{mode}")
-                    times = None if cell is None else ratio(cell, quantity)
-                    if times is None or times >= EVEN:
-                        continue
-                    why = explanation(peer, work, quantity) or "No explanation yet."
-                    line = f"- {PEERS[peer].title}, {work}, {words}: {heading}, {number(times)}x. {why}"
-                    (first if producers and quantity in AT_THE_LEARNER else others).append(line)
+                    if cell is not None and (times := ratio(cell, quantity)) is not None and times < EVEN:
+                        behind[words] = f"{words} {number(times)}x"
+                if behind:
+                    why = explanations.explanation(peer, work, quantity) or "No explanation yet."
+                    line = f"- {PEERS[peer].title}, {work}, {heading}: {', '.join(behind.values())}. {why}"
+                    is_first = quantity in AT_THE_LEARNER and set(behind) != {PRODUCERS[0]}
+                    (first if is_first else others).append(line)
     parts = ["At the learner while producers write:", ""]
     parts += first or ["- none"]
     parts += ["", "Elsewhere:", ""]
