@@ -18,13 +18,14 @@ PRODUCERS = ("alone", "1 producer", "2 producers")
 COLUMNS = {  # of a work's table: mode, quantity, heading, factor from the stored unit
     "batches/s, flat out": (FLAT, "batches_per_s", 1.0),
     "wait behind 5 ms steps, p50 us": (STEPS, "p50_us", 1.0),
+    "mean us": (STEPS, "mean_us", 1.0),
     "p99 us": (STEPS, "p99_us", 1.0),
     "longest us": (STEPS, "max_us", 1.0),
     "rows/s, insert only": (FLOOD, "rows_per_s", 1.0),
     "CPU s / million rows": (FLAT, "cpu_s_per_million_rows", 1.0),
     "memory, MB": (FLAT, "memory_bytes", 1e-6),
 }
-AT_THE_LEARNER = {"batches_per_s", "p50_us", "p99_us"}
+AT_THE_LEARNER = {"batches_per_s", "p50_us", "mean_us", "p99_us"}
 EVEN = 0.97  # a ratio that is nearer to 1 than the rounds can tell apart
 
 

@@ -23,7 +23,7 @@ class StableBaselines3(Side):
         "split into two halves; a row has the same bytes.",
         "Stable-Baselines3: a chunk is one step of a vector of as many environments, one `add` call.",
         "Stable-Baselines3: without any sharing between processes; producers are threads that take a lock for each "
-        "`add`, and the learner for each `sample`.",
+        "`add`, and the learner for each `sample`. A learner that adds the rows itself was not faster.",
     )
 
     def __init__(self) -> None:
