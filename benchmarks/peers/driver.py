@@ -21,6 +21,7 @@ from benchmarks.peers.processes import memory_bytes
 
 ROOT = Path(__file__).parents[2]
 LAST_WORDS = 300  # characters
+CLOSE_S = 20.0
 
 
 class SideFailed(Exception):
@@ -96,10 +97,13 @@ class Child:
         return self
 
     def __exit__(self, *failure: object) -> None:
-        """Ask it to close; kill it when it does not."""
+        """Ask it to close, and let it end by itself, as libraries have names in /dev/shm to take back; then kill it."""
         if not self._is_killed:
-            with contextlib.suppress(SideFailed):
-                self.ask({"do": "close"}, 20.0)
+            with contextlib.suppress(SideFailed, subprocess.TimeoutExpired):
+                self.ask({"do": "close"}, CLOSE_S)
+                assert self._process.stdin is not None
+                self._process.stdin.close()
+                self._process.wait(CLOSE_S)
         self.kill()
         self._selector.close()
         self._log.close()

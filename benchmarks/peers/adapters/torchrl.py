@@ -36,10 +36,10 @@ class Torchrl(Side):
 
     packages = ("torchrl", "tensordict", "torch", "numpy")
     choices = (
-        "torchrl: `LazyTensorStorage`, the faster one of its two contiguous storages on this work.",
-        "torchrl: four prefetching threads when nobody writes; sixteen gave as many batches each second, but in bursts, "
-        "with longer waits in between. Beside producer processes the buffer is opened with "
-        "`shared=True`, which refuses prefetching.",
+        "torchrl: `LazyTensorStorage`; `LazyMemmapStorage`, its other contiguous one, gave about the same.",
+        "torchrl: four prefetching threads when nobody writes; sixteen gave as many batches each second, but in "
+        "bursts, with longer waits in between. Beside producer processes the buffer is opened with `shared=True`, "
+        "which refuses prefetching.",
         "torchrl: its prioritised sampler refuses to be shared between processes, so there the producers are threads "
         "of the learner's process, with prefetching.",
         "torchrl: with torch 2.13.0, the newest whose CPU build is on PyPI; the C++ part of its wheel wants a newer "
