@@ -237,7 +237,7 @@ def test_page_tells_ratios_reasons_and_where_a_peer_is_ahead(
     assert "**10.0 / 40.0 (0.250x)**" in text
     line = "- cpprb, cartpole, batches/s, flat out: alone 0.250x, 1 producer 0.250x. "
     assert f"{line}No explanation yet." in text
-    monkeypatch.setitem(report.explanations.EXPLANATIONS, ("cpprb", None), {"batches_per_s": "It is in process."})
+    monkeypatch.setitem(report.explanations.EXPLANATIONS, ("cpprb", "cartpole"), {"batches_per_s": "It is in process."})
     assert f"At the learner while producers write:\n\n{line}It is in process." in report.page(found(cells))
 
 
