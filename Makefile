@@ -2,8 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 KILLS ?= 1000
+PEERS ?=
+WORKS ?=
+ROUNDS ?=
+QUICK ?=
 
-.PHONY: cartpole atari test faults lint bench captures docs dist clean
+.PHONY: cartpole atari test faults lint bench bench-peers captures docs dist clean
 
 cartpole: .venv/ready          ## train a CartPole agent, and watch it
 	$(BIN)/python examples/cartpole.py
@@ -25,6 +29,10 @@ lint: .venv/ready
 
 bench: .venv/ready             ## the figures of the README, on this machine (several minutes)
 	$(BIN)/python -m benchmarks
+
+bench-peers: .venv/ready       ## areplay beside its peers (PEERS="cpprb reverb", WORKS=atari, ROUNDS=5, QUICK=1)
+	$(BIN)/python -m benchmarks.peers $(if $(PEERS),--peers $(PEERS)) $(if $(WORKS),--works $(WORKS)) \
+		$(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(QUICK),--quick)
 
 captures: .venv/ready          ## docs/images/top.svg and doctor.svg, of this machine
 	$(BIN)/python docs/images/captures.py

@@ -12,7 +12,7 @@ from areplay.measures.turns import Side
 from areplay.measures.workloads import CARTPOLE, filled_replay, push_chunks, push_paced_chunks
 from benchmarks.bare import draws_per_s, touched
 from benchmarks.harness import Figure, Options, Target, medians, ratios, take_turns
-from benchmarks.peers import PeerRates, cpprb_buffer, measure_cpprb, reason_missing
+from benchmarks.peers.cpprb_beside import PeerRates, cpprb_buffer, measure_cpprb, reason_missing
 
 CHUNK_ROWS = 256
 BARE, ALONE, FLAT_OUT, PACED, PEER = (

@@ -21,7 +21,7 @@ from areplay.ring import Indices, Ring
 from areplay.select import weigh
 from benchmarks.harness import Figure, Options, Target, medians, ratios, take_turns
 from benchmarks.memory import SharedColumns
-from benchmarks.peers import PeerRates, cpprb_buffer, measure_cpprb, reason_missing, times_per_s
+from benchmarks.peers.cpprb_beside import PeerRates, cpprb_buffer, measure_cpprb, reason_missing, times_per_s
 
 ROWS = (10_000, 100_000, 1_000_000, 10_000_000)
 AT_ONCE = 8  # batches that a sampler draws at once, if the queue is for 16
