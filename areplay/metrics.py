@@ -65,6 +65,7 @@ _REPLAY = (
     _gauge("last_save_rows", "saves.last.rows", "Rows in the last checkpoint"),
     _gauge("last_save_blocks", "saves.last.blocks", "Blocks in the last checkpoint"),
     _gauge("last_save_blocks_written", "saves.last.blocks_written", "Blocks that the last save had to write"),
+    _gauge("last_save_blocks_renewed", "saves.last.blocks_renewed", "Blocks saved in place of overwritten ones"),
     _gauge("last_save_bytes", "saves.last.bytes_written", "Bytes that the last save wrote"),
     _gauge("last_save_seconds", "saves.last.seconds", "How long the last save took"),
     _gauge("last_save_timestamp_seconds", "saves.last_saved_at_s", "When the last save was done, since the epoch"),

@@ -42,9 +42,23 @@ async def _save():
         await replay.save("checkpoints/run-1")
 
 areplay.run(_save())
-"""
+""",
+    "observing.md": """
+import areplay, asyncio, re, urllib.request
+
+runner = asyncio.Runner()
+replay = areplay.Replay(areplay.Spec(x=((2,), "float32")), capacity=1_000)
+runner.run(replay.__aenter__())
+""",
 }
-AFTER = {"checkpoints.md": "\nassert (rows['x'] == np.arange(100).reshape(50, 2)).all()\n"}
+AFTER = {
+    "checkpoints.md": "\nassert (rows['x'] == np.arange(100).reshape(50, 2)).all()\n",
+    "observing.md": """
+page = urllib.request.urlopen("http://127.0.0.1:9100/metrics").read().decode()
+assert "areplay_capacity_rows{" in page and f"}} {replay.capacity_rows:.1f}" in page, page
+runner.run(replay.close())
+""",
+}
 """What a page takes for granted, and what shows that it did what it says."""
 
 LEARNT = {
@@ -71,7 +85,7 @@ HIDDEN = {
         *("can_ever_insert", "can_sample", "check", "close", "insert", "inserts_missing", "kept", "open", "resume"),
         *("room", "sample"),
     },
-    "Actors": {"waits"},
+    "Actors": {"inbox_bytes", "waits"},
     "Batches": {"delivers", "is_closed", "kept", "look_again", "on_rows", "resume", "waits", "what"},
     "Windows": {"blocks", "joined", "part", "places", "unchanged"},
     "Field": {"convert"},
@@ -166,7 +180,7 @@ def test_all_code_is_run() -> None:
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_name_what_there_is(path: Path) -> None:
     """Targets of the Makefile, extras of the package, programs and modules of this repository."""
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
     text = path.read_text()
     code = "\n".join([body for language, body in FENCE.findall(text) if language in ("sh", "")])
