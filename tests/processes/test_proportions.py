@@ -44,7 +44,7 @@ async def test_items_are_drawn_in_proportion_while_rows_are_overwritten(
     counts, odd = np.zeros(CLASSES), 0
     expected = expected / expected.mean()
     async with areplay.Replay(SPEC, ROWS, seed=1) as replay:
-        # Before the first row comes: those that are there already when priorities are kept first have none of their own.
+        # Before the first row: those that are there already when priorities begin to be kept have none of their own.
         stream = replay.batches(batch_size=256, selector=make(), min_size_to_sample=ROWS, samplers=2)
         async with replay.actors(hand_in_classes, 1), stream as batches, asyncio.timeout(60):
             end = replay.statistics().rows_inserted + LAPS * ROWS
