@@ -21,8 +21,8 @@ IDLE_LEARNER = (
 )
 LARGE_ROWS = (
     "A learner that does nothing with a batch gets them as fast as one process copies: the peer does it in the "
-    "learner's own process. areplay's sampler fills sixteen places in turn, which do not stay in a cache (a bare `take` "
-    "is slower by a third then, see the figures), and shares the cores with a learner that only waits."
+    "learner's own process. areplay's sampler fills sixteen places in turn, which do not stay in a cache (a bare "
+    "`take` is slower by a third then, see the figures), and shares the cores with a learner that only waits."
 )
 ONE_STEP = "The longest of some two hundred steps: one late wake-up, of five processes on two cores, decides it."
 
