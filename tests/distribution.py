@@ -59,9 +59,7 @@ def try_wheel(path: Path) -> str:
         subprocess.run([binaries / "pip", "install", "--quiet", path.resolve()], check=True)
         program = Path(folder) / "program.py"
         program.write_text(PROGRAM.findall((ROOT / "README.md").read_text())[0])
-        for command in ([binaries / "areplay", "doctor"],):
-            if command[0].exists():
-                subprocess.run(command, cwd=folder, check=True)
+        subprocess.run([binaries / "areplay", "doctor"], cwd=folder, check=True)
         run = [binaries / "python", "-W", "error", program]
         return subprocess.run(run, cwd=folder, stdout=subprocess.PIPE, text=True, check=True, timeout=120).stdout
 

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from areplay.checkpoint import MANIFEST, OURS, Checkpoint
@@ -159,7 +159,11 @@ def _lines(document: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     if document["left_over"]:
         count, left = len(document["left_over"]), sum(document["left_over"].values())
         files = "1 file" if count == 1 else f"{count:,} files"
-        yield "left over", f"{files} of a save that was cut off, {size(left)}; the next save deletes them", "yellow"
+        yield (
+            "left over",
+            f"{files} of a save that goes on or was cut off, {size(left)}; the next one clears up",
+            "yellow",
+        )
     for damage in document["damages"]:
         yield "damaged", f"{showing.clean(damage['file'])} {showing.clean(damage['what'])}", "bold red"
     if not document["is_verified"]:
@@ -181,7 +185,8 @@ def _left_over(path: str, names: dict[str, int]) -> dict[str, int]:
     with os.scandir(path) as entries:
         for entry in entries:
             if OURS.fullmatch(entry.name) and entry.name not in names:
-                found[entry.name] = entry.stat().st_size
+                with suppress(FileNotFoundError):  # a save that goes on has just deleted it
+                    found[entry.name] = entry.stat().st_size
     return found
 
 

@@ -38,6 +38,8 @@ async def measure(workload: Workload, options: Options, progress: Progress) -> M
     """1, 2, 4, ... actors, as far as the machine allows."""
     points: list[Point] = []
     counts, left_out = counts_for(options)
+    if not counts:
+        raise ValueError("; ".join(left_out))
     start = time.monotonic()
     async with filled_replay(workload, options) as replay:
         for at, count in enumerate(counts):

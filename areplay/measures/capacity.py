@@ -33,6 +33,8 @@ async def measure(workload: Workload, options: Options, progress: Progress) -> M
     draws_us: dict[str, list[float]] = {name: [] for name in SELECTORS}
     done: list[int] = []
     sizes, left_out = sizes_for(workload, options)
+    if not sizes:
+        raise ValueError("; ".join(left_out))
     start = time.monotonic()
     for at, rows in enumerate(sizes):
         if done and time.monotonic() - start > options.budget_s:

@@ -70,7 +70,12 @@ async def measure(workload: Workload, options: Options, progress: Progress) -> M
         (
             Figure("longest wait, worst kill", max(r.longest_wait_us for r in seen.samplers), "us"),
             Figure("longest wait, median kill", _median(r.longest_wait_us for r in seen.samplers), "us"),
-            Figure("longest wait without a kill", seen.before.wait_us(100), "us", "as many steps, before the kills"),
+            Figure(
+                "longest wait without a kill",
+                seen.before.wait_us(100),
+                "us",
+                f"of {options.steps} steps, before the kills",
+            ),
             Figure("queue fill, lowest", min(r.lowest_fill for r in seen.samplers), ""),
             Figure("successor READY", _median(r.ready_s for r in seen.samplers), "s", "median"),
             Figure("queue as full as before, two samplers", _median(r.back_s for r in seen.samplers), "s", "median"),

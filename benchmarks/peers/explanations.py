@@ -27,15 +27,13 @@ LARGE_ROWS = (
 ONE_STEP = "The longest of some two hundred steps: one late wake-up, of five processes on two cores, decides it."
 
 EXPLANATIONS: dict[tuple[str | None, str | None], dict[str, str]] = {
-    ("cpprb", None): {"rows_per_s": TWO_COPIES},
+    ("cpprb", None): {"rows_per_s": TWO_COPIES, "batches_per_s": LARGE_ROWS},
+    ("cpprb", "cartpole"): {"batches_per_s": IDLE_LEARNER},
     ("stable_baselines3", None): {"rows_per_s": IN_THREADS},
-    ("flashbax", None): {"rows_per_s": IN_THREADS},
-    ("rlpyt", None): {"rows_per_s": TWO_COPIES},
-    (None, "atari"): {"batches_per_s": LARGE_ROWS},
-    (None, "flashbax"): {"batches_per_s": LARGE_ROWS},
-    (None, "apex"): {"batches_per_s": LARGE_ROWS},
+    ("flashbax", None): {"rows_per_s": IN_THREADS, "batches_per_s": LARGE_ROWS},
+    ("rlpyt", None): {"rows_per_s": TWO_COPIES, "batches_per_s": LARGE_ROWS},
+    ("rlpyt", "cartpole"): {"batches_per_s": IDLE_LEARNER},
     (None, None): {
-        "batches_per_s": IDLE_LEARNER,
         "max_us": ONE_STEP,
         "memory_bytes": "areplay keeps a queue of ready batches, and a process for the sampler and for each actor.",
         "cpu_s_per_million_rows": "Handing a batch or a row over to another process costs wake-ups that a call "

@@ -161,11 +161,11 @@ def measure(side: Side, work: Work, producers: int, mode: str, seconds: float, s
             side.switch.turn(FLAT_OUT if mode == FLOOD else PACED, pace)
             _wait_rows(side)
         _spend(side, work, mode, Meter(settle_s, learner_s), settle_s)
-        before_rows, before_cpu_s = side.rows_in(), cpu_s(os.getpid())
-        meter = Meter(seconds, learner_s)
+        before_cpu_s = cpu_s(os.getpid())  # takes up to 0.1 s beside a busy thread, so outside of what is counted
+        before_rows, meter = side.rows_in(), Meter(seconds, learner_s)
         _spend(side, work, mode, meter, seconds)
-        spent_s = time.perf_counter() - meter.start_s
-        rows, used_s = side.rows_in() - before_rows, cpu_s(os.getpid()) - before_cpu_s
+        spent_s, rows = time.perf_counter() - meter.start_s, side.rows_in() - before_rows
+        used_s = cpu_s(os.getpid()) - before_cpu_s
     finally:
         side.switch.turn(STOPPED)
     moved = rows + len(meter.waits_s) * work.batch_size

@@ -225,6 +225,7 @@ def test_page_tells_ratios_reasons_and_where_a_peer_is_ahead(
     scripted: Callable[..., Child], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The ratio beside both figures, bold where the peer is ahead and then with a sentence; why a cell is empty."""
+    monkeypatch.setattr(report.explanations, "EXPLANATIONS", {})
     cells, _ = pair(scripted, Plan(rounds=1, producers=(0, 1)), "1/steps=crash", ours=30.0, theirs=10.0)
     text = report.page(found(cells))
     assert "| cpprb | alone |  | 30.0 / 10.0 (3.00x) | 20.0 / 20.0 (1.00x) |" in text

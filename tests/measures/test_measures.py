@@ -87,6 +87,14 @@ async def test_actors_that_do_not_fit_are_left_out_and_named(monkeypatch: pytest
     assert actors.counts_for(Options(max_actors=2)) == ([], [f"{n} actors: RLIMIT_NOFILE is 3" for n in (1, 2)])
 
 
+async def test_where_nothing_fits_it_is_said_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an error, which `areplay bench` lists beside what could be measured."""
+    for module in (capacity, actors):
+        monkeypatch.setattr(module, "available_memory", lambda: (1_000, "the limit"))
+        with pytest.raises(ValueError, match="the limit leaves"):
+            await module.measure(CARTPOLE, QUICK, ignore)
+
+
 async def test_more_actors_than_the_time_allows_are_left_out_and_named() -> None:
     """The first point is always measured."""
     found = await actors.measure(CARTPOLE, replace(QUICK, budget_s=1e-9, max_actors=4), ignore)
