@@ -195,7 +195,7 @@ class Prioritized:
         share = self.uniform_sample_probability
         if not share:
             return indices, probabilities
-        if len(indices) == 0:  # no row has any mass
+        if len(indices) == 0 and not self._priorities.total > 0:
             return self._uniform.draw(ring, batches * count, rng)
         # Each row is one of the others with that probability, wherever in its batch it stands.
         chosen = np.flatnonzero(rng.random(len(indices)) < share)

@@ -248,3 +248,20 @@ async def test_a_selector_can_be_used_again_when_its_replay_is_closed() -> None:
                 assert len((await anext(batches)).indices) == 4
             assert selector.importance_sampling_exponent == exponent
             selector.importance_sampling_exponent = 0.75
+
+
+async def test_a_row_that_is_gone_again_is_not_replaced_by_a_uniform_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all that was drawn by priority was overwritten meanwhile, there is nothing this time: only where no row has
+    a priority are rows drawn uniformly, with the probability of that."""
+    async with areplay.Replay(PLAIN, 256, seed=1) as replay:
+        await replay.extend({"x": np.arange(100)})
+        selector = areplay.Prioritized(1.0, uniform_sample_probability=0.25)
+        replay.sample(4, selector=selector)
+        ring, rng = replay._ring, np.random.default_rng(0)
+        assert ring is not None and selector._priorities is not None
+        monkeypatch.setattr(type(selector._priorities), "draw", lambda *_: (np.empty(0, np.int64), np.empty(0)))
+        indices, probabilities = selector.draw(ring, 1, rng)
+        assert len(indices) == 0 and len(np.atleast_1d(probabilities)) == 0
+        replay.update_priorities(np.arange(100), np.zeros(100))
+        indices, chance = selector.draw(ring, 1, rng)
+        assert len(indices) == 1 and chance == 1 / 100
