@@ -75,18 +75,19 @@ def _tables(rows: int) -> Table:
 def _seal(ring: Sealed, names: Iterable[str], columns: Mapping[str, NDArray[Any]], at: int, count: int) -> None:
     assert ring.checksums is not None
     rows = {name: columns[name][at : at + count] for name in names}
-    ring.checksums[at : at + count] = _checksums(rows, count)
+    ring.checksums[at : at + count] = row_checksums(rows, count)
 
 
 def _verify(ring: Sealed, fields: Mapping[str, NDArray[Any]], indices: NDArray[np.int64]) -> None:
     assert ring.checksums is not None
     expected = ring.checksums[ring.positions(indices)]
-    differs = _checksums(fields, len(indices)) != expected
+    differs = row_checksums(fields, len(indices)) != expected
     differs &= (expected != 0) & ring.committed(indices)  # not those that came by other means, or of newcomers
     assert not differs.any(), f"rows {indices[differs][:8].tolist()} are not what was written"
 
 
-def _checksums(rows: Mapping[str, NDArray[Any]], count: int) -> NDArray[np.uint32]:
+def row_checksums(rows: Mapping[str, NDArray[Any]], count: int) -> NDArray[np.uint32]:
+    """(count,) uint32: the CRC-32 of each row over all of these fields, by their names in order."""
     found = np.zeros(count, np.uint32)
     columns = [np.ascontiguousarray(rows[name]).reshape(count, -1).view(np.uint8) for name in sorted(rows)]
     for k in range(count):

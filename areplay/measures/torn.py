@@ -7,13 +7,13 @@ A reader takes no lock. It copies, looks whether a block changed meanwhile, and 
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 import areplay
+from areplay.debug import row_checksums
 from areplay.measures.flows import wait_rows
 from areplay.measures.measurement import Figure, Measurement, Panel, Series
 from areplay.measures.options import Options, Progress
@@ -109,13 +109,5 @@ def torn_rows(batch: Mapping[str, NDArray[np.generic]]) -> int:
 
 def checksums(columns: Columns | Mapping[str, NDArray[np.generic]]) -> NDArray[np.uint32]:
     """The CRC-32 of each row over all fields but the checksum."""
-    names = sorted(name for name in columns if name != CHECKSUM)
-    rows = len(columns[names[0]])
-    parts = [np.ascontiguousarray(columns[name]).reshape(rows, -1).view(np.uint8) for name in names]
-    found = np.zeros(rows, np.uint32)
-    for at in range(rows):
-        crc = 0
-        for part in parts:
-            crc = zlib.crc32(part[at], crc)
-        found[at] = crc
-    return found
+    fields = {name: column for name, column in columns.items() if name != CHECKSUM}
+    return row_checksums(fields, len(next(iter(fields.values()))))
