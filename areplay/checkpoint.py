@@ -208,8 +208,7 @@ class Checkpoint:
             stop.check()
             if moves:
                 name = block_name(entry)
-                image = memoryview(buffer)[: int(entry["bytes"])]
-                self._read(name, image, int(entry["crc32"]))
+                image = self._read(name, int(entry["bytes"]), int(entry["crc32"]), buffer)
                 self._place(ring, name, image, int(entry["rows"]), moves)
             done += int(entry["bytes"])
             if progress is not None:
@@ -232,7 +231,7 @@ class Checkpoint:
         buffer = bytearray(max(size for _, size, _ in files))
         for name, size, checksum in files:
             try:
-                self._read(name, memoryview(buffer)[:size], checksum)
+                self._read(name, size, checksum, buffer)
             except CheckpointDamaged as damage:
                 yield damage
             done += size
@@ -327,18 +326,17 @@ class Checkpoint:
     def _read_npy(self, entry: dict[str, Any]) -> Array:
         if not OURS.fullmatch(entry["file"]):
             raise self._damaged(MANIFEST, f"names {entry['file']!r}, which is no file of a checkpoint")
-        with self._opened(entry["file"], entry["bytes"]):  # which has the size that we are about to allocate
-            image = memoryview(bytearray(entry["bytes"]))
-        self._read(entry["file"], image, entry["crc32"])
+        image = self._read(entry["file"], entry["bytes"], entry["crc32"])
         try:
             return read_column(image, 0)[0]
         except ValueError as error:
             raise self._damaged(entry["file"], f"cannot be understood ({error})") from None
 
-    def _read(self, name: str, image: memoryview, checksum: int) -> None:
-        """Fill `image` with the whole file, which must have that length and that checksum."""
-        size, done, found = len(image), 0, 0
-        with self._opened(name, size) as file:
+    def _read(self, name: str, size: int, checksum: int, buffer: bytearray | None = None) -> memoryview:
+        """The whole file, which must have that size and that checksum; in `buffer`, if one is given."""
+        done = found = 0
+        with self._opened(name, size) as file:  # before anything of that size is allocated
+            image = memoryview(bytearray(size) if buffer is None else buffer)[:size]
             while done < size:  # in pieces that are still in the processor's cache when they are summed up
                 piece = image[done : done + _PIECE_BYTES]
                 count = file.readinto(piece)
@@ -348,6 +346,7 @@ class Checkpoint:
                 done += count
         if found != checksum:
             raise self._damaged(name, "has another checksum than when it was written")
+        return image
 
     @contextlib.contextmanager
     def _opened(self, name: str, size: int) -> Iterator[FileIO]:
