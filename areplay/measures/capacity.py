@@ -1,4 +1,6 @@
-"""Batches/s, and what drawing one costs, against the number of rows in the ring; uniformly and by priorities."""
+"""What a batch, a draw, a row handed in and a priority cost against the number of rows in the ring, uniformly and by
+priorities.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +23,20 @@ from areplay.select import weigh
 LEAST_ROWS = 10_000
 MEMORY_SHARE = 0.5  # of what is free
 ROW_OVERHEAD_BYTES = 40  # priorities and their sums
-SELECTORS: dict[str, Callable[[], areplay.Selector]] = {
+INSERTED_ROWS = 256  # at once
+SELECTORS: dict[str, Callable[[], areplay.Selector]] = {  # in this order: from the second on, priorities are kept
     "uniform": areplay.Uniform,
     "prioritised": areplay.Prioritized,
 }
+UPDATE = "update of a priority"
+WRITES = (*(f"insert, {name}" for name in SELECTORS), UPDATE)
 
 
 async def measure(workload: Workload, options: Options, progress: Progress) -> Measurement:
     """One replay after the other, each ten times as large as the one before."""
     rates: dict[str, list[float]] = {name: [] for name in SELECTORS}
     draws_us: dict[str, list[float]] = {name: [] for name in SELECTORS}
+    writes_us: dict[str, list[float]] = {name: [] for name in WRITES}
     done: list[int] = []
     sizes, left_out = sizes_for(workload, options)
     if not sizes:
@@ -46,9 +52,11 @@ async def measure(workload: Workload, options: Options, progress: Progress) -> M
                 async with warm_batches(replay, options, selector=selector) as batches:
                     rates[name].append(await delivered_per_s(batches, options))
                 draws_us[name].append(draw_us(replay, selector, options))
+                writes_us[f"insert, {name}"].append(await insert_us(replay, workload, options))
                 progress(f"{rows:,} rows, {name}: {rates[name][-1]:,.0f} batches/s, draw {draws_us[name][-1]:.0f} us")
+            writes_us[UPDATE].append(update_us(replay, options))
         done.append(rows)
-    return _measurement(workload, options, done, rates, draws_us, left_out)
+    return _measurement(workload, options, done, rates, draws_us, writes_us, left_out)
 
 
 def sizes_for(workload: Workload, options: Options) -> tuple[list[int], list[str]]:
@@ -69,15 +77,57 @@ def draw_us(replay: areplay.Replay, selector: areplay.Selector, options: Options
     ring, rng = replay._ring, np.random.default_rng(0)
     assert ring is not None
     weights = np.empty(options.batch_size, np.float32)
-    times: list[float] = []
-    end_at = time.perf_counter() + options.seconds / 4
-    while not times or time.perf_counter() < end_at:
-        start = time.perf_counter()
-        _, probabilities = selector.draw(ring, options.batch_size, rng)
-        if isinstance(probabilities, np.ndarray):
-            weigh(probabilities, 0.4, weights[: len(probabilities)])
-        times.append(time.perf_counter() - start)
-    return statistics.median(times) * 1e6
+    times = Times(options)
+    while not times.is_over:
+        with times:
+            _, probabilities = selector.draw(ring, options.batch_size, rng)
+            if isinstance(probabilities, np.ndarray):
+                weigh(probabilities, 0.4, weights[: len(probabilities)])
+    return times.median_us
+
+
+async def insert_us(replay: areplay.Replay, workload: Workload, options: Options) -> float:
+    """Microseconds a row that is handed in from this process, in chunks, at the median: one copy, and the recycling."""
+    chunk, times = workload.columns(INSERTED_ROWS), Times(options)
+    while not times.is_over:
+        with times:
+            await replay.extend(chunk)
+    return times.median_us / INSERTED_ROWS
+
+
+def update_us(replay: areplay.Replay, options: Options) -> float:
+    """Microseconds a row of a batch whose priorities are updated, at the median; other rows each time."""
+    first, end = replay._ring.names() if replay._ring is not None else (0, 0)
+    rng, times = np.random.default_rng(0), Times(options)
+    while not times.is_over:
+        indices, errors = rng.integers(first, end, options.batch_size), rng.random(options.batch_size)
+        with times:
+            replay.update_priorities(indices, errors)
+    return times.median_us / options.batch_size
+
+
+class Times:
+    """How long something takes that is done again and again, for a quarter of the time that a rate is measured."""
+
+    def __init__(self, options: Options) -> None:
+        self._times_s: list[float] = []
+        self._end_s = time.perf_counter() + options.seconds / 4
+
+    @property
+    def is_over(self) -> bool:
+        """Whether time is up; not before it was done once."""
+        return bool(self._times_s) and time.perf_counter() >= self._end_s
+
+    @property
+    def median_us(self) -> float:
+        """Microseconds."""
+        return statistics.median(self._times_s) * 1e6
+
+    def __enter__(self) -> None:
+        self._start_s = time.perf_counter()
+
+    def __exit__(self, *failure: object) -> None:
+        self._times_s.append(time.perf_counter() - self._start_s)
 
 
 def _measurement(
@@ -86,6 +136,7 @@ def _measurement(
     sizes: list[int],
     rates: dict[str, list[float]],
     draws_us: dict[str, list[float]],
+    writes_us: dict[str, list[float]],
     left_out: list[str],
 ) -> Measurement:
     x = tuple(float(size) for size in sizes)
@@ -94,6 +145,9 @@ def _measurement(
         for at in {0: None, len(sizes) - 1: None}:
             figures.append(Figure(f"{name}, {sizes[at]:,} rows", rates[name][at], "batches/s"))
             figures.append(Figure(f"{name}, {sizes[at]:,} rows: draw", draws_us[name][at], "us"))
+    for name in WRITES:
+        for at in {0: None, len(sizes) - 1: None}:
+            figures.append(Figure(f"{name}, {sizes[at]:,} rows: a row", writes_us[name][at], "us"))
     return Measurement(
         "capacity",
         workload.name,
@@ -103,6 +157,7 @@ def _measurement(
         (
             _panel("Batches delivered each second", "batches/s", x, rates),
             _panel("Time to choose the rows of a batch, without copying", "µs", x, draws_us),
+            _panel("Time a row to hand in 256 at once, or to update a batch's priorities", "µs", x, writes_us),
         ),
         tuple(f"left out: {text}" for text in left_out),
     )

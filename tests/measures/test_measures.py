@@ -64,6 +64,9 @@ def check_figures(found: Measurement) -> None:
         assert 0 < ready <= value_of(found, "actor killed: its first row stored")
     if found.name == "throughput":
         assert value_of(found, "batches out alone") > 0 < value_of(found, "at once: batches out")
+    if found.name == "capacity":
+        for name in ("insert, uniform", "insert, prioritised", "update of a priority"):
+            assert 0 < value_of(found, f"{name}, 10,000 rows: a row") < 1_000
     if found.name == "blocks":
         assert "left out: blocks of" not in " ".join(found.notes)
         assert all(figure.value <= 1 for figure in found.figures)
