@@ -125,8 +125,9 @@ class Rows:
 
     def assemble(self, windows: Windows, out: Mapping[str, Array]) -> None:
         """See `Item.assemble`."""
-        for name in out:
-            windows.take(name, out=out[name])
+        at = windows.positions[:, windows.back]
+        for name, array in out.items():  # as `Windows.take`, which is a third of the time of a batch of small rows
+            windows.columns[name].take(at, axis=0, out=array, mode="clip")
 
     def __repr__(self) -> str:
         return "Rows()"

@@ -145,10 +145,9 @@ class Reader:
         kill_point("sampler.gather")
         out.indices[:] = windows.indices
         out.probabilities[:] = windows.probabilities
-        whole = windows.unchanged()
-        if np.count_nonzero(whole) < len(whole):
+        if not windows.all_unchanged():
             assert rows is None, "a row that was to be delivered was overwritten"
-            if not self._mend(out, target, np.flatnonzero(~whole)):
+            if not self._mend(out, target, np.flatnonzero(~windows.unchanged())):
                 return False
         weigh(out.probabilities, getattr(self._selector, "importance_sampling_exponent", 0.0), out.weights)
         if self._transform is not None:
@@ -246,7 +245,7 @@ class Reader:
                     held.append(block)
                 else:
                     kill_point("sampler.lock")
-                    if windows.unchanged().all():
+                    if windows.all_unchanged():
                         self._copy(windows, out, target, np.array([at]))
                         return True
             finally:

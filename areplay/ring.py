@@ -143,6 +143,16 @@ class Ring:
         order()
         return self.committed(indices)
 
+    def is_none_due(self, indices: Indices) -> bool:
+        """Whether no writer has come so far as to recycle the block of one of the indices, all committed before.
+
+        Then all name the same rows still. Call it after copying: a writer takes its serial before it touches a row. One
+        look for all of them; where it says no, `unchanged` tells which.
+        """
+        order()
+        due = (self.next_serial[0] - self.blocks) * self.block_rows
+        return bool(np.minimum.reduce(indices, initial=due) >= due)
+
     def occupied(self) -> tuple[Indices, Indices]:
         """The serials of all blocks that hold rows, and for each the number of its rows."""
         floor = max(0, self.next_serial[0] - self.blocks)  # first: stopped here for a lap, we still find blocks

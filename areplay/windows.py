@@ -120,8 +120,15 @@ class Windows:
         taken: Array = self.columns[name].take(self.positions[:, at], axis=0, out=out, mode="clip")
         return taken
 
+    def all_unchanged(self) -> bool:
+        """Whether all rows are still those that they were, each of them. Call it after copying."""
+        is_none_due = self._ring.is_none_due
+        if is_none_due(self.indices) and (self._elsewhere is None or is_none_due(self._elsewhere[1])):
+            return True
+        return bool(self.unchanged().all())
+
     def unchanged(self) -> Mask:
-        """(B,) bool: whether all rows are still those that they were. Call it after copying."""
+        """(B,) bool: of which items all rows are still those that they were. Call it after copying."""
         whole = self._ring.unchanged(self.indices)
         if self._elsewhere is not None:
             items, indices = self._elsewhere
