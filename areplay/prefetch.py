@@ -1,8 +1,9 @@
 """The prefetch queue: a stream of batches for the learner, kept near capacity by sampler processes.
 
-`async for batch in batches` takes a ready slot without suspending, and gives the previous one back. It knows the slots
-and the samplers' crew; what rows there are, and who makes them, it asks a `Supply`. A limiter may hold a ready slot
-back; each batch that is handed out lets writers go on that wait for it.
+`async for batch in batches` takes a ready slot without suspending, and gives the previous one back. Where none is ready
+the learner may fill one itself (`areplay.own_batches`). It knows the slots and the samplers' crew; what rows there are,
+and who makes them, it asks a `Supply`. A limiter may hold a ready slot back; each batch that is handed out lets writers
+go on that wait for it.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ from areplay.errors import Closed, EpochsOver, SamplerFailed, Stalled
 from areplay.items import Item, Rows
 from areplay.limits import check_descriptors
 from areplay.options import optional_seconds
+from areplay.own_batches import OwnBatches, may_fill
 from areplay.process import DESCRIPTORS_A_CHILD, DESCRIPTORS_TO_START
 from areplay.rate import MinSize, SamplesPerInsert
 from areplay.ring import Indices, Mask, Ring
-from areplay.sampler import run_sampler
+from areplay.sampler import batches_at_once, run_sampler
 from areplay.select import Selector
 from areplay.slots import FILLING, LENT, READY, Slots
 from areplay.statistics import BatchesStatistics, SamplerStatistics, Wait
@@ -96,6 +98,7 @@ class Batches(AsyncIterator[Batch]):
         transform: Transform | None,
         batch_size: int,
         samplers: int,
+        learner_fills: bool,
         prefetch: int,
         limiter: MinSize,
         deliveries: Callable[[], Deliveries] | None,
@@ -114,6 +117,7 @@ class Batches(AsyncIterator[Batch]):
         self._seeds, self._supply = seeds, supply
         self._on_delivered = getattr(selector, "on_delivered", None)
         self._batch_size, self._samplers, self._prefetch = batch_size, samplers, prefetch
+        self._learner_fills = learner_fills
         self._min_size, self._timeout_s, self._options = limiter.min_size_to_sample, timeout_s, options
         self._limiter = limiter if isinstance(limiter, SamplesPerInsert) else None
         self._new_deliveries, self._admission = deliveries, admission
@@ -123,6 +127,7 @@ class Batches(AsyncIterator[Batch]):
         # Seconds of waits that are over, and since when the others last: in one, since others may look at any time.
         self._waited: tuple[float, tuple[float, ...]] = 0.0, ()
         self._slots: Slots | None = None
+        self._own: OwnBatches | None = None
         self._crew: Crew | None = None
         self._ready: Sleeper | None = None
         self._current: Batch | None = None
@@ -151,14 +156,20 @@ class Batches(AsyncIterator[Batch]):
 
     async def _open(self) -> None:
         check_descriptors(
-            f"{self._samplers} samplers", self._samplers * (DESCRIPTORS_A_CHILD + 1) + DESCRIPTORS_TO_START
+            f"{self._samplers} samplers", self._samplers * (DESCRIPTORS_A_CHILD + 1) + 1 + DESCRIPTORS_TO_START
         )
         fields = batch_fields(self._item, self._ring.spec, self._transform)
         # Slots beside the queue's: one for the batch that the learner holds, one for each sampler to fill meanwhile.
         count = self._prefetch + 1 + self._samplers
         in_turn = self._new_deliveries is not None
-        self._slots = slots = Slots(fields, self._batch_size, count, self._samplers, in_turn=in_turn)
-        self._give_back = [partial(slots.give_back, slot) for slot in range(count)]
+        has_own = self._learner_fills and may_fill(
+            self._item, self._selector, self._transform, fields, self._batch_size
+        )
+        self._slots = slots = Slots(fields, self._batch_size, count, self._samplers, in_turn=in_turn, has_own=has_own)
+        self._give_back = [partial(slots.give_back, slot) for slot in range(count + has_own)]
+        if has_own:
+            seeds, at_once = self._seeds(self._samplers, 0), batches_at_once(self._selector, slots)
+            self._own = OwnBatches(self._ring, slots, self._item, self._selector, seeds, at_once)
         self._ready = Sleeper(slots.learner_bell)
         self._crew = Crew(
             "sampler",
@@ -257,6 +268,7 @@ class Batches(AsyncIterator[Batch]):
     async def __anext__(self) -> Batch:
         """The next batch, a view valid until the next call; waits if none is ready, at most `timeout_s`.
 
+        Rather than wait it fills one itself, if it may; see `learner_fills` of `Replay.batches`.
         The previous batch is given back first. Cancelled: no batch has been taken.
 
         Raises:
@@ -274,7 +286,7 @@ class Batches(AsyncIterator[Batch]):
             await asyncio.sleep(0)
             self._raise_if_failed()
         try:
-            slot = self._lend()
+            slot = self._lend_or_fill()
             self._current = self._batch(await self._wait_ready(self._timeout_s) if slot is None else slot)
         except EpochsOver:
             raise StopAsyncIteration from None
@@ -288,12 +300,12 @@ class Batches(AsyncIterator[Batch]):
         timeout_s = optional_seconds("timeout_s", timeout_s)
         if self._turns.is_due():
             await asyncio.sleep(0)
-        slot = self._lend()
+        slot = self._lend_or_fill()
         return self._batch(await self._wait_ready(timeout_s) if slot is None else slot)
 
     def statistics(self) -> BatchesStatistics:
         """The state of the queue at this moment. From any thread."""
-        slots, crew = self._slots, self._crew
+        slots, own, crew = self._slots, self._own, self._crew
         states = slots.states() if slots is not None else []
         ready = 0 if self.is_closed else states.count(READY)
         waited_s, waiting_since = self._waited
@@ -305,7 +317,8 @@ class Batches(AsyncIterator[Batch]):
             fill=min(1.0, ready / self._prefetch),
             lent=states.count(LENT),
             batches_delivered=self._delivered,
-            rows_redrawn=slots.rows_redrawn if slots is not None else 0,
+            filled_by_learner=own.filled if own is not None else 0,
+            rows_redrawn=sum(who.rows_redrawn for who in (slots, own) if who is not None),
             samplers_alive=sum(member.is_alive for member in crew.members) if crew is not None else 0,
             restarts=sum(member.restarts for member in crew.members) if crew is not None else 0,
             learner_waits=self._waits,
@@ -386,18 +399,42 @@ class Batches(AsyncIterator[Batch]):
         """Take a slot, if one is ready and may be handed out; writers who wait for that look again."""
         if self.is_closed or self._slots is None:
             raise Closed("this stream of batches")
-        if self._limiter is not None and not self._limiter.can_sample:
+        if not self._may_sample:
             return None
         if self._deliveries is not None and self._deliveries.size(self._delivered) == 0:
             raise EpochsOver(repr(self._selector))
         slot = self._slots.lend()
+        return None if slot is None else self._hand_out(slot)
+
+    @property
+    def _may_sample(self) -> bool:
+        return self._limiter is None or self._limiter.can_sample
+
+    def _lend_or_fill(self) -> int | None:
+        """Take a slot that is ready, or one that is filled now; `None` if it has to be waited for."""
+        slot = self._lend()
+        if slot is not None or self._own is None or not self._may_sample:
+            return slot
+        assert self._crew is not None
+        if not self._crew.alive:  # for good, which `_wait_ready` says
+            return None
+        started = time.monotonic()
+        slot = self._own.fill()
         if slot is None:
             return None
+        self._waits += 1
+        waited = time.monotonic() - started
+        self._waited = self._waited[0] + waited, self._waited[1]
+        self._peak_wait_s = max(self._peak_wait_s, waited)
+        return self._hand_out(slot)
+
+    def _hand_out(self, slot: int) -> int:
+        """Count a lent slot as the next batch; writers who wait for that look again."""
         if self._on_delivered is not None:
             try:
                 self._on_delivered(self._delivered_before + self._delivered + 1)
             except BaseException:  # a schedule of the user's
-                self._slots.give_back(slot)
+                self._give_back[slot]()
                 raise
         self._delivered += 1
         if self._limiter is not None:
@@ -534,4 +571,6 @@ class Batches(AsyncIterator[Batch]):
                 self._current = None
             self._ready.close()
             self._unpin()
+            if self._own is not None:
+                self._own.close()
             self._slots.close()

@@ -34,7 +34,7 @@ from areplay.inbox import default_inbox_rows
 from areplay.items import Item
 from areplay.limits import check_memory
 from areplay.observed import Observed
-from areplay.options import fraction, optional_seconds, priority_values, seconds, whole_number
+from areplay.options import flag, fraction, optional_seconds, priority_values, seconds, whole_number
 from areplay.own_rows import OwnRows
 from areplay.prefetch import Batches, Supply
 from areplay.priorities import Priorities
@@ -249,6 +249,7 @@ class Replay(Checkpointed, Observed):
         batch_size: int = 256,
         *,
         samplers: int = 1,
+        learner_fills: bool = True,
         prefetch: int = 16,
         selector: Selector | Delivering | None = None,
         transform: Transform | None = None,
@@ -265,6 +266,10 @@ class Replay(Checkpointed, Observed):
             item: what a batch consists of; by default `Transitions()` for a spec of steps, else `Rows()`.
             batch_size: items a batch, with replacement; at most `capacity_rows`, or 4,096 if that is more.
             samplers: processes that fill the queue.
+            learner_fills: where no batch is ready, the learner fills one itself rather than wait, once a sampler has
+                filled one: of areplay's own items and selectors, but not with `Fifo` or `Epochs`, nor with a transform,
+                nor above 16 MiB. False keeps its event loop free meanwhile; and with one sampler, rows that do not
+                change and the same seed, the batches are the same each time.
             prefetch: batches that are kept ready, beside the one that the learner holds and one that each sampler is
                 filling; at least one a sampler.
             selector: which items: `Uniform()` by default, `Prioritized`, `Fifo`, `Epochs`, or one of your own.
@@ -297,6 +302,7 @@ class Replay(Checkpointed, Observed):
             transform,
             batch_size,
             samplers,
+            flag("learner_fills", learner_fills),
             whole_number("prefetch", prefetch, at_least=samplers, at_most=100_000),
             limiter,
             self._deliveries(selector, item, batch_size, group),

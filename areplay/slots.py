@@ -2,7 +2,8 @@
 
 Rule: a slot has exactly one owner in every state but FREE, and changes state in the same statement that chooses the
 owner. Slot k belongs to sampler `k % samplers` for its whole life, so each change has one process that may make it,
-and plain aligned stores suffice. Nothing here waits, and nothing here knows what a batch means.
+and plain aligned stores suffice. One more slot, behind those, may be the learner's own: it goes from FREE to LENT and
+back, and is filled while it is LENT. Nothing here waits, and nothing here knows what a batch means.
 
          lease(sampler)      publish(slot)       lend()          give_back(slot)
    FREE --------------> FILLING ----------> READY ------> LENT ------------------> FREE
@@ -50,28 +51,37 @@ class Slots:
         fields: of a batch.
         slots: how many; at least one a sampler.
         in_turn: the learner takes one batch of each sampler after the other, also if the next one has to be waited for.
+        has_own: there is one slot more, which the learner fills itself.
     """
 
     def __init__(
-        self, fields: BatchFields, batch_size: int, slots: int, samplers: int, *, in_turn: bool = False
+        self,
+        fields: BatchFields,
+        batch_size: int,
+        slots: int,
+        samplers: int,
+        *,
+        in_turn: bool = False,
+        has_own: bool = False,
     ) -> None:
         assert slots >= samplers >= 1
         self.fields, self.batch_size, self.slots, self.samplers = fields, batch_size, slots, samplers
-        self.in_turn = in_turn
-        columns = {f"field:{f.name}": ((slots, batch_size, *f.shape), f.dtype) for f in fields.stored.values()}
+        self.in_turn, self.has_own = in_turn, has_own
+        places = slots + has_own
+        columns = {f"field:{f.name}": ((places, batch_size, *f.shape), f.dtype) for f in fields.stored.values()}
         layout = Layout(
             "slots",
             {
-                "states": ((slots,), np.int64),
+                "states": ((places,), np.int64),
                 "queue": ((samplers, slots), np.int64),
                 "words": ((3 + 5 * samplers, WORDS_A_LINE), np.int64),
-                "indices": ((slots, batch_size), np.int64),
-                "weights": ((slots, batch_size), np.float32),
-                "probabilities": ((slots, batch_size), np.float64),
+                "indices": ((places, batch_size), np.int64),
+                "weights": ((places, batch_size), np.float32),
+                "probabilities": ((places, batch_size), np.float64),
                 **columns,
             },
         )
-        self._segment = Segment(layout, f"{slots} slots for batches of {batch_size:,}")
+        self._segment = Segment(layout, f"{places} slots for batches of {batch_size:,}")
         self._events: list[EventDescriptor] = []
         try:
             for whose in ("the learner's", *(f"sampler {k}'s" for k in range(samplers))):
@@ -102,7 +112,7 @@ class Slots:
                 {name: arrays[f"field:{name}"][slot] for name in self.fields.stored},
                 self.fields,
             )
-            for slot in range(self.slots)
+            for slot in range(self.slots + self.has_own)
         ]
 
     def batch(self, slot: int) -> BatchArrays:
@@ -153,6 +163,11 @@ class Slots:
         published: int = self._published[sampler][0]
         return published
 
+    @property
+    def all_published(self) -> int:
+        """How many batches all samplers have published since the start."""
+        return sum(map(self.published, range(self.samplers)))
+
     def waiting(self, sampler: int) -> int:
         """How many of them the learner has not taken yet."""
         taken: int = self._taken[sampler][0]
@@ -184,13 +199,21 @@ class Slots:
                 return slot
         return None
 
+    def lend_own(self) -> int | None:
+        """The learner's own slot, now LENT, for it to fill; `None` if there is none, or it is LENT already."""
+        if not self.has_own or self._states[self.slots] != FREE:
+            return None
+        self._states[self.slots] = LENT
+        return self.slots
+
     def give_back(self, slot: int) -> None:
         """Return a lent slot to its sampler, and wake that one if it sleeps."""
         assert self._states[slot] == LENT, self
         poison(self._batches[slot])
         order()  # what was read from the slot, before it may be written again
         self._states[slot] = FREE
-        self.sampler_bells[slot % self.samplers].ring()
+        if slot < self.slots:
+            self.sampler_bells[slot % self.samplers].ring()
         check_step(self)
 
     def recover(self, sampler: int) -> int:
@@ -290,7 +313,7 @@ class Slots:
             event.notify()
 
     def __getstate__(self) -> dict[str, object]:
-        kept = ("fields", "batch_size", "slots", "samplers", "in_turn", "_segment", "_events")
+        kept = ("fields", "batch_size", "slots", "samplers", "in_turn", "has_own", "_segment", "_events")
         return {key: self.__dict__[key] for key in kept}
 
     def __setstate__(self, state: dict[str, object]) -> None:

@@ -37,7 +37,7 @@ ROOMS_ABOVE = [
 ]
 # ------------- nothing below this line imports asyncio -------------
 ROOMS_BELOW = [
-    {"batch"},
+    {"batch", "own_batches"},
     {"slots", "to_torch", "to_jax", "choices", "snapshot"},
     {"reader"},
     {"transform", "transitions", "sequences", "deliveries"},

@@ -20,7 +20,7 @@ from areplay.crew import CrewOptions
 from areplay.errors import BatchReleased, Closed, DescriptorLimitExceeded, SamplerFailed, Stalled, WaitTimeout
 from areplay.items import Rows
 from areplay.prefetch import Batches, Supply
-from areplay.rate import MinSize
+from areplay.rate import MinSize, SamplesPerInsert
 from areplay.ring import Ring, RingGuard, StreamWriter
 from areplay.select import Uniform
 from areplay.slots import FREE, LENT, READY, Slots
@@ -62,10 +62,20 @@ crews: list[Crew] = []
 start_errors: list[BaseException] = []
 
 
+class OfTheUser(Uniform):
+    """A selector that runs in samplers only."""
+
+
 class Scene:
     """A ring, a stream of batches with room for three (and two slots more), and the sampler's hand."""
 
-    def __init__(self, min_size: int = 1, timeout_s: float | None = None) -> None:
+    def __init__(
+        self,
+        min_size: int = 1,
+        timeout_s: float | None = None,
+        selector: Uniform | None = None,
+        limiter: MinSize | None = None,
+    ) -> None:
         self.ring = Ring(SPEC, 4, 8)
         self.writer = StreamWriter(self.ring, self.ring.block_locks(), RingGuard())
         self.supply = Supply(2, False, "last row 0.2 s ago", None)
@@ -73,12 +83,13 @@ class Scene:
         self.batches = Batches(
             self.ring,
             Rows(),
-            Uniform(),
+            OfTheUser() if selector is None else selector,
             None,
             4,
             1,
+            True,
             3,
-            MinSize(min_size),
+            MinSize(min_size) if limiter is None else limiter,
             None,
             Admission(RingGuard()),
             lambda index, run: np.random.SeedSequence(index),
@@ -264,6 +275,77 @@ async def test_waits_add_up_and_the_longest_is_kept(scene: Scene) -> None:
     record = scene.batches.statistics()
     assert record.learner_waits == 3
     assert record.peak_learner_wait_s < record.learner_waited_s < 3 * record.peak_learner_wait_s + 1e-9
+
+
+# What the learner fills itself. Of the reader and its slot: `test_own_batches`.
+
+
+@pytest.fixture
+async def helped() -> AsyncIterator[Scene]:
+    """As `scene`, and the learner may fill batches. Rows say 0; the sampler has filled one, which was taken."""
+    scene = Scene(selector=Uniform())
+    scene.write(8)
+    async with scene.batches:
+        scene.fill(1)
+        (await scene.batches.get()).release()
+        yield scene
+    await scene.close()
+
+
+async def test_a_learner_that_finds_no_batch_fills_one(helped: Scene) -> None:
+    """At once, without suspending; it counts as a wait, and as a batch. What is ready comes first."""
+    for turn in range(1, 4):
+        batch = await anext(helped.batches)
+        assert number_of(batch) == 0 and (batch.indices < 8).all() and (batch.probabilities == 1 / 8).all()
+        record = helped.batches.statistics()
+        assert (record.filled_by_learner, record.learner_waits, record.batches_delivered) == (turn, turn, 1 + turn)
+        assert (record.lent, record.ready, record.slots) == (1, 0, 6)
+    assert 0 < record.peak_learner_wait_s < record.learner_waited_s
+    helped.fill(2)
+    assert [number_of(await anext(helped.batches)) for _ in range(3)] == [2, 3, 0]
+    assert helped.batches.statistics().filled_by_learner == 4
+
+
+async def test_it_suspends_for_nobody(helped: Scene) -> None:
+    """A batch of its own is got between two turns of the loop; a second one, while it holds that, is waited for."""
+    helped.batches._turns.is_due()
+    with pytest.raises(StopIteration) as stopped:
+        helped.batches.get().send(None)
+    own = stopped.value.value
+    with pytest.raises(WaitTimeout):
+        await helped.batches.get(timeout_s=0.01)
+    task = await waiting(helped)
+    helped.fill(1)
+    assert number_of(await task) == 2 and number_of(own) == 0
+    own.release()
+    assert number_of(await helped.batches.get()) == 0
+
+
+async def test_it_fills_none_of_its_own_where_the_samplers_are_gone(helped: Scene) -> None:
+    """Or it would go on for days at half the speed, and nobody would know."""
+    helped.crew.alive, helped.crew.failures = 0, [SamplerFailed("sampler 0", 1, 1, 0, "why")]
+    with pytest.raises(SamplerFailed, match="why"):
+        await helped.batches.get(timeout_s=20)
+    assert helped.batches.statistics().filled_by_learner == 0
+
+
+async def test_a_limiter_holds_its_own_batches_too() -> None:
+    """And counts them."""
+    limiter = SamplesPerInsert(1.0, min_size_to_sample=8, error_buffer=12)
+    scene = Scene(selector=Uniform(), limiter=limiter)
+    scene.write(8)
+    async with scene.batches:
+        scene.fill(1)
+        seen = [number_of(await scene.batches.get(timeout_s=20))]
+        while limiter.can_sample:
+            batch = await scene.batches.get(timeout_s=20)
+            seen.append(number_of(batch))
+            batch.release()
+        with pytest.raises(WaitTimeout, match="steps are missing"):
+            await scene.batches.get(timeout_s=0.01)
+        assert seen == [1, 0, 0]
+        assert limiter.statistics().samples == 12
+    await scene.close()
 
 
 async def test_taking_cancelled_at_any_tick_takes_no_batch() -> None:

@@ -126,6 +126,7 @@ def test_a_row_that_is_too_large_for_any_memory_is_refused_likewise() -> None:
         ),
         *(({"prefetch": size}, "prefetch must be a whole number") for size in (0, -1, True, 2.5, 10**6)),
         *(({"samplers": size}, "samplers must be a whole number") for size in (0, -1, True, 2.5, 10**6)),
+        ({"learner_fills": 1}, "learner_fills must be True or False, got 1"),
         ({"samplers": 3, "prefetch": 2}, "prefetch must be a whole number of at least 3"),
         *(({"min_size_to_sample": size}, "min_size_to_sample must be") for size in (0, -1, True, 2.5, 1_025)),
         *(({"timeout_s": value}, "timeout_s must be a number of seconds") for value in (0, -1, True, "1")),

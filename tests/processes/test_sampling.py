@@ -18,7 +18,8 @@ Drawn = np.ndarray[tuple[int, int], np.dtype[np.int64]]  # the indices of some b
 
 async def _delivered(replay: areplay.Replay, batches: int, samplers: int = 1) -> Drawn:
     """The indices of so many batches of 256."""
-    async with replay.batches(batch_size=256, samplers=samplers, timeout_s=60.0) as stream:
+    stream = replay.batches(batch_size=256, samplers=samplers, learner_fills=False, timeout_s=60.0)
+    async with stream:
         found = np.empty((batches, 256), np.int64)
         for k in range(batches):
             batch = await anext(stream)

@@ -126,6 +126,35 @@ async def test_no_row_is_torn_while_an_actor_laps_the_ring() -> None:
     assert lapped_count > 100
 
 
+async def test_no_row_is_torn_that_the_learner_copies_itself() -> None:
+    """Its only sampler stands still, so the learner fills its batches, against the thread that writes an actor's rows;
+    they are whole, and rows were in fact overwritten while they were copied."""
+    seen = bad = 0
+    async with (
+        areplay.Replay(SPEC, 2_048, block_rows=64) as replay,
+        replay.actors(workers.extend_without_pause, 1, args=(256,)),
+        replay.batches(batch_size=256, samplers=1, prefetch=2, min_size_to_sample=2_000) as batches,
+    ):
+        (await batches.get()).release()
+        sampler = batches.statistics().samplers[0].pid
+        os.kill(sampler, signal.SIGSTOP)
+        try:
+            before = batches.statistics()
+            async with asyncio.timeout(60):
+                async for batch in batches:
+                    bad, seen = bad + torn(batch), seen + len(batch.indices)
+                    if seen >= ENOUGH_ROWS // 2:
+                        break
+            after = batches.statistics()
+        finally:
+            os.kill(sampler, signal.SIGCONT)
+        own, redrawn = after.filled_by_learner - before.filled_by_learner, after.rows_redrawn - before.rows_redrawn
+    print(f"learner: {bad} torn of {seen:,} rows; {redrawn:,} redrawn")
+    assert bad == 0
+    assert own >= seen // 256 - 4, "what the sampler had filled before"
+    assert redrawn > 0, "the race was run"
+
+
 async def test_a_sampler_stopped_in_mid_copy_delivers_nothing_stale() -> None:
     """SIGSTOP a sampler between its copying and its check, lap the ring, SIGCONT: what changed is drawn anew."""
     async with areplay.Replay(SPEC, 1_000, block_rows=50) as replay:

@@ -92,7 +92,7 @@ async def test_waiting_while_all_slots_are_held_says_so() -> None:
         await replay.extend(rows(OWNER, 1, 0, 100))
         async with replay.batches(batch_size=8, prefetch=2) as batches:
             assert batches._slots is not None
-            count = batches._slots.slots
+            count = batches._slots.slots + 1  # and the learner's own
             held = [await batches.get(30.0) for _ in range(count)]
             said = rf"{'L' * count} \(0 ready, {count} lent\).*1 of 1 samplers alive.*release\(\)"
             with pytest.raises(areplay.WaitTimeout, match=said):

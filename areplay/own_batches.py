@@ -1,0 +1,112 @@
+"""Own batches: the learner fills one itself where no sampler has one ready, rather than wait for theirs.
+
+The samplers go on meanwhile. So where they are slower than the learner, two fill instead of one, and nobody has to be
+woken; and while the only sampler is being restarted, the learner goes on. What it draws is as good as theirs: the same
+reader, over the same rows, with a random generator of its own.
+
+Not where it is settled which sampler fills what (`Fifo`, `Epochs`); not with what is the user's, a transform above all,
+which runs in samplers only; and not where one batch would block the learner's loop for long.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import numpy as np
+
+from areplay.deliveries import Delivering
+from areplay.items import BatchFields, Item, Rows
+from areplay.reader import Reader
+from areplay.ring import Ring
+from areplay.select import Prioritized, Selector, Uniform
+from areplay.sequences import Sequences
+from areplay.slots import Slots
+from areplay.transform import Transform
+from areplay.transitions import Transitions
+
+logger = logging.getLogger(__name__)
+
+MOST_BYTES = 16 << 20
+"""Of a batch: to fill one so large takes 3 to 5 ms."""
+
+_ITEMS, _SELECTORS = (Rows, Transitions, Sequences), (Uniform, Prioritized)
+_WARN_AFTER_S = 5.0
+
+
+def may_fill(
+    item: Item, selector: Selector | Delivering, transform: Transform | None, fields: BatchFields, batch_size: int
+) -> bool:
+    """Whether a learner may fill such batches itself."""
+    is_ours = type(item) in _ITEMS and type(selector) in _SELECTORS and transform is None
+    return is_ours and batch_size * sum(field.row_bytes for field in fields.stored.values()) <= MOST_BYTES
+
+
+class OwnBatches:
+    """What a learner fills itself, of one stream of batches. One thread uses it.
+
+    Args:
+        slots: with one that is the learner's own.
+        most_at_once: as of `Reader`.
+
+    Attributes:
+        filled: batches so far.
+    """
+
+    def __init__(
+        self,
+        ring: Ring,
+        slots: Slots,
+        item: Item,
+        selector: Selector | Delivering,
+        seeds: np.random.SeedSequence,
+        most_at_once: int,
+    ) -> None:
+        self._slots, self._locks = slots, ring.block_locks()
+        rng = np.random.default_rng(seeds)
+        self._reader = Reader(ring, self._locks, item, selector, rng, most_at_once=most_at_once)
+        self.filled = 0
+        self._published, self._published_s, self._warn_after_s = -1, 0.0, _WARN_AFTER_S
+
+    @property
+    def rows_redrawn(self) -> int:
+        """Rows that were copied in vain."""
+        return self._reader.rows_redrawn
+
+    def fill(self) -> int | None:
+        """The learner's own slot, LENT and filled; `None` if the samplers must be waited for.
+
+        That is so while the learner still holds its last own batch, and while samplers find no items, or have not found
+        any yet: to look for them in vain takes long.
+        """
+        slots = self._slots
+        if slots.is_fruitless or not slots.all_published or (slot := slots.lend_own()) is None:
+            return None
+        is_filled = False
+        try:
+            is_filled = self._reader.fill(slots.batch(slot))
+        finally:
+            if not is_filled:
+                slots.give_back(slot)
+        if not is_filled:
+            return None
+        self.filled += 1
+        self._warn_if_alone()
+        return slot
+
+    def close(self) -> None:
+        """Give back the locks."""
+        self._locks.close()
+
+    def _warn_if_alone(self) -> None:
+        """Say so when samplers fill nothing for long: the learner goes on, and nobody would notice."""
+        published, now_s = self._slots.all_published, time.monotonic()
+        if published != self._published:
+            self._published, self._published_s, self._warn_after_s = published, now_s, _WARN_AFTER_S
+        elif now_s - self._published_s >= self._warn_after_s:
+            self._warn_after_s *= 2
+            logger.warning(
+                "no sampler has filled a batch for %.0f s, the learner fills them itself: %r",
+                now_s - self._published_s,
+                self._slots,
+            )
