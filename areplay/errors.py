@@ -176,12 +176,12 @@ class WouldBlock(AreplayError):
 class NotWatchable(AreplayError):
     """A running replay cannot be looked at from outside. It does not notice."""
 
-    def __init__(self, what: str, reason: str) -> None:
-        super().__init__(what, reason)
-        self.what, self.reason = what, reason
+    def __init__(self, what: str, reason: str, remedy: str) -> None:
+        super().__init__(what, reason, remedy)
+        self.what, self.reason, self.remedy = what, reason, remedy
 
     def __str__(self) -> str:
-        return f"{self.what} cannot be watched: {self.reason}; `areplay top` as the user that runs it, in its container"
+        return f"{self.what} cannot be watched: {self.reason}; {self.remedy}"
 
 
 class CheckpointMissing(AreplayError):

@@ -116,14 +116,20 @@ def _fitting(workload: Workload, options: Options) -> Options:
 
 
 def _positive(text: str) -> int:
-    number = int(text.replace(",", "").replace("_", ""))
+    try:
+        number = int(text.replace(",", "").replace("_", ""))
+    except ValueError:
+        number = 0
     if number < 1:
-        raise ValueError(f"{number} is not above 0")
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return number
 
 
 def _seconds(text: str) -> float:
-    return seconds("--seconds", float(text))
+    try:
+        return seconds("--seconds", float(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, got {text!r}") from None
 
 
 @contextmanager
