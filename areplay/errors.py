@@ -31,7 +31,10 @@ class ExtraMissing(AreplayError):
         self.feature, self.extra = feature, extra
 
     def __str__(self) -> str:
-        return f"{self.feature} needs a library that is not installed; `pip install 'areplay[{self.extra}]'` brings it"
+        return (
+            f"{self.feature} needs a library that is not installed; "
+            f"`pip install '.[{self.extra}]'` in a clone of areplay brings it"
+        )
 
 
 class MemoryLimitExceeded(AreplayError):

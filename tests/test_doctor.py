@@ -304,7 +304,7 @@ def test_extras_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(checkup.importlib.util, "find_spec", lambda name: None if name in ("jax", "rich") else object())
     found = checkup.extras()
     assert (found.status, found.value) == ("ok", "3 of 5")
-    assert "areplay[jax,cli]" in found.meaning
+    assert found.meaning == "pip install '.[jax,cli]' in a clone"
 
 
 def test_a_trial_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

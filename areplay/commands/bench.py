@@ -34,7 +34,7 @@ def add_to(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser = subparsers.add_parser(
         "bench",
         help="measure a replay on this machine, with rows of your own shape",
-        description="Measures a replay on this machine and writes plots, JSON and a table. Several minutes.",
+        description="Measures a replay on this machine and writes plots, JSON and a table. Some fifteen minutes.",
     )
     rows = parser.add_mutually_exclusive_group()
     rows.add_argument("--row", type=_positive, metavar="BYTES", help="rows of so many bytes")
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(*report.lines(), sep="\n")
     print(f"\nwritten to {arguments.out}: {TABLE}, {JSON}")
     if not plots.can_draw():
-        print("no plots: they need matplotlib, which `pip install 'areplay[bench]'` brings")
+        print("no plots: they need matplotlib, which `pip install '.[bench]'` in a clone of areplay brings")
     return 1 if report.failures else 0
 
 

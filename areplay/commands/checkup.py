@@ -370,7 +370,7 @@ def extras() -> Finding:
     """What is there of that which can be used, and need not."""
     there = [extra for extra, module in _EXTRAS.items() if importlib.util.find_spec(module) is not None]
     missing = [extra for extra in _EXTRAS if extra not in there]
-    meaning = f"pip install 'areplay[{','.join(missing)}]'" if missing else "torch, jax, gymnasium, cli, metrics"
+    meaning = f"pip install '.[{','.join(missing)}]' in a clone" if missing else "torch, jax, gymnasium, cli, metrics"
     return Finding("Software", "extras", OK, f"{len(there)} of {len(_EXTRAS)}", meaning)
 
 

@@ -94,7 +94,7 @@ def test_without_matplotlib_all_but_the_plots_is_there(
     assert main(["bench", "--row", "64", "--only", "throughput", "--out", str(tmp_path)]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.json", "bench.md"]
     assert "![" not in (tmp_path / "bench.md").read_text()
-    assert "pip install 'areplay[bench]'" in capsys.readouterr().out
+    assert "pip install '.[bench]'` in a clone of areplay" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
