@@ -27,7 +27,7 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/ready             ## the figures of the README, on this machine (several minutes)
+bench: .venv/ready             ## the figures of the README, on this machine (some twenty minutes)
 	$(BIN)/python -m benchmarks
 
 bench-peers: .venv/ready       ## areplay beside its peers (PEERS="cpprb reverb", WORKS=atari, ROUNDS=5, QUICK=1)

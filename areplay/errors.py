@@ -31,7 +31,10 @@ class ExtraMissing(AreplayError):
         self.feature, self.extra = feature, extra
 
     def __str__(self) -> str:
-        return f"{self.feature} needs a library that is not installed; `pip install 'areplay[{self.extra}]'` brings it"
+        return (
+            f"{self.feature} needs a library that is not installed; "
+            f"`pip install '.[{self.extra}]'` in a clone of areplay brings it"
+        )
 
 
 class MemoryLimitExceeded(AreplayError):
@@ -176,12 +179,12 @@ class WouldBlock(AreplayError):
 class NotWatchable(AreplayError):
     """A running replay cannot be looked at from outside. It does not notice."""
 
-    def __init__(self, what: str, reason: str) -> None:
-        super().__init__(what, reason)
-        self.what, self.reason = what, reason
+    def __init__(self, what: str, reason: str, remedy: str) -> None:
+        super().__init__(what, reason, remedy)
+        self.what, self.reason, self.remedy = what, reason, remedy
 
     def __str__(self) -> str:
-        return f"{self.what} cannot be watched: {self.reason}; `areplay top` as the user that runs it, in its container"
+        return f"{self.what} cannot be watched: {self.reason}; {self.remedy}"
 
 
 class CheckpointMissing(AreplayError):

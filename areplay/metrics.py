@@ -1,7 +1,7 @@
 """Metrics: what `Replay.statistics()` tells, for Prometheus. Needs the extra `metrics`.
 
     registry.register(areplay.metrics.ReplayCollector(replay))        # prometheus_client.REGISTRY, for example
-    prometheus_client.start_http_server(9100)
+    prometheus_client.start_http_server(9100, addr="127.0.0.1")
 
 Nothing is counted twice: at each scrape the statistics are taken, in whichever thread that is. All names begin with
 `areplay_`, those of counters end in `_total`, and units are in the names.
@@ -36,10 +36,15 @@ class _Metric:
     field: str
     is_counter: bool
     what: str
+    is_moment: bool = False  # since the epoch; a record says 0.0 before the first, which is no moment and no sample
 
 
 def _gauge(name: str, field: str, what: str) -> _Metric:
     return _Metric(f"areplay_{name}", field, False, what)
+
+
+def _moment(name: str, field: str, what: str) -> _Metric:
+    return _Metric(f"areplay_{name}_timestamp_seconds", field, False, f"{what}, since the epoch", is_moment=True)
 
 
 def _counter(name: str, field: str, what: str) -> _Metric:
@@ -56,9 +61,9 @@ _REPLAY = (
     _counter("blocks_started", "blocks_started", "Blocks that were begun; above areplay_blocks each recycled another"),
     _counter("priorities_updated", "priorities_updated", "Priorities that were updated"),
     _counter("priorities_stale", "priorities_stale", "Priorities not updated, their rows had been overwritten"),
-    _gauge("opened_timestamp_seconds", "opened_at_s", "When the replay was opened, since the epoch"),
+    _moment("opened", "opened_at_s", "When the replay was opened"),
     _gauge("memory_bytes", "memory_bytes", "Shared memory of ring, priorities, inboxes and slots"),
-    _gauge("last_row_timestamp_seconds", "last_row_at_s", "When an actor's rows came in last, since the epoch"),
+    _moment("last_row", "last_row_at_s", "When an actor's rows came in last"),
     _counter("saves", "saves.saves", "Checkpoints that were saved"),
     _counter("save_failures", "saves.failures", "Saves that failed"),
     _gauge("saving", "saves.saving", "Saves that are going on"),
@@ -68,8 +73,8 @@ _REPLAY = (
     _gauge("last_save_blocks_renewed", "saves.last.blocks_renewed", "Blocks saved in place of overwritten ones"),
     _gauge("last_save_bytes", "saves.last.bytes_written", "Bytes that the last save wrote"),
     _gauge("last_save_seconds", "saves.last.seconds", "How long the last save took"),
-    _gauge("last_save_timestamp_seconds", "saves.last_saved_at_s", "When the last save was done, since the epoch"),
-    _gauge("last_save_failure_timestamp_seconds", "saves.last_failed_at_s", "When a save failed last, since the epoch"),
+    _moment("last_save", "saves.last_saved_at_s", "When the last save was done"),
+    _moment("last_save_failure", "saves.last_failed_at_s", "When a save failed last"),
 )
 _ACTOR = (
     _gauge("actor_alive", "is_alive", "1 if its process runs"),
@@ -157,7 +162,7 @@ class ReplayCollector:
                 family = _family(metric, labels)
                 for values, record in labelled:
                     value = _value(record, metric.field)
-                    if value is not None:
+                    if value is not None and not (metric.is_moment and value == 0.0):
                         family.add_metric(values, value)
                 yield family
 

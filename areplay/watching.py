@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from areplay.errors import Closed, NotWatchable
+from areplay.errors import Closed, NotWatchable, ResourceUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,8 @@ class Watchpost:
     """Answers, from its making until `close`. Never raises: where no socket can be had, a warning says so.
 
     Args:
-        answer: what there is to say, called in the post's thread; raises `Closed` if it is too late for that.
+        answer: what there is to say, called in the post's thread; raises `Closed` if it is too late for that. Who asked
+            is told so, and also that it failed, if it raises anything else.
     """
 
     def __init__(self, answer: Callable[[], dict[str, Any]]) -> None:
@@ -127,13 +128,22 @@ class Watchpost:
                 connection.close()
                 _rest(listener)  # so that nobody can take our time by asking again and again
                 return None
-            return _Client(connection, json.dumps(self._answer()).encode(), time.monotonic() + CLIENT_S)
-        except Closed:
-            connection.close()
+            return _Client(connection, self._document(), time.monotonic() + CLIENT_S)
         except Exception:
-            logger.exception("somebody asked how this replay is, and could not be told")
+            logger.exception("somebody asked how this replay is, and could not be answered")
             connection.close()
         return None
+
+    def _document(self) -> bytes:
+        """The answer; or that there is none, and why."""
+        try:
+            return json.dumps(self._answer()).encode()
+        except Closed:
+            excuse: dict[str, Any] = {"closed": True}
+        except Exception as error:
+            logger.exception("somebody asked how this replay is, and could not be told")
+            excuse = {"failure": f"{type(error).__name__}: {error}"}
+        return json.dumps({"format": FORMAT, "version": VERSION, **excuse}).encode()
 
     def __repr__(self) -> str:
         return f"<Watchpost {self.name or 'closed'}>"
@@ -236,7 +246,11 @@ def posts(root: Path = Path("/")) -> list[Post]:
     try:
         lines = (root / "proc/net/unix").read_text(errors="replace").splitlines()[1:]
     except OSError as error:
-        raise NotWatchable("running replays", f"/proc/net/unix cannot be read ({error})") from None
+        raise NotWatchable(
+            "running replays",
+            f"/proc/net/unix cannot be read ({error})",
+            "`areplay top` has to run where /proc is mounted and may be read",
+        ) from None
     found = set()
     for line in lines:
         words = line.split()
@@ -253,35 +267,92 @@ def ask(post: Post, timeout_s: float = 5.0) -> dict[str, Any]:
 
     Raises:
         Closed: it is gone.
-        NotWatchable: it does not answer, belongs to somebody else, or is of a version that is not understood.
+        NotWatchable: it may not be asked, does not answer, or not to the end, could not tell, belongs to somebody else,
+            or is of a version that is not understood.
+        ResourceUnavailable: this process has no descriptor left to ask with, or no memory.
     """
+    what = f"replay {post}"
+    said = _said(post, timeout_s)
+    try:
+        answer = json.loads(said)
+    except ValueError:
+        if _is_gone(post):
+            raise Closed(what) from None
+        reason = f"its answer broke off after {len(said):,} bytes" if said else "it hung up without an answer"
+        raise NotWatchable(what, reason, "ask again; if it stays so, its log may say why") from None
+    if not isinstance(answer, dict) or answer.get("format") != FORMAT or not isinstance(answer.get("version"), int):
+        remedy = "some other program has taken its name: ask for another replay, `areplay top` lists them"
+        raise NotWatchable(what, "what it says is no description of a replay", remedy)
+    if answer["version"] > VERSION:
+        newer = f"areplay {answer.get('versions', {}).get('areplay')}"
+        raise NotWatchable(what, f"it is of a newer version, {newer}", f"use the `areplay top` of {newer}")
+    if answer.get("closed"):
+        raise Closed(what)
+    if "failure" in answer:
+        raise NotWatchable(what, f"it could not tell how it is ({answer['failure']})", "its log has the traceback")
+    return answer
+
+
+def _said(post: Post, timeout_s: float) -> bytes:
+    """All that it says until it hangs up."""
+    what = f"replay {post}"
     deadline = time.monotonic() + timeout_s
     pieces: list[bytes] = []
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        try:
+    listener = 0  # its process, as far as the kernel tells
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(timeout_s)
             _connect(connection, post, deadline)
-            if peer_of(connection).uid not in (os.geteuid(), post.uid if os.geteuid() == 0 else -1):
-                raise NotWatchable(f"replay {post}", "its name is that of another user's socket")
+            peer = peer_of(connection)
+            listener = peer.pid
+            if peer.uid not in (os.geteuid(), post.uid if os.geteuid() == 0 else -1):
+                remedy = "`areplay top` as the user that runs it, in its container"
+                raise NotWatchable(what, "its name is that of another user's socket", remedy)
             while piece := connection.recv(_PIECE_BYTES):
                 pieces.append(piece)
                 connection.settimeout(max(1e-3, deadline - time.monotonic()))
-        except TimeoutError:
-            raise NotWatchable(
-                f"replay {post}", f"no answer within {timeout_s:g} s, its process may be stopped"
-            ) from None
-        except OSError as error:
-            raise Closed(f"replay {post}") from error
+    except TimeoutError:
+        raise _silent(what, timeout_s, listener) from None
+    except (ConnectionResetError, BrokenPipeError):
+        pass  # it hung up while it was being asked
+    except ConnectionRefusedError:
+        raise Closed(what) from None
+    except OSError as error:
+        raise _refused(what, error) from error
+    return b"".join(pieces)
+
+
+def _silent(what: str, timeout_s: float, listener: int) -> NotWatchable:
+    """Why nothing was heard in time."""
+    reason = f"no answer within {timeout_s:g} s"
+    if _is_stopped(listener):
+        return NotWatchable(what, f"{reason}, its process is stopped", f"`kill -CONT {listener}` lets it go on")
+    return NotWatchable(what, f"{reason}, its process is stopped or very busy", "look at it with ps, or ask again")
+
+
+def _refused(what: str, error: OSError) -> NotWatchable | ResourceUnavailable:
+    """Why it could not even be asked."""
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+        return ResourceUnavailable("socket", f"asking {what}", str(error))
+    if error.errno in (errno.EPERM, errno.EACCES):
+        remedy = "the sandbox has to allow abstract sockets of AF_UNIX, or `areplay top` has to run outside of it"
+        return NotWatchable(what, f"connecting is forbidden here ({error})", remedy)
+    return NotWatchable(what, f"it could not be asked ({error})", "`areplay doctor` tries what that takes")
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a process is stopped, by a signal or by a debugger. False if that is not known."""
     try:
-        answer = json.loads(b"".join(pieces))
-        if answer["format"] != FORMAT:
-            raise NotWatchable(f"replay {post}", "what it says is no description of a replay")
-        if answer["version"] > VERSION:
-            raise NotWatchable(f"replay {post}", f"it is of a newer areplay, {answer['versions'].get('areplay')}")
-    except (ValueError, TypeError, KeyError):
-        raise Closed(f"replay {post}") from None  # cut off in the middle
-    assert isinstance(answer, dict)
-    return answer
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("T", "t")
+    except OSError:
+        return False
+
+
+def _is_gone(post: Post) -> bool:
+    """Whether nobody listens under its name any more."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.setblocking(False)
+        return connection.connect_ex("\0" + post.name) == errno.ECONNREFUSED
 
 
 def _connect(connection: socket.socket, post: Post, deadline: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
+import gc
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -23,3 +24,12 @@ def watchdog() -> Iterator[None]:
     faulthandler.dump_traceback_later(WATCHDOG_S, exit=True)
     yield
     faulthandler.cancel_dump_traceback_later()
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported by now is there to stay: tests that collect garbage need not look through it each time.
+
+    With torch, jax and hypothesis in the process that look takes a quarter of a second, some hundreds of times.
+    """
+    gc.collect()
+    gc.freeze()

@@ -29,6 +29,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
 TEXTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *PAGES]
+WRAPPED = [path for path in PAGES if path.name != "peers.md"]  # which is made by a program
 FENCE = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 END = 'if __name__ == "__main__":'
 
@@ -44,8 +45,14 @@ async def _save():
 areplay.run(_save())
 """,
     "observing.md": """
-import areplay, asyncio, re, urllib.request
+import areplay, asyncio, prometheus_client, urllib.request
 
+def start_at_a_free_port(port, start=prometheus_client.start_http_server, **options):
+    global server
+    assert port == 9100
+    server, _ = start(0, **options)
+
+prometheus_client.start_http_server = start_at_a_free_port
 runner = asyncio.Runner()
 replay = areplay.Replay(areplay.Spec(x=((2,), "float32")), capacity=1_000)
 runner.run(replay.__aenter__())
@@ -54,12 +61,12 @@ runner.run(replay.__aenter__())
 AFTER = {
     "checkpoints.md": "\nassert (rows['x'] == np.arange(100).reshape(50, 2)).all()\n",
     "observing.md": """
-page = urllib.request.urlopen("http://127.0.0.1:9100/metrics").read().decode()
+page = urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/metrics").read().decode()
 assert "areplay_capacity_rows{" in page and f"}} {replay.capacity_rows:.1f}" in page, page
 runner.run(replay.close())
 """,
 }
-"""What a page takes for granted, and what shows that it did what it says."""
+"""What a page takes for granted, and what shows that it did what it says. No port is fixed, for other runs."""
 
 LEARNT = {
     "howto/asyncio.md": [1, -2, 0.5],
@@ -87,7 +94,7 @@ HIDDEN = {
     },
     "Actors": {"inbox_bytes", "waits"},
     "Batches": {"delivers", "is_closed", "kept", "look_again", "on_rows", "resume", "waits", "what"},
-    "Windows": {"blocks", "joined", "part", "places", "unchanged"},
+    "Windows": {"all_unchanged", "blocks", "joined", "part", "places", "unchanged"},
     "Field": {"convert"},
     "Spec": {"check_names", "convert_columns", "described", "description", "differences"},
 }
@@ -192,6 +199,28 @@ def test_commands_name_what_there_is(path: Path) -> None:
         assert (ROOT / name).is_file()
     for name in re.findall(r"\bpython -m (benchmarks|tests)\b", code):
         assert (ROOT / name).is_dir()
+
+
+def test_every_target_is_told_to_contributors() -> None:
+    """With what it does and how long it takes; but for the one that clears up."""
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)) - {"clean"}
+    told = re.findall(
+        r"^\| `make ([a-z-]+)` \| [^|]+ \| [^|]+ \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE
+    )
+    assert sorted(told) == sorted(targets)
+
+
+def test_nothing_is_said_to_be_on_an_index() -> None:
+    """areplay is installed from a clone, wherever it is told of: in the pages and in what the program says."""
+    for path in (*TEXTS, *(ROOT / "areplay").rglob("*.py"), *(ROOT / "examples").glob("*.py")):
+        for line in path.read_text().splitlines():
+            assert not re.search(r"pip install (-\S+ )*'?areplay\b", line), line
+
+
+@pytest.mark.parametrize("path", WRAPPED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_lines_are_of_120_columns(path: Path) -> None:
+    """As in the code; but for tables, which know no line breaks."""
+    assert [line for line in path.read_text().splitlines() if len(line) > 120 and not line.startswith("|")] == []
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -26,7 +26,7 @@ EXAMPLES: list[errors.AreplayError] = [
     errors.ChildFailed("child 7", 4_711, 3, 2, "Traceback: boom"),
     errors.ActorFailed("actor 7", 4_711, -9, 2, "Traceback: boom"),
     errors.SamplerFailed("sampler 7", 4_711, 3, 2, "Traceback: boom"),
-    errors.NotWatchable("replay 4711.0", "no answer within 5 s"),
+    errors.NotWatchable("replay 4711.0", "no answer within 5 s", "ask again"),
     errors.CheckpointMissing("runs/1"),
     errors.CheckpointDamaged("runs/1", "manifest.json", "is missing"),
     errors.CheckpointMismatch("runs/1", {"obs": "expected uint8 and got int8"}),

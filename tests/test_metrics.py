@@ -111,6 +111,21 @@ def test_the_names_follow_prometheus() -> None:
     assert [family.name for family in collector.describe()] == names
 
 
+def test_what_has_not_happened_yet_has_no_sample() -> None:
+    """Of a replay without rows and saves no moment is told but that it was opened; 0 would be the year 1970."""
+    saves = areplay.SavesStatistics(0, 0, 0, None, "", 0.0, "", 0.0)
+    young = Made(dataclasses.replace(WHOLE, last_row_at_s=0.0, saves=saves))
+    old = Made(WHOLE)
+    moments = {
+        name: {sample for sample, _ in scraped(ReplayCollector(replay)) if sample.endswith("_timestamp_seconds")}  # type: ignore[arg-type]
+        for name, replay in (("young", young), ("old", old))
+    }
+    assert moments["young"] == {"areplay_opened_timestamp_seconds"}
+    assert moments["old"] == moments["young"] | {
+        f"areplay_last_{what}_timestamp_seconds" for what in ("row", "save", "save_failure")
+    }
+
+
 def test_each_actor_stream_and_sampler_has_labels_of_its_own() -> None:
     """Groups may have actors of the same index; the longest wait of those who are called the same counts."""
     (actor,), (stream,) = WHOLE.actors, WHOLE.batches
@@ -175,7 +190,7 @@ async def test_a_registry_refuses_a_second_collector_and_takes_one_of_several_re
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """When the collector is made, not when the module is imported."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(areplay.ExtraMissing, match=r"areplay\[metrics\]"):
+    with pytest.raises(areplay.ExtraMissing, match=r"pip install '\.\[metrics\]'` in a clone of areplay"):
         ReplayCollector({})
 
 

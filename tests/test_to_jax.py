@@ -188,5 +188,5 @@ def test_a_device_can_be_named(slots: Slots) -> None:
 def test_without_jax_the_extra_is_named(slots: Slots, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error of areplay's own, that says what to install."""
     monkeypatch.setitem(sys.modules, "jax", None)
-    with pytest.raises(ExtraMissing, match=r"batch\.jax\(\) needs.*areplay\[jax\]"):
+    with pytest.raises(ExtraMissing, match=r"batch\.jax\(\) needs.*pip install '\.\[jax\]'` in a clone of areplay"):
         jax_arrays(slots.batch(0))

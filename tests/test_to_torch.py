@@ -136,7 +136,7 @@ def test_a_device_that_is_not_there_is_torchs_own_error(slots: Slots, device: st
 def test_without_torch_the_extra_is_named(slots: Slots, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error of areplay's own, that says what to install."""
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ExtraMissing, match=r"batch\.torch\(\) needs.*areplay\[torch\]"):
+    with pytest.raises(ExtraMissing, match=r"batch\.torch\(\) needs.*pip install '\.\[torch\]'` in a clone of areplay"):
         tensors(slots.batch(0))
 
 

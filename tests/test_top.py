@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,7 @@ def test_the_picture_shows_the_state_in_lines_that_fit() -> None:
     text = shown(answer())
     assert "python3 train.py --env Pong  pid 17 · up 90.0 s · areplay 0.1.0" in text
     assert re.search(r"ring +█{18}▎ +90 rows +of 128", text)
-    assert re.search(r"queue +█{13} +8 ready +of 16; 1 being filled, 1 lent", text)
+    assert re.search(r"queue +█{13} +8 ready +full from 16; 1 being filled, 1 lent", text)
     assert re.search(r"checkpoint +30\.0 s ago +5\.0 kB in 300 ms; 2 saves, 1 failed", text)
     assert re.search(r"limiter +█+.* holds nobody +8 a step: 2,000 in, 8,012 out", text)
     assert re.search(r"actor 0 +17 +alive +1 +0\.0 rows/s +100 rows +█▌ +inbox 3", text)
@@ -130,6 +131,29 @@ def test_the_state_of_a_child_is_a_word(changes: dict[str, Any], said: str) -> N
     """Of those that run, those that wait, and those that do not run."""
     (actor,) = WHOLE.actors
     assert re.search(rf"actor 0 +17 +{said} ", shown(answer(actors=(dataclasses.replace(actor, **changes),))))
+
+
+def test_the_queue_has_as_many_batches_ready_as_its_samplers_together() -> None:
+    """Also if more are ready than fill it, for which there is room while nothing is lent or filled."""
+    (stream,) = WHOLE.batches
+    (sampler,) = stream.samplers
+    samplers = tuple(dataclasses.replace(sampler, index=k, ready=ready) for k, ready in enumerate((8, 9)))
+    text = shown(answer(batches=(dataclasses.replace(stream, ready=17, fill=1.0, samplers=samplers),)))
+    assert re.search(r"queue +█{26} +17 ready +full from 16;", text)
+    assert re.search(r"sampler 0 .* 8 ready", text) and re.search(r"sampler 1 .* 9 ready", text)
+
+
+def test_who_failed_has_the_name_that_it_has_above() -> None:
+    """With the number of its group or stream where there are several: each has an actor 0."""
+    (actor,), (stream,) = WHOLE.actors, WHOLE.batches
+    (sampler,) = stream.samplers
+    failed = dataclasses.replace(sampler, last_failure=areplay.ChildExit(15, 1, "boom", 0.0))
+    streams = tuple(dataclasses.replace(stream, number=k, samplers=(failed,)) for k in (3, 4))
+    text = shown(answer(actors=(actor, dataclasses.replace(actor, group=2)), batches=streams))
+    named = re.findall(r"^(.*) \(pid \d+\) ended with", text, re.MULTILINE)
+    assert sorted(named) == ["actor 0.0", "actor 2.0", "sampler 3.0", "sampler 4.0"]
+    for name in named:
+        assert re.search(rf"^{name} +\d+ +alive", text, re.MULTILINE), name
 
 
 def test_an_empty_replay_has_a_picture_too() -> None:
@@ -220,22 +244,52 @@ def test_one_that_goes_away_or_does_not_answer(
     assert main(["top", "--interval", "0.01"]) == 0
     out, err = capsys.readouterr()
     assert "train.py" in out and err == "areplay top: replay 17.0 is closed, or its process has ended\n"
-    said = [NotWatchable("replay 17.0", "no answer within 5 s")]
+    said = [NotWatchable("replay 17.0", "no answer within 5 s", "ask again")]
     assert main(["top", "17", "--json"]) == 1
-    assert "no answer within 5 s" in capsys.readouterr().err
+    assert "no answer within 5 s; ask again\n" in capsys.readouterr().err
     monkeypatch.setattr(top, "posts", lambda: [post, top.Post(18, 0, os.geteuid())])
-    said = [NotWatchable("replay 17.0", "no answer within 1 s"), Closed("replay 18.0")]
+    said = [NotWatchable("replay 17.0", "no answer within 1 s", "ask again"), Closed("replay 18.0")]
     assert main(["top"]) == 2
     assert re.search(r"17\.0  no answer within 1 s\n$", capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("arguments", [["top", "--interval", "0"], ["top", "--interval", "soon"], [], ["unheard-of"]])
-def test_what_is_not_understood_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """By argparse, with a line on how it is used."""
+@pytest.mark.parametrize("options", [["--once"], ["--once", "--json"], ["--json"], []])
+@pytest.mark.parametrize("looks", [0, 1])
+def test_one_that_closes_before_there_is_a_picture_is_an_error(
+    options: list[str], looks: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A script that gets nothing is told so, by the exit status too."""
+    monkeypatch.setattr(top, "posts", lambda: [top.Post(17, 0, os.geteuid())])
+    said: Iterator[dict[str, Any]] = iter([answer()] * looks)
+
+    def ask(asked: top.Post) -> dict[str, Any]:
+        for word in said:
+            return word
+        raise Closed("replay 17.0")
+
+    monkeypatch.setattr(top, "ask", ask)
+    assert main(["top", "--interval", "0.01", *options]) == 1
+    out, err = capsys.readouterr()
+    said_of_it = "replay 17.0 is closed, or its process has ended, before there was anything to show"
+    assert (out, err) == ("", f"areplay top: {said_of_it}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["top", "--interval", "0"], "expected a number of seconds from 0.01 to 86400, got '0'"),
+        (["top", "--interval", "soon"], "expected a number of seconds from 0.01 to 86400, got 'soon'"),
+        ([], "COMMAND"),
+        (["unheard-of"], "invalid choice: 'unheard-of'"),
+    ],
+)
+def test_what_is_not_understood_is_refused(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """By argparse, with a line on how it is used, and one on what was expected."""
     with pytest.raises(SystemExit) as refused:
         main(arguments)
     assert refused.value.code == 2
-    assert "usage: areplay" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "usage: areplay" in err and said in err
 
 
 def test_ctrl_c_ends_every_command_quietly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import logging
 import os
 import resource
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import pytest
 from kit import open_descriptors
 
 from areplay import watching
-from areplay.errors import Closed, NotWatchable
+from areplay.errors import Closed, NotWatchable, ResourceUnavailable
 from areplay.watching import FORMAT, MAX_CLIENTS, Peer, Post, Watchpost, ask, posts
 
 WATCHDOG_S = 30.0
@@ -278,13 +279,115 @@ def test_a_replay_that_is_closing_says_nothing(caplog: pytest.LogCaptureFixture)
 
 
 def test_an_answer_that_fails_is_logged_and_the_next_one_is_given(caplog: pytest.LogCaptureFixture) -> None:
-    """A mistake there harms nobody."""
+    """A mistake there harms nobody; who asked is told that it was one."""
     answers = iter([answer(bad=object()), answer()])
     with watchpost(lambda: next(answers)) as watched:
-        with pytest.raises(Closed):
+        with pytest.raises(NotWatchable, match=r"could not tell how it is \(TypeError: .*\); its log has"):
             ask(post_of(watched))
         assert ask(post_of(watched))["format"] == FORMAT
     assert caplog.messages == ["somebody asked how this replay is, and could not be told"]
+
+
+def test_who_asks_and_is_not_known_is_hung_up_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the kernel does not say who it is. That is no end of the replay, and the next one is answered."""
+    with watchpost() as watched:
+        post, real, answering = post_of(watched), watching.peer_of, watched._thread
+
+        def peer_of(connection: socket.socket) -> Peer:
+            if threading.current_thread() is answering:
+                raise OSError(errno.EOPNOTSUPP, "not here")
+            return real(connection)
+
+        monkeypatch.setattr(watching, "peer_of", peer_of)
+        with pytest.raises(NotWatchable, match="hung up without an answer; ask again"):
+            ask(post)
+        monkeypatch.undo()
+        assert ask(post)["format"] == FORMAT
+    assert set(caplog.messages) == {"somebody asked how this replay is, and could not be answered"}
+
+
+@contextmanager
+def hanging_up(after: bytes, *, is_last: bool) -> Iterator[Post]:
+    """What says so much and hangs up; it has closed by then, or listens on."""
+    post = Post(os.getpid(), 999, os.geteuid())
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("\0" + post.name)
+        listener.listen(8)
+
+        def run() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(after)
+                if is_last:
+                    listener.shutdown(socket.SHUT_RDWR)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            yield post
+        finally:
+            thread.join(WATCHDOG_S)
+            assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("after", "said"), [(b"", "hung up without an answer"), (b'{"format": "ar', "its answer broke off after 14 bytes")]
+)
+def test_an_answer_that_breaks_off_is_the_end_of_a_replay_only_if_nobody_listens_any_more(
+    after: bytes, said: str
+) -> None:
+    """Otherwise it may be asked again."""
+    with hanging_up(after, is_last=True) as post, pytest.raises(Closed, match=str(post)):
+        ask(post)
+    with hanging_up(after, is_last=False) as post, pytest.raises(NotWatchable, match=f"{said}; ask again"):
+        ask(post)
+
+
+def test_a_reset_is_an_answer_that_breaks_off() -> None:
+    """As the kernel tells of a post that closes before it has accepted the connection."""
+    post = Post(os.getpid(), 999, os.geteuid())
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("\0" + post.name)
+        listener.listen(1)
+        real = socket.socket.recv
+
+        class Resetting(socket.socket):
+            def recv(self, *args: Any) -> bytes:
+                listener.close()
+                return real(self, *args)
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Closed, match=str(post)):
+            patch.setattr(watching.socket, "socket", Resetting)
+            ask(post)
+
+
+@pytest.mark.parametrize(
+    ("number", "call", "kind", "said"),
+    [
+        (errno.EMFILE, "__init__", ResourceUnavailable, "socket failed for asking replay .*; free some"),
+        (errno.ENOMEM, "connect", ResourceUnavailable, "socket failed for asking replay .*; free some"),
+        (errno.EPERM, "connect", NotWatchable, "connecting is forbidden here .*; the sandbox has to allow"),
+        (errno.EACCES, "__init__", NotWatchable, "connecting is forbidden here .*; the sandbox has to allow"),
+        (errno.EAFNOSUPPORT, "__init__", NotWatchable, "could not be asked .*; `areplay doctor` tries"),
+    ],
+)
+def test_who_cannot_ask_is_told_why(
+    number: int, call: str, kind: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit, a sandbox: it says nothing of the replay, which is there."""
+
+    def refuse(*args: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with watchpost() as watched:
+        post = post_of(watched)
+        monkeypatch.setattr(watching.socket, "socket", type("Refusing", (socket.socket,), {call: refuse}))
+        with pytest.raises(kind, match=said):
+            ask(post)
+        monkeypatch.undo()
+        assert ask(post)["format"] == FORMAT
 
 
 @pytest.mark.parametrize("call", ["socket", "bind", "listen", "thread"])
@@ -354,12 +457,14 @@ def test_out_of_descriptors_it_waits_for_better_times(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("said", "error", "why"),
     [
-        (answer(version=2, versions={"areplay": "9.0"}), NotWatchable, "newer areplay, 9.0"),
+        (answer(version=2, versions={"areplay": "9.0"}), NotWatchable, "newer version, areplay 9.0; use"),
         ({"format": "another"}, NotWatchable, "no description of a replay"),
-        ({"no": "format"}, Closed, "closed"),
+        ({"no": "format"}, NotWatchable, "no description of a replay; some other program"),
+        ({"format": FORMAT, "version": "1"}, NotWatchable, "no description of a replay"),
+        (["format", "version"], NotWatchable, "no description of a replay"),
     ],
 )
-def test_what_is_not_understood_is_an_error(said: dict[str, Any], error: type[Exception], why: str) -> None:
+def test_what_is_not_understood_is_an_error(said: Any, error: type[Exception], why: str) -> None:
     """A newer one names its version."""
     with watchpost(lambda: said) as watched, pytest.raises(error, match=why):
         ask(post_of(watched))
@@ -407,13 +512,41 @@ def test_who_asks_waits_until_there_is_room(monkeypatch: pytest.MonkeyPatch) -> 
         listener.accept()[0].close()  # it had connected
 
 
+def test_a_stopped_process_is_said_to_be_stopped_and_how_it_goes_on() -> None:
+    """A real one, by SIGSTOP: the kernel takes the connection, nobody else does."""
+    program = """
+import sys
+from areplay.watching import Watchpost
+post = Watchpost(lambda: {"format": "areplay replay", "version": 1})
+print(post.name, flush=True)
+sys.stdin.read()
+post.close()
+"""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            uid, pid, number = map(int, process.stdout.readline().split("-")[1:])
+            post = Post(pid, number, uid)
+            assert ask(post)["version"] == 1
+            process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+            with pytest.raises(NotWatchable, match=f"its process is stopped; `kill -CONT {pid}` lets it go on"):
+                ask(post, 0.1)
+            process.send_signal(signal.SIGCONT)
+            assert ask(post, WATCHDOG_S)["version"] == 1
+        finally:
+            process.send_signal(signal.SIGCONT)
+            process.communicate(timeout=WATCHDOG_S)
+
+
 def test_a_replay_that_does_not_answer_is_an_error() -> None:
-    """As that of a stopped process: the kernel takes the connection, nobody else does. And one that is gone."""
+    """As that of a busy process: the kernel takes the connection, nobody else does. And one that is gone."""
     post = Post(os.getpid(), 999, os.geteuid())
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("\0" + post.name)
         listener.listen(1)
-        with pytest.raises(NotWatchable, match=r"no answer within 0\.1 s"):
+        with pytest.raises(NotWatchable, match=r"no answer within 0\.1 s, its process is stopped or very busy; look"):
             ask(post, 0.1)
     with pytest.raises(Closed):
         ask(post)

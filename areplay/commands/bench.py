@@ -34,7 +34,7 @@ def add_to(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser = subparsers.add_parser(
         "bench",
         help="measure a replay on this machine, with rows of your own shape",
-        description="Measures a replay on this machine and writes plots, JSON and a table. Several minutes.",
+        description="Measures a replay on this machine and writes plots, JSON and a table. Some fifteen minutes.",
     )
     rows = parser.add_mutually_exclusive_group()
     rows.add_argument("--row", type=_positive, metavar="BYTES", help="rows of so many bytes")
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(*report.lines(), sep="\n")
     print(f"\nwritten to {arguments.out}: {TABLE}, {JSON}")
     if not plots.can_draw():
-        print("no plots: they need matplotlib, which `pip install 'areplay[bench]'` brings")
+        print("no plots: they need matplotlib, which `pip install '.[bench]'` in a clone of areplay brings")
     return 1 if report.failures else 0
 
 
@@ -116,14 +116,20 @@ def _fitting(workload: Workload, options: Options) -> Options:
 
 
 def _positive(text: str) -> int:
-    number = int(text.replace(",", "").replace("_", ""))
+    try:
+        number = int(text.replace(",", "").replace("_", ""))
+    except ValueError:
+        number = 0
     if number < 1:
-        raise ValueError(f"{number} is not above 0")
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return number
 
 
 def _seconds(text: str) -> float:
-    return seconds("--seconds", float(text))
+    try:
+        return seconds("--seconds", float(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, got {text!r}") from None
 
 
 @contextmanager

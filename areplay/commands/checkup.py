@@ -312,7 +312,11 @@ def descriptors(root: Path) -> Finding:
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY:
         return Finding("Limits", "file descriptors", OK, "no limit", "enough for any number of actors")
-    free = limit - len(os.listdir("/proc/self/fd")) - DESCRIPTORS_TO_START
+    try:
+        taken = len(os.listdir(root / "proc/self/fd"))
+    except OSError:
+        return Finding("Limits", "file descriptors", WARN, f"{limit:,}", "how many are open is not known without /proc")
+    free = limit - taken - DESCRIPTORS_TO_START
     actors = max(0, free // (DESCRIPTORS_A_CHILD + DESCRIPTORS_AN_INBOX))
     if actors < _FEW_ACTORS:
         more = "`ulimit -n` raises it" if most == resource.RLIM_INFINITY or most > limit else "root can raise it"
@@ -366,7 +370,7 @@ def extras() -> Finding:
     """What is there of that which can be used, and need not."""
     there = [extra for extra, module in _EXTRAS.items() if importlib.util.find_spec(module) is not None]
     missing = [extra for extra in _EXTRAS if extra not in there]
-    meaning = f"pip install 'areplay[{','.join(missing)}]'" if missing else "torch, jax, gymnasium, cli, metrics"
+    meaning = f"pip install '.[{','.join(missing)}]' in a clone" if missing else "torch, jax, gymnasium, cli, metrics"
     return Finding("Software", "extras", OK, f"{len(there)} of {len(_EXTRAS)}", meaning)
 
 

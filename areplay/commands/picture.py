@@ -100,8 +100,9 @@ def _stream(stream: Answer, rate: Answer) -> RenderableType:
     from rich.text import Text
 
     grid = _grid()
-    slots = f"of {stream['prefetch']:,}; {stream['filling']} being filled, {stream['lent']} lent"
-    grid.add_row("queue", _gauge(stream["fill"], "green"), f"{min(stream['ready'], stream['prefetch']):,} ready", slots)
+    # More than `prefetch` may be ready: there is a slot for the learner besides, and one a sampler.
+    slots = f"full from {stream['prefetch']:,}; {stream['filling']} being filled, {stream['lent']} lent"
+    grid.add_row("queue", _gauge(stream["fill"], "green"), f"{stream['ready']:,} ready", slots)
     counts = f"{_rate(rate['items_per_s'])} items/s; {stream['batches_delivered']:,} batches"
     grid.add_row("", "", f"{_rate(rate['batches_per_s'])} batches/s", counts)
     waits = f"{_times(stream['learner_waits'])}, the longest {span(stream['peak_learner_wait_s'])}"
@@ -132,19 +133,36 @@ def _times(count: int) -> str:
 
 def _children(statistics: Answer, speed: Answer) -> Iterator[tuple[str, Answer, str, str, Any, str]]:
     """`(name, child, rate, total, gauge, its numbers)` of all actors and samplers."""
-    several = len({actor["group"] for actor in statistics["actors"]}) > 1
-    for actor, rate in zip(statistics["actors"], speed["actors"], strict=True):
-        name = f"actor {actor['group']}.{actor['index']}" if several else f"actor {actor['index']}"
+    actors, samplers = _named_actors(statistics), _named_samplers(statistics)
+    for (name, actor), rate in zip(actors, speed["actors"], strict=True):
         gauge = _gauge(actor["waiting_rows"] / actor["inbox_rows"], "cyan", _PLACE)
         inbox = f"inbox {actor['waiting_rows']:,}"
         yield name, actor, f"{_rate(rate['rows_per_s'])} rows/s", f"{actor['rows']:,} rows", gauge, inbox
+    places = [stream["prefetch"] for stream in statistics["batches"] for _ in stream["samplers"]]
+    speeds = [rate for stream in speed["batches"] for rate in stream["samplers"]]
+    for (name, sampler), rate, prefetch in zip(samplers, speeds, places, strict=True):
+        gauge = _gauge(sampler["ready"] / prefetch, "green", _PLACE)
+        ready, filled = f"{sampler['ready']:,} ready", f"{sampler['batches_filled']:,} batches"
+        yield name, sampler, f"{_rate(rate['batches_per_s'])} batches/s", filled, gauge, ready
+
+
+def _named_actors(statistics: Answer) -> list[tuple[str, Answer]]:
+    """Each with its name, which has the number of its group if there are several."""
+    several = len({actor["group"] for actor in statistics["actors"]}) > 1
+    return [
+        (f"actor {actor['group']}.{actor['index']}" if several else f"actor {actor['index']}", actor)
+        for actor in statistics["actors"]
+    ]
+
+
+def _named_samplers(statistics: Answer) -> list[tuple[str, Answer]]:
+    """Each with its name, which has the number of its stream if there are several."""
     several = len(statistics["batches"]) > 1
-    for stream, rates in zip(statistics["batches"], speed["batches"], strict=True):
-        for sampler, rate in zip(stream["samplers"], rates["samplers"], strict=True):
-            name = f"sampler {stream['number']}.{sampler['index']}" if several else f"sampler {sampler['index']}"
-            gauge = _gauge(sampler["ready"] / stream["prefetch"], "green", _PLACE)
-            ready, filled = f"{sampler['ready']:,} ready", f"{sampler['batches_filled']:,} batches"
-            yield name, sampler, f"{_rate(rate['batches_per_s'])} batches/s", filled, gauge, ready
+    return [
+        (f"sampler {stream['number']}.{sampler['index']}" if several else f"sampler {sampler['index']}", sampler)
+        for stream in statistics["batches"]
+        for sampler in stream["samplers"]
+    ]
 
 
 def _table(children: list[tuple[str, Answer, str, str, Any, str]]) -> Table:
@@ -203,8 +221,7 @@ def _failures(statistics: Answer) -> Iterator[Text]:
     """How children ended last that should not have ended so."""
     from rich.text import Text
 
-    children = [(f"actor {actor['index']}", actor) for actor in statistics["actors"]]
-    children += [(f"sampler {each['index']}", each) for stream in statistics["batches"] for each in stream["samplers"]]
+    children = _named_actors(statistics) + _named_samplers(statistics)
     failed = [(name, child["last_failure"]) for name, child in children if child["last_failure"] is not None]
     for name, exit_ in sorted(failed, key=lambda pair: pair[1]["exited_at_s"])[-_MOST_WAITS:]:
         *_, last = exit_["details"].strip().splitlines() or [""]

@@ -28,7 +28,8 @@ def add_to(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         help="look at a running replay",
         description="Look at a running replay of the same user: how full it is, how fast rows come in and batches go "
         "out, who waits for whom, and how its actors and samplers are. Ends with the replay, or with Ctrl-C. "
-        "Exit status 1 if there is none, 2 if there are several and it was not said which.",
+        "Exit status 1 if there is none, or it has closed before there was a picture, 2 if there are several and it "
+        "was not said which.",
     )
     parser.add_argument(
         "replay",
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         print("areplay top: several replays are running, say which: areplay top PID", file=sys.stderr)
         _list(found)
         return _SEVERAL
-    looks = _looks(found[0], arguments.interval, 1 if arguments.once else None)
+    looks = _Looks(found[0], arguments.interval, 1 if arguments.once else None)
     try:
         if arguments.json:
             for answer, before in looks:
@@ -68,22 +69,33 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             _show_live(console, looks)
     except Closed:
-        print(f"areplay top: replay {found[0]} is closed, or its process has ended", file=sys.stderr)
-    return 0
+        too_early = "" if looks.taken else ", before there was anything to show"
+        print(f"areplay top: replay {found[0]} is closed, or its process has ended{too_early}", file=sys.stderr)
+    return 0 if looks.taken else _NONE
 
 
-def _looks(post: Post, interval_s: float, count: int | None) -> Iterator[tuple[Answer, Answer]]:
-    """What the replay says now, and what it said an interval before."""
-    before = ask(post)
-    while count is None or count > 0:
-        time.sleep(interval_s)
-        now = ask(post)
-        yield now, before
-        before = now
-        count = None if count is None else count - 1
+class _Looks:
+    """What the replay says now, and what it said an interval before; again and again.
+
+    Attributes:
+        taken: such pairs so far.
+    """
+
+    def __init__(self, post: Post, interval_s: float, count: int | None) -> None:
+        self._post, self._interval_s, self._count = post, interval_s, count
+        self.taken = 0
+
+    def __iter__(self) -> Iterator[tuple[Answer, Answer]]:
+        before = ask(self._post)
+        while self._count is None or self.taken < self._count:
+            time.sleep(self._interval_s)
+            now = ask(self._post)
+            self.taken += 1
+            yield now, before
+            before = now
 
 
-def _show_live(console: Any, looks: Iterator[tuple[Answer, Answer]]) -> None:
+def _show_live(console: Any, looks: _Looks) -> None:
     from rich.live import Live
 
     with Live("one moment", console=console, auto_refresh=False, screen=True, vertical_overflow="crop") as live:
@@ -108,9 +120,12 @@ def _list(found: list[Post]) -> None:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
     if not 0.01 <= seconds <= 86_400:
-        raise argparse.ArgumentTypeError("from 0.01 to 86400")
+        raise argparse.ArgumentTypeError(f"expected a number of seconds from 0.01 to 86400, got {text!r}")
     return seconds
 
 

@@ -1,4 +1,4 @@
-"""Throughput over block sizes: there should be nothing to tune."""
+"""Throughput over block sizes: whether there is anything to tune."""
 
 from __future__ import annotations
 

@@ -7,15 +7,18 @@ import os
 import platform
 from pathlib import Path
 
+import areplay
+
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def machine() -> dict[str, object]:
-    """Cores, processor and versions."""
+    """Cores, processor and versions, areplay's own among them."""
     versions = {name: importlib.metadata.version(name) for name in ("numpy", "uvloop", "aiomultiprocess")}
     return {
         "cores": len(os.sched_getaffinity(0)),
         "processor": _processor(),
+        "areplay": areplay.__version__,
         "python": platform.python_version(),
         **versions,
     }

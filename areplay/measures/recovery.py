@@ -1,6 +1,8 @@
 """What a killed process costs: one of two samplers, then one of two actors, gets SIGKILL while everybody works.
 
 Times run from the kill, and are seen by the learner between two of its steps, so they are as exact as a step is long.
+The longest wait of many steps is longer than that of few, with a kill or without: so each kill is compared with as many
+steps of the same learner, after all is as before and the successor has had time to map the pages it reads.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from areplay.measures.workloads import Workload
 
 SAMPLERS = ACTORS = 2
 MAX_DRAWN = 5  # recoveries in a plot; more could not be told apart
+_MANY = 1 << 40  # steps
+AFTER = "in as many steps, after each kill"
 
 
 @dataclass
@@ -29,11 +33,13 @@ class Recovery:
 
     Attributes:
         log: its steps, with seconds since the kill.
+        calm: as many steps, later, without a kill.
         ready_s: until the successor was READY.
         back_s: until in addition the queue was as full as before, or the successor's first row was in the ring.
     """
 
     log: WaitLog
+    calm: WaitLog
     ready_s: float = 0.0
     back_s: float = 0.0
 
@@ -43,6 +49,11 @@ class Recovery:
         return self.log.wait_us(100)
 
     @property
+    def longest_calm_wait_us(self) -> float:
+        """Its longest wait in as many steps without a kill."""
+        return self.calm.wait_us(100)
+
+    @property
     def lowest_fill(self) -> float:
         """How empty the queue was at worst."""
         return min(self.log.fill)
@@ -50,11 +61,10 @@ class Recovery:
 
 @dataclass(frozen=True)
 class Recoveries:
-    """Those from the kills of samplers and of actors, and the waits of the same learner before any of them."""
+    """Those from the kills of samplers and of actors."""
 
     samplers: list[Recovery]
     actors: list[Recovery]
-    before: WaitLog
 
 
 async def measure(workload: Workload, options: Options, progress: Progress) -> Measurement:
@@ -71,17 +81,21 @@ async def measure(workload: Workload, options: Options, progress: Progress) -> M
             Figure("longest wait, worst kill", max(r.longest_wait_us for r in seen.samplers), "us"),
             Figure("longest wait, median kill", _median(r.longest_wait_us for r in seen.samplers), "us"),
             Figure(
-                "longest wait without a kill",
-                seen.before.wait_us(100),
-                "us",
-                f"of {options.steps} steps, before the kills",
+                "longest wait without a kill, worst", max(r.longest_calm_wait_us for r in seen.samplers), "us", AFTER
             ),
+            Figure("longest wait without a kill, median", _median(r.longest_calm_wait_us for r in seen.samplers), "us"),
             Figure("queue fill, lowest", min(r.lowest_fill for r in seen.samplers), ""),
             Figure("successor READY", _median(r.ready_s for r in seen.samplers), "s", "median"),
             Figure("queue as full as before, two samplers", _median(r.back_s for r in seen.samplers), "s", "median"),
             Figure("actor killed: successor READY", _median(r.ready_s for r in seen.actors), "s", "median"),
             Figure("actor killed: its first row stored", _median(r.back_s for r in seen.actors), "s", "median"),
             Figure("actor killed: longest wait", max(r.longest_wait_us for r in seen.actors), "us", "worst kill"),
+            Figure(
+                "actor killed: longest wait without a kill",
+                max(r.longest_calm_wait_us for r in seen.actors),
+                "us",
+                f"worst, {AFTER}",
+            ),
         ),
         (
             Panel(
@@ -105,13 +119,12 @@ async def recoveries(workload: Workload, options: Options, progress: Progress) -
     """One kill of each kind a round."""
     samplers, actors = [], []
     async with loaded(workload, options, SAMPLERS, ACTORS) as (replay, batches, _):
-        before = await blocked_learner(replay, batches, options)
         for turn in range(options.rounds):
             samplers.append(await _kill_sampler(replay, batches, options, turn % SAMPLERS))
             progress(f"sampler killed: longest wait {samplers[-1].longest_wait_us:.0f} us")
             actors.append(await _kill_actor(replay, batches, options, turn % ACTORS))
             progress(f"actor killed: first row of its successor after {actors[-1].back_s:.2f} s")
-    return Recoveries(samplers, actors, before)
+    return Recoveries(samplers, actors)
 
 
 async def _kill_sampler(replay: areplay.Replay, batches: areplay.Batches, options: Options, index: int) -> Recovery:
@@ -153,7 +166,7 @@ async def _killed(
 ) -> Recovery:
     before = await blocked_learner(replay, batches, options, options.prefetch)
     level = statistics.median(before.fill)  # 1.0, unless samplers cannot keep up with this learner
-    recovery = Recovery(WaitLog())
+    recovery = Recovery(WaitLog(), WaitLog())
 
     def is_back(log: WaitLog) -> bool:
         now_s, reached = time.monotonic() - killed_at, stage(level)
@@ -167,7 +180,9 @@ async def _killed(
 
     killed_at = time.monotonic()
     os.kill(pid, signal.SIGKILL)
-    recovery.log = await blocked_learner(replay, batches, options, 1 << 40, is_done=is_back)
+    recovery.log = await blocked_learner(replay, batches, options, _MANY, is_done=is_back)
+    await blocked_learner(replay, batches, options, _MANY, is_done=lambda log: log.at_s[-1] >= options.warmup_s)
+    recovery.calm = await blocked_learner(replay, batches, options, len(recovery.log.at_s))
     return recovery
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,10 +47,13 @@ def test_bench_measures_and_leaves_json_a_table_and_a_plot(tmp_path: Path, capsy
     )
     record = json.loads((out / "bench.json").read_text())
     (found,) = record["measurements"]
+    versions = {name: sys.modules[name].__version__ for name in ("areplay", "numpy", "uvloop", "aiomultiprocess")}
+    assert versions.items() <= record["machine"].items()
     assert record["rows"] == {"own": {"row_bytes": 33, "fields": {"obs": [[8], "float32"], "done": [[], "bool"]}}}
     assert found["name"] == "torn"
     assert {figure["name"]: figure["value"] for figure in found["figures"]}["torn rows accepted"] == 0
     table = (out / "bench.md").read_text()
+    assert {f"- {name}: {version}" for name, version in versions.items()} <= set(table.splitlines())
     assert "| torn rows accepted | 0 rows | must be 0 |" in table.splitlines()
     assert "![torn](torn-33-bytes.png)" in table
     assert (out / "torn-33-bytes.png").read_bytes().startswith(PNG)
@@ -90,18 +94,20 @@ def test_without_matplotlib_all_but_the_plots_is_there(
     assert main(["bench", "--row", "64", "--only", "throughput", "--out", str(tmp_path)]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.json", "bench.md"]
     assert "![" not in (tmp_path / "bench.md").read_text()
-    assert "pip install 'areplay[bench]'" in capsys.readouterr().out
+    assert "pip install '.[bench]'` in a clone of areplay" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--fields", "obs=4x:uint8"], "field 'obs': an axis must be a whole number"),
-        (["--row", "0"], "--row"),
+        (["--row", "0"], "argument --row: expected a whole number of at least 1, got '0'"),
+        (["--capacity", "many"], "argument --capacity: expected a whole number of at least 1, got 'many'"),
         (["--row", "64", "--fields", "obs=4:uint8"], "not allowed with"),
         (["--only", "everything"], "invalid choice: 'everything'"),
-        (["--seconds", "0"], "--seconds"),
-        (["--seconds", "nan"], "--seconds"),
+        (["--seconds", "0"], "argument --seconds: expected a number of seconds above 0, got '0'"),
+        (["--seconds", "nan"], "argument --seconds: expected a number of seconds above 0, got 'nan'"),
+        (["--seconds", "few"], "argument --seconds: expected a number of seconds above 0, got 'few'"),
     ],
 )
 def test_a_wrong_option_is_refused(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 import resource
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
-from areplay.measures import actors, capacity
+from areplay.measures import actors, capacity, recovery
 from areplay.measures.catalogue import MEASURES
+from areplay.measures.learners import WaitLog
 from areplay.measures.measurement import Figure, Measurement, Panel
 from areplay.measures.options import Options
+from areplay.measures.recovery import Recovery
 from areplay.measures.workloads import CARTPOLE
 
 pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
@@ -62,6 +65,8 @@ def check_figures(found: Measurement) -> None:
         assert 0 < value_of(found, "successor READY") <= value_of(found, "queue as full as before, two samplers")
         ready = value_of(found, "actor killed: successor READY")
         assert 0 < ready <= value_of(found, "actor killed: its first row stored")
+        worst = value_of(found, "longest wait without a kill, worst")
+        assert worst >= value_of(found, "longest wait without a kill, median") > 0
     if found.name == "throughput":
         assert value_of(found, "batches out alone") > 0 < value_of(found, "at once: batches out")
     if found.name == "capacity":
@@ -70,6 +75,56 @@ def check_figures(found: Measurement) -> None:
     if found.name == "blocks":
         assert "left out: blocks of" not in " ".join(found.notes)
         assert all(figure.value <= 1 for figure in found.figures)
+
+
+def log_of(*waits_s: float) -> WaitLog:
+    """Steps that waited so long."""
+    log = WaitLog()
+    for step, wait_s in enumerate(waits_s):
+        log.add(0.005 * step, wait_s, 1.0)
+    return log
+
+
+async def test_a_kill_is_compared_with_as_many_steps_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it took until all was as before: the longest of more steps would be longer by itself."""
+    lengths, kills = [], []
+
+    async def learner(*args: object, is_done: Callable[[WaitLog], bool] = lambda log: False) -> WaitLog:
+        """Takes no time."""
+        log = log_of(1e-6)
+        while len(log.at_s) < args[3] and not is_done(log):  # type: ignore[operator]
+            log.add(log.at_s[-1] + 0.25, 1e-6, 1.0)
+        lengths.append(len(log.at_s))
+        return log
+
+    monkeypatch.setattr(recovery, "blocked_learner", learner)
+    monkeypatch.setattr(recovery.os, "kill", lambda pid, number: kills.append(pid))
+    stages = iter([0] * 30 + [1] * 10 + [2])
+    found = await recovery._killed(None, None, Options(prefetch=3), 4_711, lambda level: next(stages))  # type: ignore[arg-type]
+    assert kills == [4_711]
+    assert len(found.log.at_s) == len(found.calm.at_s) == 41
+    assert lengths == [3, 41, 13, 41], "the third is thrown away: 3 s of steps of 250 ms"
+
+
+async def test_waits_with_and_without_a_kill_are_told_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worst of as many kills as of stretches without; the actors' by themselves."""
+    samplers = [Recovery(log_of(0.001, 0.007), log_of(0.002, 0.001)), Recovery(log_of(0.003), log_of(0.004))]
+    actors = [Recovery(log_of(0.005), log_of(0.006))]
+
+    async def recoveries(*args: object) -> recovery.Recoveries:
+        return recovery.Recoveries(samplers, actors)
+
+    monkeypatch.setattr(recovery, "recoveries", recoveries)
+    found = await recovery.measure(CARTPOLE, QUICK, ignore)
+    told = {figure.name: round(figure.value) for figure in found.figures if figure.unit == "us"}
+    assert told == {
+        "longest wait, worst kill": 7_000,
+        "longest wait, median kill": 5_000,
+        "longest wait without a kill, worst": 4_000,
+        "longest wait without a kill, median": 3_000,
+        "actor killed: longest wait": 5_000,
+        "actor killed: longest wait without a kill": 6_000,
+    }
 
 
 async def test_capacities_that_do_not_fit_are_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:

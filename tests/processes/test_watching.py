@@ -108,7 +108,7 @@ def test_top_without_rich_tells_scripts_and_says_what_is_missing(program: subpro
     assert json.loads(areplay_command(*options, "--json", program=without).stdout)["pid"] == program.pid
     done = areplay_command(*options, program=without)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "pip install 'areplay[cli]'" in done.stderr and "Traceback" not in done.stderr
+    assert "pip install '.[cli]'` in a clone of areplay" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_ctrl_c_ends_top_quietly(program: subprocess.Popen[str]) -> None:
