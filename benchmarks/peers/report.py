@@ -33,6 +33,19 @@ THE_REST: dict[str, Column] = {
 }
 IN_SUMMARY = ("batches/s, flat out", "wait behind steps, p50 us", "wait behind steps, p99 us")
 BEHIND_PACE = "†"
+OF_ALL = (
+    "All: the learner's step is a sleep, as it is for a process that waits for a GPU.",
+    "All: where a library has producer processes or threads, they are the same loop with the same pace.",
+    "All: rows are noise, which does not compress. Reverb compresses what it is given, and would keep real frames in "
+    "less memory.",
+    "All: a batch of areplay was written by another process, on another core, and one of a library that draws in the "
+    "learner's own process lies in that core's cache. The clock stops at one element of each observation, so what it "
+    "costs to fetch the others is in nobody's wait; it falls on the learner's step.",
+    "All, prioritised: areplay, cpprb, torchrl and rlpyt's scheme work out the importance weights of each batch. "
+    "Reverb and flashbax give probabilities and leave the weights to the learner.",
+    "All, prioritised: cpprb, flashbax and rlpyt's scheme draw when they are asked. areplay and Reverb draw up to "
+    "`prefetch` (16) batches before, torchrl four: by priorities that are so much older.",
+)
 
 
 def write(path: Path, results: Mapping[str, Any]) -> None:
@@ -233,10 +246,6 @@ def _grouped(lines: Mapping[str, list[str]]) -> list[str]:
 
 
 def _choices(results: Mapping[str, Any]) -> str:
-    lines = []
-    for name in ("areplay", *PEERS):
-        for choice in results["peers"].get(name, {}).get("choices", ()):
-            lines.append(f"- {choice}")
-    lines.append("- All: the learner's step is a sleep, as it is for a process that waits for a GPU.")
-    lines.append("- Where a library has producer processes or threads, they are the same loop with the same pace.")
-    return "\n".join(lines)
+    """What was chosen for each library, by its own adapter, and what is true of all."""
+    given = [choice for name in ("areplay", *PEERS) for choice in results["peers"].get(name, {}).get("choices", ())]
+    return "\n".join(f"- {choice}" for choice in (*given, *OF_ALL))

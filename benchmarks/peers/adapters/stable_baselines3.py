@@ -70,7 +70,14 @@ def filled(work: Work, step: tuple[Any, ...]) -> ReplayBuffer:
     shape, dtype = step[0].shape[1:], step[0].dtype
     high = 255 if dtype == np.uint8 else np.inf
     obs_space = spaces.Box(0 if dtype == np.uint8 else -np.inf, high, shape, dtype.type)
-    buffer = ReplayBuffer(work.capacity, obs_space, spaces.Discrete(100), device="cpu", n_envs=work.chunk_rows)
+    buffer = ReplayBuffer(
+        work.capacity,
+        obs_space,
+        spaces.Discrete(100),
+        device="cpu",
+        n_envs=work.chunk_rows,
+        handle_timeout_termination=False,
+    )
     for _ in range(buffer.buffer_size):
         buffer.add(*step)
     return buffer
