@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from benchmarks.peers import environments, plots, protocol, report, results, switch, waits
+from benchmarks.peers.adapters import rlpyt
 from benchmarks.peers.driver import Child, SideFailed, SideUnable
 from benchmarks.peers.environments import PEERS, python_of
 from benchmarks.peers.pairs import MEMORY, Cell, Contestant, Plan, measure_work
@@ -539,6 +540,24 @@ def test_producer_keeps_its_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     assert turn.pause_s() == turn.pause_s() == 0.0
     told.turn(switch.END)
     assert turn.is_over()
+
+
+def test_tree_of_rlpyts_scheme_draws_by_priority() -> None:
+    """Against plain priorities, their sum and a cumulative sum, after rows that wrap round and after updates."""
+    work = replace(WORKS["apex"], obs_shape=(1,), capacity=100, batch_size=8)
+    buffer, chunk, rng, expected = rlpyt.Buffer(work), work.columns(30), np.random.default_rng(0), np.zeros(100)
+    for number in range(5):
+        buffer.append(chunk)
+        expected[np.arange(30 * number, 30 * number + 30) % 100] = 1.0
+    for _ in range(50):
+        _, places = buffer.sample(8, rng)
+        buffer.update(places, errors := rng.random(8))
+        for place, error in reversed(list(zip(places, errors, strict=True))):  # the first of two for a row stays
+            expected[place] = error**0.6
+    shares = np.linspace(0, 1, 1_000, endpoint=False)
+    places, chances = buffer._draw(shares)
+    assert places.tolist() == np.searchsorted(expected.cumsum(), shares * expected.sum(), side="right").tolist()
+    assert chances == pytest.approx(expected[places] / expected.sum())
 
 
 def test_areplay_itself_is_measured() -> None:
