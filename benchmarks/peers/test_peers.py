@@ -275,12 +275,15 @@ def test_waits_of_all_rounds_may_tell_another_story_than_the_rounds() -> None:
             for us, count in rounds
         ]
 
-    cell = Cell(side((10.0, 10), (100.0, 1_000)), side((11.0, 1_000), (110.0, 10))).record()
+    ours, theirs = side((10.0, 10), (100.0, 1_000)), side((11.0, 1_000), (110.0, 10))
+    cell = Cell(ours, theirs).record()
     assert not any("waits" in turn for turn in cell["areplay"] + cell["peer"])  # only kept together
     found = results.comparison(cell, "p50_us")
     assert found is not None and found.is_level
     assert (found.ours, found.theirs, found.times) == pytest.approx((100, 11, 0.11), rel=0.02)
     assert (found.low, found.high) == pytest.approx((1.1, 1.1))
+    mirrored = results.comparison(Cell(theirs, ours).record(), "p50_us")
+    assert mirrored is not None and mirrored.is_level and mirrored.high < 1 < mirrored.times
     assert results.figure(cell, "areplay", "mean_us") == pytest.approx((10 * 10 + 1_000 * 100) / 1_010)
     assert results.figure(Cell(side((1.0, 3))).record(), "areplay", "p99_us") is None
     assert results.figure(Cell(side((1.0, 3))).record(), "areplay", "p50_us") == 1.0  # not above the longest wait
@@ -317,7 +320,7 @@ def test_page_shows_the_range_of_the_rounds_and_what_it_tells(monkeypatch: pytes
     rates = "batches_per_s"
     cells = {
         "0/flat": cell_of(rates, (12.0, 15.0, 30.0), (10.0, 10.0, 10.0)),
-        "1/flat": cell_of(rates, (9.0, 15.0, 25.0), (10.0, 10.0, 10.0)),
+        "1/flat": cell_of(rates, (4.0, 8.0, 25.0), (10.0, 10.0, 10.0)),
         "2/flat": cell_of(rates, (4.0, 5.0, 9.5), (10.0, 10.0, 10.0)),
     }
     for turn in (*cells["2/flat"]["areplay"], *cells["1/flat"]["areplay"]):
@@ -326,10 +329,10 @@ def test_page_shows_the_range_of_the_rounds_and_what_it_tells(monkeypatch: pytes
         turn["cpu_s_per_million_rows"] = 1.0
     text = report.page(found(cells))
     assert "15.0 / 10.0<br>1.50x (1.2-3.0) |" in text
-    assert "15.0 / 10.0<br>*1.50x (0.90-2.5)* |" in text
+    assert "8.00 / 10.0<br>*0.800x (0.40-2.5)* |" in text
     assert "5.00 / 10.0<br>**0.500x (0.40-0.95)** |" in text
     assert "2.00 / 1.00<br>**0.500x** |" in text
-    assert "| cpprb | cartpole | *1.50x (0.90-2.5)* |  |  |" in text
+    assert "| cpprb | cartpole | *0.800x (0.40-2.5)* |  |  |" in text
     ahead = text.partition("## Where a peer is ahead")[2].partition("## How each")[0]
     assert ahead.split("\n") == [
         "", "", "At the learner while producers write:", "",
@@ -350,6 +353,16 @@ def test_longest_wait_counts_as_one_at_the_learner(monkeypatch: pytest.MonkeyPat
     assert (
         text == "\n\n- No explanation yet.\n  - cpprb, cartpole, wait behind steps, longest us: 1 producer 0.500x\n\n"
     )
+
+
+def test_explanation_is_the_most_particular_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of peer and work, then of the peer. A wait flat out has that of the batches each second, being the same."""
+    given = {("cpprb", "atari"): {"batches_per_s": "a"}, ("cpprb", None): {"batches_per_s": "b"}}
+    monkeypatch.setattr(report.explanations, "EXPLANATIONS", given)
+    explanation = report.explanations.explanation
+    assert explanation("cpprb", "atari", FLAT, "batches_per_s") == explanation("cpprb", "atari", FLAT, "p99_us") == "a"
+    assert explanation("cpprb", "apex", FLAT, "p50_us") == "b"
+    assert explanation("cpprb", "atari", STEPS, "p50_us") == explanation("rlpyt", "atari", FLAT, "p50_us") == ""
 
 
 @pytest.mark.parametrize("installed", [list(PEERS), list(PEERS)[:-1], []])
