@@ -53,6 +53,11 @@ class Meter:
         self.start_s = time.perf_counter()
         self._end_s = self.start_s + seconds
 
+    @property
+    def is_flat_out(self) -> bool:
+        """Whether the learner does nothing with a batch."""
+        return not self._learner_s
+
     def ask(self) -> None:
         """The learner is done with its step, and wants a batch."""
         self._asked_s = time.perf_counter()

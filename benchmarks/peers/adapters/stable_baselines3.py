@@ -23,8 +23,8 @@ class StableBaselines3(Side):
         "split into two halves; a row has the same bytes.",
         "Stable-Baselines3: a chunk is one step of a vector of as many environments, one `add` call.",
         "Stable-Baselines3: without any sharing between processes; producers are threads that take a lock for each "
-        "`add`, and the learner for each `sample`. A learner that added the rows itself got 1.0 to 1.2 times as many "
-        "CartPole batches flat out, and waited 1.1 to 1.7 times as long behind steps.",
+        "`add`, and the learner for each `sample`. A learner that added the rows itself got 0.8 to 1.2 times as many "
+        "CartPole batches flat out, and waited 1.0 to 1.7 times as long behind steps.",
         "Stable-Baselines3: `handle_timeout_termination=False`, the cheaper way.",
     )
 
