@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks.peers import waits
 
+FORMAT = 2  # of the file; one of another format is not read, since its figures were made by other rules
 HIGHER, LOWER = 1, -1
 BETTER = {
     "batches_per_s": HIGHER,
@@ -60,15 +61,15 @@ class Comparison:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The results so far."""
-    if path.exists():
-        return json.loads(path.read_text())
-    return {"peers": {}, "pairs": {}}
+    """The results so far; none where there is no file, or one of another format."""
+    if path.exists() and (found := json.loads(path.read_text())).get("format") == FORMAT:
+        return found
+    return {"format": FORMAT, "peers": {}, "pairs": {}}
 
 
 def merge(results: dict[str, Any], pairs: Mapping[str, Any], peers: Mapping[str, Any]) -> dict[str, Any]:
     """The results with these pairs and what is known of these peers put in."""
-    return {"peers": {**results["peers"], **peers}, "pairs": {**results["pairs"], **pairs}}
+    return {**results, "peers": {**results["peers"], **peers}, "pairs": {**results["pairs"], **pairs}}
 
 
 def save(path: Path, results: Mapping[str, Any]) -> None:

@@ -375,10 +375,20 @@ def test_page_says_that_all_are_there_only_when_they_are(installed: list[str]) -
 
 def test_json_keeps_a_list_of_numbers_on_one_line(tmp_path: Path) -> None:
     """So that a difference between two runs can be read; what is loaded is what was saved."""
-    given = {"peers": {"a": {"choices": ["[one, 2]"]}}, "pairs": {"a/b": {"waits": [1, -2, 3.5, 1e-9], "none": []}}}
+    given = {
+        "format": results.FORMAT,
+        "peers": {"a": {"choices": ["[one, 2]"]}},
+        "pairs": {"a/b": {"waits": [1, -2, 3.5, 1e-9], "none": []}},
+    }
     results.save(tmp_path / "peers.json", given)
     assert '"waits": [1,-2,3.5,1e-09]' in (tmp_path / "peers.json").read_text()
     assert results.load(tmp_path / "peers.json") == given
+
+
+def test_file_of_another_format_is_not_read(tmp_path: Path) -> None:
+    """Its figures were made by other rules; a run begins anew then."""
+    results.save(tmp_path / "peers.json", {"peers": {"a": {}}, "pairs": {"a/b": {}}})
+    assert results.load(tmp_path / "peers.json") == {"format": results.FORMAT, "peers": {}, "pairs": {}}
 
 
 def test_hanging_side_is_killed_with_its_children(scripted: Callable[..., Child], tmp_path: Path) -> None:
