@@ -66,10 +66,10 @@ class Cell:
     reason: str = ""
 
     def record(self) -> dict[str, Any]:
-        """For JSON: the rounds of both sides, and their waits, which are only kept together."""
+        """For JSON: the rounds of both sides, in five digits, and their waits, which are only kept together."""
         sides = {"areplay": self.areplay, "peer": self.peer}
         rounds = {
-            side: [{name: value for name, value in turn.items() if name != "waits"} for turn in turns]
+            side: [{name: float(f"{turn[name]:.5g}") for name in turn if name != "waits"} for turn in turns]
             for side, turns in sides.items()
         }
         counts = {side: [turn["waits"] for turn in turns if "waits" in turn] for side, turns in sides.items()}

@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks.peers import waits
 
 FORMAT = 2  # of the file; one of another format is not read, since its figures were made by other rules
+INNERMOST = re.compile(r"""\{[^][{}]*\}|\[[^][{}"]*\]""")  # objects that hold no other, and lists of numbers
 HIGHER, LOWER = 1, -1
 BETTER = {
     "batches_per_s": HIGHER,
@@ -73,10 +74,10 @@ def merge(results: dict[str, Any], pairs: Mapping[str, Any], peers: Mapping[str,
 
 
 def save(path: Path, results: Mapping[str, Any]) -> None:
-    """Write them; a list of numbers takes one line."""
+    """Write them; a turn takes one line, and so does a list of numbers."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=1, sort_keys=True)
-    path.write_text(re.sub(r"\[[\s\d.,+e-]+\]", lambda found: "".join(found[0].split()), text) + "\n")
+    path.write_text(INNERMOST.sub(lambda found: re.sub(r"\n\s*", "", found[0]), text) + "\n")
 
 
 def figure(cell: Mapping[str, Any], side: str, quantity: str) -> float | None:

@@ -373,16 +373,24 @@ def test_page_says_that_all_are_there_only_when_they_are(installed: list[str]) -
     assert ("All peers could be installed" in text) == (len(installed) == len(PEERS))
 
 
-def test_json_keeps_a_list_of_numbers_on_one_line(tmp_path: Path) -> None:
-    """So that a difference between two runs can be read; what is loaded is what was saved."""
+def test_json_keeps_a_turn_and_a_list_of_numbers_on_one_line(tmp_path: Path) -> None:
+    """So that a difference between two runs can be read; what is loaded is what was saved, whatever a text holds."""
+    cell = {"areplay": [{"p50_us": 1.5, "batches": 2}, {"p50_us": 2.5}], "reason": "{ \n [1,  2] }", "none": []}
     given = {
         "format": results.FORMAT,
-        "peers": {"a": {"choices": ["[one, 2]"]}},
-        "pairs": {"a/b": {"waits": [1, -2, 3.5, 1e-9], "none": []}},
+        "peers": {"a": {"choices": ["[one,  2]", "{ }"]}},
+        "pairs": {"a/b": {"waits": [1, -2, 3.5, 1e-9], "cells": {"1/flat": cell}}},
     }
     results.save(tmp_path / "peers.json", given)
-    assert '"waits": [1,-2,3.5,1e-09]' in (tmp_path / "peers.json").read_text()
+    lines = [line.strip() for line in (tmp_path / "peers.json").read_text().splitlines()]
+    assert '{"batches": 2,"p50_us": 1.5},' in lines and '"waits": [1,-2,3.5,1e-09]' in lines
     assert results.load(tmp_path / "peers.json") == given
+
+
+def test_figures_are_kept_in_five_digits() -> None:
+    """More would say nothing, and make the file twice as long."""
+    cell = Cell([{"p50_us": 123.456789}], [{"p50_us": 0.00123456789}]).record()
+    assert (cell["areplay"], cell["peer"]) == ([{"p50_us": 123.46}], [{"p50_us": 0.0012346}])
 
 
 def test_file_of_another_format_is_not_read(tmp_path: Path) -> None:
