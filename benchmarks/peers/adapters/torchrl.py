@@ -101,8 +101,9 @@ def filled(work: Work, is_shared: bool) -> Any:
         buffer = TensorDictPrioritizedReplayBuffer(alpha=0.6, beta=0.4, **settings)
     else:
         buffer = TensorDictReplayBuffer(**settings)
+    chunk = tensors(work, FILL_ROWS)
     for _ in range(-(-work.capacity // FILL_ROWS)):
-        buffer.extend(tensors(work, FILL_ROWS))
+        buffer.extend(chunk.clone(False))
     return buffer
 
 
