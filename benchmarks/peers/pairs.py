@@ -39,7 +39,7 @@ class Plan:
     """
 
     rounds: int = 5
-    flat_s: float = 0.6
+    flat_s: float = 0.5
     steps_s: float = 1.2
     flood_s: float = 0.4
     settle_s: float = 0.15

@@ -5,7 +5,7 @@ step, and when it has read one element of each observation of its next batch, so
 by then. In between it gives the rows of the batch before new priorities, if the work says so.
 
     {"do": "prepare", "work": {...}, "producers": 1}           -> {"versions": {...}, "choices": [...]}
-    {"do": "measure", "mode": "flat", "seconds": 0.6, ...}     -> {"batches": 812, "rows_per_s": 6400.0, ...}
+    {"do": "measure", "mode": "flat", "seconds": 0.5, ...}     -> {"batches": 812, "rows_per_s": 6400.0, ...}
     {"do": "close"}                                            -> {}
 
 An answer is {"answer": ...}, {"unable": "why the library cannot do that"} or {"failed": "traceback"}. This module runs
