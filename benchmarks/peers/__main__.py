@@ -47,8 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _measure(path: Path, asked: argparse.Namespace) -> None:
     plan = Plan.quick() if asked.quick else Plan()
-    given = {name: getattr(asked, name) for name in ("rounds", "seconds") if getattr(asked, name) is not None}
-    plan = replace(plan, **given, producers=tuple(asked.producers))
+    plan = replace(plan, producers=tuple(asked.producers), rounds=asked.rounds or plan.rounds)
+    if asked.seconds:
+        plan = replace(plan, flat_s=asked.seconds, steps_s=asked.seconds, flood_s=asked.seconds)
     works = [WORKS[name].tiny() if asked.quick else WORKS[name] for name in asked.works]
     if asked.capacity:
         works = [replace(work, capacity=asked.capacity) for work in works]
@@ -100,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--works", nargs="*", default=list(WORKS), metavar="NAME", help=", ".join(WORKS))
     parser.add_argument("--producers", nargs="*", type=int, default=[0, 1, 2], metavar="N", help="how many write")
     parser.add_argument("--rounds", type=int, help="how often the two sides take turns")
-    parser.add_argument("--seconds", type=float, help="measured, each side and round")
+    parser.add_argument("--seconds", type=float, help="measured, each side, round and mode")
     parser.add_argument("--capacity", type=int, help="rows; 100,000 large ones are 2.8 GB, on each side")
     parser.add_argument("--quick", action="store_true", help="tiny: shows that everything runs, measures nothing")
     parser.add_argument("--into", type=Path, metavar="FOLDER", help=f"where to write (default: {DOCS}; quick: {QUICK})")

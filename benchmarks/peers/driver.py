@@ -13,7 +13,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from benchmarks.peers.processes import memory_bytes
 ROOT = Path(__file__).parents[2]
 LAST_WORDS = 300  # characters
 CLOSE_S = 20.0
+LOOK_S = 0.05
 
 
 class SideFailed(Exception):
@@ -57,8 +58,13 @@ class Child:
         self._selector.register(self._process.stdout, selectors.EVENT_READ)
         self._said, self._is_killed = b"", False
 
-    def ask(self, question: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+    def ask(
+        self, question: Mapping[str, Any], timeout_s: float, look: Callable[[], object] | None = None
+    ) -> dict[str, Any]:
         """The answer.
+
+        Args:
+            look: called again and again until the answer is there.
 
         Raises:
             SideUnable: the library has no way to do that.
@@ -67,7 +73,7 @@ class Child:
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has died; reading says so
             self._process.stdin.write(json.dumps(question).encode() + b"\n")
-        words = json.loads(self._line(f"{question['do']} {question.get('mode', '')}".strip(), timeout_s))
+        words = json.loads(self._line(f"{question['do']} {question.get('mode', '')}".strip(), timeout_s, look))
         if "unable" in words:
             raise SideUnable(words["unable"])
         if "failed" in words:
@@ -111,13 +117,17 @@ class Child:
             if pipe is not None:
                 pipe.close()
 
-    def _line(self, what: str, timeout_s: float) -> bytes:
+    def _line(self, what: str, timeout_s: float, look: Callable[[], object] | None) -> bytes:
         assert self._process.stdout is not None
         deadline_s = time.monotonic() + timeout_s
         while b"\n" not in self._said:
-            if not self._selector.select(max(0.0, deadline_s - time.monotonic())):
+            if (left_s := deadline_s - time.monotonic()) <= 0:
                 self.kill()
                 raise SideFailed(f"hung: no answer to `{what}` within {timeout_s:.0f} s; killed")
+            if not self._selector.select(min(left_s, LOOK_S) if look else left_s):
+                if look:
+                    look()
+                continue
             piece = os.read(self._process.stdout.fileno(), 1 << 16)
             if not piece:
                 raise SideFailed(f"died in `{what}` with {self._status()}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.environments import PEERS
+from benchmarks.peers.pairs import MEMORY
 from benchmarks.peers.protocol import FLAT, STEPS
 from benchmarks.peers.report import pairs_of
 from benchmarks.peers.results import figure
@@ -35,7 +36,7 @@ def write(folder: Path, results: Mapping[str, Any]) -> list[Path]:
     ]
     cost = [
         ("CPU s per million rows", lambda pair, side: _figure(pair, f"1/{FLAT}", side, "cpu_s_per_million_rows")),
-        ("memory, GB", lambda pair, side: _scaled(_figure(pair, f"1/{FLAT}", side, "memory_bytes"), 1e-9)),
+        ("memory, GB", lambda pair, side: _scaled(_figure(pair, f"1/{MEMORY}", side, "memory_bytes"), 1e-9)),
     ]
     return [
         _draw(folder / "peers-throughput.png", results, "Batches each second, the learner flat out (right is better)",

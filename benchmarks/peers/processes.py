@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -23,10 +24,10 @@ def family(pid: int) -> list[int]:
     return sorted(members)
 
 
-def cpu_s(pid: int) -> float:
-    """Processor seconds of the family so far; of members that have ended, by way of who reaped them."""
+def cpu_s(members: Iterable[int]) -> float:
+    """Processor seconds of processes so far; of children that have ended, by way of who reaped them."""
     ticks = 0
-    for member in family(pid):
+    for member in members:
         try:
             ticks += sum(int(word) for word in _stat(member)[11:15])
         except OSError:

@@ -5,7 +5,7 @@ step, and when it has read one element of each observation of its next batch, so
 by then. In between it gives the rows of the batch before new priorities, if the work says so.
 
     {"do": "prepare", "work": {...}, "producers": 1}           -> {"versions": {...}, "choices": [...]}
-    {"do": "measure", "mode": "flat", "seconds": 0.6, ...}     -> {"batches": 812, "rows": 6400, ...}
+    {"do": "measure", "mode": "flat", "seconds": 0.5, ...}     -> {"batches": 812, "rows_per_s": 6400.0, ...}
     {"do": "close"}                                            -> {}
 
 An answer is {"answer": ...}, {"unable": "why the library cannot do that"} or {"failed": "traceback"}. This module runs
@@ -28,14 +28,14 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from benchmarks.peers.processes import cpu_s
+from benchmarks.peers import waits
+from benchmarks.peers.processes import cpu_s, family
 from benchmarks.peers.switch import END, FLAT_OUT, PACED, STOPPED, Switch, produce
 from benchmarks.peers.works import Work
 
 spawn = multiprocessing.get_context("spawn")
 
 FLAT, STEPS, FLOOD = "flat", "steps", "flood"  # flat out; behind steps; producers flat out and nobody samples
-MODES = (FLAT, STEPS, FLOOD)
 LEARNER_S = 0.005
 START_S = 30.0
 
@@ -52,6 +52,11 @@ class Meter:
         self.waits_s: list[float] = []
         self.start_s = time.perf_counter()
         self._end_s = self.start_s + seconds
+
+    @property
+    def is_flat_out(self) -> bool:
+        """Whether the learner does nothing with a batch."""
+        return not self._learner_s
 
     def ask(self) -> None:
         """The learner is done with its step, and wants a batch."""
@@ -152,7 +157,7 @@ class Side:
             time.sleep(0.005)
 
 
-def measure(side: Side, work: Work, producers: int, mode: str, seconds: float, settle_s: float) -> dict[str, float]:
+def measure(side: Side, work: Work, producers: int, mode: str, seconds: float, settle_s: float) -> dict[str, Any]:
     """One turn: what came in, what went out, the learner's waits, and the processor time of it all."""
     learner_s = LEARNER_S if mode == STEPS else 0.0
     try:
@@ -160,25 +165,28 @@ def measure(side: Side, work: Work, producers: int, mode: str, seconds: float, s
             pace = work.rows_per_s / work.chunk_rows / producers
             side.switch.turn(FLAT_OUT if mode == FLOOD else PACED, pace)
             _wait_rows(side)
+        members = family(os.getpid())  # looks at every process of the host, so before anything is counted
         _spend(side, work, mode, Meter(settle_s, learner_s), settle_s)
-        before_cpu_s = cpu_s(os.getpid())  # takes up to 0.1 s beside a busy thread, so outside of what is counted
+        before_cpu_s = cpu_s(members)  # slow beside a busy thread, so outside of what is counted by the clock
         before_rows, meter = side.rows_in(), Meter(seconds, learner_s)
         _spend(side, work, mode, meter, seconds)
         spent_s, rows = time.perf_counter() - meter.start_s, side.rows_in() - before_rows
-        used_s = cpu_s(os.getpid()) - before_cpu_s
+        used_s = cpu_s(members) - before_cpu_s
     finally:
         side.switch.turn(STOPPED)
-    moved = rows + len(meter.waits_s) * work.batch_size
-    answer = {
+    batches = len(meter.waits_s)
+    moved = rows + batches * work.batch_size
+    answer: dict[str, Any] = {
         "seconds": spent_s,
-        "batches_per_s": len(meter.waits_s) / spent_s,
+        "batches": batches,
+        "batches_per_s": batches / spent_s,
         "rows_per_s": rows / spent_s,
         "cpu_s_per_million_rows": 1e6 * used_s / moved if moved else 0.0,
     }
-    if meter.waits_s:
+    if batches:
         waits_us = 1e6 * np.array(meter.waits_s)
-        answer |= {f"p{percentile}_us": float(np.percentile(waits_us, percentile)) for percentile in (50, 99)}
-        answer |= {"max_us": float(waits_us.max()), "mean_us": float(waits_us.mean())}
+        answer |= {f"p{percent}_us": float(np.percentile(waits_us, percent)) for percent in (50, 99)}
+        answer |= {"max_us": float(waits_us.max()), "mean_us": float(waits_us.mean()), "waits": waits.counts(waits_us)}
     return answer
 
 

@@ -9,24 +9,43 @@ from typing import Any
 from areplay.measures.measurement import number
 from benchmarks.peers import explanations
 from benchmarks.peers.environments import PEERS
+from benchmarks.peers.pairs import MEMORY
 from benchmarks.peers.protocol import FLAT, FLOOD, STEPS
-from benchmarks.peers.results import figure, ratio
+from benchmarks.peers.results import Comparison, comparison, figure, is_behind_pace
 from benchmarks.peers.works import WORKS
 
 TEMPLATE = Path(__file__).parent / "page.md"
 PRODUCERS = ("alone", "1 producer", "2 producers")
-COLUMNS = {  # of a work's table: mode, quantity, heading, factor from the stored unit
+Column = tuple[str, str, float]  # mode, quantity, factor from the stored unit
+AT_THE_LEARNER: dict[str, Column] = {
     "batches/s, flat out": (FLAT, "batches_per_s", 1.0),
-    "wait behind 5 ms steps, p50 us": (STEPS, "p50_us", 1.0),
-    "mean us": (STEPS, "mean_us", 1.0),
-    "p99 us": (STEPS, "p99_us", 1.0),
-    "longest us": (STEPS, "max_us", 1.0),
+    "wait flat out, p50 us": (FLAT, "p50_us", 1.0),
+    "wait flat out, p99 us": (FLAT, "p99_us", 1.0),
+    "wait behind steps, p50 us": (STEPS, "p50_us", 1.0),
+    "wait behind steps, mean us": (STEPS, "mean_us", 1.0),
+    "wait behind steps, p99 us": (STEPS, "p99_us", 1.0),
+    "wait behind steps, longest us": (STEPS, "max_us", 1.0),
+}
+THE_REST: dict[str, Column] = {
     "rows/s, insert only": (FLOOD, "rows_per_s", 1.0),
     "CPU s / million rows": (FLAT, "cpu_s_per_million_rows", 1.0),
-    "memory, MB": (FLAT, "memory_bytes", 1e-6),
+    "memory, MB": (MEMORY, "memory_bytes", 1e-6),
 }
-AT_THE_LEARNER = {"batches_per_s", "p50_us", "mean_us", "p99_us"}
-EVEN = 0.97  # a ratio that is nearer to 1 than the rounds can tell apart
+IN_SUMMARY = ("batches/s, flat out", "wait behind steps, p50 us", "wait behind steps, p99 us")
+BEHIND_PACE = "†"
+OF_ALL = (
+    "All: the learner's step is a sleep, as it is for a process that waits for a GPU.",
+    "All: where a library has producer processes or threads, they are the same loop with the same pace.",
+    "All: rows are noise, which does not compress. Reverb compresses what it is given, and would keep real frames in "
+    "less memory.",
+    "All: a batch of areplay was written by another process, on another core, and one of a library that draws in the "
+    "learner's own process lies in that core's cache. The clock stops at one element of each observation, so what it "
+    "costs to fetch the others is in nobody's wait; it falls on the learner's step.",
+    "All, prioritised: areplay, cpprb, torchrl and rlpyt's scheme work out the importance weights of each batch. "
+    "Reverb and flashbax give probabilities and leave the weights to the learner.",
+    "All, prioritised: cpprb, flashbax and rlpyt's scheme draw when they are asked. areplay and Reverb draw up to "
+    "`prefetch` (16) batches before, torchrl four: by priorities that are so much older.",
+)
 
 
 def write(path: Path, results: Mapping[str, Any]) -> None:
@@ -38,8 +57,9 @@ def write(path: Path, results: Mapping[str, Any]) -> None:
 def page(results: Mapping[str, Any]) -> str:
     """The page as Markdown."""
     return TEMPLATE.read_text().format(
-        machine=_machine(results),
-        missing=_missing(results),
+        machine="\n\n".join(filter(None, (_machine(results), _missing(results)))),
+        summary=_summary(results),
+        dagger=BEHIND_PACE,
         works="\n\n".join(_work(name, results) for name in WORKS if list(pairs_of(name, results))),
         ahead=_ahead(results),
         choices=_choices(results),
@@ -60,7 +80,8 @@ def _machine(results: Mapping[str, Any]) -> str:
         machine, plan = pair["machine"], pair["plan"]
         line = (
             f"Measured on {machine['cores']} cores of {machine['processor']} with Python {machine['python']}: "
-            f"{plan['rounds']} rounds of {plan['seconds']} s for each side and mode."
+            f"{plan['rounds']} rounds for each side and mode, of {plan['flat_s']} s flat out, {plan['steps_s']} s "
+            f"behind steps and {plan['flood_s']} s insert only."
         )
         if line not in lines:
             lines.append(line)
@@ -84,51 +105,101 @@ def _missing(results: Mapping[str, Any]) -> str:
         for name, about in results["peers"].items()
         if name in PEERS and about["reason"]
     ]
-    return "\n".join(lines) or "All peers could be installed, but for rlpyt, whose scheme was written anew."
+    if lines:
+        return "\n".join(lines)
+    is_whole = set(PEERS) <= set(results["peers"])
+    return "All peers could be installed, but for rlpyt, whose scheme was written anew." if is_whole else ""
+
+
+def _summary(results: Mapping[str, Any]) -> str:
+    """One row for each peer and work, ratios only, while one producer writes."""
+    columns = [AT_THE_LEARNER[heading] for heading in IN_SUMMARY]
+    lines = [_row("peer", "work", *IN_SUMMARY), "|---|---" + "|---:" * len(columns) + "|"]
+    for peer in PEERS:
+        for work in WORKS:
+            pair = results["pairs"].get(f"{peer}/{work}")
+            if pair is not None:
+                ratios = (_cell(pair, 1, column, is_summary=True) for column in columns)
+                lines.append(_row(PEERS[peer].title, work, *ratios))
+    return "\n".join(lines)
 
 
 def _work(name: str, results: Mapping[str, Any]) -> str:
     pairs = dict(pairs_of(name, results))
     work = next(iter(pairs.values()))["work"]
-    lines = [
-        f"## {WORKS[name].title}",
-        "",
+    parts = [
+        f"## {name}: {WORKS[name].title}",
         f"{work['capacity']:,} rows of {work['row_bytes']:,} bytes; producers hand in {work['rows_per_s']:,} rows/s "
         f"together, in chunks of {work['chunk_rows']}. Each cell: areplay / the peer, and the ratio.",
-        "",
-        "| peer | " + " | ".join(["", "rows/s in", *COLUMNS]) + " |",
-        "|---" * 2 + "|---:" * (len(COLUMNS) + 1) + "|",
+        "At the learner:",
+        _table(pairs, AT_THE_LEARNER, has_rows_in=True),
+        "The rest:",
+        _table(pairs, THE_REST, has_rows_in=False),
+        "\n".join(_reasons(pairs)),
     ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _table(pairs: Mapping[str, Any], columns: Mapping[str, Column], has_rows_in: bool) -> str:
+    rows_in = ("rows/s in, flat out",) if has_rows_in else ()
+    lines = [_row("peer", "", *rows_in, *columns), "|---|---" + "|---:" * (len(columns) + len(rows_in)) + "|"]
     for peer, pair in pairs.items():
         for producers, words in enumerate(PRODUCERS):
             if f"{producers}/{FLAT}" in pair["cells"]:
-                cells = [_came_in(pair, producers), *(_cell(pair, producers, *column) for column in COLUMNS.values())]
-                lines.append(f"| {PEERS[peer].title} | {words} | " + " | ".join(cells) + " |")
-    reasons = list(_reasons(pairs))
-    return "\n".join([*lines, *([""] if reasons else []), *reasons])
+                came_in = (_came_in(pair, producers),) if has_rows_in else ()
+                cells = (_cell(pair, producers, column) for column in columns.values())
+                lines.append(_row(PEERS[peer].title, words, *came_in, *cells))
+    return "\n".join(lines)
 
 
-def _cell(pair: Mapping[str, Any], producers: int, mode: str, quantity: str, factor: float) -> str:
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(pair: Mapping[str, Any], producers: int, column: Column, is_summary: bool = False) -> str:
+    mode, quantity, factor = column
     cell = pair["cells"].get(f"{producers}/{mode}")
     if cell is None:
         return ""
     if cell["reason"]:
         return "none"
-    ours, theirs, times = figure(cell, "areplay", quantity), figure(cell, "peer", quantity), ratio(cell, quantity)
+    ours, theirs = (figure(cell, side, quantity) for side in ("areplay", "peer"))
     if ours is None or theirs is None:
         return ""
-    text = f"{number(ours * factor)} / {number(theirs * factor)}"
-    if times is None:
+    marks = [_mark(pair, producers, mode, side) for side in ("areplay", "peer")]
+    text, found = f"{number(ours * factor)}{marks[0]} / {number(theirs * factor)}{marks[1]}", comparison(cell, quantity)
+    if found is None:
         return text
-    return f"**{text} ({number(times)}x)**" if times < EVEN else f"{text} ({number(times)}x)"
+    return f"{_ratio(found)}{max(marks)}" if is_summary else f"{text}<br>{_ratio(found)}"
+
+
+def _ratio(found: Comparison) -> str:
+    """`1.31x (1.2-1.5)`, in bold where the peer is ahead, in italics where the rounds do not tell."""
+    low, high = _two_digits(found.low), _two_digits(found.high)
+    spread = "" if low == high else f" ({low}-{high})"
+    mark = "**" if found.is_peer_ahead else "*" if found.is_level else ""
+    return f"{mark}{number(found.times)}x{spread}{mark}"
+
+
+def _two_digits(value: float) -> str:
+    return f"{value:.{0 if value >= 10 else 1 if value >= 1 else 2}f}"
+
+
+def _mark(pair: Mapping[str, Any], producers: int, mode: str, side: str) -> str:
+    """A dagger where a side did not take in what it was handed, so that its other figures are not comparable."""
+    is_handed = producers and mode in (FLAT, STEPS)
+    cell = pair["cells"][f"{producers}/{mode}"]
+    return BEHIND_PACE if is_handed and is_behind_pace(cell, side, pair["work"]["rows_per_s"]) else ""
 
 
 def _came_in(pair: Mapping[str, Any], producers: int) -> str:
     cell = pair["cells"].get(f"{producers}/{FLAT}")
     if cell is None or cell["reason"] or not producers:
         return ""
-    values = (figure(cell, side, "rows_per_s") for side in ("areplay", "peer"))
-    return " / ".join(number(value or 0.0) for value in values)
+    sides = ("areplay", "peer")
+    return " / ".join(
+        f"{number(figure(cell, side, 'rows_per_s') or 0.0)}{_mark(pair, producers, FLAT, side)}" for side in sides
+    )
 
 
 def _reasons(pairs: Mapping[str, Any]) -> Iterator[str]:
@@ -145,37 +216,36 @@ def _reasons(pairs: Mapping[str, Any]) -> Iterator[str]:
 
 def _in_words(name: str) -> str:
     producers, mode = name.split("/")
-    modes = {FLAT: "flat out", STEPS: "5 ms steps", FLOOD: "insert only"}
+    modes = {FLAT: "flat out", STEPS: "5 ms steps", FLOOD: "insert only", MEMORY: "memory"}
     return f"{PRODUCERS[int(producers)]}, {modes[mode]}"
 
 
 def _ahead(results: Mapping[str, Any]) -> str:
-    """A sentence for each row in which a peer is ahead: those at the learner while somebody writes come first."""
-    first, others = [], []
+    """Why, and the cells of which it is true: those at the learner while somebody writes come first."""
+    first: dict[str, list[str]] = {}
+    others: dict[str, list[str]] = {}
     for work in WORKS:
         for peer, pair in pairs_of(work, results):
-            for heading, (mode, quantity, _) in COLUMNS.items():
+            for heading, (mode, quantity, _) in {**AT_THE_LEARNER, **THE_REST}.items():
                 behind = {}
                 for producers, words in enumerate(PRODUCERS):
                     cell = pair["cells"].get(f"{producers}/{mode}")
-                    if cell is not None and (times := ratio(cell, quantity)) is not None and times < EVEN:
-                        behind[words] = f"{words} {number(times)}x"
+                    if cell is not None and (found := comparison(cell, quantity)) is not None and found.is_peer_ahead:
+                        behind[words] = f"{words} {number(found.times)}x"
                 if behind:
-                    why = explanations.explanation(peer, work, quantity) or "No explanation yet."
-                    line = f"- {PEERS[peer].title}, {work}, {heading}: {', '.join(behind.values())}. {why}"
-                    is_first = quantity in AT_THE_LEARNER and set(behind) != {PRODUCERS[0]}
-                    (first if is_first else others).append(line)
-    parts = ["At the learner while producers write:", ""]
-    parts += first or ["- none"]
-    parts += ["", "Elsewhere:", ""]
-    return "\n".join([*parts, *(others or ["- none"])])
+                    why = explanations.explanation(peer, work, mode, quantity) or "No explanation yet."
+                    is_first = heading in AT_THE_LEARNER and set(behind) != {PRODUCERS[0]}
+                    line = f"  - {PEERS[peer].title}, {work}, {heading}: {', '.join(behind.values())}"
+                    (first if is_first else others).setdefault(why, []).append(line)
+    parts = ["At the learner while producers write:", "", *_grouped(first), "", "Elsewhere:", "", *_grouped(others)]
+    return "\n".join(parts)
+
+
+def _grouped(lines: Mapping[str, list[str]]) -> list[str]:
+    return [line for why, cells in lines.items() for line in (f"- {why}", *cells)] or ["- none"]
 
 
 def _choices(results: Mapping[str, Any]) -> str:
-    lines = []
-    for name in ("areplay", *PEERS):
-        for choice in results["peers"].get(name, {}).get("choices", ()):
-            lines.append(f"- {choice}")
-    lines.append("- All: the learner's step is a sleep, as it is for a process that waits for a GPU.")
-    lines.append("- Where a library has producer processes or threads, they are the same loop with the same pace.")
-    return "\n".join(lines)
+    """What was chosen for each library, by its own adapter, and what is true of all."""
+    given = [choice for name in ("areplay", *PEERS) for choice in results["peers"].get(name, {}).get("choices", ())]
+    return "\n".join(f"- {choice}" for choice in (*given, *OF_ALL))

@@ -12,12 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from benchmarks.peers import environments, plots, report, results, switch
+from benchmarks.peers import environments, plots, protocol, report, results, switch, waits
+from benchmarks.peers.adapters import rlpyt
 from benchmarks.peers.driver import Child, SideFailed, SideUnable
 from benchmarks.peers.environments import PEERS, python_of
-from benchmarks.peers.pairs import Contestant, Plan, measure_work
+from benchmarks.peers.pairs import MEMORY, Cell, Contestant, Plan, measure_work
 from benchmarks.peers.processes import family
 from benchmarks.peers.protocol import FLAT, FLOOD, STEPS
 from benchmarks.peers.works import WORKS
@@ -45,6 +47,8 @@ for line in sys.stdin:
         with open(log, "a") as file:
             print("child", child.pid, file=file)
         time.sleep(1000)
+    while trouble_now == "wait" and not os.path.exists(log + ".go"):
+        time.sleep(0.001)
     if trouble_now == "crash":
         print("out of luck", file=sys.stderr, flush=True)
         os.abort()
@@ -55,8 +59,9 @@ for line in sys.stdin:
     elif question["do"] == "prepare":
         answer = {"answer": {"versions": {name: "1.0"}, "choices": [f"{name}: as it likes."]}}
     elif question["do"] == "measure":
-        answer = {"answer": {"batches_per_s": batches_per_s, "rows_per_s": 5.0, "p50_us": 20.0, "p99_us": 40.0,
-                             "max_us": 50.0, "mean_us": 21.0, "cpu_s_per_million_rows": 1.0, "seconds": 1.0}}
+        answer = {"answer": {"batches_per_s": batches_per_s, "rows_per_s": 5e4, "p50_us": 20.0, "p99_us": 40.0,
+                             "max_us": 50.0, "mean_us": 21.0, "cpu_s_per_million_rows": 1.0, "seconds": 1.0,
+                             "batches": 2, "waits": {"first_bin": 150, "waits": [2]}}}
     else:
         answer = {"answer": {}}
     print(json.dumps(answer), flush=True)
@@ -118,23 +123,280 @@ def test_sides_take_turns_in_an_order_that_alternates(scripted: Callable[..., Ch
         "peer prepare 0", "areplay prepare 0",
         "areplay 0/flat", "peer 0/flat", "peer 0/flat", "areplay 0/flat", "areplay 0/flat", "peer 0/flat",
         "areplay 0/steps", "peer 0/steps", "peer 0/steps", "areplay 0/steps", "areplay 0/steps", "peer 0/steps",
+        "areplay 0/flat", "peer 0/flat",
     ]  # fmt: skip
-    assert list(cells) == ["0/flat", "0/steps"]
-    assert all(turn["memory_bytes"] > 1_000_000 for cell in cells.values() for turn in cell["areplay"])
+    assert list(cells) == ["0/flat", "0/steps", "0/memory"]
+    assert all(turn["memory_bytes"] > 1_000_000 for side in ("areplay", "peer") for turn in cells["0/memory"][side])
 
 
-def test_ratio_is_of_rounds_and_tells_how_many_times_better_areplay_is() -> None:
-    """A rate is better when it is higher, a wait when it is lower; the median of the rounds' own ratios."""
-    ours = [{"batches_per_s": rate, "p50_us": 10.0, "max_us": rate} for rate in (10.0, 40.0, 90.0)]
-    theirs = [{"batches_per_s": rate, "p50_us": 15.0, "max_us": rate} for rate in (10.0, 20.0, 30.0)]
-    cell = {"areplay": ours, "peer": theirs, "reason": ""}
-    assert results.ratio(cell, "batches_per_s") == 2.0
-    assert results.ratio(cell, "p50_us") == 1.5
-    assert results.figure(cell, "areplay", "batches_per_s") == 40.0
-    assert results.figure(cell, "areplay", "max_us") == 90.0  # the worst, not the median
-    assert results.ratio(cell, "max_us") == pytest.approx(1 / 3)
-    assert results.ratio({**cell, "reason": "it died"}, "p50_us") is None
-    assert results.ratio({**cell, "peer": [{"batches_per_s": 0.0}] * 3}, "batches_per_s") is None
+class Watched:
+    """A side whose memory is looked at three times while it is asked, and once afterwards."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self._memory = iter((5, 9, 7, 3))
+
+    def __enter__(self) -> Watched:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        pass
+
+    def memory_bytes(self) -> int:
+        """Another figure each time."""
+        return next(self._memory)
+
+    def ask(self, question: dict[str, Any], timeout_s: float, look: Callable[[], object] | None) -> dict[str, Any]:
+        """Look, if that is asked for."""
+        self.asked.append(question)
+        for _ in range(3):
+            if look is not None:
+                look()
+        return {"batches_per_s": 1.0}
+
+
+def test_memory_is_the_most_of_several_looks_in_a_turn_that_is_not_timed() -> None:
+    """A look takes processor time, so it is not taken in any other turn. Each mode has its seconds."""
+    side = Watched()
+    contestant = Contestant("a side", lambda: side, Plan(flat_s=1.0, steps_s=2.0, flood_s=3.0, settle_s=0.5))  # type: ignore[arg-type, return-value]
+    assert [contestant.measure(mode) for mode in (FLAT, STEPS, FLOOD)] == [{"batches_per_s": 1.0}] * 3
+    assert contestant.measure(MEMORY) == {"memory_bytes": 9, "looks": 4}
+    assert [question["mode"] for question in side.asked] == [FLAT, STEPS, FLOOD, FLAT]
+    assert [question["seconds"] for question in side.asked] == [1.0, 2.0, 3.0, 1.0]
+    assert {question["settle_s"] for question in side.asked} == {0.5}
+
+
+def test_driver_looks_again_and_again_until_the_answer_is_there(scripted: Callable[..., Child], tmp_path: Path) -> None:
+    """The side answers only once it has been looked at."""
+    with scripted("peer", 1.0, "0/flat=wait") as child:
+        child.ask({"do": "prepare", "producers": 0}, WATCHDOG_S)
+        looks: list[int] = []
+
+        def look() -> None:
+            looks.append(child.memory_bytes())
+            if len(looks) == 2:
+                (tmp_path / "log.txt.go").touch()
+
+        assert child.ask({"do": "measure", "mode": "flat"}, WATCHDOG_S, look)["batches"] == 2
+        assert len(looks) >= 2 and min(looks) > 1_000_000
+
+
+class Slow(protocol.Side):
+    """A side on a clock of its own, whose rows come in at 1,000 a second of it."""
+
+    def __init__(self, now_s: list[float]) -> None:
+        super().__init__()
+        self._now_s = now_s
+
+    def idle(self, seconds: float) -> None:
+        """Time goes by, and rows come in."""
+        self._now_s[0] += seconds
+
+    def take(self) -> Any:
+        """Each batch takes 10 ms."""
+        self._now_s[0] += 0.01
+        return np.zeros((1, 1))
+
+    def rows_in(self) -> int:
+        """By the clock."""
+        return round(1_000 * self._now_s[0])
+
+
+@pytest.mark.parametrize("mode", [FLAT, FLOOD])
+def test_slow_reading_of_processor_time_changes_no_rate(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a second before and a second after a turn; what goes on meanwhile is in no count of rows and batches."""
+    now_s = [100.0]
+
+    def slow_cpu_s(members: list[int]) -> float:
+        assert os.getpid() in members
+        now_s[0] += 1.0
+        return now_s[0]
+
+    monkeypatch.setattr(protocol, "cpu_s", slow_cpu_s)
+    monkeypatch.setattr(protocol.time, "perf_counter", lambda: now_s[0])
+    turn = protocol.measure(Slow(now_s), TINY, 1, mode, 2.0, 0.5)
+    assert turn["rows_per_s"] == pytest.approx(1_000, rel=1e-3)
+    assert turn["seconds"] == pytest.approx(2.0, abs=0.011)
+    assert turn["batches_per_s"] == pytest.approx(100 if mode == FLAT else 0, rel=1e-3)
+    if mode == FLAT:
+        assert turn["batches"] == sum(turn["waits"]["waits"]) == pytest.approx(200, abs=1)
+        assert turn["p50_us"] == turn["max_us"] == pytest.approx(10_000)
+
+
+def test_percentiles_are_of_the_waits_of_all_rounds() -> None:
+    """Of 98 waits of 100 us, 100 of 200 us and 2 of 1,000 us; not the mean or the median of the rounds' own."""
+    first, second = waits.counts([100.0] * 98 + [1_000.0] * 2), waits.counts([200.0] * 100)
+    for found in (waits.pooled([first, second]), waits.pooled([second, first])):
+        assert sum(found["waits"]) == 200
+        for percent, wait_us in ((1, 100), (49, 100), (49.5, 200), (50, 200), (99, 200), (99.5, 1_000), (100, 1_000)):
+            assert waits.percentile(found, percent) == pytest.approx(wait_us, rel=0.01)
+    assert waits.percentile(waits.counts([0.0]), 50) == pytest.approx(1.0, rel=0.01)
+
+
+def turns(quantity: str, *rounds: float) -> list[dict[str, Any]]:
+    """Rounds of a side with nothing but that."""
+    return [{quantity: value} for value in rounds]
+
+
+def cell_of(quantity: str, ours: tuple[float, ...], theirs: tuple[float, ...]) -> dict[str, Any]:
+    """A cell of rounds that have nothing but that."""
+    return {"areplay": turns(quantity, *ours), "peer": turns(quantity, *theirs), "reason": "", "waits": {}}
+
+
+@pytest.mark.parametrize(
+    ("quantity", "ours", "theirs", "expected", "verdict"),
+    [
+        ("batches_per_s", (11, 40, 90), (10, 20, 30), (40, 20, 2.0, 1.1, 3.0), "areplay"),
+        ("batches_per_s", (10, 40, 90), (10, 20, 30), (40, 20, 2.0, 1.0, 3.0), "level"),  # not better in the first
+        ("batches_per_s", (5, 40, 90), (10, 20, 30), (40, 20, 2.0, 0.5, 3.0), "level"),
+        ("batches_per_s", (9, 10, 27), (10, 20, 30), (10, 20, 0.5, 0.5, 0.9), "peer"),
+        ("batches_per_s", (9, 10, 30), (10, 20, 30), (10, 20, 0.5, 0.5, 1.0), "level"),
+        ("cpu_s_per_million_rows", (4, 2, 1), (8, 8, 8), (2, 8, 4.0, 2.0, 8.0), "areplay"),  # the less, the better
+        ("max_us", (10, 10, 90), (20, 30, 30), (90, 30, 1 / 3, 1 / 3, 3.0), "level"),  # the worst, not the median
+        ("memory_bytes", (8,), (4,), (8, 4, 0.5, 0.5, 0.5), "peer"),
+    ],
+)
+def test_ratio_is_that_of_the_figures_and_the_rounds_tell_who_is_ahead(
+    quantity: str, ours: tuple[float, ...], theirs: tuple[float, ...], expected: tuple[float, ...], verdict: str
+) -> None:
+    """`times` never contradicts the two figures; who is better in all rounds is ahead, anything else is level."""
+    found = results.comparison(cell_of(quantity, ours, theirs), quantity)
+    assert found is not None
+    assert (found.ours, found.theirs, found.times, found.low, found.high) == pytest.approx(expected)
+    assert (found.is_peer_ahead, found.is_level) == (verdict == "peer", verdict == "level")
+
+
+def test_waits_of_all_rounds_may_tell_another_story_than_the_rounds() -> None:
+    """areplay waits less in both rounds, but most of its batches are of the slow one: figures, ratio, no verdict."""
+
+    def side(*rounds: tuple[float, int]) -> list[dict[str, Any]]:
+        return [
+            {"p50_us": us, "mean_us": us, "max_us": us, "batches": count, "waits": waits.counts([us] * count)}
+            for us, count in rounds
+        ]
+
+    ours, theirs = side((10.0, 10), (100.0, 1_000)), side((11.0, 1_000), (110.0, 10))
+    cell = Cell(ours, theirs).record()
+    assert not any("waits" in turn for turn in cell["areplay"] + cell["peer"])  # only kept together
+    found = results.comparison(cell, "p50_us")
+    assert found is not None and found.is_level
+    assert (found.ours, found.theirs, found.times) == pytest.approx((100, 11, 0.11), rel=0.02)
+    assert (found.low, found.high) == pytest.approx((1.1, 1.1))
+    mirrored = results.comparison(Cell(theirs, ours).record(), "p50_us")
+    assert mirrored is not None and mirrored.is_level and mirrored.high < 1 < mirrored.times
+    assert results.figure(cell, "areplay", "mean_us") == pytest.approx((10 * 10 + 1_000 * 100) / 1_010)
+    assert results.figure(Cell(side((1.0, 3))).record(), "areplay", "p99_us") is None
+    assert results.figure(Cell(side((1.0, 3))).record(), "areplay", "p50_us") == 1.0  # not above the longest wait
+
+
+def test_no_ratio_without_figures_on_both_sides() -> None:
+    """A cell with a reason, a quantity that was not measured, and nothing to divide by."""
+    cell = cell_of("batches_per_s", (1.0, 2.0), (3.0, 4.0))
+    assert results.comparison({**cell, "reason": "it died"}, "batches_per_s") is None
+    assert results.comparison(cell, "rows_per_s") is None
+    assert results.comparison({**cell, "peer": turns("batches_per_s", 0.0, 4.0)}, "batches_per_s") is None
+
+
+def test_page_marks_sides_that_do_not_keep_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """50,000 rows/s are handed in: 45,000 will do, 44,999 will not; and nobody is handed anything alone."""
+    monkeypatch.setattr(report.explanations, "EXPLANATIONS", {})
+
+    def cell(ours: float, theirs: float) -> dict[str, Any]:
+        sides = {"areplay": (10.0, ours), "peer": (5.0, theirs)}
+        rounds = {name: [{"batches_per_s": each[0], "rows_per_s": each[1]}] for name, each in sides.items()}
+        return {**rounds, "reason": "", "waits": {}}
+
+    text = report.page(found({"0/flat": cell(0, 0), "1/flat": cell(45_000, 44_999), "2/flat": cell(1_000, 50_000)}))
+    assert "| cpprb | alone |  | 10.0 / 5.00<br>2.00x |" in text
+    assert "| cpprb | 1 producer | 45,000 / 44,999† | 10.0 / 5.00†<br>2.00x |" in text
+    assert "| cpprb | 2 producers | 1,000† / 50,000 | 10.0† / 5.00<br>2.00x |" in text
+    assert "| cpprb | cartpole | 2.00x† |" in text
+
+
+def test_page_shows_the_range_of_the_rounds_and_what_it_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bold is the peer's, italics is nobody's; only the peer's cells are explained, those with one reason together."""
+    why = {"batches_per_s": "It is in process.", "cpu_s_per_million_rows": "It is in process."}
+    monkeypatch.setattr(report.explanations, "EXPLANATIONS", {(None, None): why})
+    rates = "batches_per_s"
+    cells = {
+        "0/flat": cell_of(rates, (12.0, 15.0, 30.0), (10.0, 10.0, 10.0)),
+        "1/flat": cell_of(rates, (4.0, 8.0, 25.0), (10.0, 10.0, 10.0)),
+        "2/flat": cell_of(rates, (4.0, 5.0, 9.5), (10.0, 10.0, 10.0)),
+    }
+    for turn in (*cells["2/flat"]["areplay"], *cells["1/flat"]["areplay"]):
+        turn["cpu_s_per_million_rows"] = 2.0
+    for turn in (*cells["2/flat"]["peer"], *cells["1/flat"]["peer"]):
+        turn["cpu_s_per_million_rows"] = 1.0
+    text = report.page(found(cells))
+    assert "15.0 / 10.0<br>1.50x (1.2-3.0) |" in text
+    assert "8.00 / 10.0<br>*0.800x (0.40-2.5)* |" in text
+    assert "5.00 / 10.0<br>**0.500x (0.40-0.95)** |" in text
+    assert "2.00 / 1.00<br>**0.500x** |" in text
+    assert "| cpprb | cartpole | *0.800x (0.40-2.5)* |  |  |" in text
+    ahead = text.partition("## Where a peer is ahead")[2].partition("## How each")[0]
+    assert ahead.split("\n") == [
+        "", "", "At the learner while producers write:", "",
+        "- It is in process.",
+        "  - cpprb, cartpole, batches/s, flat out: 2 producers 0.500x",
+        "", "Elsewhere:", "",
+        "- It is in process.",
+        "  - cpprb, cartpole, CPU s / million rows: 1 producer 0.500x, 2 producers 0.500x",
+        "", "",
+    ]  # fmt: skip
+
+
+def test_longest_wait_counts_as_one_at_the_learner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind steps, while somebody writes, with the same words as any other wait."""
+    monkeypatch.setattr(report.explanations, "EXPLANATIONS", {})
+    cells = {"1/steps": cell_of("max_us", (20.0,), (10.0,)), "1/flat": cell_of("rows_per_s", (5e4,), (5e4,))}
+    text = report.page(found(cells)).partition("At the learner while producers write:")[2].partition("Elsewhere")[0]
+    assert (
+        text == "\n\n- No explanation yet.\n  - cpprb, cartpole, wait behind steps, longest us: 1 producer 0.500x\n\n"
+    )
+
+
+def test_explanation_is_the_most_particular_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of peer and work, then of the peer. A wait flat out has that of the batches each second, being the same."""
+    given = {("cpprb", "atari"): {"batches_per_s": "a"}, ("cpprb", None): {"batches_per_s": "b"}}
+    monkeypatch.setattr(report.explanations, "EXPLANATIONS", given)
+    explanation = report.explanations.explanation
+    assert explanation("cpprb", "atari", FLAT, "batches_per_s") == explanation("cpprb", "atari", FLAT, "p99_us") == "a"
+    assert explanation("cpprb", "apex", FLAT, "p50_us") == "b"
+    assert explanation("cpprb", "atari", STEPS, "p50_us") == explanation("rlpyt", "atari", FLAT, "p50_us") == ""
+
+
+@pytest.mark.parametrize("installed", [list(PEERS), list(PEERS)[:-1], []])
+def test_page_says_that_all_are_there_only_when_they_are(installed: list[str]) -> None:
+    """And not of a part of a run."""
+    about = {"versions": {}, "choices": [], "reason": ""}
+    text = report.page({"peers": dict.fromkeys(["areplay", *installed], about), "pairs": {}})
+    assert ("All peers could be installed" in text) == (len(installed) == len(PEERS))
+
+
+def test_json_keeps_a_turn_and_a_list_of_numbers_on_one_line(tmp_path: Path) -> None:
+    """So that a difference between two runs can be read; what is loaded is what was saved, whatever a text holds."""
+    cell = {"areplay": [{"p50_us": 1.5, "batches": 2}, {"p50_us": 2.5}], "reason": "{ \n [1,  2] }", "none": []}
+    given = {
+        "format": results.FORMAT,
+        "peers": {"a": {"choices": ["[one,  2]", "{ }"]}},
+        "pairs": {"a/b": {"waits": [1, -2, 3.5, 1e-9], "cells": {"1/flat": cell}}},
+    }
+    results.save(tmp_path / "peers.json", given)
+    lines = [line.strip() for line in (tmp_path / "peers.json").read_text().splitlines()]
+    assert '{"batches": 2,"p50_us": 1.5},' in lines and '"waits": [1,-2,3.5,1e-09]' in lines
+    assert results.load(tmp_path / "peers.json") == given
+
+
+def test_figures_are_kept_in_five_digits() -> None:
+    """More would say nothing, and make the file twice as long."""
+    cell = Cell([{"p50_us": 123.456789}], [{"p50_us": 0.00123456789}]).record()
+    assert (cell["areplay"], cell["peer"]) == ([{"p50_us": 123.46}], [{"p50_us": 0.0012346}])
+
+
+def test_file_of_another_format_is_not_read(tmp_path: Path) -> None:
+    """Its figures were made by other rules; a run begins anew then."""
+    results.save(tmp_path / "peers.json", {"peers": {"a": {}}, "pairs": {"a/b": {}}})
+    assert results.load(tmp_path / "peers.json") == {"format": results.FORMAT, "peers": {}, "pairs": {}}
 
 
 def test_hanging_side_is_killed_with_its_children(scripted: Callable[..., Child], tmp_path: Path) -> None:
@@ -187,7 +449,7 @@ def test_other_cells_are_measured_when_a_side_dies(scripted: Callable[..., Child
 def test_what_a_peer_cannot_do_is_asked_once(scripted: Callable[..., Child], tmp_path: Path) -> None:
     """Its reason stands in all cells of that number of producers, and areplay is not prepared for it."""
     cells, peer = pair(scripted, Plan(rounds=1, producers=(0, 2)), "prepare 2=unable")
-    assert {cells[f"2/{mode}"]["reason"] for mode in (FLAT, STEPS, FLOOD)} == {"it has no such thing"}
+    assert {cells[f"2/{mode}"]["reason"] for mode in (FLAT, STEPS, FLOOD, MEMORY)} == {"it has no such thing"}
     assert cells["0/flat"]["reason"] == ""
     assert asked(tmp_path).count("peer prepare 2") == 1
     assert "areplay prepare 2" not in asked(tmp_path)
@@ -201,7 +463,7 @@ def found(cells: dict[str, Any], peer: str = "cpprb", work: str = "cartpole") ->
     one = {
         "cells": cells,
         "work": WORKS[work].record() | {"row_bytes": WORKS[work].row_bytes},
-        "plan": {"rounds": 1, "seconds": 0.5},
+        "plan": {"rounds": 1, "flat_s": 0.5, "steps_s": 0.6, "flood_s": 0.7},
         "machine": machine,
         "cores_busy_with_others": 0.25,
     }
@@ -228,18 +490,19 @@ def test_page_tells_ratios_reasons_and_where_a_peer_is_ahead(
     monkeypatch.setattr(report.explanations, "EXPLANATIONS", {})
     cells, _ = pair(scripted, Plan(rounds=1, producers=(0, 1)), "1/steps=crash", ours=30.0, theirs=10.0)
     text = report.page(found(cells))
-    assert "| cpprb | alone |  | 30.0 / 10.0 (3.00x) | 20.0 / 20.0 (1.00x) |" in text
+    assert "| cpprb | alone |  | 30.0 / 10.0<br>3.00x | 19.7 / 19.7<br>*1.00x* |" in text  # 1.02 ** 150.5
     assert "- cpprb, no figures (1 producer, 5 ms steps): a peer died in `measure steps` with SIGABRT" in text
     assert "- cpprb: in its favour." in text and "cpprb 1.0" in text and "0.25 cores busy" in text
+    assert "1 rounds for each side and mode, of 0.5 s flat out, 0.6 s behind steps and 0.7 s insert only" in text
     assert "At the learner while producers write:\n\n- none" in text
 
     cells, _ = pair(scripted, Plan(rounds=1, producers=(0, 1)), ours=10.0, theirs=40.0)
     text = report.page(found(cells))
-    assert "**10.0 / 40.0 (0.250x)**" in text
-    line = "- cpprb, cartpole, batches/s, flat out: alone 0.250x, 1 producer 0.250x. "
-    assert f"{line}No explanation yet." in text
+    assert "10.0 / 40.0<br>**0.250x**" in text
+    line = "  - cpprb, cartpole, batches/s, flat out: alone 0.250x, 1 producer 0.250x\n"
+    assert f"- No explanation yet.\n{line}" in text
     monkeypatch.setitem(report.explanations.EXPLANATIONS, ("cpprb", "cartpole"), {"batches_per_s": "It is in process."})
-    assert f"At the learner while producers write:\n\n{line}It is in process." in report.page(found(cells))
+    assert f"At the learner while producers write:\n\n- It is in process.\n{line}" in report.page(found(cells))
 
 
 def test_page_reports_a_peer_that_cannot_be_installed() -> None:
@@ -308,6 +571,24 @@ def test_producer_keeps_its_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     assert turn.pause_s() == turn.pause_s() == 0.0
     told.turn(switch.END)
     assert turn.is_over()
+
+
+def test_tree_of_rlpyts_scheme_draws_by_priority() -> None:
+    """Against plain priorities, their sum and a cumulative sum, after rows that wrap round and after updates."""
+    work = replace(WORKS["apex"], obs_shape=(1,), capacity=100, batch_size=8)
+    buffer, chunk, rng, expected = rlpyt.Buffer(work), work.columns(30), np.random.default_rng(0), np.zeros(100)
+    for number in range(5):
+        buffer.append(chunk)
+        expected[np.arange(30 * number, 30 * number + 30) % 100] = 1.0
+    for _ in range(50):
+        _, places = buffer.sample(8, rng)
+        buffer.update(places, errors := rng.random(8))
+        for place, error in reversed(list(zip(places, errors, strict=True))):  # the first of two for a row stays
+            expected[place] = error**0.6
+    shares = np.linspace(0, 1, 1_000, endpoint=False)
+    places, chances = buffer._draw(shares)
+    assert places.tolist() == np.searchsorted(expected.cumsum(), shares * expected.sum(), side="right").tolist()
+    assert chances == pytest.approx(expected[places] / expected.sum())
 
 
 def test_areplay_itself_is_measured() -> None:

@@ -26,7 +26,8 @@ class Flashbax(Side):
         "that change it, as its documentation says.",
         "flashbax: rows are handed in as numpy arrays in chunks; a batch counts as in hand after `block_until_ready`.",
         "flashbax: without any sharing between processes; producers are threads, and a lock keeps two from using the "
-        "state that one of them donates. A learner that adds the rows itself was not faster.",
+        "state that one of them donates. A learner that added the rows itself waited 1.5 to 1.9 times as long behind "
+        "steps, and flat out got 0.6 to 1.4 times as many batches.",
         "flashbax: jax keeps the 64-bit action of the CartPole rows in 32 bits.",
     )
 

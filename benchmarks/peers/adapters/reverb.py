@@ -18,6 +18,7 @@ from benchmarks.peers.works import Work
 
 TABLE = "rows"
 FILL_ROWS = 512
+SMALL_ROW_BYTES, SMALL_ROWS = 1_000, 16  # so many rows of at most that size are compressed together
 
 
 class Writer:
@@ -26,7 +27,10 @@ class Writer:
     def __init__(self, address: str, work: Work, rows: int, seed: int) -> None:
         columns = work.columns(rows, seed)
         self._rows = [{name: column[at] for name, column in columns.items()} for at in range(rows)]
-        self._writer = reverb.Client(address).trajectory_writer(num_keep_alive_refs=1, validate_items=False)
+        length = SMALL_ROWS if work.row_bytes <= SMALL_ROW_BYTES else 1
+        self._writer = reverb.Client(address).trajectory_writer(num_keep_alive_refs=length, validate_items=False)
+        for name in columns:
+            self._writer.configure((name,), num_keep_alive_refs=length, max_chunk_length=length)
 
     def add(self) -> None:
         """Hand in the chunk; one chunk may be under way when this returns."""
@@ -58,8 +62,11 @@ class Reverb(Side):
         "processes.",
         "Reverb: `TrajectoryDataset` with two batches in flight, batched and prefetched, read by `as_numpy_iterator`, "
         "which hands out TensorFlow's memory.",
-        "Reverb: an item a row, squeezed, in chunks of one row, so that a sampled row decompresses no other; writers "
-        "do not validate, and may have one chunk under way.",
+        "Reverb: an item a row, squeezed. Sixteen CartPole rows are compressed together: one writer alone inserted 1.3 "
+        "to 3 times as many then, and the learner got about as many batches. Larger rows are compressed one by one, so "
+        "that a sampled row decompresses no other: with sixteen 3 kB rows together the wait behind steps was twice as "
+        "long or more.",
+        "Reverb: writers do not validate, and may have one chunk under way.",
     )
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""rlpyt's scheme (re-implemented from its description, since it cannot be installed).
+"""rlpyt's scheme: written anew after its source, since it is on no package index.
 
 Its asynchronous replay: one buffer in shared memory behind a lock for many readers or one writer. Actors fill two
 arrays in turn; for each of them a process copies what is in it into the buffer, under the write lock, while the actor
@@ -118,11 +118,12 @@ class Buffer:
 
     def _set(self, places: np.ndarray[Any, Any], masses: np.ndarray[Any, Any]) -> None:
         sums = self._tree.columns["sums"]
-        sums[self._leaves + places] = masses
-        nodes = np.unique((self._leaves + places) >> 1)
-        while nodes[-1]:
-            sums[nodes] = sums[2 * nodes] + sums[2 * nodes + 1]
-            nodes = np.unique(nodes >> 1)
+        nodes, first = np.unique(self._leaves + places, return_index=True)
+        changes = masses[first] - sums[nodes]
+        sums[nodes] = masses[first]
+        while nodes[0] > 1:
+            nodes = nodes >> 1
+            np.add.at(sums, nodes, changes)
 
     def _draw(self, shares: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         sums = self._tree.columns["sums"]
@@ -175,10 +176,11 @@ class Rlpyt(Side):
 
     packages = ("numpy",)
     choices = (
-        "rlpyt's scheme: the library is not on PyPI, so this is its asynchronous replay as its source describes it, "
-        "written anew in numpy in one file: one shared buffer, a read-write lock, two arrays that each actor fills in "
-        "turn and two processes that copy them in.",
-        "rlpyt's scheme: rows are gathered by one `take` a field, and the sum tree is numpy as in the original.",
+        "rlpyt's scheme: the library is not on PyPI, so this is its asynchronous replay written anew after its source, "
+        "in numpy and in one file: one shared buffer, a lock for many readers or one writer, two arrays that are "
+        "filled in turn and two processes that copy them in, and a tree of sums that is adjusted by `np.add.at`.",
+        "rlpyt's scheme: each actor has two arrays and two copying processes of its own, where in rlpyt all share "
+        "them; rows are gathered by one `take` a field.",
     )
 
     def __init__(self) -> None:

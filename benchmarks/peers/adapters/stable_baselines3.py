@@ -23,7 +23,9 @@ class StableBaselines3(Side):
         "split into two halves; a row has the same bytes.",
         "Stable-Baselines3: a chunk is one step of a vector of as many environments, one `add` call.",
         "Stable-Baselines3: without any sharing between processes; producers are threads that take a lock for each "
-        "`add`, and the learner for each `sample`. A learner that adds the rows itself was not faster.",
+        "`add`, and the learner for each `sample`. A learner that added the rows itself got 0.8 to 1.2 times as many "
+        "CartPole batches flat out, and waited 1.0 to 1.7 times as long behind steps.",
+        "Stable-Baselines3: `handle_timeout_termination=False`, the cheaper way.",
     )
 
     def __init__(self) -> None:
@@ -70,7 +72,14 @@ def filled(work: Work, step: tuple[Any, ...]) -> ReplayBuffer:
     shape, dtype = step[0].shape[1:], step[0].dtype
     high = 255 if dtype == np.uint8 else np.inf
     obs_space = spaces.Box(0 if dtype == np.uint8 else -np.inf, high, shape, dtype.type)
-    buffer = ReplayBuffer(work.capacity, obs_space, spaces.Discrete(100), device="cpu", n_envs=work.chunk_rows)
+    buffer = ReplayBuffer(
+        work.capacity,
+        obs_space,
+        spaces.Discrete(100),
+        device="cpu",
+        n_envs=work.chunk_rows,
+        handle_timeout_termination=False,
+    )
     for _ in range(buffer.buffer_size):
         buffer.add(*step)
     return buffer
