@@ -150,7 +150,10 @@ class Windows:
         """Those of the items from `start` to `stop`."""
         if start == 0 and stop >= len(self):
             return self
-        some = Windows(self._ring, self.back, *(getattr(self, name)[start:stop] for name in _ARRAYS))
+        part = slice(start, stop)
+        positions, probabilities = self.positions[part], self.probabilities[part]
+        behind, ahead = self.behind[part], self.ahead[part]
+        some = Windows(self._ring, self.back, self.indices[part], positions, behind, ahead, probabilities)
         if self._elsewhere is not None:
             items, indices = self._elsewhere
             inside = (items >= start) & (items < stop)
