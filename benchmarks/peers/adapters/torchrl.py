@@ -36,12 +36,12 @@ class Torchrl(Side):
 
     packages = ("torchrl", "tensordict", "torch", "numpy")
     choices = (
-        "torchrl: `LazyTensorStorage`; `LazyMemmapStorage`, its other contiguous one, gave 0.5 to 1.2 times as many "
+        "torchrl: `LazyTensorStorage`; `LazyMemmapStorage`, its other contiguous one, gave 0.8 to 1.5 times as many "
         "batches each second.",
         "torchrl: four prefetching threads when nobody writes and the learner has steps to do, and with priorities; "
-        "sixteen gave 0.4 to 1.3 times as many batches each second. None when it takes uniform batches flat out: on a "
-        "busy machine up to 3,800 batches of CartPole rows each second, against 2,800 with four. Beside producer "
-        "processes the buffer is opened with `shared=True`, which refuses prefetching.",
+        "sixteen gave 0.7 to 1.6 times as many batches each second. None when it takes uniform batches flat out: of "
+        "CartPole rows that gave 2,900 each second, against 2,100 with four (medians of three rounds), of larger ones as "
+        "many. Beside producer processes the buffer is opened with `shared=True`, which refuses prefetching.",
         "torchrl: its prioritised sampler refuses to be shared between processes, so there the producers are threads "
         "of the learner's process, with prefetching.",
         "torchrl: with torch 2.13.0, the newest whose CPU build is on PyPI; the C++ part of its wheel wants a newer "
