@@ -40,8 +40,8 @@ class Torchrl(Side):
         "batches each second.",
         "torchrl: four prefetching threads when nobody writes and the learner has steps to do, and with priorities; "
         "sixteen gave 0.7 to 1.6 times as many batches each second. None when it takes uniform batches flat out: of "
-        "CartPole rows that gave 2,900 each second, against 2,100 with four (medians of three rounds), of larger ones as "
-        "many. Beside producer processes the buffer is opened with `shared=True`, which refuses prefetching.",
+        "CartPole rows that gave 2,900 each second, against 2,100 with four (medians of three rounds), of larger ones "
+        "as many. Beside producer processes the buffer is opened with `shared=True`, which refuses prefetching.",
         "torchrl: its prioritised sampler refuses to be shared between processes, so there the producers are threads "
         "of the learner's process, with prefetching.",
         "torchrl: with torch 2.13.0, the newest whose CPU build is on PyPI; the C++ part of its wheel wants a newer "
