@@ -80,6 +80,7 @@ def test_the_picture_shows_the_state_in_lines_that_fit() -> None:
     assert "python3 train.py --env Pong  pid 17 · up 90.0 s · areplay 0.1.0" in text
     assert re.search(r"ring +█{18}▎ +90 rows +of 128", text)
     assert re.search(r"queue +█{13} +8 ready +full from 16; 1 being filled, 1 lent", text)
+    assert re.search(r"% waiting +5 times, the longest 100 ms\n +3 batches +filled by itself, since", text)
     assert re.search(r"checkpoint +30\.0 s ago +5\.0 kB in 300 ms; 2 saves, 1 failed", text)
     assert re.search(r"limiter +█+.* holds nobody +8 a step: 2,000 in, 8,012 out", text)
     assert re.search(r"actor 0 +17 +alive +1 +0\.0 rows/s +100 rows +█▌ +inbox 3", text)
@@ -95,6 +96,7 @@ def test_the_picture_of_a_large_run_fits() -> None:
     large = dataclasses.replace(actor, rows=9_999_999_999, pid=4_194_303, restarts=100, last_failure=None)
     actors = tuple(dataclasses.replace(large, index=k, group=k // 50) for k in range(64))
     counts = {"batches_delivered": 999_999_999, "learner_waits": 9_999_999, "prefetch": 100_000, "ready": 90_000}
+    counts["filled_by_learner"] = 9_999_999
     streams = tuple(dataclasses.replace(stream, number=k, what="Transitions(" * 20, **counts) for k in range(2))
     waits = tuple(areplay.Wait(f"actor {k}", "short", 100.0) for k in range(64))
     now = answer(

@@ -109,6 +109,8 @@ def _stream(stream: Answer, rate: Answer) -> RenderableType:
     grid.add_row(
         "learner", _gauge(rate["waiting_share"], "yellow"), f"{100 * rate['waiting_share']:.1f} % waiting", waits
     )
+    if own := stream.get("filled_by_learner"):  # which an older replay does not say
+        grid.add_row("", "", f"{own:,} batches", "filled by itself, since none was ready")
     limiter = stream["limiter"]
     if limiter is not None:
         # From -error_buffer, where the learner has to wait, to +error_buffer, where the actors have to.
