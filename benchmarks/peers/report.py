@@ -221,24 +221,34 @@ def _in_words(name: str) -> str:
 
 
 def _ahead(results: Mapping[str, Any]) -> str:
-    """Why, and the cells of which it is true: those at the learner while somebody writes come first."""
+    """Why, and the cells of which it is true: those at the learner while somebody writes come first, then those of them
+    where the peer's figure is better, but not in all rounds."""
     first: dict[str, list[str]] = {}
+    level: dict[str, list[str]] = {}
     others: dict[str, list[str]] = {}
     for work in WORKS:
         for peer, pair in pairs_of(work, results):
             for heading, (mode, quantity, _) in {**AT_THE_LEARNER, **THE_REST}.items():
-                behind = {}
-                for producers, words in enumerate(PRODUCERS):
-                    cell = pair["cells"].get(f"{producers}/{mode}")
-                    if cell is not None and (found := comparison(cell, quantity)) is not None and found.is_peer_ahead:
-                        behind[words] = f"{words} {number(found.times)}x"
-                if behind:
-                    why = explanations.explanation(peer, work, mode, quantity) or "No explanation yet."
-                    is_first = heading in AT_THE_LEARNER and set(behind) != {PRODUCERS[0]}
-                    line = f"  - {PEERS[peer].title}, {work}, {heading}: {', '.join(behind.values())}"
-                    (first if is_first else others).setdefault(why, []).append(line)
-    parts = ["At the learner while producers write:", "", *_grouped(first), "", "Elsewhere:", "", *_grouped(others)]
-    return "\n".join(parts)
+                found = _compared(pair, mode, quantity)
+                behind = {words: each for words, each in found.items() if each.is_peer_ahead}
+                nearly = {words: each for words, each in found.items() if each.is_level and each.times < 1}
+                is_first = heading in AT_THE_LEARNER and set(behind) != {PRODUCERS[0]}
+                nearly.pop(PRODUCERS[0], None)
+                for cells, lines in ((behind, first if is_first else others), (nearly, level)):
+                    if cells and (lines is not level or heading in AT_THE_LEARNER):
+                        why = explanations.explanation(peer, work, mode, quantity) or "No explanation yet."
+                        said = ", ".join(f"{words} {number(each.times)}x" for words, each in cells.items())
+                        lines.setdefault(why, []).append(f"  - {PEERS[peer].title}, {work}, {heading}: {said}")
+    parts = ["At the learner while producers write:", "", *_grouped(first), ""]
+    parts += ["The same, but not told apart, since the rounds do not agree:", "", *_grouped(level), ""]
+    return "\n".join([*parts, "Elsewhere:", "", *_grouped(others)])
+
+
+def _compared(pair: Mapping[str, Any], mode: str, quantity: str) -> dict[str, Comparison]:
+    """By how many producers, as far as there are figures."""
+    cells = {words: pair["cells"].get(f"{producers}/{mode}") for producers, words in enumerate(PRODUCERS)}
+    found = {words: comparison(cell, quantity) for words, cell in cells.items() if cell is not None}
+    return {words: each for words, each in found.items() if each is not None}
 
 
 def _grouped(lines: Mapping[str, list[str]]) -> list[str]:

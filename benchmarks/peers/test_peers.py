@@ -338,6 +338,9 @@ def test_page_shows_the_range_of_the_rounds_and_what_it_tells(monkeypatch: pytes
         "", "", "At the learner while producers write:", "",
         "- It is in process.",
         "  - cpprb, cartpole, batches/s, flat out: 2 producers 0.500x",
+        "", "The same, but not told apart, since the rounds do not agree:", "",
+        "- It is in process.",
+        "  - cpprb, cartpole, batches/s, flat out: 1 producer 0.800x",
         "", "Elsewhere:", "",
         "- It is in process.",
         "  - cpprb, cartpole, CPU s / million rows: 1 producer 0.500x, 2 producers 0.500x",
@@ -349,19 +352,20 @@ def test_longest_wait_counts_as_one_at_the_learner(monkeypatch: pytest.MonkeyPat
     """Behind steps, while somebody writes, with the same words as any other wait."""
     monkeypatch.setattr(report.explanations, "EXPLANATIONS", {})
     cells = {"1/steps": cell_of("max_us", (20.0,), (10.0,)), "1/flat": cell_of("rows_per_s", (5e4,), (5e4,))}
-    text = report.page(found(cells)).partition("At the learner while producers write:")[2].partition("Elsewhere")[0]
+    text = report.page(found(cells)).partition("At the learner while producers write:")[2].partition("The same")[0]
     assert (
         text == "\n\n- No explanation yet.\n  - cpprb, cartpole, wait behind steps, longest us: 1 producer 0.500x\n\n"
     )
 
 
 def test_explanation_is_the_most_particular_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of peer and work, then of the peer. A wait flat out has that of the batches each second, being the same."""
-    given = {("cpprb", "atari"): {"batches_per_s": "a"}, ("cpprb", None): {"batches_per_s": "b"}}
+    """Of peer and work, then of the peer. A wait flat out has one of its own."""
+    given = {("cpprb", "atari"): {"batches_per_s": "a"}, ("cpprb", None): {"batches_per_s": "b", "flat_us": "c"}}
     monkeypatch.setattr(report.explanations, "EXPLANATIONS", given)
     explanation = report.explanations.explanation
-    assert explanation("cpprb", "atari", FLAT, "batches_per_s") == explanation("cpprb", "atari", FLAT, "p99_us") == "a"
-    assert explanation("cpprb", "apex", FLAT, "p50_us") == "b"
+    assert explanation("cpprb", "atari", FLAT, "batches_per_s") == "a"
+    assert explanation("cpprb", "apex", FLAT, "batches_per_s") == "b"
+    assert explanation("cpprb", "atari", FLAT, "p99_us") == explanation("cpprb", "apex", FLAT, "p50_us") == "c"
     assert explanation("cpprb", "atari", STEPS, "p50_us") == explanation("rlpyt", "atari", FLAT, "p50_us") == ""
 
 
