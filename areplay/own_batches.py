@@ -5,7 +5,8 @@ woken; and while the only sampler is being restarted, the learner goes on. What 
 reader, over the same rows, with a random generator of its own.
 
 Not where it is settled which sampler fills what (`Fifo`, `Epochs`); not with what is the user's, a transform above all,
-which runs in samplers only; and not where one batch would block the learner's loop for long.
+which runs in samplers only; and not where one batch would block the learner's loop for long, be it to copy it or to
+find its items.
 """
 
 from __future__ import annotations
@@ -27,10 +28,14 @@ from areplay.transitions import Transitions
 
 logger = logging.getLogger(__name__)
 
-MOST_BYTES = 16 << 20
-"""Of a batch: to fill one so large takes 3 to 5 ms."""
+MOST_BYTES, MOST_ROWS = 16 << 20, 16_384
+"""Of a batch, with all rows of its items' windows: to fill one so large takes 3 to 5 ms."""
 
 _ITEMS, _SELECTORS = (Rows, Transitions, Sequences), (Uniform, Prioritized)
+_MOST_DRAWN, _REST_S = (
+    4,
+    0.1,
+)  # rows a batch's item, in search of those that can be made; and a rest if they were too few
 _WARN_AFTER_S = 5.0
 
 
@@ -39,7 +44,8 @@ def may_fill(
 ) -> bool:
     """Whether a learner may fill such batches itself."""
     is_ours = type(item) in _ITEMS and type(selector) in _SELECTORS and transform is None
-    return is_ours and batch_size * sum(field.row_bytes for field in fields.stored.values()) <= MOST_BYTES
+    item_bytes = sum(field.row_bytes for field in fields.stored.values())
+    return is_ours and batch_size * item_bytes <= MOST_BYTES and batch_size * item.window.rows <= MOST_ROWS
 
 
 class OwnBatches:
@@ -64,8 +70,10 @@ class OwnBatches:
     ) -> None:
         self._slots, self._locks = slots, ring.block_locks()
         rng = np.random.default_rng(seeds)
-        self._reader = Reader(ring, self._locks, item, selector, rng, most_at_once=most_at_once)
+        at_once = most_at_once if item.window.rows == 1 else 1  # long windows take long to find
+        self._reader = Reader(ring, self._locks, item, selector, rng, most_at_once=at_once, most_drawn=_MOST_DRAWN)
         self.filled = 0
+        self._has_begun, self._rest_until_s = False, 0.0
         self._published, self._published_s, self._warn_after_s = -1, 0.0, _WARN_AFTER_S
 
     @property
@@ -76,11 +84,12 @@ class OwnBatches:
     def fill(self) -> int | None:
         """The learner's own slot, LENT and filled; `None` if the samplers must be waited for.
 
-        That is so while the learner still holds its last own batch, and while samplers find no items, or have not found
-        any yet: to look for them in vain takes long.
+        That is so while the learner still holds its last own batch, before a sampler has filled its first, and for a
+        moment after a search for items that was given up, since few or none can be made: to find them takes long.
         """
         slots = self._slots
-        if slots.is_fruitless or not slots.all_published or (slot := slots.lend_own()) is None:
+        self._has_begun = self._has_begun or slots.all_published > 0
+        if not self._has_begun or time.monotonic() < self._rest_until_s or (slot := slots.lend_own()) is None:
             return None
         is_filled = False
         try:
@@ -89,6 +98,7 @@ class OwnBatches:
             if not is_filled:
                 slots.give_back(slot)
         if not is_filled:
+            self._rest_until_s = time.monotonic() + _REST_S
             return None
         self.filled += 1
         self._warn_if_alone()
@@ -100,13 +110,17 @@ class OwnBatches:
 
     def _warn_if_alone(self) -> None:
         """Say so when samplers fill nothing for long: the learner goes on, and nobody would notice."""
-        published, now_s = self._slots.all_published, time.monotonic()
+        now_s = time.monotonic()
+        if now_s - self._published_s < self._warn_after_s:
+            return
+        published = self._slots.all_published
         if published != self._published:
             self._published, self._published_s, self._warn_after_s = published, now_s, _WARN_AFTER_S
-        elif now_s - self._published_s >= self._warn_after_s:
-            self._warn_after_s *= 2
-            logger.warning(
-                "no sampler has filled a batch for %.0f s, the learner fills them itself: %r",
-                now_s - self._published_s,
-                self._slots,
-            )
+            return
+        self._warn_after_s *= 2
+        logger.warning(
+            "no sampler has filled a batch for %.0f s, the learner fills them itself: %r; release() batches that were "
+            "taken with get()",
+            now_s - self._published_s,
+            self._slots,
+        )

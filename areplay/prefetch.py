@@ -44,9 +44,10 @@ from areplay.waiting import Sleeper, Turns, ended, opened, run_to_completion
 
 logger = logging.getLogger(__name__)
 
-_TURN_S = 0.02
+_TURN_S, _OWN_TURN_S = 0.02, 0.001
 """A learner that never waits lets its loop turn so often: for restarts, reports, cancellation, the user's other tasks.
-Not more often, since a turn after a training step, with caches cold, costs 40 us; rows come in without it."""
+Not more often, since a turn after a training step, with caches cold, costs 40 us; rows come in without it. The second
+is for a learner that fills its batches itself, and would otherwise have slept and let others run."""
 
 _SPIN_S = 0.0001
 """How long a learner that found no batch ready looks again, letting its loop turn, before it sleeps. Small batches
@@ -131,7 +132,8 @@ class Batches(AsyncIterator[Batch]):
         self._crew: Crew | None = None
         self._ready: Sleeper | None = None
         self._current: Batch | None = None
-        self._turns = Turns(_TURN_S)
+        self._turns, self._own_turns = Turns(_TURN_S), Turns(_OWN_TURN_S)
+        self._has_filled = False  # the last batch itself
         self._gate_guard = threading.Lock()
         self._delivered = self._waits = 0
         self._peak_wait_s = 0.0
@@ -282,7 +284,7 @@ class Batches(AsyncIterator[Batch]):
         if self._current is not None:
             self._current.release()
             self._current = None
-        if self._turns.is_due():
+        if self._is_turn_due():
             await asyncio.sleep(0)
             self._raise_if_failed()
         try:
@@ -298,7 +300,7 @@ class Batches(AsyncIterator[Batch]):
         Cancelled: no batch has been taken. Raises as `__anext__` does, but `EpochsOver` where that one ends the loop.
         """
         timeout_s = optional_seconds("timeout_s", timeout_s)
-        if self._turns.is_due():
+        if self._is_turn_due():
             await asyncio.sleep(0)
         slot = self._lend_or_fill()
         return self._batch(await self._wait_ready(timeout_s) if slot is None else slot)
@@ -410,23 +412,34 @@ class Batches(AsyncIterator[Batch]):
     def _may_sample(self) -> bool:
         return self._limiter is None or self._limiter.can_sample
 
+    def _is_turn_due(self) -> bool:
+        return (self._own_turns if self._has_filled else self._turns).is_due()
+
     def _lend_or_fill(self) -> int | None:
         """Take a slot that is ready, or one that is filled now; `None` if it has to be waited for."""
         slot = self._lend()
-        if slot is not None or self._own is None or not self._may_sample:
+        if slot is not None:
+            self._has_filled = False
             return slot
-        assert self._crew is not None
-        if not self._crew.alive:  # for good, which `_wait_ready` says
-            return None
         started = time.monotonic()
-        slot = self._own.fill()
-        if slot is None:
+        slot = self._fill()
+        if slot is not None:
+            self._waits += 1
+            waited = time.monotonic() - started
+            self._waited = self._waited[0] + waited, self._waited[1]
+            self._peak_wait_s = max(self._peak_wait_s, waited)
+        return slot
+
+    def _fill(self) -> int | None:
+        """Take the learner's own slot, filled now, if it may."""
+        if self._own is None or self._closing is not None or not self._may_sample:
             return None
-        self._waits += 1
-        waited = time.monotonic() - started
-        self._waited = self._waited[0] + waited, self._waited[1]
-        self._peak_wait_s = max(self._peak_wait_s, waited)
-        return self._hand_out(slot)
+        assert self._crew is not None
+        if not self._crew.alive:  # for good: rather an error than half the speed for days
+            return None
+        slot = self._own.fill()
+        self._has_filled = slot is not None
+        return None if slot is None else self._hand_out(slot)
 
     def _hand_out(self, slot: int) -> int:
         """Count a lent slot as the next batch; writers who wait for that look again."""
@@ -454,6 +467,8 @@ class Batches(AsyncIterator[Batch]):
         def took_one() -> bool:
             nonlocal slot
             slot = self._lend()
+            if slot is None:
+                slot = self._fill()
             if slot is None:
                 self._raise_if_hopeless()
             return slot is not None
@@ -557,8 +572,11 @@ class Batches(AsyncIterator[Batch]):
 
     async def _close(self) -> None:
         await ended(self._opening)
-        if self._slots is None or self._crew is None or self._ready is None:  # never entered
+        if self._slots is None or self._crew is None or self._ready is None:  # never entered, or not in full
             self.is_closed = True
+            for part in (self._own, self._slots):
+                if part is not None:
+                    part.close()
             return
         try:
             await self._crew.stop()

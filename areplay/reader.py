@@ -25,7 +25,7 @@ from areplay.items import BatchFields, Item, View
 from areplay.kill_points import kill_point
 from areplay.locks import BlockLocks
 from areplay.ring import Indices, Ring
-from areplay.select import Selector, weigh
+from areplay.select import Prioritized, Selector, Uniform, weigh
 from areplay.spec import Array
 from areplay.transform import Transform
 from areplay.windows import WindowFinder, Windows
@@ -33,6 +33,7 @@ from areplay.windows import WindowFinder, Windows
 ROUNDS_WITHOUT_LOCK = 8
 _DRAWN_AHEAD, _STOCK_S = 2_048, 0.1  # items, and how long they are used
 _MOST_DRAWN = 1 << 16  # rows at once, in search of the few by which an item can be drawn
+_FEW_ITEMS = 16  # for which a search with a limit may draw as for so many: a few unlucky draws are no reason to give up
 _DRAWS_A_ROW = 16  # so often each row is drawn on average before there is said to be none: e^-16 of missing one
 
 
@@ -96,6 +97,8 @@ class Reader:
 
     Args:
         most_at_once: so many batches, if they are small, may be drawn at once, by the priorities of that moment.
+        most_drawn: so many rows may be drawn for each item before the search is given up; by default as many as it
+            takes to be sure that there is none.
 
     Attributes:
         fields: of the batches that it fills.
@@ -112,6 +115,7 @@ class Reader:
         transform: Transform | None = None,
         *,
         most_at_once: int = 1,
+        most_drawn: int | None = None,
     ) -> None:
         self._ring, self._locks, self._item, self._selector, self._rng = ring, locks, item, selector, rng
         self._drawing = None if isinstance(selector, Delivering) else selector
@@ -124,7 +128,9 @@ class Reader:
         self._valid_share = 1.0  # of the rows drawn lately, those by which an item could be drawn
         self._stock: Windows | None = None  # drawn ahead, of which `_stock_used` are used
         self._stock_used, self._stock_drawn_s = 0, 0.0
-        self._most_at_once = most_at_once
+        self._most_at_once, self._most_drawn = most_at_once, most_drawn
+        # What a selector of the user's draws may be a row that is not there: then only the closer look finds it out.
+        self._are_committed = isinstance(selector, Delivering) or type(selector) in (Uniform, Prioritized)
         self._draw_batches = getattr(selector, "draw_batches", None)
         self.rows_redrawn = 0
 
@@ -145,7 +151,7 @@ class Reader:
         kill_point("sampler.gather")
         out.indices[:] = windows.indices
         out.probabilities[:] = windows.probabilities
-        if not windows.all_unchanged():
+        if not (self._are_committed and windows.all_unchanged()) and not windows.unchanged().all():
             assert rows is None, "a row that was to be delivered was overwritten"
             if not self._mend(out, target, np.flatnonzero(~windows.unchanged())):
                 return False
@@ -192,10 +198,12 @@ class Reader:
         """
         parts: list[Windows] = []
         missing, drawn = count, 0
-        while True:
+        left = math.inf if self._most_drawn is None else self._most_drawn * max(count, _FEW_ITEMS)
+        while left > 0:
             ask = missing
             if self._valid_share < 1:
-                ask = min(_MOST_DRAWN, math.ceil(1.1 * missing / self._valid_share) + 2)
+                ask = int(min(_MOST_DRAWN, math.ceil(1.1 * missing / self._valid_share) + 2, left))
+            left -= ask
             assert self._drawing is not None
             if batches > 1 and self._draw_batches is not None:
                 indices, probabilities = self._draw_batches(self._ring, batches, -(-ask // batches), self._rng)
@@ -217,6 +225,7 @@ class Reader:
                     return Windows.joined(parts)
             elif drawn > _DRAWS_A_ROW * len(self._ring) + count:
                 return None
+        return None
 
     def _mend(self, out: BatchArrays, target: Mapping[str, Array], torn: NDArray[np.intp]) -> bool:
         """Replace the items at `torn` by newly drawn ones."""

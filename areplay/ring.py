@@ -11,7 +11,9 @@ serial, a stale index is recognised. `index % capacity_rows` is the row's *posit
 Shared words and arrays (int64), all written by the owner's process alone, by whichever of its threads holds what is
 named; read by everyone without a lock. If the owner dies, everything here ends with it.
 
-    next_serial         under the guard. A reader that sees an old value misses the newest block.
+    next_serial         under the guard, before anything else of a block that is recycled: serial, end = -1, fence,
+                        rows. So a block is whole for as long as nobody took the serial that is due after it. A reader
+                        that sees an old value misses the newest block.
     rows_now, rows_inserted, next_stream   under the guard. For statistics and gates; never trusted for memory safety.
     ends[place]         under the block's lock. The index after that of the block's last committed row, which tells its
                         serial and the number of its rows in one store; -1 while its rows are being replaced.
@@ -146,8 +148,9 @@ class Ring:
     def is_none_due(self, indices: Indices) -> bool:
         """Whether no writer has come so far as to recycle the block of one of the indices, all committed before.
 
-        Then all name the same rows still. Call it after copying: a writer takes its serial before it touches a row. One
-        look for all of them; where it says no, `unchanged` tells which.
+        Then all name the same rows still. Call it after copying: a writer takes its serial before it touches a row, and
+        touches none if it was lapped before it had the lock. One look for all of them; where it says no, `unchanged`
+        tells which.
         """
         order()
         due = (self.next_serial[0] - self.blocks) * self.block_rows
@@ -534,7 +537,12 @@ class StreamWriter:
                 serial = self._next_serial()
             place = serial % ring.blocks
             if self._locks.try_exclusive(place):
-                # Somebody may have written to it, and those rows be needed, before we had the lock.
+                # Before we had the lock others may have gone once around the ring, and written a newer block there.
+                # Whoever comes from now on finds it locked.
+                if serial < ring.next_serial[0] - ring.blocks:
+                    self._locks.release(place)
+                    continue
+                # Or somebody may have written to it, and those rows be needed.
                 if not self._guard.keepers or not self._is_kept(place):
                     break
                 self._locks.release(place)

@@ -21,7 +21,7 @@ Shared words (int64):
     redrawn[sampler]       by that sampler: items copied in vain since its start.
     fruitless[sampler]     by that sampler: 0, or, if it found no item in the rows when it looked last, 1 more than the
                          number of rows that had been inserted when it began to look.
-    learner_sleep          by the learner: its doorbell, rung by samplers.
+    learner_sleep          by the learner: its doorbell, rung by samplers, and by itself for its own slot.
     sampler_sleep[sampler] by that sampler: its doorbell, rung by the learner's process.
     gate             by the learner's process: 0 until sampling may begin, then 1.
     stopping         by the learner's process: 1 when the samplers are to end.
@@ -207,13 +207,13 @@ class Slots:
         return self.slots
 
     def give_back(self, slot: int) -> None:
-        """Return a lent slot to its sampler, and wake that one if it sleeps."""
+        """Return a lent slot to its sampler, the learner's own to the learner, and wake whoever waits for it."""
         assert self._states[slot] == LENT, self
         poison(self._batches[slot])
         order()  # what was read from the slot, before it may be written again
         self._states[slot] = FREE
-        if slot < self.slots:
-            self.sampler_bells[slot % self.samplers].ring()
+        bell = self.sampler_bells[slot % self.samplers] if slot < self.slots else self.learner_bell
+        bell.ring()
         check_step(self)
 
     def recover(self, sampler: int) -> int:

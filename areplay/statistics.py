@@ -180,7 +180,8 @@ class BatchesStatistics:
     filled_by_learner: int
     """Of them, those that it filled itself, since no sampler had one ready: each is one of `learner_waits`."""
     rows_redrawn: int
-    """Rows that were copied in vain because they were overwritten meanwhile, since the samplers' last start."""
+    """Rows that were copied in vain because they were overwritten meanwhile: by samplers since their last start, by the
+    learner since the stream was opened."""
     samplers_alive: int
     """Whose processes run and have said READY."""
     restarts: int
@@ -201,8 +202,8 @@ class BatchesStatistics:
     what: str
     """What a batch is made of and how it is drawn, in words."""
     slots: int
-    """Places for batches: `prefetch`, one for the learner, one a sampler, and one that the learner may fill itself; 0
-    before the stream is opened."""
+    """Places for batches: `prefetch`, one for the learner, one a sampler, and one for the learner to fill where it may;
+    0 before the stream is opened."""
     filling: int
     """Slots that samplers are filling now."""
     slots_bytes: int

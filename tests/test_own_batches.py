@@ -13,7 +13,7 @@ from areplay import own_batches as own_batches_module
 from areplay import reader as reader_module
 from areplay.deliveries import Epochs, Fifo
 from areplay.items import BatchFields, Rows
-from areplay.own_batches import MOST_BYTES, OwnBatches, may_fill
+from areplay.own_batches import MOST_BYTES, MOST_ROWS, OwnBatches, may_fill
 from areplay.ring import Ring, RingGuard, StreamWriter
 from areplay.select import Prioritized, Uniform
 from areplay.sequences import Sequences
@@ -95,15 +95,17 @@ def test_there_is_one_at_a_time(scene: Scene) -> None:
 
 
 def test_giving_it_back_wakes_no_sampler(scene: Scene) -> None:
-    """It is of no use to them."""
+    """It is of no use to them; but a learner that waits is woken."""
     slot = scene.own.fill()
     assert slot is not None
     events = [bell.event.descriptor for bell in scene.slots.sampler_bells]
     for bell in scene.slots.sampler_bells:
         bell.event.clear()
         bell.arm()
+    scene.slots.learner_bell.arm()
     scene.slots.give_back(slot)
     assert select.select(events, [], [], 0)[0] == []
+    assert select.select([scene.slots.learner_bell.event.descriptor], [], [], 0)[0]
     scene.publish()
     assert select.select(events, [], [], 0)[0] == [events[1]]
 
@@ -117,7 +119,7 @@ def test_slots_without_an_own_one_have_none(scene: Scene) -> None:
 
 
 def test_none_before_a_sampler_has_found_items() -> None:
-    """Where there are none, to look for them takes long, and would block the learner's loop."""
+    """Until then nobody knows whether there are any."""
     scene = Scene()
     scene.write(16)
     assert scene.own.fill() is None
@@ -125,20 +127,39 @@ def test_none_before_a_sampler_has_found_items() -> None:
     slot = scene.own.fill()
     assert slot is not None
     scene.slots.give_back(slot)
-    free = scene.slots.lease(0)
-    assert free is not None
-    scene.slots.abandon(free)
-    assert scene.own.fill() is None, "a sampler has looked in vain"
     assert scene.states() == "fffff" and scene.own.filled == 1
     scene.own.close()
     scene.slots.close()
 
 
-def test_none_where_there_are_no_items(scene: Scene) -> None:
-    """They may be gone since a sampler found some: then the slot is free again."""
+def test_none_where_there_are_no_items(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may be gone since a sampler found some: then the slot is free again, and for a moment nobody looks again."""
+    now_s, ends = 100.0, scene.ring.ends.copy()
+    monkeypatch.setattr(own_batches_module.time, "monotonic", lambda: now_s)
     scene.ring.ends[:] = -1
     assert scene.own.fill() is None
     assert scene.states() == "fffff" and scene.own.filled == 0
+    scene.ring.ends[:] = ends
+    now_s = 100.09
+    assert scene.own.fill() is None
+    now_s = 100.11
+    assert scene.own.fill() == 4
+
+
+def test_its_search_and_its_draws_are_short() -> None:
+    """It gives up soon; and of items with windows it draws those of one batch at a time."""
+    scene = Scene()
+    for item, at_once in ((Rows(), 8), (Transitions(n_step=1), 1)):
+        spec = Spec.steps(obs=((), "int64"), action=((), "int64")) if isinstance(item, Transitions) else SPEC
+        ring = Ring(spec, 4, 4)
+        own = OwnBatches(ring, scene.slots, item, Uniform(), np.random.SeedSequence(0), 8)
+        assert own._reader._most_at_once == at_once and own._reader._most_drawn == 4
+        own.close()
+        ring.segment.close()
+    scene.own.close()
+    scene.slots.close()
+    scene.writer.close()
+    scene.ring.segment.close()
 
 
 def test_an_error_leaves_the_slot_free(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,6 +225,7 @@ def test_a_learner_that_is_alone_for_long_says_so(
     assert [step(at_s) for at_s in (120.0, 124.0, 125.0)] == [2, 2, 3]
 
 
+LARGE = BatchFields({"obs": ((1 << 20,), "uint8")})
 OURS: dict[str, Any] = {
     "item": Rows(), "selector": Uniform(), "transform": None, "fields": FIELDS, "batch_size": 8,
 }  # fmt: skip
@@ -224,8 +246,12 @@ class Recent(Uniform):
         ({"item": Transitions(n_step=3)}, True),
         ({"item": Sequences(8)}, True),
         ({"selector": Prioritized()}, True),
-        ({"batch_size": MOST_BYTES // 16}, True),
-        ({"batch_size": MOST_BYTES // 16 + 1}, False),
+        ({"batch_size": MOST_ROWS}, True),
+        ({"batch_size": MOST_ROWS + 1}, False),
+        ({"item": Sequences(8), "batch_size": MOST_ROWS // Sequences(8).window.rows}, True),
+        ({"item": Sequences(8), "batch_size": MOST_ROWS // Sequences(8).window.rows + 1}, False),
+        ({"fields": LARGE, "batch_size": MOST_BYTES >> 20}, True),
+        ({"fields": LARGE, "batch_size": (MOST_BYTES >> 20) + 1}, False),
         ({"item": Mine()}, False),
         ({"selector": Recent()}, False),
         ({"selector": Fifo()}, False),

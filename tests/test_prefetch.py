@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kit import cancel_at_every_tick, memory_descriptors, ticks, until
+from kit import FailsAt, cancel_at_every_tick, memory_descriptors, open_descriptors, ticks, until
 
 from areplay import prefetch as prefetch_module
 from areplay import waiting as waiting_module
@@ -21,6 +21,7 @@ from areplay.errors import BatchReleased, Closed, DescriptorLimitExceeded, Sampl
 from areplay.items import Rows
 from areplay.prefetch import Batches, Supply
 from areplay.rate import MinSize, SamplesPerInsert
+from areplay.reader import BatchArrays, Reader
 from areplay.ring import Ring, RingGuard, StreamWriter
 from areplay.select import Uniform
 from areplay.slots import FREE, LENT, READY, Slots
@@ -75,6 +76,7 @@ class Scene:
         timeout_s: float | None = None,
         selector: Uniform | None = None,
         limiter: MinSize | None = None,
+        learner_fills: bool = True,
     ) -> None:
         self.ring = Ring(SPEC, 4, 8)
         self.writer = StreamWriter(self.ring, self.ring.block_locks(), RingGuard())
@@ -87,7 +89,7 @@ class Scene:
             None,
             4,
             1,
-            True,
+            learner_fills,
             3,
             MinSize(min_size) if limiter is None else limiter,
             None,
@@ -309,6 +311,7 @@ async def test_a_learner_that_finds_no_batch_fills_one(helped: Scene) -> None:
 async def test_it_suspends_for_nobody(helped: Scene) -> None:
     """A batch of its own is got between two turns of the loop; a second one, while it holds that, is waited for."""
     helped.batches._turns.is_due()
+    helped.batches._own_turns.is_due()
     with pytest.raises(StopIteration) as stopped:
         helped.batches.get().send(None)
     own = stopped.value.value
@@ -327,6 +330,124 @@ async def test_it_fills_none_of_its_own_where_the_samplers_are_gone(helped: Scen
     with pytest.raises(SamplerFailed, match="why"):
         await helped.batches.get(timeout_s=20)
     assert helped.batches.statistics().filled_by_learner == 0
+
+
+async def test_it_fills_none_of_its_own_where_it_may_not() -> None:
+    """Told so by `learner_fills`, or while the stream is being closed: then it waits for the samplers."""
+    scene = Scene(selector=Uniform(), learner_fills=False)
+    scene.write(8)
+    async with scene.batches:
+        scene.fill(1)
+        (await scene.batches.get()).release()
+        assert scene.batches.statistics().slots == 5
+        assert number_of(await _next_filled(scene)) == 2
+    await scene.close()
+    scene = Scene(selector=Uniform())
+    scene.write(8)
+    await scene.batches.__aenter__()
+    scene.fill(1)
+    (await scene.batches.get()).release()
+    scene.crew.may_stop.clear()
+    closing = asyncio.create_task(scene.batches.close())
+    await ticks(3)
+    assert number_of(await _next_filled(scene)) == 2
+    scene.crew.may_stop.set()
+    await closing
+    await scene.close()
+
+
+async def _next_filled(scene: Scene) -> Batch:
+    """What a learner gets that waits, and then a sampler fills one."""
+    task = await waiting(scene)
+    scene.fill(1)
+    return await task
+
+
+async def test_a_learner_that_waits_fills_one_as_soon_as_it_may(helped: Scene) -> None:
+    """When its own slot is given back, by another task, it need not wait for a sampler any more."""
+    own = await helped.batches.get()
+    task = await waiting(helped)
+    own.release()
+    async with asyncio.timeout(20):
+        assert number_of(await task) == 0
+    assert helped.batches.statistics().filled_by_learner == 2
+    assert helped.batches.statistics().learner_waits == 2
+
+
+async def test_a_learner_that_fills_its_batches_lets_its_loop_turn_often(helped: Scene) -> None:
+    """It would have slept otherwise: other tasks of its loop get a turn every millisecond, not only every 20."""
+    turns, loop = 0, asyncio.get_running_loop()
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    task = asyncio.create_task(other())
+    for period_s in (0.001, 1_000.0):
+        helped.batches._turns._period_s, helped.batches._own_turns._period_s = 1_000.0, period_s
+        turns, end = 0, loop.time() + 0.05
+        while loop.time() < end:
+            (await helped.batches.get()).release()
+        assert (turns >= 5) is (period_s < 1)
+    task.cancel()
+
+
+async def test_its_own_draws_are_no_samplers_draws(helped: Scene) -> None:
+    """Another generator than that of any sampler."""
+    own = await helped.batches.get()
+    for index in range(2):
+        seeds = np.random.default_rng(np.random.SeedSequence(index))
+        others = Reader(helped.ring, helped.ring.block_locks(), Rows(), Uniform(), seeds, most_at_once=1)
+        out = BatchArrays.empty(4, others.fields)
+        assert others.fill(out)
+        assert (out.indices.tolist() == own.indices.tolist()) is (index == 1), "one sampler, which is number 0"
+
+
+async def test_rows_that_it_copied_in_vain_are_counted(helped: Scene) -> None:
+    """With those of the samplers."""
+    assert helped.batches._own is not None
+    helped.batches._own._reader.rows_redrawn = 5
+    helped.slots._redrawn[0][0] = 2
+    assert helped.batches.statistics().rows_redrawn == 7
+
+
+async def test_a_schedule_that_raises_leaves_its_slot_free(helped: Scene) -> None:
+    """As it does with a sampler's."""
+
+    def broken(batches: int) -> None:
+        raise ZeroDivisionError
+
+    helped.batches._on_delivered = broken
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            await helped.batches.get()
+        assert helped.slots.count(LENT) == 0
+    helped.batches._on_delivered = None
+    assert number_of(await helped.batches.get()) == 0
+
+
+async def test_locks_that_cannot_be_opened_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the learner's own reader are opened after the slots."""
+    scene = Scene(selector=Uniform())
+    before = open_descriptors()
+    monkeypatch.setattr(prefetch_module, "OwnBatches", FailsAt(prefetch_module.OwnBatches, 1))
+    with pytest.raises(OSError):
+        await scene.batches.__aenter__()
+    assert open_descriptors() == before + 1, "the mapping of the slots, which goes with the stream"
+    monkeypatch.undo()
+    await scene.close()
+
+
+async def test_closing_gives_back_the_locks_of_its_reader() -> None:
+    """And all the rest."""
+    scene = Scene(selector=Uniform())
+    before = open_descriptors()
+    async with scene.batches:
+        assert open_descriptors() > before + 1
+    assert open_descriptors() == before + 1, "the mapping of the slots, which goes with the stream"
+    await scene.close()
 
 
 async def test_a_limiter_holds_its_own_batches_too() -> None:

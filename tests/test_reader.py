@@ -216,6 +216,37 @@ def test_a_writer_that_is_always_faster_is_met_with_a_shared_lock(
     assert all(scene.is_free(block) for block in range(4))
 
 
+def test_a_search_with_a_limit_is_given_up(scene: Scene) -> None:
+    """Of rows by which no item can be drawn so many are drawn and no more; one without a limit goes on for longer."""
+    drawn: list[int] = []
+
+    class Barren(Uniform):
+        def draw(self, ring: Ring, count: int, rng: np.random.Generator) -> tuple[Indices, Any]:
+            drawn.append(count)
+            return super().draw(ring, count, rng)
+
+    for limit, wanted in ((4, range(64, 65)), (None, range(200, 100_000))):
+        reader = Reader(scene.ring, scene.locks, Rows(), Barren(), np.random.default_rng(0), most_drawn=limit)
+        find = reader._finder.find
+        reader._finder.find = lambda rows, chances, find=find: find(rows[:0])  # type: ignore[method-assign]
+        drawn.clear()
+        assert not reader.fill(batch(3))
+        assert sum(drawn) in wanted
+
+
+def test_rows_that_a_selector_of_the_users_has_made_up_are_not_delivered(scene: Scene) -> None:
+    """A name in the range of the ring that no row has: it is noticed after the copy, as what was overwritten is."""
+    scene.write(4)
+    first, end = scene.ring.names()
+    scene.writer.seal()
+    scene.write(1)  # of its block's four places one has a row
+    made_up = scene.next + 3 + 1
+    assert not scene.ring.committed(np.array([made_up]))[0] and first < end <= made_up + 4
+    reader, out = scene.reader(None, Scripted([made_up, 14], [15])), batch(2)
+    assert reader.fill(out)
+    assert sorted(assert_whole(out)) == [14, 15]
+
+
 def test_a_row_that_is_gone_when_its_lock_is_had_is_drawn_anew(scene: Scene) -> None:
     """Between the draw and the lock the block may be recycled: what is copied under the lock is committed."""
     stale, fresh = [0], [14]

@@ -9,6 +9,7 @@ import logging
 import pickle
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -625,6 +626,41 @@ def test_a_chain_that_a_lap_has_overwritten_is_no_answer(rig: Rig) -> None:
     rig.write(rig.writer(), 32)
     with a_lap_between_two_looks(rig), pytest.raises(KeyError):
         rig.ring.chain(2)
+
+
+def test_a_writer_that_was_lapped_before_it_had_the_lock_leaves_the_newer_block(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has taken a serial, and stands still: another one goes round, and into that very place. When it goes on, it
+    takes another serial, and each row stays under its name."""
+    number_of: dict[int, int] = {}
+
+    def write(writer: StreamWriter, rows: int) -> None:
+        first = rig._next
+        number_of.update(zip(rig.write(writer, rows), range(first, first + rows), strict=True))
+
+    write(rig.writer(), 32)
+    slow, fast = rig.writer(), rig.writer()
+    try_exclusive, has_lapped = slow._locks.try_exclusive, []
+
+    def late(place: int) -> bool:
+        if not has_lapped:
+            has_lapped.append(place)
+            write(fast, 28)  # serials 5 to 8, of which the last is in the place of 4
+            assert rig.ring.block(place)[0] == 8
+        return try_exclusive(place)
+
+    monkeypatch.setattr(slow, "_locks", types.SimpleNamespace(try_exclusive=late, release=slow._locks.release))
+    slow_rows = rig.columns(8)
+    number_of.update(zip(slow.write(slow_rows, 0, 8).tolist(), slow_rows["number"].tolist(), strict=True))
+    monkeypatch.undo()
+    write(fast, 4)  # goes on in its block
+    names = np.array(list(number_of))
+    there = names[rig.ring.committed(names)]
+    assert len(there) >= 32 - 8 and has_lapped == [0]
+    assert rig.ring.columns["number"][rig.ring.positions(there)].tolist() == [
+        number_of[name] for name in there.tolist()
+    ]
 
 
 # What a refused system call leaves.

@@ -114,6 +114,21 @@ def test_a_window_changes_with_each_block_that_it_lies_in(scene: Scene) -> None:
     assert len(joined) == 7
 
 
+def test_all_are_unchanged_only_if_no_block_of_any_is_due(scene: Scene) -> None:
+    """One look at the next serial, and a closer one if that has passed any block of theirs, or one beside the row's."""
+    scene.stream(1, "Disabled", 40, 0)  # rows 0 to 39 in blocks 0 to 2
+    finder = WindowFinder(scene.ring, Window(back=3, forward=2))
+    across, within = finder.find(np.array([17])), finder.find(np.array([30]))
+    blocks, looks = scene.ring.blocks, []
+    scene.ring.committed = lambda indices, real=scene.ring.committed: (looks.append(1), real(indices))[1]
+    assert across.all_unchanged() and within.all_unchanged() and not looks
+    scene.ring.next_serial[0] = blocks + 1  # block 0 is due, though nobody has touched it
+    assert within.all_unchanged() and not looks
+    assert across.all_unchanged() and len(looks) == 2, "17 - 3 is in block 0"
+    scene.ring.ends[0] = -1
+    assert not across.all_unchanged() and within.all_unchanged()
+
+
 def test_values_are_taken_by_their_distance(scene: Scene) -> None:
     """One step, or a range of them; before the episode's beginning its first row."""
     scene.stream(1, "Disabled", 40, 0)
