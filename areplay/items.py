@@ -2,8 +2,8 @@
 
 An item kind says which rows it needs around the one that it is drawn by, which fields a batch of it has, and how they
 come from the rows. It never decides which rows are drawn (see `areplay.select`) nor whether they are still whole (see
-`areplay.reader`). It runs in the samplers, off the learner's time; one of areplay's own also in a learner that would have
-to wait.
+`areplay.reader`). It runs in the samplers, off the learner's time; areplay's own ones also in a learner that would
+have to wait.
 
 A kind of your own is any object like this, that can be pickled; here the discounted sum of the next five rewards::
 

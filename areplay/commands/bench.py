@@ -43,6 +43,9 @@ def add_to(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.add_argument("--capacity", type=_positive, help="rows of each replay (100,000, or what the memory allows)")
     parser.add_argument("--batch-size", type=_positive, help="rows of a batch (256)")
     parser.add_argument("--seconds", type=_seconds, help="measured for each figure (1.5)")
+    parser.add_argument(
+        "--budget", type=_seconds, metavar="SECONDS", help="for more and more actors, or larger and larger rings (90)"
+    )
     parser.add_argument("--out", type=Path, default=Path("areplay-bench"), help="folder to write to (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="tiny: shows in seconds that all runs, measures nothing")
     parser.set_defaults(run=run, parser=parser)
@@ -103,10 +106,9 @@ def _workloads(arguments: argparse.Namespace) -> list[Workload]:
 
 def _options(arguments: argparse.Namespace) -> Options:
     options = Options.quick() if arguments.quick else Options(steps=1_000)
-    names = ("capacity", "batch_size", "seconds")
-    return replace(
-        options, **{name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    )
+    asked = {name: getattr(arguments, name) for name in ("capacity", "batch_size", "seconds")}
+    asked["budget_s"] = arguments.budget
+    return replace(options, **{name: value for name, value in asked.items() if value is not None})
 
 
 def _fitting(workload: Workload, options: Options) -> Options:
@@ -127,7 +129,7 @@ def _positive(text: str) -> int:
 
 def _seconds(text: str) -> float:
     try:
-        return seconds("--seconds", float(text))
+        return seconds("time", float(text))
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, got {text!r}") from None
 

@@ -46,7 +46,7 @@ async def measure(workload: Workload, options: Options, progress: Progress) -> M
             spent_s = time.monotonic() - start
             if points and 2 * spent_s > options.budget_s:  # twice as many take twice as long to start
                 rest = ", ".join(str(number) for number in counts[at:])
-                left_out.append(f"{rest} actors: they would take more than {options.budget_s:g} s")
+                left_out.append(f"{rest} actors: they would take more than the budget of {options.budget_s:g} s")
                 break
             points.append(await _point(replay, workload, options, count))
             progress(f"{count} actors: {points[-1].rows_per_s:,.0f} rows/s")

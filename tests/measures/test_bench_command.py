@@ -65,7 +65,11 @@ def test_by_default_two_kinds_of_rows_are_measured(
     instead: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Large ones and small ones, each with a plot of every kind of panel; options reach the measurement."""
-    assert main(["bench", "--only", "throughput", "--capacity", "300", "--out", str(tmp_path)]) == 0
+    asked = ["--capacity", "300", "--batch-size", "8", "--seconds", "0.5", "--budget", "7"]
+    assert main(["bench", "--only", "throughput", *asked, "--out", str(tmp_path)]) == 0
+    options = json.loads((tmp_path / "bench.json").read_text())["options"]
+    wanted = {"capacity": 300, "batch_size": 8, "seconds": 0.5, "budget_s": 7.0}
+    assert wanted.items() <= options.items()
     record = json.loads((tmp_path / "bench.json").read_text())
     assert [found["rows"] for found in record["measurements"]] == ["frames", "cartpole"]
     assert [found["figures"][0]["value"] for found in record["measurements"]] == [300, 300]

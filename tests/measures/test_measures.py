@@ -7,7 +7,9 @@ import math
 import resource
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from areplay.measures import actors, capacity, recovery
@@ -156,7 +158,7 @@ async def test_where_nothing_fits_it_is_said_why(monkeypatch: pytest.MonkeyPatch
 async def test_more_actors_than_the_time_allows_are_left_out_and_named() -> None:
     """The first point is always measured."""
     found = await actors.measure(CARTPOLE, replace(QUICK, budget_s=1e-9, max_actors=4), ignore)
-    assert found.notes == ("left out: 2, 4 actors: they would take more than 1e-09 s",)
+    assert found.notes == ("left out: 2, 4 actors: they would take more than the budget of 1e-09 s",)
     assert [figure.name for figure in found.figures][:2] == ["1 actor: in", "1 actor: processor time"]
 
 
@@ -165,6 +167,42 @@ async def test_more_rows_than_the_time_allows_are_left_out_and_named() -> None:
     found = await capacity.measure(CARTPOLE, replace(QUICK, budget_s=1e-9, max_rows=1_000_000), ignore)
     assert found.notes == ("left out: 100,000, 1,000,000 rows: budget of 1e-09 s",)
     assert {series.x for panel in found.panels for series in panel.series} == {(10_000.0,)}
+
+
+async def test_what_a_row_costs_is_the_median_time_of_a_chunk_or_batch_by_its_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A replay whose calls take 1, 1, 4, 1, ... ms by a clock of its own: 256 rows handed in, or a batch's updated."""
+
+    class Timed:
+        def __init__(self) -> None:
+            self.now_s, self.asked = 0.0, list[int]()
+            self._ring = self
+
+        def names(self) -> tuple[int, int]:
+            return 100, 400
+
+        def _call(self, rows: int) -> None:
+            self.asked.append(rows)
+            self.now_s += 0.004 if len(self.asked) % 3 == 0 else 0.001
+
+        async def extend(self, columns: dict[str, np.ndarray[Any, Any]]) -> None:
+            self._call(len(columns["reward"]))
+
+        def update_priorities(self, indices: np.ndarray[Any, Any], errors: np.ndarray[Any, Any]) -> None:
+            assert ((indices >= 100) & (indices < 400)).all() and indices.shape == errors.shape
+            self._call(len(indices))
+
+    options = replace(QUICK, batch_size=50, seconds=0.4)
+    for rows in (256, 50):
+        replay: Any = Timed()
+        monkeypatch.setattr(capacity.time, "perf_counter", lambda replay=replay: replay.now_s)
+        if rows == 256:
+            found_us = await capacity.insert_us(replay, CARTPOLE, options)
+        else:
+            found_us = capacity.update_us(replay, options)
+        assert found_us == pytest.approx(1_000 / rows)
+        assert set(replay.asked) == {rows} and 0.1 <= replay.now_s < 0.11
 
 
 async def test_figures_say_their_unit() -> None:
