@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
 TEXTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *PAGES]
-WRAPPED = [path for path in PAGES if path.name != "peers.md"]  # which is made by a program
+WRAPPED = [path for path in PAGES if path.name not in ("peers.md", "bench.md")]  # which are made by programs
 FENCE = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 END = 'if __name__ == "__main__":'
 

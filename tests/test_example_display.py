@@ -38,7 +38,7 @@ def progress_of(**changed: object) -> Progress:
 
 def statistics(rows: int, ready: int) -> Statistics:
     """Of a replay with one stream of batches."""
-    counts = (32, 8, ready, ready / 8, 0, rows // 10, 0, 1, 0, 0, 0.0, 0.0)
+    counts = (32, 8, ready, ready / 8, 0, rows // 10, 0, 0, 1, 0, 0, 0.0, 0.0)
     stream = BatchesStatistics(*counts, None, None, 0, "Rows() by Uniform()", 10, 0, 4_096, ())
     saves = SavesStatistics(0, 0, 0, None, "", 0.0, "", 0.0)
     return Statistics(rows, 10_000, rows, 45, 10, 1_000, 1, 0, 0, (), (stream,), (), 1.0, 450_000, 0.0, saves)

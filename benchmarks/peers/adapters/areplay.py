@@ -33,8 +33,8 @@ class Areplay(Side):
 
     packages = ("areplay", "numpy", "uvloop")
     choices = (
-        "areplay: one sampler process, and batches as numpy views; whoever computes with torch or jax calls "
-        "`batch.torch()` or `batch.jax()`.",
+        "areplay: one sampler process; a learner that finds no batch ready fills one itself, as it does by default.",
+        "areplay: batches as numpy views; whoever computes with torch or jax calls `batch.torch()` or `batch.jax()`.",
     )
 
     def __init__(self) -> None:
