@@ -151,9 +151,10 @@ class Reader:
         kill_point("sampler.gather")
         out.indices[:] = windows.indices
         out.probabilities[:] = windows.probabilities
-        if not (self._are_committed and windows.all_unchanged()) and not windows.unchanged().all():
+        torn = self._torn(windows)
+        if len(torn):
             assert rows is None, "a row that was to be delivered was overwritten"
-            if not self._mend(out, target, np.flatnonzero(~windows.unchanged())):
+            if not self._mend(out, target, torn):
                 return False
         weigh(out.probabilities, getattr(self._selector, "importance_sampling_exponent", 0.0), out.weights)
         if self._transform is not None:
@@ -227,6 +228,10 @@ class Reader:
                 return None
         return None
 
+    def _torn(self, windows: Windows) -> NDArray[np.intp]:
+        """Which of the items, by their numbers, are not, or not any more, what they were drawn as."""
+        return windows.changed() if self._are_committed else np.flatnonzero(~windows.unchanged())
+
     def _mend(self, out: BatchArrays, target: Mapping[str, Array], torn: NDArray[np.intp]) -> bool:
         """Replace the items at `torn` by newly drawn ones."""
         for _ in range(ROUNDS_WITHOUT_LOCK):
@@ -235,7 +240,7 @@ class Reader:
             if windows is None:
                 return False
             self._copy(windows, out, target, torn)
-            torn = torn[~windows.unchanged()]
+            torn = torn[self._torn(windows)]
             if len(torn) == 0:
                 return True
         return all(self._copy_locked(out, target, at) for at in torn)
@@ -254,7 +259,7 @@ class Reader:
                     held.append(block)
                 else:
                     kill_point("sampler.lock")
-                    if windows.all_unchanged():
+                    if len(self._torn(windows)) == 0:
                         self._copy(windows, out, target, np.array([at]))
                         return True
             finally:

@@ -120,12 +120,15 @@ class Windows:
         taken: Array = self.columns[name].take(self.positions[:, at], axis=0, out=out, mode="clip")
         return taken
 
-    def all_unchanged(self) -> bool:
-        """Whether all rows are still those that they were, each of them. Call it after copying."""
+    def changed(self) -> NDArray[np.intp]:
+        """Which items, by their numbers, have a row that is not what it was any more. Call it after copying.
+
+        One look for all of them, if no writer has come so far; good for windows of rows that were committed.
+        """
         is_none_due = self._ring.is_none_due
         if is_none_due(self.indices) and (self._elsewhere is None or is_none_due(self._elsewhere[1])):
-            return True
-        return bool(self.unchanged().all())
+            return _NONE
+        return np.flatnonzero(~self.unchanged())
 
     def unchanged(self) -> Mask:
         """(B,) bool: of which items all rows are still those that they were. Call it after copying."""
@@ -182,6 +185,7 @@ class Windows:
         return joined
 
 
+_NONE = np.empty(0, np.intp)
 _ARRAYS = ("indices", "positions", "behind", "ahead", "probabilities")
 
 

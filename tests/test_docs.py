@@ -94,7 +94,7 @@ HIDDEN = {
     },
     "Actors": {"inbox_bytes", "waits"},
     "Batches": {"delivers", "is_closed", "kept", "look_again", "on_rows", "resume", "waits", "what"},
-    "Windows": {"all_unchanged", "blocks", "joined", "part", "places", "unchanged"},
+    "Windows": {"blocks", "changed", "joined", "part", "places", "unchanged"},
     "Field": {"convert"},
     "Spec": {"check_names", "convert_columns", "described", "description", "differences"},
 }

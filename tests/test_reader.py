@@ -245,6 +245,9 @@ def test_rows_that_a_selector_of_the_users_has_made_up_are_not_delivered(scene: 
     reader, out = scene.reader(None, Scripted([made_up, 14], [15])), batch(2)
     assert reader.fill(out)
     assert sorted(assert_whole(out)) == [14, 15]
+    always = Scripted([made_up, 14], *[[made_up]] * ROUNDS_WITHOUT_LOCK, [made_up], [15])  # and under a lock
+    assert scene.reader(None, always).fill(out)
+    assert sorted(assert_whole(out)) == [14, 15]
 
 
 def test_a_row_that_is_gone_when_its_lock_is_had_is_drawn_anew(scene: Scene) -> None:

@@ -121,12 +121,12 @@ def test_all_are_unchanged_only_if_no_block_of_any_is_due(scene: Scene) -> None:
     across, within = finder.find(np.array([17])), finder.find(np.array([30]))
     blocks, looks = scene.ring.blocks, []
     scene.ring.committed = lambda indices, real=scene.ring.committed: (looks.append(1), real(indices))[1]
-    assert across.all_unchanged() and within.all_unchanged() and not looks
+    assert len(across.changed()) == len(within.changed()) == 0 and not looks
     scene.ring.next_serial[0] = blocks + 1  # block 0 is due, though nobody has touched it
-    assert within.all_unchanged() and not looks
-    assert across.all_unchanged() and len(looks) == 2, "17 - 3 is in block 0"
+    assert len(within.changed()) == 0 and not looks
+    assert len(across.changed()) == 0 and len(looks) == 2, "17 - 3 is in block 0"
     scene.ring.ends[0] = -1
-    assert not across.all_unchanged() and within.all_unchanged()
+    assert across.changed().tolist() == [0] and len(within.changed()) == 0
 
 
 def test_values_are_taken_by_their_distance(scene: Scene) -> None:
