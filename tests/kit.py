@@ -28,6 +28,24 @@ async def ticks(count: int) -> None:
         await asyncio.sleep(0)
 
 
+@contextmanager
+def other_task() -> Iterator[Callable[[], int]]:
+    """Another task of the event loop, that lives as long as the block: says how many turns it has had."""
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    task = asyncio.create_task(count())
+    try:
+        yield lambda: turns
+    finally:
+        task.cancel()
+
+
 async def cancel_at_every_tick(
     build: Callable[[], T], act: Callable[[T], Awaitable[Any]], check: Callable[[T], None], most: int = 12
 ) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kit import cancel_at_every_tick, ticks, until
+from kit import cancel_at_every_tick, other_task, ticks, until
 
 from areplay import waiting as waiting_module
 from areplay.actor import Actor
@@ -127,23 +127,14 @@ async def test_rows_are_handed_in_without_waiting_while_there_is_room(scene: Sce
 
 async def test_an_actor_that_never_waits_lets_its_loop_turn(scene: Scene) -> None:
     """Signals, timers and other tasks of the user's run though every add finds room."""
-    turns = 0
-
-    async def other() -> None:
-        nonlocal turns
-        while True:
-            await asyncio.sleep(0)
-            turns += 1
-
-    task = asyncio.create_task(other())
     loop = asyncio.get_running_loop()
     end, number = loop.time() + 20, 0
-    while turns < 5 and loop.time() < end:
-        await scene.actor.add(**row(number))
-        assert scene.take() == [number]
-        number += 1
-    task.cancel()
-    assert turns >= 5
+    with other_task() as turns:
+        while turns() < 5 and loop.time() < end:
+            await scene.actor.add(**row(number))
+            assert scene.take() == [number]
+            number += 1
+    assert turns() >= 5
 
 
 async def test_adding_to_a_full_inbox_waits_for_room(scene: Scene) -> None:

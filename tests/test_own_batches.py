@@ -55,6 +55,13 @@ class Scene:
         """One letter a slot."""
         return repr(self.slots).split()[1]
 
+    def close(self) -> None:
+        """Give everything back."""
+        self.own.close()
+        self.slots.close()
+        self.writer.close()
+        self.ring.segment.close()
+
 
 @pytest.fixture
 def scene() -> Iterator[Scene]:
@@ -63,10 +70,7 @@ def scene() -> Iterator[Scene]:
     scene.write(16)
     scene.publish()
     yield scene
-    scene.own.close()
-    scene.slots.close()
-    scene.writer.close()
-    scene.ring.segment.close()
+    scene.close()
 
 
 def test_it_is_filled_with_whole_rows(scene: Scene) -> None:
@@ -128,8 +132,7 @@ def test_none_before_a_sampler_has_found_items() -> None:
     assert slot is not None
     scene.slots.give_back(slot)
     assert scene.states() == "fffff" and scene.own.filled == 1
-    scene.own.close()
-    scene.slots.close()
+    scene.close()
 
 
 def test_none_where_there_are_no_items(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,10 +159,7 @@ def test_its_search_and_its_draws_are_short() -> None:
         assert own._reader._most_at_once == at_once and own._reader._most_drawn == 4
         own.close()
         ring.segment.close()
-    scene.own.close()
-    scene.slots.close()
-    scene.writer.close()
-    scene.ring.segment.close()
+    scene.close()
 
 
 def test_an_error_leaves_the_slot_free(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

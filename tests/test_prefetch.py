@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kit import FailsAt, cancel_at_every_tick, memory_descriptors, open_descriptors, ticks, until
+from kit import FailsAt, cancel_at_every_tick, memory_descriptors, open_descriptors, other_task, ticks, until
 
 from areplay import prefetch as prefetch_module
 from areplay import waiting as waiting_module
@@ -236,22 +236,13 @@ async def test_a_ready_batch_is_taken_without_suspending(scene: Scene) -> None:
 
 async def test_a_learner_that_never_waits_lets_its_loop_turn(scene: Scene) -> None:
     """Restarts, reports and the user's other tasks need it."""
-    turns = 0
-
-    async def other() -> None:
-        nonlocal turns
-        while True:
-            await asyncio.sleep(0)
-            turns += 1
-
-    task = asyncio.create_task(other())
     loop = asyncio.get_running_loop()
     end = loop.time() + 20
-    while turns < 5 and loop.time() < end:
-        scene.fill(1)
-        (await scene.batches.get()).release()
-    task.cancel()
-    assert turns >= 5
+    with other_task() as turns:
+        while turns() < 5 and loop.time() < end:
+            scene.fill(1)
+            (await scene.batches.get()).release()
+    assert turns() >= 5
     assert scene.batches.statistics().learner_waits == 0
 
 
@@ -376,22 +367,14 @@ async def test_a_learner_that_waits_fills_one_as_soon_as_it_may(helped: Scene) -
 
 async def test_a_learner_that_fills_its_batches_lets_its_loop_turn_often(helped: Scene) -> None:
     """It would have slept otherwise: other tasks of its loop get a turn every millisecond, not only every 20."""
-    turns, loop = 0, asyncio.get_running_loop()
-
-    async def other() -> None:
-        nonlocal turns
-        while True:
-            await asyncio.sleep(0)
-            turns += 1
-
-    task = asyncio.create_task(other())
+    loop = asyncio.get_running_loop()
     for period_s in (0.001, 1_000.0):
         helped.batches._turns._period_s, helped.batches._own_turns._period_s = 1_000.0, period_s
-        turns, end = 0, loop.time() + 0.05
-        while loop.time() < end:
-            (await helped.batches.get()).release()
-        assert (turns >= 5) is (period_s < 1)
-    task.cancel()
+        end = loop.time() + 0.05
+        with other_task() as turns:
+            while loop.time() < end:
+                (await helped.batches.get()).release()
+        assert (turns() >= 5) is (period_s < 1)
 
 
 async def test_its_own_draws_are_no_samplers_draws(helped: Scene) -> None:
