@@ -20,7 +20,7 @@ from areplay.deliveries import Delivering
 from areplay.items import BatchFields, Item, Rows
 from areplay.reader import Reader
 from areplay.ring import Ring
-from areplay.select import Prioritized, Selector, Uniform
+from areplay.select import OURS, Selector
 from areplay.sequences import Sequences
 from areplay.slots import Slots
 from areplay.transform import Transform
@@ -31,11 +31,9 @@ logger = logging.getLogger(__name__)
 MOST_BYTES, MOST_ROWS = 16 << 20, 16_384
 """Of a batch, with all rows of its items' windows: to fill one so large takes 3 to 5 ms."""
 
-_ITEMS, _SELECTORS = (Rows, Transitions, Sequences), (Uniform, Prioritized)
-_MOST_DRAWN, _REST_S = (
-    4,
-    0.1,
-)  # rows a batch's item, in search of those that can be made; and a rest if they were too few
+_ITEMS = (Rows, Transitions, Sequences)
+_MOST_DRAWN = 4  # rows a batch's item, in search of those that can be made
+_REST_S = 0.1  # if they were too few
 _WARN_AFTER_S = 5.0
 
 
@@ -43,7 +41,7 @@ def may_fill(
     item: Item, selector: Selector | Delivering, transform: Transform | None, fields: BatchFields, batch_size: int
 ) -> bool:
     """Whether a learner may fill such batches itself."""
-    is_ours = type(item) in _ITEMS and type(selector) in _SELECTORS and transform is None
+    is_ours = type(item) in _ITEMS and type(selector) in OURS and transform is None
     item_bytes = sum(field.row_bytes for field in fields.stored.values())
     return is_ours and batch_size * item_bytes <= MOST_BYTES and batch_size * item.window.rows <= MOST_ROWS
 

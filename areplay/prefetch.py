@@ -425,9 +425,7 @@ class Batches(AsyncIterator[Batch]):
         slot = self._fill()
         if slot is not None:
             self._waits += 1
-            waited = time.monotonic() - started
-            self._waited = self._waited[0] + waited, self._waited[1]
-            self._peak_wait_s = max(self._peak_wait_s, waited)
+            self._end_wait(started, self._waited[1])
         return slot
 
     def _fill(self) -> int | None:
@@ -482,12 +480,17 @@ class Batches(AsyncIterator[Batch]):
             if slot is None:
                 await self._ready.wait(took_one, self._reason, timeout_s)
         finally:
-            waited, others = time.monotonic() - started, list(self._waited[1])
+            others = list(self._waited[1])
             others.remove(started)
-            self._waited = self._waited[0] + waited, tuple(others)
-            self._peak_wait_s = max(self._peak_wait_s, waited)
+            self._end_wait(started, tuple(others))
         assert slot is not None
         return slot
+
+    def _end_wait(self, started: float, others: tuple[float, ...]) -> None:
+        """Count a wait that is over now, beside which these others last."""
+        waited = time.monotonic() - started
+        self._waited = self._waited[0] + waited, others
+        self._peak_wait_s = max(self._peak_wait_s, waited)
 
     def _raise_if_failed(self) -> None:
         """Rather an error than a learner that goes on for days with the rows it has."""
@@ -574,9 +577,7 @@ class Batches(AsyncIterator[Batch]):
         await ended(self._opening)
         if self._slots is None or self._crew is None or self._ready is None:  # never entered, or not in full
             self.is_closed = True
-            for part in (self._own, self._slots):
-                if part is not None:
-                    part.close()
+            self._free()
             return
         try:
             await self._crew.stop()
@@ -589,6 +590,9 @@ class Batches(AsyncIterator[Batch]):
                 self._current = None
             self._ready.close()
             self._unpin()
-            if self._own is not None:
-                self._own.close()
-            self._slots.close()
+            self._free()
+
+    def _free(self) -> None:
+        for part in (self._own, self._slots):
+            if part is not None:
+                part.close()

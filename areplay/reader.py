@@ -25,7 +25,7 @@ from areplay.items import BatchFields, Item, View
 from areplay.kill_points import kill_point
 from areplay.locks import BlockLocks
 from areplay.ring import Indices, Ring
-from areplay.select import Prioritized, Selector, Uniform, weigh
+from areplay.select import OURS, Selector, weigh
 from areplay.spec import Array
 from areplay.transform import Transform
 from areplay.windows import WindowFinder, Windows
@@ -130,7 +130,7 @@ class Reader:
         self._stock_used, self._stock_drawn_s = 0, 0.0
         self._most_at_once, self._most_drawn = most_at_once, most_drawn
         # What a selector of the user's draws may be a row that is not there: then only the closer look finds it out.
-        self._are_committed = isinstance(selector, Delivering) or type(selector) in (Uniform, Prioritized)
+        self._are_committed = isinstance(selector, Delivering) or type(selector) in OURS
         self._draw_batches = getattr(selector, "draw_batches", None)
         self.rows_redrawn = 0
 

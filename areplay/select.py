@@ -211,6 +211,10 @@ class Prioritized:
         return f"Prioritized({self.priority_exponent}, {self.importance_sampling_exponent})"
 
 
+OURS: tuple[type[Selector], ...] = (Uniform, Prioritized)
+"""Selectors of areplay's own, as they are: whose draws are known to be quick, and of rows that are there."""
+
+
 def _integers(rng: np.random.Generator, low: int, high: int, count: int) -> Indices:
     """`count` integers from `low` below `high`, by way of doubles: half the time of `rng.integers` for so few.
 

@@ -141,12 +141,13 @@ def _measurement(
 ) -> Measurement:
     x = tuple(float(size) for size in sizes)
     figures = []
+    smallest_and_largest = dict.fromkeys((0, len(sizes) - 1))  # one, if there is but one
     for name in SELECTORS:
-        for at in {0: None, len(sizes) - 1: None}:
+        for at in smallest_and_largest:
             figures.append(Figure(f"{name}, {sizes[at]:,} rows", rates[name][at], "batches/s"))
             figures.append(Figure(f"{name}, {sizes[at]:,} rows: draw", draws_us[name][at], "us"))
     for name in WRITES:
-        for at in {0: None, len(sizes) - 1: None}:
+        for at in smallest_and_largest:
             figures.append(Figure(f"{name}, {sizes[at]:,} rows: a row", writes_us[name][at], "us"))
     return Measurement(
         "capacity",

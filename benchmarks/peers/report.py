@@ -11,7 +11,7 @@ from benchmarks.peers import explanations
 from benchmarks.peers.environments import PEERS
 from benchmarks.peers.pairs import MEMORY
 from benchmarks.peers.protocol import FLAT, FLOOD, STEPS
-from benchmarks.peers.results import Comparison, comparison, figure, is_behind_pace
+from benchmarks.peers.results import SIDES, Comparison, comparison, figure, is_behind_pace
 from benchmarks.peers.works import WORKS
 
 TEMPLATE = Path(__file__).parent / "page.md"
@@ -163,10 +163,10 @@ def _cell(pair: Mapping[str, Any], producers: int, column: Column, is_summary: b
         return ""
     if cell["reason"]:
         return "none"
-    ours, theirs = (figure(cell, side, quantity) for side in ("areplay", "peer"))
+    ours, theirs = (figure(cell, side, quantity) for side in SIDES)
     if ours is None or theirs is None:
         return ""
-    marks = [_mark(pair, producers, mode, side) for side in ("areplay", "peer")]
+    marks = [_mark(pair, producers, mode, side) for side in SIDES]
     text, found = f"{number(ours * factor)}{marks[0]} / {number(theirs * factor)}{marks[1]}", comparison(cell, quantity)
     if found is None:
         return text
@@ -196,9 +196,8 @@ def _came_in(pair: Mapping[str, Any], producers: int) -> str:
     cell = pair["cells"].get(f"{producers}/{FLAT}")
     if cell is None or cell["reason"] or not producers:
         return ""
-    sides = ("areplay", "peer")
     return " / ".join(
-        f"{number(figure(cell, side, 'rows_per_s') or 0.0)}{_mark(pair, producers, FLAT, side)}" for side in sides
+        f"{number(figure(cell, side, 'rows_per_s') or 0.0)}{_mark(pair, producers, FLAT, side)}" for side in SIDES
     )
 
 
@@ -232,16 +231,23 @@ def _ahead(results: Mapping[str, Any]) -> str:
                 found = _compared(pair, mode, quantity)
                 behind = {words: each for words, each in found.items() if each.is_peer_ahead}
                 nearly = {words: each for words, each in found.items() if each.is_level and each.times < 1}
-                is_first = heading in AT_THE_LEARNER and set(behind) != {PRODUCERS[0]}
                 nearly.pop(PRODUCERS[0], None)
-                for cells, lines in ((behind, first if is_first else others), (nearly, level)):
-                    if cells and (lines is not level or heading in AT_THE_LEARNER):
-                        why = explanations.explanation(peer, work, mode, quantity) or "No explanation yet."
-                        said = ", ".join(f"{words} {number(each.times)}x" for words, each in cells.items())
-                        lines.setdefault(why, []).append(f"  - {PEERS[peer].title}, {work}, {heading}: {said}")
+                why = explanations.explanation(peer, work, mode, quantity) or "No explanation yet."
+                what = f"{PEERS[peer].title}, {work}, {heading}"
+                is_first = heading in AT_THE_LEARNER and set(behind) != {PRODUCERS[0]}
+                _note(first if is_first else others, why, what, behind)
+                if heading in AT_THE_LEARNER:
+                    _note(level, why, what, nearly)
     parts = ["At the learner while producers write:", "", *_grouped(first), ""]
     parts += ["The same, but not told apart, since the rounds do not agree:", "", *_grouped(level), ""]
     return "\n".join([*parts, "Elsewhere:", "", *_grouped(others)])
+
+
+def _note(lines: dict[str, list[str]], why: str, what: str, cells: Mapping[str, Comparison]) -> None:
+    """Put cells below their reason, if there are any."""
+    if cells:
+        said = ", ".join(f"{words} {number(each.times)}x" for words, each in cells.items())
+        lines.setdefault(why, []).append(f"  - {what}: {said}")
 
 
 def _compared(pair: Mapping[str, Any], mode: str, quantity: str) -> dict[str, Comparison]:

@@ -32,6 +32,7 @@ BETTER = {
 }
 PERCENTILES = {"p50_us": 50, "p99_us": 99}  # of the waits of all rounds
 WORST = {"max_us", "memory_bytes"}  # of the rounds, not their median
+SIDES = ("areplay", "peer")
 MIN_PACE = 0.9  # of the rows that it was handed, what a side must take in for the rest to be comparable
 
 
@@ -100,7 +101,7 @@ def figure(cell: Mapping[str, Any], side: str, quantity: str) -> float | None:
 
 def comparison(cell: Mapping[str, Any], quantity: str) -> Comparison | None:
     """Both sides and their ratio; None where a side has no figure, or none that can be divided by."""
-    ours, theirs = (figure(cell, side, quantity) for side in ("areplay", "peer"))
+    ours, theirs = (figure(cell, side, quantity) for side in SIDES)
     if ours is None or theirs is None:
         return None
     rounds = [(a[quantity], b[quantity]) for a, b in zip(cell["areplay"], cell["peer"], strict=True)]
