@@ -97,6 +97,9 @@ _STREAM = (
     _gauge("slots_bytes", "slots_bytes", "Shared memory of the slots"),
     _counter("batches_delivered", "batches_delivered", "Batches that the learner took"),
     _counter("batches_filled_by_learner", "filled_by_learner", "Of these, those that it filled itself"),
+    _counter(
+        "rows_redrawn", "rows_redrawn", "Rows that its samplers, since their last start, and learner copied in vain"
+    ),
     _counter("learner_waits", "learner_waits", "Times that the learner found no batch ready"),
     _counter("learner_wait_seconds", "learner_waited_s", "How long it waited then"),
     _gauge("learner_wait_peak_seconds", "peak_learner_wait_s", "The longest of these waits"),

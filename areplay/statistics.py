@@ -187,7 +187,7 @@ class BatchesStatistics:
     restarts: int
     """Of all samplers together."""
     learner_waits: int
-    """How often the learner found no batch ready."""
+    """How often the learner found no batch ready, and waited or filled one itself."""
     learner_waited_s: float
     """How long it waited then, in total, the present wait included."""
     peak_learner_wait_s: float

@@ -28,7 +28,7 @@ from areplay.metrics import ReplayCollector
 SPEC = areplay.Spec(x=((), "int64"))
 LABELS = {"index", "group", "number"}
 NO_METRICS = {"pid", "exit_code", "exited_at_s"}  # of one process
-SUMS = {"batches.rows_redrawn", "batches.restarts"}  # of all samplers of a stream: Prometheus can add them up
+SUMS = {"batches.restarts"}  # of all samplers of a stream: Prometheus can add them up
 
 
 class Made:
