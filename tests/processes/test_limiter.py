@@ -41,9 +41,9 @@ def the_limiter(replay: areplay.Replay) -> areplay.LimiterStatistics:
 
 
 def all_are_held(replay: areplay.Replay, actors: areplay.Actors) -> bool:
-    """Whether every actor waits for room in a full inbox."""
+    """Whether every actor waits for room in a full inbox, and the coordinator has seen that its rows must wait."""
     records = actors.statistics()
-    names = {wait.who for wait in replay.statistics().waits}
+    names = {wait.who for wait in replay.statistics().waits if "may not be written yet" in wait.reason}
     return all(
         record.waiting_rows == record.inbox_rows and record.waited_s > 0 and f"actor {record.index}" in names
         for record in records
