@@ -90,7 +90,8 @@ def _measurement(workload: Workload, points: list[Point], left_out: list[str]) -
     x = tuple(float(point.actors) for point in points)
     ticks = tuple((count, f"{count:.0f}") for count in x)
     figures = []
-    for point in {points[0].actors: points[0], points[-1].actors: points[-1]}.values():
+    most = max(points, key=lambda point: point.rows_per_s)
+    for point in sorted({points[0], most, points[-1]}, key=lambda point: point.actors):
         who = f"{point.actors} actor{'s' * (point.actors > 1)}"
         figures.append(Figure(f"{who}: in", point.rows_per_s, "rows/s"))
         figures.append(Figure(f"{who}: processor time", point.cpu_s_a_million, "s a million rows"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 
 from areplay.measures import plots
@@ -33,6 +34,7 @@ class Report:
         self.path, self.failures = path, dict[str, str]()
         self._workloads = {workload.name: workload for workload in workloads}
         self._options, self._measurements = options, list[Measurement]()
+        self._measured_on = date.today().isoformat()
         path.mkdir(parents=True, exist_ok=True)
 
     def add(self, measurement: Measurement) -> None:
@@ -54,6 +56,7 @@ class Report:
     def write(self) -> None:
         """Write the JSON and the table."""
         record = {
+            "measured_on": self._measured_on,
             "machine": machine(),
             "options": asdict(self._options),
             "rows": {name: _described(workload) for name, workload in self._workloads.items()},
@@ -65,7 +68,12 @@ class Report:
 
     def lines(self) -> list[str]:
         """The table, in Markdown."""
-        lines = ["# areplay on this machine", ""]
+        asked = self._options
+        lines = ["# areplay on this machine", "", f"- measured on: {self._measured_on}"]
+        lines += [
+            f"- asked for: {asked.seconds:g} s a figure, {asked.capacity:,} rows a replay, {asked.batch_size:,} a "
+            f"batch, {asked.budget_s:g} s for more and more actors or rows"
+        ]
         lines += [f"- {name}: {value}" for name, value in machine().items()]
         for measurement in self._measurements:
             lines += ["", f"## {measurement.name}: {measurement.title}", "", "| figure | | |", "|---|---:|---|"]

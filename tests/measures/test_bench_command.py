@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def instead(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_bench_measures_and_leaves_json_a_table_and_a_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """End to end, with real children and rows of the user's own."""
-    out = tmp_path / "out"
+    out, today = tmp_path / "out", date.today()
     assert (
         main(["bench", "--quick", "--only", "torn", "--fields", "obs=8:float32", "done=:bool", "--out", str(out)]) == 0
     )
@@ -54,6 +55,10 @@ def test_bench_measures_and_leaves_json_a_table_and_a_plot(tmp_path: Path, capsy
     assert {figure["name"]: figure["value"] for figure in found["figures"]}["torn rows accepted"] == 0
     table = (out / "bench.md").read_text()
     assert {f"- {name}: {version}" for name, version in versions.items()} <= set(table.splitlines())
+    assert today <= date.fromisoformat(record["measured_on"]) <= date.today()
+    assert f"- measured on: {record['measured_on']}" in table.splitlines()
+    asked = "- asked for: 0.1 s a figure, 2,048 rows a replay, 256 a batch, 10 s for more and more actors or rows"
+    assert asked in table.splitlines()
     assert "| torn rows accepted | 0 rows | must be 0 |" in table.splitlines()
     assert "![torn](torn-33-bytes.png)" in table
     assert (out / "torn-33-bytes.png").read_bytes().startswith(PNG)

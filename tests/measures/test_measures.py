@@ -155,6 +155,20 @@ async def test_where_nothing_fits_it_is_said_why(monkeypatch: pytest.MonkeyPatch
             await module.measure(CARTPOLE, QUICK, ignore)
 
 
+async def test_the_best_number_of_actors_is_shown_beside_the_first_and_the_last() -> None:
+    """Each once, in order."""
+    rates = {1: 10.0, 2: 30.0, 4: 20.0}
+
+    def shown(*counts: int) -> list[tuple[str, float]]:
+        points = [actors.Point(count, rates[count], 1.0, 1.0) for count in counts]
+        figures = actors._measurement(CARTPOLE, points, []).figures
+        return [(figure.name, figure.value) for figure in figures if figure.unit == "rows/s"]
+
+    assert shown(1, 2, 4) == [("1 actor: in", 10.0), ("2 actors: in", 30.0), ("4 actors: in", 20.0)]
+    assert shown(1, 2) == [("1 actor: in", 10.0), ("2 actors: in", 30.0)]
+    assert shown(1) == [("1 actor: in", 10.0)]
+
+
 async def test_more_actors_than_the_time_allows_are_left_out_and_named() -> None:
     """The first point is always measured."""
     found = await actors.measure(CARTPOLE, replace(QUICK, budget_s=1e-9, max_actors=4), ignore)
