@@ -26,10 +26,11 @@ def watchdog() -> Iterator[None]:
     faulthandler.cancel_dump_traceback_later()
 
 
-def pytest_collection_finish() -> None:
-    """What has been imported by now is there to stay: tests that collect garbage need not look through it each time.
+@pytest.fixture(scope="module", autouse=True)
+def what_stays() -> None:
+    """What is there by now is there to stay: tests that collect garbage need not look through it each time.
 
-    With torch, jax and hypothesis in the process that look takes a quarter of a second, some hundreds of times.
+    With torch, jax, sphinx and hypothesis in the process that look takes a quarter of a second, some hundreds of times.
     """
     gc.collect()
     gc.freeze()

@@ -43,12 +43,9 @@ def plain_main_module() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def once_a_process() -> None:
-    """What a process opens once and keeps: multiprocessing's resource tracker, and libuv's pipe for signals. And what
-    was imported by now is here to stay, so that it need not be searched for garbage after each test."""
+    """What a process opens once and keeps: multiprocessing's resource tracker, and libuv's pipe for signals."""
     resource_tracker.ensure_running()
     uvloop.new_event_loop().close()
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
