@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import select
 from collections.abc import Iterator
 from typing import Any
@@ -258,7 +259,7 @@ class Recent(Uniform):
         ({"selector": Epochs(1)}, False),
         ({"transform": Transform(lambda batch, out, rng: None, obs=((), "float32"))}, False),
     ],
-    ids=str,
+    ids=lambda value: re.sub(r" at 0x\w+", "", str(value)),  # the same in each run
 )
 def test_which_batches_a_learner_may_fill(change: dict[str, Any], wanted: bool) -> None:
     """Ours, where no order is settled, and where it does not take long: here 16 bytes an item."""
