@@ -132,8 +132,7 @@ class Batches(AsyncIterator[Batch]):
         self._crew: Crew | None = None
         self._ready: Sleeper | None = None
         self._current: Batch | None = None
-        self._turns, self._own_turns = Turns(_TURN_S), Turns(_OWN_TURN_S)
-        self._has_filled = False  # the last batch itself
+        self._turns = Turns(_TURN_S)
         self._gate_guard = threading.Lock()
         self._delivered = self._waits = 0
         self._peak_wait_s = 0.0
@@ -284,12 +283,12 @@ class Batches(AsyncIterator[Batch]):
         if self._current is not None:
             self._current.release()
             self._current = None
-        if self._is_turn_due():
+        if self._turns.is_due():
             await asyncio.sleep(0)
             self._raise_if_failed()
         try:
-            slot = self._lend_or_fill()
-            self._current = self._batch(await self._wait_ready(self._timeout_s) if slot is None else slot)
+            slot = self._lend()
+            self._current = self._batch(await self._fill_or_wait(self._timeout_s) if slot is None else slot)
         except EpochsOver:
             raise StopAsyncIteration from None
         return self._current
@@ -300,10 +299,10 @@ class Batches(AsyncIterator[Batch]):
         Cancelled: no batch has been taken. Raises as `__anext__` does, but `EpochsOver` where that one ends the loop.
         """
         timeout_s = optional_seconds("timeout_s", timeout_s)
-        if self._is_turn_due():
+        if self._turns.is_due():
             await asyncio.sleep(0)
-        slot = self._lend_or_fill()
-        return self._batch(await self._wait_ready(timeout_s) if slot is None else slot)
+        slot = self._lend()
+        return self._batch(await self._fill_or_wait(timeout_s) if slot is None else slot)
 
     def statistics(self) -> BatchesStatistics:
         """The state of the queue at this moment. From any thread."""
@@ -401,43 +400,30 @@ class Batches(AsyncIterator[Batch]):
         """Take a slot, if one is ready and may be handed out; writers who wait for that look again."""
         if self.is_closed or self._slots is None:
             raise Closed("this stream of batches")
-        if not self._may_sample:
+        if self._limiter is not None and not self._limiter.can_sample:
             return None
         if self._deliveries is not None and self._deliveries.size(self._delivered) == 0:
             raise EpochsOver(repr(self._selector))
         slot = self._slots.lend()
-        return None if slot is None else self._hand_out(slot)
-
-    @property
-    def _may_sample(self) -> bool:
-        return self._limiter is None or self._limiter.can_sample
-
-    def _is_turn_due(self) -> bool:
-        return (self._own_turns if self._has_filled else self._turns).is_due()
-
-    def _lend_or_fill(self) -> int | None:
-        """Take a slot that is ready, or one that is filled now; `None` if it has to be waited for."""
-        slot = self._lend()
-        if slot is not None:
-            self._has_filled = False
-            return slot
-        started = time.monotonic()
-        slot = self._fill()
-        if slot is not None:
-            self._waits += 1
-            self._end_wait(started, self._waited[1])
-        return slot
+        if slot is None:
+            return None
+        self._turns.period_s = _TURN_S
+        return self._hand_out(slot)
 
     def _fill(self) -> int | None:
         """Take the learner's own slot, filled now, if it may."""
-        if self._own is None or self._closing is not None or not self._may_sample:
+        if self._own is None or self._closing is not None:
+            return None
+        if self._limiter is not None and not self._limiter.can_sample:
             return None
         assert self._crew is not None
         if not self._crew.alive:  # for good: rather an error than half the speed for days
             return None
         slot = self._own.fill()
-        self._has_filled = slot is not None
-        return None if slot is None else self._hand_out(slot)
+        if slot is None:
+            return None
+        self._turns.period_s = _OWN_TURN_S
+        return self._hand_out(slot)
 
     def _hand_out(self, slot: int) -> int:
         """Count a lent slot as the next batch; writers who wait for that look again."""
@@ -454,6 +440,16 @@ class Batches(AsyncIterator[Batch]):
             self._deliveries.on_delivered(self._delivered)
         if self._limiter is not None or self._deliveries is not None:
             self._admission.ring()
+        return slot
+
+    async def _fill_or_wait(self, timeout_s: float | None) -> int:
+        """Fill a slot where none is ready, or wait for one."""
+        started = time.monotonic()
+        slot = self._fill()
+        if slot is None:
+            return await self._wait_ready(timeout_s)
+        self._waits += 1
+        self._end_wait(started, self._waited[1])
         return slot
 
     async def _wait_ready(self, timeout_s: float | None) -> int:

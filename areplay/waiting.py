@@ -199,16 +199,20 @@ class Naps:
 
 
 class Turns:
-    """Says when a coroutine that may never have to wait should let its event loop turn: once every `period_s`."""
+    """Says when a coroutine that may never have to wait should let its event loop turn: once every `period_s`.
+
+    Attributes:
+        period_s: may be changed at any time.
+    """
 
     def __init__(self, period_s: float) -> None:
-        self._period_s = period_s
+        self.period_s = period_s
         self._last = 0.0
 
     def is_due(self) -> bool:
         """Whether it is time for `await asyncio.sleep(0)`; if so, the caller must do that."""
         now = time.monotonic()
-        if now - self._last < self._period_s:
+        if now - self._last < self.period_s:
             return False
         self._last = now
         return True

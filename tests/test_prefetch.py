@@ -302,7 +302,6 @@ async def test_a_learner_that_finds_no_batch_fills_one(helped: Scene) -> None:
 async def test_it_suspends_for_nobody(helped: Scene) -> None:
     """A batch of its own is got between two turns of the loop; a second one, while it holds that, is waited for."""
     helped.batches._turns.is_due()
-    helped.batches._own_turns.is_due()
     with pytest.raises(StopIteration) as stopped:
         helped.batches.get().send(None)
     own = stopped.value.value
@@ -365,16 +364,36 @@ async def test_a_learner_that_waits_fills_one_as_soon_as_it_may(helped: Scene) -
     assert helped.batches.statistics().learner_waits == 2
 
 
-async def test_a_learner_that_fills_its_batches_lets_its_loop_turn_often(helped: Scene) -> None:
+async def test_a_learner_that_fills_its_batches_lets_its_loop_turn_often(
+    helped: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It would have slept otherwise: other tasks of its loop get a turn every millisecond, not only every 20."""
     loop = asyncio.get_running_loop()
     for period_s in (0.001, 1_000.0):
-        helped.batches._turns._period_s, helped.batches._own_turns._period_s = 1_000.0, period_s
+        monkeypatch.setattr(prefetch_module, "_OWN_TURN_S", period_s)
+        (await helped.batches.get()).release()
         end = loop.time() + 0.05
         with other_task() as turns:
             while loop.time() < end:
                 (await helped.batches.get()).release()
         assert (turns() >= 5) is (period_s < 1)
+
+
+async def test_a_learner_that_finds_batches_ready_again_lets_its_loop_turn_seldom_again(
+    helped: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the first one on that was ready."""
+    monkeypatch.setattr(prefetch_module, "_OWN_TURN_S", 0.0)
+    monkeypatch.setattr(prefetch_module, "_TURN_S", 1_000.0)
+    (await helped.batches.get()).release()
+    assert number_of(await helped.batches.get()) == 0, "none is ready"
+    helped.fill(2)
+    with other_task() as turns:
+        await asyncio.sleep(0)  # it begins
+        assert number_of(await helped.batches.get()) == 2
+        assert turns() == 1
+        assert number_of(await helped.batches.get()) == 3
+        assert turns() == 1
 
 
 async def test_its_own_draws_are_no_samplers_draws(helped: Scene) -> None:
