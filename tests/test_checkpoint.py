@@ -548,16 +548,17 @@ async def test_masses_of_a_chunk_that_has_none_yet_are_waited_for(
 )
 async def test_another_spec_is_refused_field_by_field(given: areplay.Spec, said: set[str], tmp_path: Path) -> None:
     """The error names each field that differs, with both; the right spec is taken."""
+    before = open_descriptors()
     async with Replay(SPEC, 100) as replay:
         await replay.save(tmp_path)
-    before = open_descriptors()
+    del replay
     with pytest.raises(areplay.CheckpointMismatch) as caught:
         await Replay.load(tmp_path, spec=given)
     assert caught.value.differences.keys() == said
     assert all(name in str(caught.value) for name in said)
     if "x" in said and "pair" not in said:
         assert "x: expected shape () of float32, got shape () of float64" in str(caught.value)
-    assert open_descriptors() == before
+    await until(lambda: open_descriptors() <= before)
     async with await Replay.load(tmp_path, spec=areplay.Spec(**SPEC)):
         pass
 
@@ -611,20 +612,20 @@ async def test_damage_is_found_and_named(
     kind: str, damage: Callable[[bytes], bytes] | None, said: str, tmp_path: Path
 ) -> None:
     """Whatever file it is: the error names it and what is wrong; nothing is left allocated, nothing half loaded."""
+    before = open_descriptors()
     await saved_steps(tmp_path)
     file = files_of(tmp_path, kind)[-1]
     if damage is None:
         file.unlink()
     else:
         file.write_bytes(damage(file.read_bytes()))
-    before = open_descriptors(), memory_descriptors()
     is_gone = kind == "manifest" and damage is None
     with pytest.raises(areplay.CheckpointMissing if is_gone else areplay.CheckpointDamaged, match=said) as caught:
         await Replay.load(tmp_path)
     if isinstance(caught.value, areplay.CheckpointDamaged):
         assert caught.value.file == file.name
     del caught
-    await until(lambda: (open_descriptors(), memory_descriptors()) == before)
+    await until(lambda: open_descriptors() <= before)
 
 
 async def test_every_bit_of_a_manifest_counts(tmp_path: Path) -> None:
@@ -651,16 +652,16 @@ async def test_a_manifest_that_lacks_something_is_damaged(key: str, tmp_path: Pa
 @pytest.mark.parametrize("key", ["entropy", "generator", "made", "priorities_stale"])
 async def test_counts_that_lack_something_are_damaged(key: str, tmp_path: Path) -> None:
     """And nothing is left open."""
+    before = open_descriptors()
     await saved_steps(tmp_path)
     file = tmp_path / "manifest.json"
     manifest = json.loads(file.read_bytes())
     del manifest["counts"][key]
     manifest["crc32"] = manifest_checksum(manifest)
     file.write_text(json.dumps(manifest))
-    before = open_descriptors()
     with pytest.raises(areplay.CheckpointDamaged, match=r"manifest\.json cannot be understood"):
         await Replay.load(tmp_path)
-    assert open_descriptors() == before
+    await until(lambda: open_descriptors() <= before)
 
 
 @pytest.mark.parametrize("kind", ["blocks", "masses"])
@@ -1079,11 +1080,11 @@ async def test_closing_the_replay_waits_for_the_thread_of_a_save(tmp_path: Path)
 
 async def test_a_cancelled_load_leaves_nothing(tmp_path: Path) -> None:
     """At whichever block it is, it stops there."""
+    before = memory_descriptors()
     async with Replay(SPEC, 960, block_rows=32) as replay:
         await replay.extend(columns(0, 900))
         await replay.save(tmp_path)
     del replay
-    before = memory_descriptors()
     loop = asyncio.get_running_loop()
     tasks: list[asyncio.Task[Replay]] = []
     for at in (1, 5, 28):
@@ -1100,7 +1101,7 @@ async def test_a_cancelled_load_leaves_nothing(tmp_path: Path) -> None:
             await tasks[0]
         assert len(calls) == at
         tasks.clear()
-        await until(lambda: memory_descriptors() == before)
+        await until(lambda: memory_descriptors() <= before)
 
 
 async def test_progress_is_told(tmp_path: Path) -> None:
