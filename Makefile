@@ -16,8 +16,9 @@ cartpole: .venv/ready          ## train a CartPole agent, and watch it
 atari: .venv/ready             ## train an Atari agent (wants a GPU and a dozen cores), and watch it
 	$(BIN)/python examples/atari.py
 
-test: lint                     ## everything that has to hold, in so many processes (WORKERS=2)
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope
+test: lint                     ## everything that has to hold, in WORKERS processes (2)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope --max-worker-restart=0 -m "not alone"
+	$(BIN)/python -m pytest -q -m alone
 
 faults: .venv/ready            ## a long storm of SIGKILLs, and all tests of faults at length (KILLS=5000: most of an hour)
 	AREPLAY_FAULTS=long $(BIN)/python -m pytest -q tests/faults

@@ -369,14 +369,18 @@ async def test_a_learner_that_fills_its_batches_lets_its_loop_turn_often(
 ) -> None:
     """It would have slept otherwise: other tasks of its loop get a turn every millisecond, not only every 20."""
     loop = asyncio.get_running_loop()
-    for period_s in (0.001, 1_000.0):
-        monkeypatch.setattr(prefetch_module, "_OWN_TURN_S", period_s)
+    helped.batches._turns.period_s = 1_000.0
+    with other_task() as turns:
+        deadline = loop.time() + 20
+        while turns() < 5:
+            assert loop.time() < deadline
+            (await helped.batches.get()).release()
+        monkeypatch.setattr(prefetch_module, "_OWN_TURN_S", 1_000.0)
         (await helped.batches.get()).release()
-        end = loop.time() + 0.05
-        with other_task() as turns:
-            while loop.time() < end:
-                (await helped.batches.get()).release()
-        assert (turns() >= 5) is (period_s < 1)
+        seen, end = turns(), loop.time() + 0.05
+        while loop.time() < end:
+            (await helped.batches.get()).release()
+        assert turns() == seen
 
 
 async def test_a_learner_that_finds_batches_ready_again_lets_its_loop_turn_seldom_again(

@@ -59,6 +59,7 @@ async def test_a_sampler_killed_with_a_lock_leaves_the_lock_free(monkeypatch: py
         locks.close()
 
 
+@pytest.mark.alone
 def test_nothing_of_ours_is_left_in_any_folder() -> None:
     """A program killed under load leaves no file in /dev/shm or /tmp, which it never had."""
     with running() as program:

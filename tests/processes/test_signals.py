@@ -145,6 +145,7 @@ def test_sigterm_to_everybody_ends_in_order() -> None:
         assert program.everyone() == set()
 
 
+@pytest.mark.alone
 def test_no_process_and_no_memory_outlives_a_killed_parent() -> None:
     """SIGKILL of the parent under load: every child and helper is gone soon, and the machine has its memory back."""
     size = 400 << 20
