@@ -26,7 +26,8 @@ TWO_KINDS = (
     "takes a whole copy: its waits are of two kinds, and the longer kind is longer than that of a peer whose waits are "
     "all alike, though the mean, which is what batches/s says, mostly is not. Of small rows the longest hundredth are "
     "those for which it drew eight batches at once (0.1 to 0.2 ms), and while rows come in those for which the "
-    "coordinator's thread had the interpreter lock (0.3 to 0.6 ms). With large rows it was not looked into further."
+    "coordinator's thread had the interpreter lock (0.3 to 0.6 ms). To draw fewer at once does not shorten the latter, "
+    "and costs batches (decision 009). With large rows it was not looked into further."
 )
 ONE_STEP = "The longest of some thousand steps: one late wake-up, of five processes on two cores, decides it."
 
