@@ -400,7 +400,7 @@ class Batches(AsyncIterator[Batch]):
         """Take a slot, if one is ready and may be handed out; writers who wait for that look again."""
         if self.is_closed or self._slots is None:
             raise Closed("this stream of batches")
-        if self._limiter is not None and not self._limiter.can_sample:
+        if not self._may_sample:
             return None
         if self._deliveries is not None and self._deliveries.size(self._delivered) == 0:
             raise EpochsOver(repr(self._selector))
@@ -410,11 +410,13 @@ class Batches(AsyncIterator[Batch]):
         self._turns.period_s = _TURN_S
         return self._hand_out(slot)
 
+    @property
+    def _may_sample(self) -> bool:
+        return self._limiter is None or self._limiter.can_sample
+
     def _fill(self) -> int | None:
         """Take the learner's own slot, filled now, if it may."""
-        if self._own is None or self._closing is not None:
-            return None
-        if self._limiter is not None and not self._limiter.can_sample:
+        if self._own is None or self._closing is not None or not self._may_sample:
             return None
         assert self._crew is not None
         if not self._crew.alive:  # for good: rather an error than half the speed for days
@@ -529,7 +531,7 @@ class Batches(AsyncIterator[Batch]):
         assert self._slots is not None
         if not self._slots.is_open or self._slots.all_in_vain(self._ring.rows_inserted[0]):
             return True
-        if self._limiter is not None and not self._limiter.can_sample:
+        if not self._may_sample:
             return True
         return self._deliveries is not None and not self._deliveries.has_batch(self._delivered)
 
