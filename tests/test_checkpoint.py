@@ -612,7 +612,7 @@ async def test_damage_is_found_and_named(
     kind: str, damage: Callable[[bytes], bytes] | None, said: str, tmp_path: Path
 ) -> None:
     """Whatever file it is: the error names it and what is wrong; nothing is left allocated, nothing half loaded."""
-    before = open_descriptors()
+    before, memory_before = open_descriptors(), memory_descriptors()
     await saved_steps(tmp_path)
     file = files_of(tmp_path, kind)[-1]
     if damage is None:
@@ -625,7 +625,7 @@ async def test_damage_is_found_and_named(
     if isinstance(caught.value, areplay.CheckpointDamaged):
         assert caught.value.file == file.name
     del caught
-    await until(lambda: open_descriptors() <= before)
+    await until(lambda: open_descriptors() <= before and memory_descriptors() <= memory_before)
 
 
 async def test_every_bit_of_a_manifest_counts(tmp_path: Path) -> None:

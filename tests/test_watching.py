@@ -104,6 +104,7 @@ def test_posts_are_found_for_as_long_as_they_are_open() -> None:
     assert mine() == []
     with watchpost() as first, watchpost() as second:
         assert mine() == [post_of(first), post_of(second)]
+        assert post_of(first) < post_of(second)
     assert mine() == []
 
 
