@@ -44,7 +44,11 @@ def add_to(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.add_argument("--batch-size", type=_positive, help="rows of a batch (256)")
     parser.add_argument("--seconds", type=_seconds, help="measured for each figure (1.5)")
     parser.add_argument(
-        "--budget", type=_seconds, metavar="SECONDS", help="for more and more actors, or larger and larger rings (90)"
+        "--budget",
+        type=_seconds,
+        metavar="SECONDS",
+        dest="budget_s",
+        help="for more and more actors, or larger and larger rings (90)",
     )
     parser.add_argument("--out", type=Path, default=Path("areplay-bench"), help="folder to write to (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="tiny: shows in seconds that all runs, measures nothing")
@@ -106,8 +110,7 @@ def _workloads(arguments: argparse.Namespace) -> list[Workload]:
 
 def _options(arguments: argparse.Namespace) -> Options:
     options = Options.quick() if arguments.quick else Options(steps=1_000)
-    asked = {name: getattr(arguments, name) for name in ("capacity", "batch_size", "seconds")}
-    asked["budget_s"] = arguments.budget
+    asked = {name: getattr(arguments, name) for name in ("capacity", "batch_size", "seconds", "budget_s")}
     return replace(options, **{name: value for name, value in asked.items() if value is not None})
 
 
