@@ -61,14 +61,14 @@ class Sleeper:
                 self._bell.arm()
                 if is_ready():
                     return
-                waited = loop.time() - started
-                if timeout_s is not None and waited >= timeout_s:
+                now = loop.time()
+                if timeout_s is not None and now >= deadline:
                     raise error(reason() if reason else "nothing came", timeout_s)
-                if reason and waited >= warn_after:
+                if reason and now - started >= warn_after:
                     if complaint := reason():
-                        logger.warning("%s; waiting for %.0f s", complaint, waited)
+                        logger.warning("%s; waiting for %.0f s", complaint, now - started)
                     warn_after *= 2
-                await self._sleep(loop, min(deadline, loop.time() + _LOOK_AGAIN_S))
+                await self._sleep(loop, min(deadline, now + _LOOK_AGAIN_S))
         finally:
             self._waiters -= 1
             if self._waiters == 0:
