@@ -6,6 +6,7 @@ import asyncio
 import signal
 import threading
 from collections.abc import Coroutine
+from types import FrameType
 from typing import Any, TypeVar
 
 import uvloop
@@ -19,25 +20,71 @@ def run(main: Coroutine[Any, Any, T], *, debug: bool | None = None) -> T:
     One Ctrl-C cancels `main`, so that replays close in order, and `KeyboardInterrupt` is raised; a second one
     interrupts at once. SIGTERM cancels likewise, and `SystemExit(143)` is raised.
     """
-    terminated = False
+    signals = _Signals()
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop, debug=debug) as runner:
+            try:
+                return runner.run(signals.around(main))
+            except asyncio.CancelledError:
+                if signals.terminated:
+                    raise SystemExit(128 + signal.SIGTERM) from None
+                raise
+            finally:
+                signals.is_left = True
+    finally:
+        signals.restore()
 
-    async def with_sigterm() -> T:
-        task = asyncio.current_task()
+
+class _Signals:
+    """SIGTERM and SIGINT while a main coroutine runs, if that is in the main thread.
+
+    Attributes:
+        terminated: whether a SIGTERM has come.
+        is_left: whether the main coroutine is not run any more; it may still be closed.
+    """
+
+    def __init__(self) -> None:
+        self.terminated = self.is_left = False
+        self._is_in_main_thread = threading.current_thread() is threading.main_thread()
+        # A handler of the user's stays, as it does under `asyncio.run`.
+        self._is_interruptible = (
+            self._is_in_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        )
+
+    async def around(self, main: Coroutine[Any, Any, T]) -> T:
+        """Run `main` and handle what comes meanwhile."""
+        self._loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
 
         def terminate() -> None:
-            nonlocal terminated
-            terminated = True
+            self.terminated = True
             task.cancel()
 
-        if threading.current_thread() is threading.main_thread():
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
+        if self._is_in_main_thread:
+            self._loop.add_signal_handler(signal.SIGTERM, terminate)
+        if self._is_interruptible:
+            self._runners = signal.getsignal(signal.SIGINT)
+            signal.signal(signal.SIGINT, self._interrupt)
         return await main
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop, debug=debug) as runner:
+    def restore(self) -> None:
+        """Leave SIGINT as it was found."""
+        if self._is_interruptible and signal.getsignal(signal.SIGINT) == self._interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        """As `asyncio.Runner` does: cancel, and raise the second time, wherever the program is.
+
+        Within `main` that would only be one more reason to close its contexts in order: so the loop raises it, too.
+        """
+        assert callable(self._runners)
         try:
-            return runner.run(with_sigterm())
-        except asyncio.CancelledError:
-            if terminated:
-                raise SystemExit(128 + signal.SIGTERM) from None
+            self._runners(number, frame)
+        except KeyboardInterrupt:
+            if not self.is_left:
+                self._loop.call_soon_threadsafe(self._leave)
             raise
+
+    def _leave(self) -> None:
+        if not self.is_left:
+            raise KeyboardInterrupt

@@ -1,6 +1,7 @@
 """A whole program with actors and samplers, to be interrupted and killed by tests: `python program.py '{options}'`.
 
-Prints a line when it begins to start children, one when it takes batches, one when it has closed in order.
+Prints a line when it begins to start children, one when it takes batches, one when it takes no more, one when
+it has closed in order.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ OPTIONS = {
     "actors": 2,
     "samplers": 1,
     "import_s": 0.0,  # how long its children take to import this module
+    "busy": False,  # its learner computes on and on, and says when it has been interrupted
     "stubborn": False,  # actors do not look at `stopping`, and block
-    "grace_s": 2.0,
+    "grace_s": 30.0,
     "rows": 10_000,
     "row_bytes": 64,
     "prefault": False,
@@ -52,6 +54,17 @@ def say(word: str) -> None:
     print(word, os.getpid(), f"{time.monotonic():.4f}", flush=True)
 
 
+def compute() -> None:
+    """A step of learning that does not end; say when it has been interrupted."""
+    task = asyncio.current_task()
+    assert task is not None
+    while not task.cancelling():
+        pass
+    say("busy")
+    while True:
+        pass
+
+
 async def main() -> None:
     """Learn for ever."""
     spec = areplay.Spec(obs=((OPTIONS["row_bytes"],), "uint8"))
@@ -66,10 +79,15 @@ async def main() -> None:
                 replay.batches(batch_size=8, samplers=OPTIONS["samplers"], grace_s=OPTIONS["grace_s"]) as batches,
             ):
                 taken = 0
-                async for _ in batches:
-                    taken += 1
-                    if taken == 10:
-                        say("learning")
+                try:
+                    async for _ in batches:
+                        taken += 1
+                        if taken == 10:
+                            say("learning")
+                            if OPTIONS["busy"]:
+                                compute()
+                finally:
+                    say("leaving")
     finally:
         say("closed")
 
