@@ -339,6 +339,8 @@ class Batches(AsyncIterator[Batch]):
         slots, crew = self._slots, self._crew
         for member in crew.members if slots is not None and crew is not None else ():
             assert slots is not None
+            taken = slots.taken(member.index)
+            filled = slots.published(member.index)
             yield SamplerStatistics(
                 index=member.index,
                 pid=member.child.pid if member.child is not None else 0,
@@ -347,8 +349,8 @@ class Batches(AsyncIterator[Batch]):
                 has_finished=member.has_finished,
                 has_failed=member.failure is not None,
                 last_failure=member.last_failure,
-                batches_filled=slots.published(member.index),
-                ready=slots.waiting(member.index),
+                batches_filled=filled,
+                ready=filled - taken,
                 rows_redrawn=slots.redrawn(member.index),
             )
 
@@ -523,6 +525,9 @@ class Batches(AsyncIterator[Batch]):
         if self._needs_rows():
             supply = self._supply()
             if supply.is_exhausted or supply.failure is not None:
+                self.on_rows()  # the last of them may have been written between the two looks
+                if not self._needs_rows():
+                    return
                 reason = f"{self._reason()}; no more rows can come"
                 raise Stalled(f"{reason}: {supply.failure}" if supply.failure else reason) from supply.failure
 

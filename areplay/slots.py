@@ -168,10 +168,10 @@ class Slots:
         """How many batches all samplers have published since the start."""
         return sum(map(self.published, range(self.samplers)))
 
-    def waiting(self, sampler: int) -> int:
-        """How many of them the learner has not taken yet."""
+    def taken(self, sampler: int) -> int:
+        """How many of them the learner has taken."""
         taken: int = self._taken[sampler][0]
-        return self.published(sampler) - taken
+        return taken
 
     @property
     def is_stopping(self) -> bool:

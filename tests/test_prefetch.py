@@ -224,8 +224,9 @@ async def test_batches_taken_with_get_stay_until_they_are_released(scene: Scene)
     assert [number_of(held[k]) for k in (0, 1, 2, 4)] == [1, 2, 3, 5]
 
 
-async def test_a_ready_batch_is_taken_without_suspending(scene: Scene) -> None:
+async def test_a_ready_batch_is_taken_without_suspending(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hand-over and no more, between two turns of the loop."""
+    monkeypatch.setattr(prefetch_module, "_TURN_S", 1_000.0)
     scene.fill(2)
     first = await scene.batches.get()
     with pytest.raises(StopIteration) as stopped:
@@ -301,7 +302,7 @@ async def test_a_learner_that_finds_no_batch_fills_one(helped: Scene) -> None:
 
 async def test_it_suspends_for_nobody(helped: Scene) -> None:
     """A batch of its own is got between two turns of the loop; a second one, while it holds that, is waited for."""
-    helped.batches._turns.is_due()
+    helped.batches._turns.period_s = 1_000.0
     with pytest.raises(StopIteration) as stopped:
         helped.batches.get().send(None)
     own = stopped.value.value
@@ -607,6 +608,25 @@ async def test_without_any_producer_left_a_learner_is_stalled_and_told_why() -> 
         with pytest.raises(Stalled, match="an actor's traceback") as caught:
             await scene.batches.get()
         assert caught.value.__cause__ is failure
+    await scene.close()
+
+
+async def test_rows_that_come_in_between_two_looks_keep_it_from_giving_up() -> None:
+    """The last rows of actors that are gone, written after the learner has seen that there are too few, and before it
+    asks whether there will be more."""
+    scene = Scene(min_size=20)
+    scene.write(8)
+
+    def last_rows() -> Supply:
+        if scene.ring.rows_inserted[0] < 20:
+            scene.writer.write({"number": np.zeros(12, np.int64)}, 0, 12)
+        return Supply(0, True, "last row 0.0 s ago", None)
+
+    async with scene.batches:
+        scene.batches._supply = last_rows
+        task = await waiting(scene)
+        scene.fill()
+        assert number_of(await task) == 1
     await scene.close()
 
 
