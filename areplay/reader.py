@@ -25,13 +25,13 @@ from areplay.items import BatchFields, Item, View
 from areplay.kill_points import kill_point
 from areplay.locks import BlockLocks
 from areplay.ring import Indices, Ring
-from areplay.select import OURS, Selector, weigh
+from areplay.select import OURS, Selector, Uniform, weigh
 from areplay.spec import Array
 from areplay.transform import Transform
 from areplay.windows import WindowFinder, Windows
 
 ROUNDS_WITHOUT_LOCK = 8
-_DRAWN_AHEAD, _STOCK_S = 2_048, 0.1  # items, and how long they are used
+_DRAWN_AHEAD, _STOCK_S = 2_048, 0.1  # items, and how long they are used while others would be drawn
 _MOST_DRAWN = 1 << 16  # rows at once, in search of the few by which an item can be drawn
 _FEW_ITEMS = 16  # for which a search with a limit may draw as for so many: a few unlucky draws are no reason to give up
 _DRAWS_A_ROW = 16  # so often each row is drawn on average before there is said to be none: e^-16 of missing one
@@ -127,7 +127,7 @@ class Reader:
             self.fields, self._scratch_fields = transform.split(self._item_fields)
         self._valid_share = 1.0  # of the rows drawn lately, those by which an item could be drawn
         self._stock: Windows | None = None  # drawn ahead, of which `_stock_used` are used
-        self._stock_used, self._stock_drawn_s = 0, 0.0
+        self._stock_used, self._stock_rows, self._stock_drawn_s = 0, 0, 0.0
         self._most_at_once, self._most_drawn = most_at_once, most_drawn
         # What a selector of the user's draws may be a row that is not there: then only the closer look finds it out.
         self._are_committed = isinstance(selector, Delivering) or type(selector) in OURS
@@ -177,20 +177,26 @@ class Reader:
         """As `_draw`, from items of which a few batches are drawn at once, up to `most_at_once`.
 
         What a draw costs does not depend much on how many are drawn. They are as good as those in the queue, which are
-        older; but not so after a pause.
+        older; but not so after a pause in which rows came in, or priorities may have changed.
         """
         batches = min(self._most_at_once, _DRAWN_AHEAD // count)
         if batches < 2:
             return self._draw(count)
-        now_s = time.monotonic()
-        if self._stock is None or self._stock_used + count > len(self._stock) or now_s - self._stock_drawn_s > _STOCK_S:
+        if self._stock is None or self._stock_used + count > len(self._stock) or self._is_stale():
+            self._stock_rows, self._stock_drawn_s = self._ring.rows_inserted[0], time.monotonic()
             self._stock = self._draw(count * batches, batches)
             if self._stock is None:
                 return None
-            self._stock_used, self._stock_drawn_s = 0, now_s
+            self._stock_used = 0
         start = self._stock_used
         self._stock_used += count
         return self._stock.part(start, start + count)
+
+    def _is_stale(self) -> bool:
+        """Whether what was drawn ahead is old, and a new draw would be another."""
+        if time.monotonic() - self._stock_drawn_s <= _STOCK_S:
+            return False
+        return not isinstance(self._selector, Uniform) or self._ring.rows_inserted[0] != self._stock_rows
 
     def _draw(self, count: int, batches: int = 1) -> Windows | None:
         """`count` items, of so many batches; `None` if there seem to be none.

@@ -268,8 +268,8 @@ class Replay(Checkpointed, Observed):
             samplers: processes that fill the queue.
             learner_fills: where no batch is ready, the learner fills one itself rather than wait, once a sampler has
                 filled one: of areplay's own items and selectors, but not with `Fifo` or `Epochs`, nor with a transform,
-                nor above 16 MiB or 16,384 rows. False keeps its event loop free meanwhile; and with one sampler, rows
-                that do not change and the same seed, the batches are the same each time.
+                nor above 16 MiB or 16,384 rows. False keeps its event loop free meanwhile; and with one sampler,
+                `Uniform`, rows that do not change and the same seed, the batches are the same each time.
             prefetch: batches that are kept ready, beside the one that the learner holds and one that each sampler is
                 filling; at least one a sampler.
             selector: which items: `Uniform()` by default, `Prioritized`, `Fifo`, `Epochs`, or one of your own.

@@ -41,9 +41,10 @@ class Scene:
         columns = {"a": numbers, "b": np.repeat(numbers[:, None], 2, 1).astype(np.float32)}
         assert self.writer.write(columns, 0, rows).tolist() == numbers.tolist()
 
-    def reader(self, item: Any = None, selector: Any = None) -> Reader:
+    def reader(self, item: Any = None, selector: Any = None, most_at_once: int = 1) -> Reader:
         """A reader of this ring."""
-        return Reader(self.ring, self.locks, item or Rows(), selector or Uniform(), np.random.default_rng(7))
+        rng = np.random.default_rng(7)
+        return Reader(self.ring, self.locks, item or Rows(), selector or Uniform(), rng, most_at_once=most_at_once)
 
     def is_free(self, block: int) -> bool:
         """Whether nobody holds that block."""
@@ -214,6 +215,40 @@ def test_a_writer_that_is_always_faster_is_met_with_a_shared_lock(
     assert held == [True] * 3
     assert reader.rows_redrawn == 3 * ROUNDS_WITHOUT_LOCK
     assert all(scene.is_free(block) for block in range(4))
+
+
+class Counted(Uniform):
+    """Uniform draws, counted."""
+
+    draws = 0
+
+    def draw(self, ring: Ring, count: int, rng: np.random.Generator) -> tuple[Indices, Any]:
+        """One more."""
+        self.draws += 1
+        return super().draw(ring, count, rng)
+
+
+def test_items_drawn_ahead_are_used_until_others_would_be_drawn(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as no row comes in they are as good as on the first day, and the same each time; rows make them stale,
+    after a while; and so do priorities, which anyone may change."""
+    uniform, scripted = Counted(), Scripted(then=list(range(8, 16)) * 8)
+    reader = scene.reader(selector=uniform, most_at_once=8)
+    monkeypatch.setattr(reader_module, "_STOCK_S", 0.0)
+    draws = []
+    for rows in (0, 0, 1, 0):
+        scene.write(rows)
+        assert reader.fill(batch(4))
+        draws.append(uniform.draws)
+    assert draws == [1, 1, 2, 2]
+    monkeypatch.setattr(reader_module, "_STOCK_S", 1_000.0)
+    assert [reader.fill(batch(4)) for _ in range(6)] == [True] * 6, "the last of eight"
+    assert uniform.draws == 2
+    assert reader.fill(batch(4))
+    assert uniform.draws == 3
+    monkeypatch.setattr(reader_module, "_STOCK_S", 0.0)
+    prioritised = scene.reader(selector=scripted, most_at_once=8)
+    assert prioritised.fill(batch(4)) and prioritised.fill(batch(4))
+    assert len(scripted.asked) == 2
 
 
 def test_a_search_with_a_limit_is_given_up(scene: Scene) -> None:

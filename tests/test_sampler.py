@@ -210,6 +210,7 @@ async def test_rows_copied_in_vain_are_counted(scene: Scene, monkeypatch: pytest
             scene.write(64)
 
     monkeypatch.setattr(reader_module, "kill_point", kill_point)
+    monkeypatch.setattr(reader_module, "_STOCK_S", 1_000.0)
     scene.slots.open_gate()
     scene.start()
     await until(lambda: scene.slots.count(READY) == 2)
