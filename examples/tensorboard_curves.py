@@ -47,12 +47,12 @@ async def main(directory: str = "runs/areplay", seconds: float | str = 5.0) -> N
             while time.monotonic() < started + float(seconds):
                 batch = await anext(batches)
                 loss = float((batch["obs"].sum(axis=1) - batch["reward"]).std())  # learn here
+                await asyncio.sleep(0.01)
                 if (elapsed := time.monotonic() - looked) >= 0.5:
                     now = replay.statistics()
                     write(writer, now, before, elapsed)
                     writer.add_scalar("learner/loss", loss, now.batches[0].batches_delivered)
                     before, looked = now, looked + elapsed
-                await asyncio.sleep(0.01)
     print(f"written into {directory}")
 
 

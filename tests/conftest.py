@@ -1,4 +1,4 @@
-"""What every test runs under: both event loops for coroutines, and little garbage to look through."""
+"""What every test runs under: both event loops, little garbage to look through, no race against a clock."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from collections.abc import Callable
 
 import pytest
 import uvloop
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("areplay", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("areplay")
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -137,7 +137,7 @@ def test_more_at_once_than_the_buffer_can_ever_hold_is_an_error(admission: Admis
     assert admission.admit(most + 1).steps == 0, "a part of them would do"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text("sf", max_size=30), st.integers(0, 12), st.integers(0, 5), st.integers(0, 5))
 def test_rows_are_admitted_up_to_the_step_that_has_no_room(rows: str, room: int, before: int, after: int) -> None:
     """Final observations need no room: those behind the last admitted step come in with it."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import json
 import logging
 import os
@@ -25,8 +26,8 @@ from checkpoint_oracle import Columns, block_files, check_files, columns_of, man
 from kit import memory_descriptors, open_descriptors, until
 
 import areplay
-from areplay import Replay, snapshot
-from areplay.checkpoint import Checkpoint, manifest_checksum
+from areplay import Replay, saving, snapshot
+from areplay.checkpoint import Checkpoint, Stop, manifest_checksum
 from areplay.locks import BlockLocks
 from areplay.ring import StreamWriter, Watcher
 
@@ -1013,11 +1014,18 @@ async def test_two_saves_into_one_directory_exclude_each_other(tmp_path: Path) -
     """The second is told so; into another directory it goes at the same time."""
     async with Replay(SPEC, 1_000, block_rows=32) as replay:
         await replay.extend(columns(0, 1_000))
-        first = asyncio.create_task(replay.save(tmp_path / "a", max_bytes_per_s=100_000))
-        await until(lambda: (tmp_path / "a").exists() and any((tmp_path / "a").iterdir()))
+        has_begun, may_go_on = threading.Event(), threading.Event()
+
+        def on_progress(done: int, size: int) -> None:
+            has_begun.set()
+            assert may_go_on.wait(30)
+
+        first = asyncio.create_task(replay.save(tmp_path / "a", on_progress=on_progress))
+        await until(has_begun.is_set)
         with pytest.raises(areplay.CheckpointBusy):
             await replay.save(tmp_path / "a")
         assert (await replay.save(tmp_path / "b")).rows == 1_000
+        may_go_on.set()
         assert (await first).rows == 1_000
         check_files(tmp_path / "a")
 
@@ -1078,7 +1086,7 @@ async def test_closing_the_replay_waits_for_the_thread_of_a_save(tmp_path: Path)
             await saving
 
 
-async def test_a_cancelled_load_leaves_nothing(tmp_path: Path) -> None:
+async def test_a_cancelled_load_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At whichever block it is, it stops there."""
     before = memory_descriptors()
     async with Replay(SPEC, 960, block_rows=32) as replay:
@@ -1087,6 +1095,13 @@ async def test_a_cancelled_load_leaves_nothing(tmp_path: Path) -> None:
     del replay
     loop = asyncio.get_running_loop()
     tasks: list[asyncio.Task[Replay]] = []
+    stops: list[Stop] = []
+
+    def made() -> Stop:
+        stops.append(Stop())
+        return stops[-1]
+
+    monkeypatch.setattr(saving, "Stop", made)
     for at in (1, 5, 28):
         calls: list[int] = []
 
@@ -1094,7 +1109,7 @@ async def test_a_cancelled_load_leaves_nothing(tmp_path: Path) -> None:
             calls.append(done)
             if len(calls) == at:
                 loop.call_soon_threadsafe(tasks[0].cancel)
-                time.sleep(0.2)
+                stops[-1].wait(20)  # whoever is not told to stop goes on after it, and is counted
 
         tasks.append(asyncio.create_task(Replay.load(tmp_path, on_progress=on_progress)))
         with pytest.raises(asyncio.CancelledError):
@@ -1189,7 +1204,7 @@ async def test_checkpoints_every_so_often_and_at_the_end(tmp_path: Path, caplog:
                 patch.setattr("areplay.snapshot.os.write", lambda *_: exec("raise OSError(28, 'full')"))
                 await until(lambda: checkpoints.failure is not None)
             assert isinstance(checkpoints.failure, areplay.CheckpointFailed)
-            assert caplog.records[0].levelno == logging.ERROR
+            assert logging.ERROR in [record.levelno for record in caplog.records if record.name == "areplay.saving"]
             await until(lambda: checkpoints.failure is None)
             await replay.extend(columns(200, 300))
         check_files(tmp_path / "here")
@@ -1221,7 +1236,12 @@ async def test_checkpoints_go_on_whatever_failed(tmp_path: Path, caplog: pytest.
         await until(lambda: checkpoints.failure is not None)
         assert "RuntimeError('the display is gone')" in caplog.text
         await until(lambda: checkpoints.failure is None and checkpoints.last is not None)
-        same(columns_of(tmp_path), columns(0, 900), SPEC)
+        directory = os.open(tmp_path, os.O_RDONLY)
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX)  # the next save would replace what is being read
+            same(columns_of(tmp_path), columns(0, 900), SPEC)
+        finally:
+            os.close(directory)
 
 
 async def test_checkpoints_of_a_closed_replay_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -1230,9 +1250,8 @@ async def test_checkpoints_of_a_closed_replay_end(tmp_path: Path, caplog: pytest
         await replay.close()
         await until(lambda: checkpoints._task is not None and checkpoints._task.done())
         assert isinstance(checkpoints.failure, areplay.Closed)
-    assert [record.message.partition("; the checkpoint")[2] for record in caplog.records] == [
-        " before is kept, there will be no more of them"
-    ]
+    said = [record.message for record in caplog.records if record.name == "areplay.saving"]
+    assert len(said) == 1 and said[0].endswith("; the checkpoint before is kept, there will be no more of them")
 
 
 async def test_leaving_checkpoints_can_be_cancelled(tmp_path: Path) -> None:

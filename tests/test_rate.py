@@ -112,7 +112,7 @@ def configurations(draw: st.DrawFn) -> tuple[Fraction, int, int, Fraction]:
     return ratio, batch_size, min_size, buffer
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(configurations())
 def test_a_buffer_by_which_both_could_wait_is_refused(configuration: tuple[Fraction, int, int, Fraction]) -> None:
     """Exactly those below half a batch and half an insert; with the least one in the message, which is then taken."""
@@ -153,7 +153,7 @@ def reachable(
                 todo.append(state)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(configurations(), st.integers(0, 12))
 def test_from_every_reachable_state_one_side_may_go_on(
     configuration: tuple[Fraction, int, int, Fraction], rows: int
@@ -185,7 +185,7 @@ def test_from_every_reachable_state_one_side_may_go_on(
         assert (record.inserts, record.samples, record.error) == (inserts, batches * batch_size, float(error))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.floats(1e-3, 1e3),
     st.integers(1, 5_000),
@@ -233,7 +233,7 @@ def test_steps_that_were_not_inserted_after_all_leave_no_trace() -> None:
     assert limiter.statistics() == before
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(configurations(), st.integers(1, 40))
 def test_what_can_ever_be_inserted_at_once_can_be_in_the_end(
     configuration: tuple[Fraction, int, int, Fraction], steps: int
@@ -264,7 +264,7 @@ CHANGES = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(CHANGES)
 def test_changed_at_run_time_the_error_goes_on_from_where_it_is(changes: list[tuple[str, Fraction]]) -> None:
     """After the first batch a new ratio counts for later inserts alone, a refused one changes nothing, and both ever

@@ -23,7 +23,7 @@ from areplay.commands import main, showing, top
 from areplay.commands.picture import command_of, picture
 from areplay.commands.top import rates
 from areplay.errors import Closed, NotWatchable
-from areplay.watching import posts
+from areplay.watching import ask, posts
 
 SPEC = areplay.Spec(x=((), "int64"))
 
@@ -206,10 +206,13 @@ def test_sizes_are_for_people(count: float, said: str) -> None:
     assert showing.size(count) == said
 
 
-async def test_one_replay_is_found_by_itself(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_one_replay_is_found_by_itself(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Even by its own process; of two it has to be said which, and both are listed."""
     mine = [post for post in posts() if post.pid == os.getpid()]
     assert mine == []
+    monkeypatch.setattr(top, "ask", lambda post, timeout_s=5.0: ask(post, 30.0))
     options = ["top", "--once", "--json", "--interval", "0.01"]
     async with areplay.Replay(SPEC, 100) as replay:
         await replay.extend({"x": np.arange(10)})

@@ -188,6 +188,8 @@ def test_clients_that_never_read_are_dropped_and_others_are_answered(monkeypatch
     monkeypatch.setattr(watching, "CLIENT_S", 0.5)
     with watchpost(lambda: answer(text=LARGE)) as watched:
         stuck = [connected(watched) for _ in range(MAX_CLIENTS)]
+        assert all(client.recv(1) for client in stuck), "each has been given its half second"
+        monkeypatch.setattr(watching, "CLIENT_S", 1_000.0)
         assert ask(post_of(watched), WATCHDOG_S)["text"] == LARGE
         for client in stuck:
             until(lambda client=client: is_cut_off(client))
@@ -446,6 +448,7 @@ def test_out_of_descriptors_it_waits_for_better_times(monkeypatch: pytest.Monkey
                 while True:
                     spare.append(os.dup(0))
             client.connect("\0" + watched.name)
+            until(lambda: rests)
             client.settimeout(0.2)
             with pytest.raises(TimeoutError):
                 client.recv(1)

@@ -49,7 +49,7 @@ import areplay
 from areplay import crew
 from areplay.crew import Member
 from tests.processes.oracle import SPEC, torn
-from tests.processes.watching import children, shared_memory_bytes, threads
+from tests.processes.watching import children, shared_memory_bytes, threads, until_now
 
 from . import workers
 
@@ -97,7 +97,8 @@ class Resources:
 
     @classmethod
     def now(cls) -> Resources:
-        """Count them."""
+        """Count them, once the threads that nobody waits for have ended."""
+        until_now(lambda: not any(name.startswith("areplay-files") for name in threads()))
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)  # what is free, but kept by the C library, for threads that compared many rows
         status = Path("/proc/self/status").read_text()

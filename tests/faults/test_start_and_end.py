@@ -19,7 +19,7 @@ import areplay
 from tests.processes import workers
 from tests.processes.oracle import OWNER, rows, spec, torn
 from tests.processes.test_signals import GONE_WITHIN_S, running
-from tests.processes.watching import until, until_now
+from tests.processes.watching import learn_until, until, until_now
 
 NARROW = spec(4)
 
@@ -42,7 +42,7 @@ async def test_a_sampler_killed_with_a_lock_leaves_the_lock_free(monkeypatch: py
             workers.SlowRows(0.01), batch_size=4, prefetch=2, selector=workers.SlowUniform(0.0002), timeout_s=60.0
         )
         async with slow as batches:
-            await until(lambda: batches.statistics().restarts == 1, what="it dies with a lock")
+            await learn_until(batches, lambda: batches.statistics().restarts == 1, "it dies with a lock")
             for _ in range(3):
                 assert torn(await anext(batches)) == 0
             writer.cancel()

@@ -7,7 +7,6 @@ import pytest
 from areplay.measures import plots
 from areplay.measures.measurement import Measurement
 from tests.processes.conftest import (
-    hung_test_fails,
     nothing_left,
     once_a_process,
     plain_main_module,
@@ -16,7 +15,7 @@ from tests.processes.conftest import (
 
 from .workers import PANELS
 
-__all__ = ["hung_test_fails", "nothing_left", "once_a_process", "plain_main_module", "pytest_runtest_makereport"]
+__all__ = ["nothing_left", "once_a_process", "plain_main_module", "pytest_runtest_makereport"]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -31,7 +31,6 @@ from areplay.windows import WindowFinder, Windows
 
 THOROUGH = settings(
     max_examples=60,
-    deadline=None,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )

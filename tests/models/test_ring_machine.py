@@ -268,7 +268,6 @@ logging.getLogger("areplay.ring").disabled = False
 RingMachine.TestCase.settings = settings(
     max_examples=60,
     stateful_step_count=40,
-    deadline=None,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
 )

@@ -210,7 +210,6 @@ class SlotsMachine(RuleBasedStateMachine):
 SlotsMachine.TestCase.settings = settings(
     max_examples=80,
     stateful_step_count=50,
-    deadline=None,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
 )

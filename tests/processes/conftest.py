@@ -1,4 +1,4 @@
-"""What every test with real children shares: a clean slate before, nothing left after, and a watchdog around."""
+"""What every test with real children shares: a clean slate before, and nothing left after."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ import sys
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from multiprocessing import resource_tracker
-from types import FrameType
 
 import pytest
 import uvloop
 
 from .watching import children, descriptors, is_running, threads, until_now
 
-HUNG_AFTER_S = 100.0
 _passed = pytest.StashKey[bool]()
 
 
@@ -49,23 +47,7 @@ def once_a_process() -> None:
 
 
 @pytest.fixture(autouse=True)
-def hung_test_fails() -> Iterator[None]:
-    """A test that hangs fails rather than taking the others along."""
-
-    def give_up(number: int, frame: FrameType | None) -> None:
-        pytest.fail(f"hung for {HUNG_AFTER_S:g} s")
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, HUNG_AFTER_S, 20.0)
-    yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(
-    hung_test_fails: None, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
-) -> Iterator[None]:
+def nothing_left(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """After a test there is no child, no thread and no descriptor that was not there before."""
     gc.collect()
     children_before, threads_before, descriptors_before = children(), threads(), descriptors()
@@ -81,6 +63,6 @@ def nothing_left(
     if not request.node.stash.get(_passed, False):
         return  # its traceback holds frames, and they hold what they hold
     assert not left, f"children left over: {left}"
-    assert threads() <= threads_before
+    until_now(lambda: threads() <= threads_before, what="threads left over")
     leaked = {fd: name for fd, name in descriptors().items() if descriptors_before.get(fd) != name}
     assert not leaked, "descriptors left over"

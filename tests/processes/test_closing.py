@@ -36,12 +36,12 @@ async def no_task_left() -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def pipeline(
-    min_size: int = 1, grace_s: float = 2.0
+    min_size: int = 1, grace_s: float = 2.0, pause_s: float = 0.0
 ) -> AsyncIterator[tuple[areplay.Replay, areplay.Actors, areplay.Batches]]:
     """One actor that never stops by itself, one sampler."""
     async with (
         areplay.Replay(SPEC, 50_000) as replay,
-        replay.actors(workers.hand_in_until_stopped, 1, grace_s=grace_s) as actors,
+        replay.actors(workers.hand_in_until_stopped, 1, args=(pause_s,), grace_s=grace_s) as actors,
         replay.batches(batch_size=32, prefetch=4, min_size_to_sample=min_size) as batches,
     ):
         yield replay, actors, batches
@@ -91,7 +91,7 @@ async def test_cancelled_while_waiting_for_a_batch() -> None:
     entered = asyncio.Event()
 
     async def learn() -> None:
-        async with pipeline(min_size=50_000_000 // 1_000) as (_, _, batches):
+        async with pipeline(min_size=50_000, pause_s=0.001) as (_, _, batches):
             entered.set()
             await anext(batches)
 
@@ -181,7 +181,7 @@ async def test_contexts_may_be_left_in_any_order() -> None:
         before = children()
         replay = areplay.Replay(SPEC, 50_000)
         await replay.__aenter__()
-        actors = replay.actors(workers.hand_in_until_stopped, 1)
+        actors = replay.actors(workers.hand_in_until_stopped, 1, args=(0.001,))  # the ring is not to go round
         batches = replay.batches(batch_size=32)
         await asyncio.gather(actors.__aenter__(), batches.__aenter__())
         await anext(batches)

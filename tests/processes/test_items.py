@@ -87,14 +87,17 @@ async def test_items_drawn_while_actors_write_and_die_are_right(tmp_path: Path) 
     async with areplay.Replay(steppers.KIND.spec, 1_024, block_rows=32, seed=2) as replay:
         chosen = ITEMS[:2]
         seen: list[list[areplay.Batch]] = [[] for _ in chosen]
+        lives: list[set[int]] = [set() for _ in chosen]
         async with (
             replay.batches(chosen[0][0], batch_size=128, prefetch=2, timeout_s=60.0) as transitions,
             replay.batches(chosen[1][0], batch_size=128, prefetch=2, timeout_s=60.0) as sequences,
             replay.actors(steppers.step_until_killed, 2, args=(str(tmp_path), MODES), max_restarts=100) as actors,
         ):
-            while min(record.restarts for record in actors.statistics()) < 2 or len(seen[0]) < 100:
-                for batches, parts in zip((transitions, sequences), seen, strict=True):
+            while min(map(len, lives)) < 4 or len(seen[0]) < 100:
+                assert max(record.restarts for record in actors.statistics()) < 100
+                for batches, parts, names in zip((transitions, sequences), seen, lives, strict=True):
                     parts.append((await anext(batches)).copy())
+                    names.update((-parts[-1]["version"] // steppers.NUMBERS_A_LIFE).tolist())
                 await asyncio.sleep(0.005)  # a learner that has something to do, so that some of each life are seen
             assert replay.statistics().blocks_started > 3 * replay.statistics().blocks
         for (_, valid), parts in zip(chosen, seen, strict=True):

@@ -42,12 +42,15 @@ def the_limiter(replay: areplay.Replay) -> areplay.LimiterStatistics:
 
 def all_are_held(replay: areplay.Replay, actors: areplay.Actors) -> bool:
     """Whether every actor waits for room in a full inbox, and the coordinator has seen that its rows must wait."""
-    records = actors.statistics()
-    names = {wait.who for wait in replay.statistics().waits if "may not be written yet" in wait.reason}
     return all(
-        record.waiting_rows == record.inbox_rows and record.waited_s > 0 and f"actor {record.index}" in names
-        for record in records
+        record.waiting_rows == record.inbox_rows and record.waited_s > 0 and f"actor {record.index}" in held(replay)
+        for record in actors.statistics()
     )
+
+
+def held(replay: areplay.Replay) -> set[str]:
+    """Whose rows the coordinator leaves where they are."""
+    return {wait.who for wait in replay.statistics().waits if "may not be written yet" in wait.reason}
 
 
 def has_inserted(replay: areplay.Replay, steps: int) -> bool:
@@ -184,7 +187,7 @@ async def test_a_learner_that_is_ahead_is_held() -> None:
             "learner waits: 4 steps are missing until the next batch, by SamplesPerInsert(2, min_size_to_sample=40, "
             "error_buffer=32): 40 steps inserted, 32 items handed out; 0 actors alive"
         )
-        assert replay.statistics().batches[0].ready > 0, "a batch is ready, and may not be had"
+        await until(lambda: replay.statistics().batches[0].ready > 0, what="a batch is ready, and may not be had")
         await replay.extend(rows(OWNER, 1, 40, 43))
         await asyncio.sleep(0.05)
         assert not task.done()
@@ -200,10 +203,11 @@ async def test_a_killed_actor_that_was_held_loses_nothing(tmp_path: Path) -> Non
     async with areplay.Replay(SPEC, 100_000) as replay:
         async with replay.batches(batch_size=BATCH_SIZE, limiter=limiter()) as batches:
             async with replay.actors(workers.ledgered, 2, args=(str(tmp_path),), inbox_rows=64) as actors:
+                inserted = HELD_AT
                 for killed in range(1, 3):
-                    await until(lambda: the_limiter(replay).holds_writers)
+                    await until(partial(has_inserted, replay, inserted))
+                    await until(lambda: held(replay) == {"actor 0", "actor 1"})
                     await until(lambda: all(record.waited_s > 0 for record in actors.statistics()))
-                    inserted = replay.statistics().rows_inserted
                     pid = actors.statistics()[0].pid
                     os.kill(pid, signal.SIGKILL)
                     await until(partial(has_successor, actors, pid))
@@ -211,6 +215,7 @@ async def test_a_killed_actor_that_was_held_loses_nothing(tmp_path: Path) -> Non
                     assert replay.statistics().rows_inserted == inserted, "its death lets no row in"
                     for _ in range(killed * 4):
                         (await batches.get(30.0)).release()
+                        inserted += int(BATCH_SIZE / RATIO)
                 await until(lambda: all(record.waited_s > 0 for record in actors.statistics()))
             assert replay._coordinator is not None
             left = replay._coordinator.has_rows
@@ -231,7 +236,7 @@ async def test_actors_that_are_held_leave_quickly_and_their_rows_come_in_later(t
             await until(lambda: all(record.waited_s > 0 for record in actors.statistics()))
             pids = [record.pid for record in actors.statistics()]
             started = time.monotonic()
-        assert time.monotonic() - started < 5.0
+        assert time.monotonic() - started < 15.0
         assert actors.failures == [] and not any(is_running(pid) for pid in pids)
         assert replay.statistics().rows_inserted == HELD_AT
         assert {wait.who for wait in replay.statistics().waits} == {"actor 0", "actor 1", "actor 2"}
@@ -278,7 +283,7 @@ async def test_leaving_the_whole_replay_while_rows_are_held_is_quick(tmp_path: P
         ring = replay._ring
         assert ring is not None
         started = time.monotonic()
-    assert time.monotonic() - started < 5.0
+    assert time.monotonic() - started < 15.0
     (outcome,) = await asyncio.gather(learner, return_exceptions=True)
     assert isinstance(outcome, (int, areplay.Closed)), "it was written, or it was told"
     promised = ledgers(tmp_path)
@@ -361,8 +366,9 @@ async def test_options_can_be_changed_at_run_time(monkeypatch: pytest.MonkeyPatc
         await has_inserted(steps + 1)
 
 
-async def test_a_learner_that_is_held_goes_on_when_the_buffer_is_raised() -> None:
-    """It need not be asked twice."""
+async def test_a_learner_that_is_held_goes_on_when_the_buffer_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It need not be asked twice, nor look again by itself."""
+    monkeypatch.setattr(waiting, "_LOOK_AGAIN_S", 1_000.0)
     async with areplay.Replay(SPEC, 10_000) as replay:
         each = limiter()
         async with replay.batches(batch_size=BATCH_SIZE, limiter=each) as batches:
@@ -374,7 +380,7 @@ async def test_a_learner_that_is_held_goes_on_when_the_buffer_is_raised() -> Non
             await asyncio.sleep(0.01)
             assert not task.done()
             each.error_buffer = BUFFER + BATCH_SIZE
-            async with asyncio.timeout(0.9):  # less than it takes to look again by itself
+            async with asyncio.timeout(30):
                 (await task).release()
 
 
@@ -395,13 +401,14 @@ async def test_a_long_wait_of_actors_is_warned_of_once_for_all(
             return [r.getMessage() for r in caplog.records if r.levelname == "WARNING" and "wait" in r.getMessage()]
 
         await until(lambda: any(len(set(re.findall(r"actor \d", warning))) == 3 for warning in warnings()))
+        count = len(warnings())
         most = 1 + math.log2(max(wait.waited_s for wait in replay.statistics().waits) / 0.3)
-        assert len(warnings()) <= most, "after 0.3, 0.6, 1.2, ... s, and not for each actor"
+        assert count <= most, "after 0.3, 0.6, 1.2, ... s, and not for each actor"
         for warning in warnings():
             assert re.fullmatch(
                 r"rows of (actor \d, )*actor \d wait, they may not be written yet: SamplesPerInsert\(2, "
                 r"min_size_to_sample=1, error_buffer=32\): 17 steps inserted, 0 items handed to the learner, error 32; "
-                r"the learner has to take a batch; waiting for \d s",
+                r"the learner has to take a batch; waiting for \d+ s",
                 warning,
             )
 

@@ -58,4 +58,4 @@ async def test_items_are_drawn_in_proportion_while_rows_are_overwritten(
                 odd += int(is_odd.sum())
                 await asyncio.sleep(0)
     assert odd <= 0.01 * counts.sum()
-    assert stats.chisquare(counts, expected / expected.sum() * counts.sum()).pvalue > 1e-4
+    assert stats.chisquare(counts, expected / expected.sum() * counts.sum()).pvalue > 1e-9

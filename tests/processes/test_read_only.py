@@ -26,8 +26,8 @@ async def main():
     async with (
         asyncio.timeout(60),
         areplay.Replay(areplay.Spec(number=((), "int64")), 1_000) as replay,
-        replay.actors(count_up, 1),
-        replay.batches(batch_size=16) as batches,
+        replay.actors(count_up, 1, grace_s=30.0),
+        replay.batches(batch_size=16, grace_s=30.0) as batches,
     ):
         for _ in range(20):
             await anext(batches)

@@ -175,7 +175,10 @@ async def test_a_child_that_is_not_ready_in_time_is_a_typed_error() -> None:
 async def test_errors_are_logged_once_and_by_name(caplog: pytest.LogCaptureFixture) -> None:
     """An actor's birth and end are INFO, with its pid."""
     caplog.set_level(logging.INFO, "areplay")
-    async with areplay.Replay(SPEC, 1_000) as replay, replay.actors(workers.hand_in, 1, args=(3,)) as actors:
+    async with (
+        areplay.Replay(SPEC, 1_000) as replay,
+        replay.actors(workers.hand_in, 1, args=(3,), grace_s=30.0) as actors,
+    ):
         pid = actors.statistics()[0].pid
     assert f"actor 0 started, pid {pid}" in caplog.messages
     assert f"actor 0 (pid {pid}) ended with 0" in caplog.messages

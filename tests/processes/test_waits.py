@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 
@@ -22,12 +23,12 @@ async def test_an_actor_whose_rows_nobody_takes_gets_inbox_full_and_can_go_on() 
     """While the coordinator is held up, add and flush end after timeout_s with the counts in their text, nothing is
     handed in twice or lost, and when rows are taken again all goes on."""
     async with areplay.Replay(SPEC, 10_000) as replay:
-        async with replay.actors(workers.report_full_inbox, 1, args=(300,), inbox_rows=16, timeout_s=0.3) as actors:
+        async with replay.actors(workers.report_full_inbox, 1, args=(3_000,), inbox_rows=16, timeout_s=0.3) as actors:
             reports: list[areplay.Report] = []
             await until(lambda: len(replay) > 50)
             with replay._guard:  # the coordinator needs it to write
                 await until(lambda: reports.extend(actors.reports()) or reports)
-                assert actors.statistics()[0].waiting_rows == 16
+                await until(lambda: actors.statistics()[0].waiting_rows == 16)
             await actors.wait()
             first = str(reports[0].values["error"])
             assert first == (
@@ -36,7 +37,7 @@ async def test_an_actor_whose_rows_nobody_takes_gets_inbox_full_and_can_go_on() 
                 "gave up after 0.3 s, raise timeout_s to wait longer"
             )
         (stored,) = lives(replay).values()
-        assert stored == 300
+        assert stored == 3_000
 
 
 async def test_inbox_full_that_nobody_catches_ends_the_actor_with_that_text() -> None:
@@ -45,7 +46,7 @@ async def test_inbox_full_that_nobody_catches_ends_the_actor_with_that_text() ->
         async with replay.actors(
             workers.hand_in_until_stopped, 1, inbox_rows=16, timeout_s=0.2, max_restarts=0
         ) as actors:
-            await until(lambda: len(replay) > 50)
+            await until(lambda: len(replay) > 50 or actors.alive == 0)
             (pid,) = (record.pid for record in actors.statistics())
             with replay._guard:
                 await until(lambda: not os.path.exists(f"/proc/{pid}") or not actors.statistics()[0].is_alive)
@@ -81,7 +82,7 @@ async def test_waiting_for_a_first_batch_ends_with_the_counts() -> None:
         with pytest.raises(areplay.WaitTimeout, match=r"812 of 1,000 rows.*gave up after 0.05 s"):
             await batches.get(0.05)
         assert batches.statistics().learner_waits == 2
-        assert batches.statistics().learner_waited_s >= 0.35
+        assert batches.statistics().learner_waited_s >= 0.35 - 0.002, "each may end a tick of the loop's clock early"
         await replay.extend(rows(OWNER, 1, 812, 1_000))
         assert (await batches.get(30.0))["number"].shape == (256,)
 
@@ -114,10 +115,12 @@ async def test_a_long_wait_of_the_learner_is_warned_of(
     ):
         await replay.extend(rows(OWNER, 1, 0, 800))
         await actors.wait()
-        with pytest.raises(areplay.WaitTimeout):
-            await batches.get(1.0)
-    warnings = [record.getMessage() for record in caplog.records if "waiting for" in record.getMessage()]
-    assert 2 <= len(warnings) <= 4
+        task = asyncio.create_task(batches.get(60.0))
+        await until(lambda: len(_warnings(caplog)) >= 2)
+        count = len(_warnings(caplog))
+        assert count <= 1 + math.log2((batches.statistics().learner_waited_s + 0.002) / 0.2)
+        task.cancel()
+    warnings = _warnings(caplog)
     assert warnings[0].startswith(
         "learner waits: 812 of 1,000 rows needed by min_size_to_sample; 0 actors alive, last row "
     )
@@ -132,12 +135,18 @@ async def test_a_learner_with_batches_is_not_warned(
     async with areplay.Replay(SPEC, 10_000) as replay:
         await replay.extend(rows(OWNER, 1, 0, 100))
         async with replay.batches(batch_size=8) as batches:
+            (await batches.get(30.0)).release()
+            caplog.clear()
             ends = time.monotonic() + 0.6
             async for _ in batches:
                 await asyncio.sleep(0.01)
                 if time.monotonic() > ends:
                     break
-    assert not [record for record in caplog.records if "waiting for" in record.getMessage()]
+    assert _warnings(caplog) == []
+
+
+def _warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [message for message in caplog.messages if "waiting for" in message]
 
 
 async def test_a_full_queue_holds_the_samplers_up() -> None:

@@ -11,6 +11,8 @@ from contextlib import suppress
 from multiprocessing import resource_tracker
 from pathlib import Path
 
+import areplay
+
 WATCHDOG_S = 30.0  # how long a condition may take on a busy machine before a test gives up; never a promise
 
 
@@ -20,6 +22,17 @@ async def until(condition: Callable[[], object], within: float = WATCHDOG_S, wha
     while not condition():
         assert time.monotonic() < deadline, f"not within {within:g} s: {what or condition}"
         await asyncio.sleep(0.005)
+
+
+async def learn_until(batches: areplay.Batches, condition: Callable[[], object], what: str = "") -> None:
+    """Take batches as they become ready until `condition()` is true: a sampler with a full queue does nothing."""
+    deadline = time.monotonic() + WATCHDOG_S
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {WATCHDOG_S:g} s: {what or condition}"
+        if batches.statistics().ready:
+            (await batches.get()).release()
+        else:
+            await asyncio.sleep(0.005)
 
 
 def until_now(condition: Callable[[], object], within: float = WATCHDOG_S, what: str = "") -> float:

@@ -293,7 +293,8 @@ async def report_full_inbox(actor: areplay.Actor, count: int) -> None:
                 has_told = True
         else:
             number += 1
-            await asyncio.sleep(0.001)
+            if not has_told:
+                await asyncio.sleep(0.001)
 
 
 async def extend_without_pause(actor: areplay.Actor, chunk: int) -> None:
