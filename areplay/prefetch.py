@@ -517,7 +517,8 @@ class Batches(AsyncIterator[Batch]):
                     f"{self._reason()}; no more rows can come, since all {self._ring.blocks} blocks hold rows that are "
                     f"still needed: raise capacity, or lower batch_size"
                 )
-        if self._limiter is not None and self._slots.is_fruitless and not self._limiter.room:
+        rows = self._ring.rows_inserted[0]
+        if self._limiter is not None and not self._limiter.room and self._slots.all_in_vain(rows):
             raise Stalled(
                 f"{self._reason()}; no more rows can come, since {self._limiter!r} lets none in before a batch is "
                 f"taken: raise min_size_to_sample or error_buffer"

@@ -21,18 +21,15 @@ def run(main: Coroutine[Any, Any, T], *, debug: bool | None = None) -> T:
     interrupts at once. SIGTERM cancels likewise, and `SystemExit(143)` is raised.
     """
     signals = _Signals()
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop, debug=debug) as runner:
-            try:
-                return runner.run(signals.around(main))
-            except asyncio.CancelledError:
-                if signals.terminated:
-                    raise SystemExit(128 + signal.SIGTERM) from None
-                raise
-            finally:
-                signals.is_left = True
-    finally:
-        signals.restore()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop, debug=debug) as runner:
+        try:
+            return runner.run(signals.around(main))
+        except asyncio.CancelledError:
+            if signals.terminated:
+                raise SystemExit(128 + signal.SIGTERM) from None
+            raise
+        finally:
+            signals.restore()
 
 
 class _Signals:
@@ -40,11 +37,10 @@ class _Signals:
 
     Attributes:
         terminated: whether a SIGTERM has come.
-        is_left: whether the main coroutine is not run any more; it may still be closed.
     """
 
     def __init__(self) -> None:
-        self.terminated = self.is_left = False
+        self.terminated = self._is_left = False
         self._is_in_main_thread = threading.current_thread() is threading.main_thread()
         # A handler of the user's stays, as it does under `asyncio.run`.
         self._is_interruptible = (
@@ -63,12 +59,13 @@ class _Signals:
         if self._is_in_main_thread:
             self._loop.add_signal_handler(signal.SIGTERM, terminate)
         if self._is_interruptible:
-            self._runners = signal.getsignal(signal.SIGINT)
+            self._handler_of_runner = signal.getsignal(signal.SIGINT)
             signal.signal(signal.SIGINT, self._interrupt)
         return await main
 
     def restore(self) -> None:
-        """Leave SIGINT as it was found."""
+        """Leave SIGINT as it was found: `main` has been left, and what may remain of it is cancelled."""
+        self._is_left = True
         if self._is_interruptible and signal.getsignal(signal.SIGINT) == self._interrupt:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -77,14 +74,13 @@ class _Signals:
 
         Within `main` that would only be one more reason to close its contexts in order: so the loop raises it, too.
         """
-        assert callable(self._runners)
+        assert callable(self._handler_of_runner)
         try:
-            self._runners(number, frame)
+            self._handler_of_runner(number, frame)
         except KeyboardInterrupt:
-            if not self.is_left:
-                self._loop.call_soon_threadsafe(self._leave)
+            self._loop.call_soon_threadsafe(self._leave)
             raise
 
     def _leave(self) -> None:
-        if not self.is_left:
+        if not self._is_left:
             raise KeyboardInterrupt

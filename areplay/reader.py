@@ -196,7 +196,7 @@ class Reader:
         """Whether what was drawn ahead is old, and a new draw would be another."""
         if time.monotonic() - self._stock_drawn_s <= _STOCK_S:
             return False
-        return not isinstance(self._selector, Uniform) or self._ring.rows_inserted[0] != self._stock_rows
+        return type(self._selector) is not Uniform or self._ring.rows_inserted[0] != self._stock_rows
 
     def _draw(self, count: int, batches: int = 1) -> Windows | None:
         """`count` items, of so many batches; `None` if there seem to be none.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -201,6 +201,5 @@ InboxMachine.TestCase.settings = settings(
     max_examples=80,
     stateful_step_count=50,
     print_blob=True,
-    suppress_health_check=[HealthCheck.too_slow],
 )
 TestInbox = InboxMachine.TestCase

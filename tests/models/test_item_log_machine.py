@@ -356,6 +356,6 @@ ItemLogMachine.TestCase.settings = settings(
     max_examples=40,
     stateful_step_count=25,
     print_blob=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+    suppress_health_check=[HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
 TestItemLog = ItemLogMachine.TestCase

@@ -32,7 +32,7 @@ from areplay.windows import WindowFinder, Windows
 THOROUGH = settings(
     max_examples=60,
     print_blob=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+    suppress_health_check=[HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
 
 

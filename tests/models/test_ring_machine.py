@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -269,6 +269,5 @@ RingMachine.TestCase.settings = settings(
     max_examples=60,
     stateful_step_count=40,
     print_blob=True,
-    suppress_health_check=[HealthCheck.too_slow],
 )
 TestRing = RingMachine.TestCase

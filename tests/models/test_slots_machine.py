@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from kit import descriptors_pass_by_pickle
@@ -211,6 +211,5 @@ SlotsMachine.TestCase.settings = settings(
     max_examples=80,
     stateful_step_count=50,
     print_blob=True,
-    suppress_health_check=[HealthCheck.too_slow],
 )
 TestSlots = SlotsMachine.TestCase

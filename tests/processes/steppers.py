@@ -60,7 +60,7 @@ async def step_until_killed(actor: areplay.Actor, folder: str, modes: list[str])
     """Steps for as long as it may, or until a random moment."""
     life = begun(folder, actor.index)
     player = Player(KIND, actor, modes[actor.index], LENGTHS, numbers(actor.index, life), [])
-    last = int(np.random.default_rng(life).integers(200, 600)) if life < 2 else None
+    last = int(np.random.default_rng(life).integers(200, 600)) if life < 9 else None
     for step in itertools.count():
         if step == last:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -93,8 +93,10 @@ async def test_items_drawn_while_actors_write_and_die_are_right(tmp_path: Path) 
             replay.batches(chosen[1][0], batch_size=128, prefetch=2, timeout_s=60.0) as sequences,
             replay.actors(steppers.step_until_killed, 2, args=(str(tmp_path), MODES), max_restarts=100) as actors,
         ):
-            while min(map(len, lives)) < 4 or len(seen[0]) < 100:
-                assert max(record.restarts for record in actors.statistics()) < 100
+            restarts = [0]
+            while min(restarts) < 2 or min(map(len, lives)) < 4 or len(seen[0]) < 100:
+                restarts = [record.restarts for record in actors.statistics()]
+                assert max(restarts) < 9, "no more lives will come"
                 for batches, parts, names in zip((transitions, sequences), seen, lives, strict=True):
                     parts.append((await anext(batches)).copy())
                     names.update((-parts[-1]["version"] // steppers.NUMBERS_A_LIFE).tolist())

@@ -12,7 +12,9 @@ import time
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 import areplay
@@ -290,6 +292,43 @@ async def test_leaving_the_whole_replay_while_rows_are_held_is_quick(tmp_path: P
     acked, pending = (sum(counts[k] for counts in promised.values()) for k in (0, 1))
     assert acked <= ring.rows_inserted[0] - isinstance(outcome, int) <= pending
     assert acked > HELD_AT
+
+
+STEPS = areplay.Spec.steps(obs=((2,), "float32"), action=((), "int64"))
+
+
+def steps(count: int) -> dict[str, Any]:
+    """So many steps of one environment, in one episode."""
+    zeros = {name: np.zeros((count, *field.shape), field.dtype) for name, field in STEPS.items()}
+    ends = np.zeros(count, bool)
+    return {**zeros, "next_obs": zeros["obs"], "terminated": ends, "truncated": ends}
+
+
+async def test_the_last_rows_that_there_is_room_for_are_looked_at_before_giving_up() -> None:
+    """Samplers that found nothing among those before are no reason, once more rows are there."""
+    async with areplay.Replay(STEPS, 1_000) as replay:
+        pace = limiter(1.0, buffer=10.0)
+        async with replay.batches(areplay.Sequences(10), batch_size=8, limiter=pace) as batches:
+            task = asyncio.create_task(batches.get(30.0))
+            await replay.extend(steps(5))
+            assert batches._slots is not None
+            await until(partial(batches._slots.all_in_vain, 5))
+            await replay.extend(steps(6))
+            assert the_limiter(replay).holds_writers
+            assert (await task)["obs"].shape == (8, 10, 2)
+
+
+async def test_a_limiter_that_lets_too_few_rows_in_for_an_item_is_named() -> None:
+    """No more may be written before a batch is taken, and there is no item among those that are: nobody could go on."""
+    async with areplay.Replay(STEPS, 1_000) as replay:
+        pace = limiter(1.0, buffer=10.0)
+        async with replay.batches(areplay.Sequences(10), batch_size=8, limiter=pace) as batches:
+            await replay.extend(steps(5))
+            with pytest.raises(areplay.SpecMismatch, match="obs"):
+                await replay.extend({**steps(1), "obs": np.zeros((1, 3))})  # no item spans what is lost there
+            await replay.extend(steps(6))
+            with pytest.raises(areplay.Stalled, match=r"lets none in before a batch is taken: raise .* error_buffer"):
+                await batches.get(30.0)
 
 
 async def test_a_learner_that_can_never_go_on_gets_stalled() -> None:

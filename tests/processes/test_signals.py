@@ -142,6 +142,25 @@ def test_what_handled_ctrl_c_before_does_so_again(handler: Any) -> None:
         signal.signal(signal.SIGINT, before)
 
 
+def test_ctrl_c_ends_what_is_left_of_a_main_that_was_left() -> None:
+    """Somebody else has ended the loop, and `main` takes long to close: one is enough."""
+    code = (
+        "import areplay, asyncio, sys\n"
+        "async def main():\n"
+        "    asyncio.get_running_loop().call_soon(sys.exit, 3)\n"
+        "    try:\n"
+        "        await asyncio.sleep(100)\n"
+        "    finally:\n"
+        "        print('closing', flush=True)\n"
+        "        await asyncio.sleep(100)\n"
+        "areplay.run(main())\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"closing\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60.0) == -signal.SIGINT
+
+
 def test_sigterm_ends_in_order() -> None:
     """SIGTERM to the program alone: contexts are left in order; the exit code is that of a terminated program."""
     with running({"cleanup_s": 0.3}) as program:

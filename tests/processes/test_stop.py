@@ -38,7 +38,10 @@ async def test_each_actor_is_stopped_by_the_first_rung_that_works(
         for way in next(rungs):
             member = these.members[LADDER.index(way)]
             await until(lambda member=member: member.is_gone)
-        return await all_ended(these)
+        started = time.monotonic()
+        have_ended = await all_ended(these)
+        assert have_ended or time.monotonic() - started >= 0.7 - 0.002, "its whole grace, but for a tick of the clock"
+        return have_ended
 
     monkeypatch.setattr(crew.Crew, "_all_ended", no_sooner)
     async with areplay.Replay(SPEC, 100_000) as replay:
