@@ -517,8 +517,7 @@ class Batches(AsyncIterator[Batch]):
                     f"{self._reason()}; no more rows can come, since all {self._ring.blocks} blocks hold rows that are "
                     f"still needed: raise capacity, or lower batch_size"
                 )
-        rows = self._ring.rows_inserted[0]
-        if self._limiter is not None and not self._limiter.room and self._slots.all_in_vain(rows):
+        if self._limiter is not None and not self._limiter.room and self._is_searched_in_vain:
             raise Stalled(
                 f"{self._reason()}; no more rows can come, since {self._limiter!r} lets none in before a batch is "
                 f"taken: raise min_size_to_sample or error_buffer"
@@ -532,12 +531,16 @@ class Batches(AsyncIterator[Batch]):
                 reason = f"{self._reason()}; no more rows can come"
                 raise Stalled(f"{reason}: {supply.failure}" if supply.failure else reason) from supply.failure
 
+    @property
+    def _is_searched_in_vain(self) -> bool:
+        """Whether no sampler has found an item in the rows that there are."""
+        assert self._slots is not None
+        return self._slots.all_in_vain(self._ring.rows_inserted[0])
+
     def _needs_rows(self) -> bool:
         """Whether there will be no batch before there are more rows."""
         assert self._slots is not None
-        if not self._slots.is_open or self._slots.all_in_vain(self._ring.rows_inserted[0]):
-            return True
-        if not self._may_sample:
+        if not self._slots.is_open or self._is_searched_in_vain or not self._may_sample:
             return True
         return self._deliveries is not None and not self._deliveries.has_batch(self._delivered)
 

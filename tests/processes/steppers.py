@@ -21,6 +21,7 @@ LENGTHS = [
     [(2, "terminated"), (2, "both"), (11, "terminated")],
 ]
 NUMBERS_A_LIFE = 1_000_000
+LIVES_THAT_END = 9  # of each actor of `step_until_killed`; `numbers` knows ten
 # As the plain kind, with floats in which numbers that large are exact.
 KIND = dataclasses.replace(
     PLAIN,
@@ -60,7 +61,7 @@ async def step_until_killed(actor: areplay.Actor, folder: str, modes: list[str])
     """Steps for as long as it may, or until a random moment."""
     life = begun(folder, actor.index)
     player = Player(KIND, actor, modes[actor.index], LENGTHS, numbers(actor.index, life), [])
-    last = int(np.random.default_rng(life).integers(200, 600)) if life < 9 else None
+    last = int(np.random.default_rng(life).integers(200, 600)) if life < LIVES_THAT_END else None
     for step in itertools.count():
         if step == last:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -96,7 +96,7 @@ async def test_items_drawn_while_actors_write_and_die_are_right(tmp_path: Path) 
             restarts = [0]
             while min(restarts) < 2 or min(map(len, lives)) < 4 or len(seen[0]) < 100:
                 restarts = [record.restarts for record in actors.statistics()]
-                assert max(restarts) < 9, "no more lives will come"
+                assert max(restarts) < steppers.LIVES_THAT_END, "no more lives will come"
                 for batches, parts, names in zip((transitions, sequences), seen, lives, strict=True):
                     parts.append((await anext(batches)).copy())
                     names.update((-parts[-1]["version"] // steppers.NUMBERS_A_LIFE).tolist())

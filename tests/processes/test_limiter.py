@@ -44,9 +44,10 @@ def the_limiter(replay: areplay.Replay) -> areplay.LimiterStatistics:
 
 def all_are_held(replay: areplay.Replay, actors: areplay.Actors) -> bool:
     """Whether every actor waits for room in a full inbox, and the coordinator has seen that its rows must wait."""
+    records, names = actors.statistics(), held(replay)
     return all(
-        record.waiting_rows == record.inbox_rows and record.waited_s > 0 and f"actor {record.index}" in held(replay)
-        for record in actors.statistics()
+        record.waiting_rows == record.inbox_rows and record.waited_s > 0 and f"actor {record.index}" in names
+        for record in records
     )
 
 
@@ -300,8 +301,7 @@ STEPS = areplay.Spec.steps(obs=((2,), "float32"), action=((), "int64"))
 def steps(count: int) -> dict[str, Any]:
     """So many steps of one environment, in one episode."""
     zeros = {name: np.zeros((count, *field.shape), field.dtype) for name, field in STEPS.items()}
-    ends = np.zeros(count, bool)
-    return {**zeros, "next_obs": zeros["obs"], "terminated": ends, "truncated": ends}
+    return {**zeros, "next_obs": zeros["obs"]}
 
 
 async def test_the_last_rows_that_there_is_room_for_are_looked_at_before_giving_up() -> None:

@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import os
 import signal
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -185,12 +184,16 @@ async def test_a_slow_reader_gets_its_rows_under_the_lock() -> None:
             workers.SlowRows(0.01), batch_size=4, prefetch=2, selector=workers.SlowUniform(0.0002), timeout_s=60.0
         )
         async with slow as batches:
-            at, taken, deadline = laps(replay), 0, time.monotonic() + 60.0
-            while taken < 6 or batches.statistics().rows_redrawn < 8 * 4 or laps(replay) <= at + 10:
-                assert time.monotonic() < deadline, "rows are redrawn, and the ring goes round"
-                batch = await anext(batches)
+            at = laps(replay)
+
+            def is_enough() -> bool:
+                now = batches.statistics()
+                return now.batches_delivered >= 6 and now.rows_redrawn >= 8 * 4 and laps(replay) > at + 10
+
+            def look(batch: areplay.Batch) -> None:
                 assert torn(batch) == names.wrong(batch) == 0
-                taken += 1
+
+            await learn_until(batches, is_enough, "rows are redrawn, and the ring goes round", look)
 
 
 @pytest.mark.parametrize("end", ["goes on", "is killed"])

@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -16,23 +16,44 @@ import areplay
 WATCHDOG_S = 30.0  # how long a condition may take on a busy machine before a test gives up; never a promise
 
 
-async def until(condition: Callable[[], object], within: float = WATCHDOG_S, what: str = "") -> None:
-    """Let the loop turn until `condition()` is true."""
+async def let_turn() -> None:
+    """Let the loop turn for a moment."""
+    await asyncio.sleep(0.005)
+
+
+async def until(
+    condition: Callable[[], object],
+    within: float = WATCHDOG_S,
+    what: str = "",
+    meanwhile: Callable[[], Awaitable[None]] = let_turn,
+) -> None:
+    """Let the loop turn, or do something else again and again, until `condition()` is true."""
     deadline = time.monotonic() + within
     while not condition():
         assert time.monotonic() < deadline, f"not within {within:g} s: {what or condition}"
-        await asyncio.sleep(0.005)
+        await meanwhile()
 
 
-async def learn_until(batches: areplay.Batches, condition: Callable[[], object], what: str = "") -> None:
-    """Take batches as they become ready until `condition()` is true: a sampler with a full queue does nothing."""
-    deadline = time.monotonic() + WATCHDOG_S
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {WATCHDOG_S:g} s: {what or condition}"
+async def learn_until(
+    batches: areplay.Batches,
+    condition: Callable[[], object],
+    what: str = "",
+    look: Callable[[areplay.Batch], None] = lambda batch: None,
+) -> None:
+    """Take batches as they become ready, and look at each, until `condition()` is true.
+
+    While nobody takes any, a sampler with a full queue does nothing.
+    """
+
+    async def learn() -> None:
         if batches.statistics().ready:
-            (await batches.get()).release()
+            batch = await batches.get()
+            look(batch)
+            batch.release()
         else:
-            await asyncio.sleep(0.005)
+            await let_turn()
+
+    await until(condition, what=what, meanwhile=learn)
 
 
 def until_now(condition: Callable[[], object], within: float = WATCHDOG_S, what: str = "") -> float:
