@@ -22,7 +22,7 @@ from areplay.reader import Reader
 from areplay.ring import Ring
 from areplay.select import OURS, Selector
 from areplay.sequences import Sequences
-from areplay.slots import Slots
+from areplay.slots import LENT, Slots
 from areplay.transform import Transform
 from areplay.transitions import Transitions
 
@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 MOST_BYTES, MOST_ROWS = 16 << 20, 16_384
 """Of a batch, with all rows of its items' windows: to fill one so large takes 3 to 5 ms."""
+
+RELEASE = "; release() batches that were taken with get()"
+"""The remedy where lent slots keep the samplers from filling any."""
 
 _ITEMS = (Rows, Transitions, Sequences)
 _MOST_DRAWN = 4  # rows a batch's item, in search of those that can be made
@@ -117,8 +120,8 @@ class OwnBatches:
             return
         self._warn_after_s *= 2
         logger.warning(
-            "no sampler has filled a batch for %.0f s, the learner fills them itself: %r; release() batches that were "
-            "taken with get()",
+            "no sampler has filled a batch for %.0f s, the learner fills them itself: %r%s",
             now_s - self._published_s,
             self._slots,
+            RELEASE if self._slots.count(LENT) > 1 else "",  # beside our own slot, which is lent by now
         )

@@ -31,7 +31,7 @@ from areplay.errors import Closed, EpochsOver, SamplerFailed, Stalled
 from areplay.items import Item, Rows
 from areplay.limits import check_descriptors
 from areplay.options import optional_seconds
-from areplay.own_batches import OwnBatches, may_fill
+from areplay.own_batches import RELEASE, OwnBatches, may_fill
 from areplay.process import DESCRIPTORS_A_CHILD, DESCRIPTORS_TO_START
 from areplay.rate import MinSize, SamplesPerInsert
 from areplay.ring import Indices, Mask, Ring
@@ -564,9 +564,11 @@ class Batches(AsyncIterator[Batch]):
             if rows and (obstacle := getattr(self._selector, "obstacle", "")):
                 return f"learner waits: {self._selector!r}: {obstacle}; {alive}"
             return f"learner waits: no {self._item!r} can be made of the {rows:,} rows yet; {alive}"
+        # The loop gives its batch back before it waits, so other slots that are lent now were taken with `get`.
+        is_in_loop = self._current is not None and not self._current.is_released
+        remedy = RELEASE if self._slots.count(LENT) > is_in_loop else ""
         return (
-            f"learner waits for a batch: {self._slots!r}, {self._crew.alive} of {self._samplers} samplers alive; "
-            f"release() batches that were taken with get()"
+            f"learner waits for a batch: {self._slots!r}, {self._crew.alive} of {self._samplers} samplers alive{remedy}"
         )
 
     def _unpin(self) -> None:

@@ -222,8 +222,14 @@ def test_a_learner_that_is_alone_for_long_says_so(
 
     assert [step(at_s) for at_s in (100.0, 104.9, 105.0, 109.0, 110.0, 119.0)] == [0, 0, 1, 1, 2, 2]
     assert caplog.messages[0].startswith("no sampler has filled a batch for 5 s, the learner fills them itself: <Slots")
+    assert "get()" not in caplog.messages[0], "nothing was taken with it"
     scene.publish()
     assert [step(at_s) for at_s in (120.0, 124.0, 125.0)] == [2, 2, 3]
+    scene.publish()
+    step(126.0)
+    assert scene.slots.lend() is not None
+    step(200.0)
+    assert caplog.messages[-1].endswith("; release() batches that were taken with get()")
 
 
 LARGE = BatchFields({"obs": ((1 << 20,), "uint8")})

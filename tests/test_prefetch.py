@@ -224,6 +224,22 @@ async def test_batches_taken_with_get_stay_until_they_are_released(scene: Scene)
     assert [number_of(held[k]) for k in (0, 1, 2, 4)] == [1, 2, 3, 5]
 
 
+async def test_get_is_not_named_where_nothing_was_taken_with_it(scene: Scene) -> None:
+    """The batch of the loop is no reason to complain; one that is held beside it is."""
+    scene.fill(2)
+    await anext(scene.batches)
+    with pytest.raises(WaitTimeout, match="learner waits for a batch") as waited:
+        held = await scene.batches.get()
+        held.release()
+        await scene.batches.get(timeout_s=0.01)
+    assert "get()" not in waited.value.reason
+    scene.fill(1)
+    held = await scene.batches.get()
+    with pytest.raises(WaitTimeout, match=r"release\(\) batches"):
+        await scene.batches.get(timeout_s=0.01)
+    held.release()
+
+
 async def test_a_ready_batch_is_taken_without_suspending(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hand-over and no more, between two turns of the loop."""
     monkeypatch.setattr(prefetch_module, "_TURN_S", 1_000.0)
