@@ -225,9 +225,11 @@ def test_a_learner_that_is_alone_for_long_says_so(
     assert "get()" not in caplog.messages[0], "nothing was taken with it"
     scene.publish()
     assert [step(at_s) for at_s in (120.0, 124.0, 125.0)] == [2, 2, 3]
-    scene.publish()
+    held = scene.slots.lease(1)
+    assert held is not None
+    scene.slots.publish(held)
+    assert scene.slots.lend() == held
     step(126.0)
-    assert scene.slots.lend() is not None
     step(200.0)
     assert caplog.messages[-1].endswith("; release() batches that were taken with get()")
 
