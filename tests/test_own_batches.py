@@ -229,8 +229,8 @@ def test_a_learner_that_is_alone_for_long_says_so(
     assert held is not None
     scene.slots.publish(held)
     assert scene.slots.lend() == held
-    step(126.0)
     step(200.0)
+    step(205.0)
     assert caplog.messages[-1].endswith("; release() batches that were taken with get()")
 
 
