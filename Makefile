@@ -3,12 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 KILLS ?= 1000
 WORKERS ?= 2
+ROW ?=
+FIELDS ?=
+ONLY ?=
+OUT ?=
 PEERS ?=
 WORKS ?=
 ROUNDS ?=
 QUICK ?=
 
-.PHONY: cartpole atari test faults lint bench bench-peers captures docs dist clean
+.PHONY: cartpole atari test faults lint bench bench-row bench-peers captures docs dist clean
 
 cartpole: .venv/ready          ## train a CartPole agent, and watch it
 	$(BIN)/python examples/cartpole.py
@@ -31,6 +35,10 @@ lint: .venv/ready
 
 bench: .venv/ready             ## the figures of the README, on this machine (some twenty minutes)
 	$(BIN)/python -m benchmarks
+
+bench-row: .venv/ready         ## rows of your own (ROW=7056 or FIELDS="obs=4x84x84:uint8 reward=:float32", ONLY=queue, OUT=folder, QUICK=1)
+	$(BIN)/python -m benchmarks.row $(if $(ROW),--row $(ROW)) $(if $(FIELDS),--fields $(FIELDS)) \
+		$(if $(ONLY),--only $(ONLY)) $(if $(OUT),--out $(OUT)) $(if $(QUICK),--quick)
 
 bench-peers: .venv/ready       ## areplay beside its peers (PEERS="cpprb reverb", WORKS=atari, ROUNDS=5, QUICK=1)
 	$(BIN)/python -m benchmarks.peers $(if $(PEERS),--peers $(PEERS)) $(if $(WORKS),--works $(WORKS)) \

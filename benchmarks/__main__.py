@@ -8,21 +8,21 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import sys
-import time
-import traceback
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import areplay
-from areplay.measures.machine import machine
 from benchmarks.catalogue import BENCHMARKS
-from benchmarks.clocks import progress
-from benchmarks.harness import Figure, Options, table, write_json
+from benchmarks.harness.clocks import progress
+from benchmarks.harness.figures import Figure, summary, table, write_json
+from benchmarks.harness.machine import machine
+from benchmarks.harness.options import Options
+from benchmarks.harness.quiet import Patience
+from benchmarks.harness.runner import MAX_S, run_each
 from benchmarks.queue_fill import PICTURE
-from benchmarks.quiet import OthersLoad, Patience
 
 RESULTS = Path(__file__).parent / "results" / "latest.json"
-MAX_S = 1_800.0  # a benchmark that takes longer hangs: print where, and end
+LAST_RESORT_S = 60.0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,26 +35,29 @@ def main(arguments: list[str] | None = None) -> int:
     figures: list[Figure] = []
     others: dict[str, float] = {}
     failed = []
-    for name in asked.names or list(BENCHMARKS):
-        progress(name)
-        start, load = time.monotonic(), OthersLoad()
-        faulthandler.dump_traceback_later(MAX_S, exit=True)
-        try:
-            figures += areplay.run(BENCHMARKS[name](options))
-        except Exception:
-            traceback.print_exc()
-            failed.append(name)
-            figures.append(Figure(f"{name}: failed, see the traceback", ()))
-        finally:
-            faulthandler.cancel_dump_traceback_later()
-        others[name] = load.cores()
-        progress(f"{name} took {time.monotonic() - start:.0f} s; others kept {others[name]:.2f} cores busy meanwhile")
+    for outcome in run_each({name: partial(BENCHMARKS[name], options) for name in asked.names or BENCHMARKS}, _begin):
+        others[outcome.name] = outcome.others
+        if outcome.value is None:
+            failed.append(outcome.name)
+            figures.append(Figure(f"{outcome.name}: failed", (), note=outcome.failure))
+        else:
+            figures += outcome.value
+        progress(f"{outcome.name} took {outcome.seconds:.0f} s, beside {outcome.others:.2f} cores busy with others")
         write_json(asked.json, figures, options, others)
+    faulthandler.cancel_dump_traceback_later()
     print(*(f"{name}: {value}" for name, value in machine().items()), sep="\n")
     print("cores busy with others:", ", ".join(f"{name} {cores:.2f}" for name, cores in others.items()))
-    print("", table(figures), sep="\n")
+    print("", table(figures), "", *summary(figures), sep="\n")
+    for name in failed:
+        print(f"{name} could not be measured, see its traceback above")
     print(f"\nwritten to {asked.json}")
     return 1 if failed else 0
+
+
+def _begin(name: str) -> None:
+    """Say which one begins. Past the last resort, print where it hangs and end: its loop is blocked."""
+    progress(name)
+    faulthandler.dump_traceback_later(MAX_S + LAST_RESORT_S, exit=True)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,9 +10,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from areplay.measures.workloads import Columns, Workload
 from benchmarks.baselines import end_children, spawn
 from benchmarks.memory import SharedColumns
+from benchmarks.workloads import Columns, Workload
 
 IDLE_S = 300.0
 

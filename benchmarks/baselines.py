@@ -26,10 +26,10 @@ from typing import Any
 
 import numpy as np
 
-from areplay.measures.workloads import CHUNK_ROWS, Columns, Pace, Workload, split
-from benchmarks.clocks import clock
-from benchmarks.harness import Options
+from benchmarks.harness.clocks import clock
+from benchmarks.harness.options import Options
 from benchmarks.memory import SharedColumns
+from benchmarks.workloads import CHUNK_ROWS, Columns, Pace, Workload, split
 
 PATIENCE_S = 0.2  # how long anyone waits before looking whether it is over
 GRACE_S = 5.0

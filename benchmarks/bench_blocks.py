@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from areplay.measures.blocks import block_sizes
-from areplay.measures.workloads import FRAMES
-from benchmarks.harness import Figure, Options, Target, medians, take_turns
+from benchmarks.harness.figures import Figure, Target, medians
+from benchmarks.harness.options import Options
+from benchmarks.harness.turns import take_turns
+from benchmarks.row.blocks import block_sizes
+from benchmarks.workloads import FRAMES
 
 TARGET = Target(">=", 0.85)
 

@@ -7,12 +7,13 @@ from contextlib import AsyncExitStack
 from functools import partial
 
 import areplay
-from areplay.measures.flows import delivered_per_s, rates_at_once, warm_batches
-from areplay.measures.turns import Side
-from areplay.measures.workloads import CARTPOLE, filled_replay, push_chunks, push_paced_chunks
 from benchmarks.bare import draws_per_s, touched
-from benchmarks.harness import Figure, Options, Target, medians, ratios, take_turns
+from benchmarks.flows import delivered_per_s, rates_at_once, warm_batches
+from benchmarks.harness.figures import Figure, Target, medians, ratios
+from benchmarks.harness.options import Options
+from benchmarks.harness.turns import Side, take_turns
 from benchmarks.peers.cpprb_beside import PeerRates, cpprb_buffer, measure_cpprb, reason_missing
+from benchmarks.workloads import CARTPOLE, filled_replay, push_chunks, push_paced_chunks
 
 CHUNK_ROWS = 256
 BARE, ALONE, FLAT_OUT, PACED, PEER = (

@@ -15,11 +15,13 @@ from functools import partial
 from pathlib import Path
 
 import areplay
-from areplay.measures.flows import loaded
-from areplay.measures.learners import WaitLog, blocked_learner
-from areplay.measures.workloads import FRAMES
-from benchmarks.clocks import progress
-from benchmarks.harness import Figure, Options, Target, medians, ratios, take_turns
+from benchmarks.flows import loaded
+from benchmarks.harness.clocks import progress
+from benchmarks.harness.figures import Figure, Target, medians, ratios
+from benchmarks.harness.options import Options
+from benchmarks.harness.turns import take_turns
+from benchmarks.learners import WaitLog, blocked_learner
+from benchmarks.workloads import FRAMES
 
 _CHANGED = 100  # of so many blocks, one
 _ROUNDS = 3  # at most, of whole checkpoints beside a learner

@@ -10,10 +10,12 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from functools import partial
 
-from areplay.measures.flows import delivered_per_s, warm_batches
-from areplay.measures.workloads import FRAMES, filled_replay
 from benchmarks.bare import TakingPair, takes_per_s, touched
-from benchmarks.harness import Figure, Options, Target, medians, ratios, take_turns
+from benchmarks.flows import delivered_per_s, warm_batches
+from benchmarks.harness.figures import Figure, Target, medians, ratios
+from benchmarks.harness.options import Options
+from benchmarks.harness.turns import take_turns
+from benchmarks.workloads import FRAMES, filled_replay
 
 BARE, ONE, TWO, BARE_TWO = "bare", "1 sampler", "2 samplers", "2 bare processes"
 TARGETS = {ONE: Target(">=", 0.9), TWO: Target(">=", 1.7)}

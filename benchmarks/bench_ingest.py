@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from functools import partial
 
-from areplay.measures.flows import Rates, ingested_per_s, rates_at_once, warm_batches
-from areplay.measures.turns import Side
-from areplay.measures.workloads import FRAMES, filled_replay, push_chunks, push_rows
 from benchmarks.bare import copies_per_s, touched
-from benchmarks.harness import Figure, Options, Target, medians, ratios, take_turns
+from benchmarks.flows import Rates, ingested_per_s, rates_at_once, warm_batches
+from benchmarks.harness.figures import Figure, Target, medians, ratios
+from benchmarks.harness.options import Options
+from benchmarks.harness.turns import Side, take_turns
 from benchmarks.memory import SharedColumns
+from benchmarks.workloads import FRAMES, filled_replay, push_chunks, push_rows
 
 INBOX_BYTES = 16 << 20  # as large as areplay makes an inbox by default
 BARE_64, BARE_256, BESIDE = "bare, 64 rows", "bare, 256 rows", "beside a sampler"

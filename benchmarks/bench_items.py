@@ -17,11 +17,12 @@ from functools import partial
 import numpy as np
 
 import areplay
-from areplay.measures.flows import wait_rows
-from areplay.measures.learners import WAIT_S, count_batches
-from areplay.measures.turns import Side
 from areplay.reader import BatchArrays, Reader
-from benchmarks.harness import Figure, Options, Target, medians, ratios, take_turns
+from benchmarks.flows import wait_rows
+from benchmarks.harness.figures import Figure, Target, medians, ratios
+from benchmarks.harness.options import Options
+from benchmarks.harness.turns import Side, take_turns
+from benchmarks.learners import WAIT_S, count_batches
 from benchmarks.steps import STEPS, push_vector_steps
 
 STACK, ENVIRONMENTS, STEPS_PER_S = 4, 16, 20_000

@@ -6,13 +6,14 @@ import statistics
 from functools import partial
 
 import areplay
-from areplay.measures.flows import loaded
-from areplay.measures.learners import WaitLog, blocked_learner
-from areplay.measures.queue import watched
-from areplay.measures.workloads import FRAMES
 from benchmarks.bare import hand_over_us
-from benchmarks.clocks import progress
-from benchmarks.harness import Figure, Options, Target
+from benchmarks.flows import loaded
+from benchmarks.harness.clocks import progress
+from benchmarks.harness.figures import Figure, Target
+from benchmarks.harness.options import Options
+from benchmarks.learners import WaitLog, blocked_learner
+from benchmarks.row.queue import watched
+from benchmarks.workloads import FRAMES
 
 Round = tuple[WaitLog, float, float]  # with the rows/s that came in, and the wait for a batch that is always there
 

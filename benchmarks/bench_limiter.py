@@ -14,9 +14,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import areplay
-from areplay.measures.learners import WAIT_S, WaitLog
-from areplay.measures.workloads import CARTPOLE, push_chunks, push_paced_chunks
-from benchmarks.harness import Figure, Options, Target
+from benchmarks.harness.figures import Figure, Target
+from benchmarks.harness.options import Options
+from benchmarks.learners import WAIT_S, WaitLog
+from benchmarks.workloads import CARTPOLE, push_chunks, push_paced_chunks
 
 RATIO, MIN_SIZE, ACTORS, CHUNK_ROWS = 8.0, 1_000, 2, 32
 SLOW_ROWS_PER_S = 2_000.0  # of each actor: 125 batches/s of 256 at 8 samples per insert

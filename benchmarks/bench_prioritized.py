@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 
 import areplay
-from areplay.measures.flows import wait_rows
-from areplay.measures.learners import WAIT_S
-from areplay.measures.turns import Side
-from areplay.measures.workloads import CARTPOLE, filled_replay, push_paced_chunks
 from areplay.priorities import Masses, Priorities
 from areplay.ring import Indices, Ring
 from areplay.select import weigh
-from benchmarks.harness import Figure, Options, Target, medians, ratios, take_turns
+from benchmarks.flows import wait_rows
+from benchmarks.harness.figures import Figure, Target, medians, ratios
+from benchmarks.harness.options import Options
+from benchmarks.harness.turns import Side, take_turns
+from benchmarks.learners import WAIT_S
 from benchmarks.memory import SharedColumns
 from benchmarks.peers.cpprb_beside import PeerRates, cpprb_buffer, measure_cpprb, reason_missing, times_per_s
+from benchmarks.workloads import CARTPOLE, filled_replay, push_paced_chunks
 
 ROWS = (10_000, 100_000, 1_000_000, 10_000_000)
 AT_ONCE = 8  # batches that a sampler draws at once, if the queue is for 16

@@ -5,15 +5,16 @@ from __future__ import annotations
 from functools import partial
 
 import areplay
-from areplay.measures.flows import Actors, rates_at_once, wait_rows, warm_batches
-from areplay.measures.learners import blocked_learner
-from areplay.measures.turns import Side
-from areplay.measures.workloads import FRAMES, filled_replay, push_paced_rows
 from benchmarks.bare import touched
 from benchmarks.baselines import BLOCK_LOCKS, ONE_LOCK, Design, running
-from benchmarks.harness import Figure, Options, Target, medians, ratios, take_turns
+from benchmarks.flows import Actors, rates_at_once, wait_rows, warm_batches
+from benchmarks.harness.figures import Figure, Target, medians, ratios
+from benchmarks.harness.options import Options
+from benchmarks.harness.turns import Side, take_turns
+from benchmarks.learners import blocked_learner
 from benchmarks.memory import SharedColumns
 from benchmarks.pipeline_learners import blocked_pipeline, pipeline_per_s
+from benchmarks.workloads import FRAMES, filled_replay, push_paced_rows
 
 FASTER, SHORTER = Target(">=", 15), Target(">=", 500)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from areplay.measures.recovery import Recovery, recoveries
-from areplay.measures.workloads import FRAMES
-from benchmarks.clocks import progress
-from benchmarks.harness import Figure, Options, Target, medians
+from benchmarks.harness.clocks import progress
+from benchmarks.harness.figures import Figure, Target, medians
+from benchmarks.harness.options import Options
+from benchmarks.row.recovery import Recovery, recoveries
+from benchmarks.workloads import FRAMES
 
 TARGET = Target("<=", 1_000)
 

@@ -19,7 +19,8 @@ from benchmarks import (
     bench_recovery,
     queue_fill,
 )
-from benchmarks.harness import Figure, Options
+from benchmarks.harness.figures import Figure
+from benchmarks.harness.options import Options
 
 Benchmark = Callable[[Options], Coroutine[Any, Any, list[Figure]]]
 

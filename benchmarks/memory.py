@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from areplay.measures.workloads import Columns, Fields
+from benchmarks.workloads import Columns, Fields
 
 LINE = 64
 

@@ -1,14 +1,14 @@
-"""The learners of `areplay.measures.learners` for the `get()` of the lock designs: same clock reads, same places."""
+"""The learners of `benchmarks.learners` for the `get()` of the lock designs: same clock reads, same places."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
 
-from areplay.measures.learners import WaitLog
 from benchmarks.baselines import Pipeline
-from benchmarks.clocks import clock
-from benchmarks.harness import Options
+from benchmarks.harness.clocks import clock
+from benchmarks.harness.options import Options
+from benchmarks.learners import WaitLog
 
 
 @dataclass

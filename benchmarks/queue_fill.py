@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import areplay
-from areplay.measures.flows import loaded
-from areplay.measures.learners import WaitLog, blocked_learner
-from areplay.measures.workloads import FRAMES
 from benchmarks.bare import touched
 from benchmarks.baselines import BLOCK_LOCKS, ONE_LOCK, Design, running
-from benchmarks.clocks import progress
-from benchmarks.harness import Figure, Options
+from benchmarks.flows import loaded
+from benchmarks.harness.clocks import progress
+from benchmarks.harness.figures import Figure
+from benchmarks.harness.options import Options
+from benchmarks.learners import WaitLog, blocked_learner
 from benchmarks.memory import SharedColumns
 from benchmarks.pipeline_learners import PipelineLog, blocked_pipeline
+from benchmarks.workloads import FRAMES
 
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "queue_fill.png"
 SHOWN_S = 5.0

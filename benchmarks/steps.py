@@ -7,7 +7,7 @@ import asyncio
 import numpy as np
 
 import areplay
-from areplay.measures.workloads import Pace
+from benchmarks.workloads import Pace
 
 STEPS = areplay.Spec.steps(obs=((84, 84), "uint8"), action=((), "int64"))
 

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from areplay.measures.measurement import number
 from benchmarks.catalogue import BENCHMARKS
-from benchmarks.harness import Figure, Options, Target, table, take_turns, write_json
+from benchmarks.harness.figures import Figure, Target, number, summary, table, write_json
+from benchmarks.harness.options import Options
+from benchmarks.harness.runner import run_each
+from benchmarks.harness.turns import take_turns
 
 WATCHDOG_S = 120.0
 EXPECTED = {
@@ -84,3 +86,35 @@ def test_numbers_keep_three_digits_that_mean_something() -> None:
     assert [number(value) for value in (0, 0.01234, 1.234, 12.34, 123.4, 12345.6)] == [
         "0", "0.0123", "1.23", "12.3", "123", "12,346",
     ]  # fmt: skip
+
+
+def test_the_end_of_a_run_says_which_targets_were_met() -> None:
+    """Those missed say by how much, those not measured are named; figures without a target are left out."""
+    figures = [
+        Figure("a", (2.0,), target=Target(">=", 2)),
+        Figure("b", (30.0,), "us", Target("<=", 20)),
+        Figure("c", (), target=Target(">=", 1)),
+        Figure("d", (1.0,)),
+    ]
+    assert summary(figures) == [
+        "1 of 3 targets met",
+        "  missed by 50 %: b: 30.0 us, target <= 20.0 us",
+        "  not measured: c: - x, target >= 1.00 x",
+    ]
+
+
+def test_a_work_that_fails_does_not_end_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its reason takes the place of its value."""
+
+    async def fails() -> int:
+        raise MemoryError("there is none left")
+
+    async def works() -> int:
+        return 3
+
+    begun: list[str] = []
+    first, second = run_each({"one": fails, "two": works}, begun.append)
+    assert begun == ["one", "two"]
+    assert (first.value, first.failure) == (None, "MemoryError: there is none left")
+    assert (second.value, second.failure) == (3, "")
+    assert "MemoryError" in capsys.readouterr().err

@@ -23,7 +23,6 @@ PACKAGE = Path(areplay.__file__).parent
 ROOMS_ABOVE = [
     {"__main__"},
     {"commands"},
-    {"measures"},
     {"__init__"},
     {"metrics"},
     {"replay", "program"},
@@ -58,11 +57,10 @@ EXTRAS = {
     "batch": {"torch", "jax"},
     "metrics": {"prometheus_client"},
     "commands": {"rich"},
-    "measures": {"matplotlib"},
 }  # rooms that know a library of an extra
 ROOMS = ROOMS_ABOVE + ROOMS_BELOW
 BELOW = sorted(set().union(*ROOMS_BELOW))
-FOLDERS = {"commands", "measures"}
+FOLDERS = {"commands"}
 PATHS = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
 MODULES = sorted(PATHS)
 

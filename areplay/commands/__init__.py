@@ -13,14 +13,13 @@ import sys
 from collections.abc import Sequence
 
 import areplay
-from areplay.commands import bench, doctor, inspect, top
+from areplay.commands import doctor, inspect, top
 from areplay.errors import AreplayError
 
 COMMANDS = (
     doctor,
     top,
     inspect,
-    bench,
 )
 
 

@@ -15,14 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from areplay.measures.machine import machine
-from benchmarks.clocks import progress
+from benchmarks.harness.clocks import progress
+from benchmarks.harness.machine import machine
+from benchmarks.harness.quiet import OthersLoad
 from benchmarks.peers import plots, report, results
 from benchmarks.peers.driver import ROOT, Child
 from benchmarks.peers.environments import PEERS, python_of
 from benchmarks.peers.pairs import Contestant, Plan, measure_work
 from benchmarks.peers.works import WORKS, Work
-from benchmarks.quiet import OthersLoad
 
 DOCS = ROOT / "docs" / "benchmarks"
 QUICK = ROOT / "benchmarks" / "results" / "peers-quick"

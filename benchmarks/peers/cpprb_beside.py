@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from areplay.measures.workloads import Workload
 from benchmarks.baselines import end_children, spawn
-from benchmarks.clocks import clock
-from benchmarks.harness import Options
+from benchmarks.harness.clocks import clock
+from benchmarks.harness.options import Options
+from benchmarks.workloads import Workload
 
 START_S = 60.0
 

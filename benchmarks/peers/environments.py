@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.clocks import progress
+from benchmarks.harness.clocks import progress
 
 VENVS = Path(__file__).parent / ".venvs"
 MAX_S = 1_200.0

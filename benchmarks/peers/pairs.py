@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.clocks import progress
+from benchmarks.harness.clocks import progress
 from benchmarks.peers import waits
 from benchmarks.peers.driver import Child, SideFailed, SideUnable
 from benchmarks.peers.protocol import FLAT, FLOOD, STEPS

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from areplay.measures.measurement import number
+from benchmarks.harness.figures import number
 from benchmarks.peers import explanations
 from benchmarks.peers.environments import PEERS
 from benchmarks.peers.pairs import MEMORY

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from areplay.measures.workloads import Workload
 from areplay.spec import as_field
+from benchmarks.workloads import Workload
 
 SYNTAX = "NAME=SHAPE:DTYPE, such as obs=4x84x84:uint8 or action=:int64"
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import statistics
 from functools import partial
 
-from areplay.measures.flows import Rates, delivered_per_s, ingested_per_s, rates_at_once, warm_batches
-from areplay.measures.measurement import Figure, Measurement, Panel, Series
-from areplay.measures.options import Options, Progress
-from areplay.measures.turns import in_turns
-from areplay.measures.workloads import CHUNK_ROWS, Workload, filled_replay, push_chunks, push_rows
+from benchmarks.flows import Rates, delivered_per_s, ingested_per_s, rates_at_once, warm_batches
+from benchmarks.harness.figures import Figure
+from benchmarks.harness.options import Options, Progress
+from benchmarks.harness.panels import Measurement, Panel, Series
+from benchmarks.harness.turns import take_turns
+from benchmarks.workloads import CHUNK_ROWS, Workload, filled_replay, push_chunks, push_rows
 
 ROW_BY_ROW, CHUNKS, OUT, BOTH = "in, row by row", f"in, chunks of {CHUNK_ROWS}", "out", "at once"
 
@@ -25,14 +26,14 @@ async def measure(workload: Workload, options: Options, progress: Progress) -> M
             at_once.append(await rates_at_once(replay, batches, options, chunks))
             return at_once[-1].batches_per_s
 
-        seen = await in_turns(
+        seen = await take_turns(
             {
                 ROW_BY_ROW: partial(ingested_per_s, replay, options, rows),
                 CHUNKS: partial(ingested_per_s, replay, options, chunks),
                 OUT: partial(delivered_per_s, batches, options),
                 BOTH: both,
             },
-            options.rounds,
+            options,
             progress,
         )
     seen["in, at once"] = [rates.rows_per_s for rates in at_once]
@@ -44,12 +45,12 @@ async def measure(workload: Workload, options: Options, progress: Progress) -> M
         f"Rows of {workload.row_bytes:,} bytes in through one actor, batches of {options.batch_size} out through one "
         "sampler",
         (
-            Figure("rows in alone, row by row", middle[ROW_BY_ROW], "rows/s"),
-            Figure(f"rows in alone, chunks of {CHUNK_ROWS}", middle[CHUNKS], "rows/s"),
-            Figure("batches out alone", middle[OUT], "batches/s"),
-            Figure("at once: rows in", middle["in, at once"], "rows/s", f"chunks of {CHUNK_ROWS}"),
-            Figure("at once: batches out", middle[BOTH], "batches/s"),
-            Figure("at once: bytes in and out", sum(moved) / 1e9, "GB/s"),
+            Figure.of("rows in alone, row by row", middle[ROW_BY_ROW], "rows/s"),
+            Figure.of(f"rows in alone, chunks of {CHUNK_ROWS}", middle[CHUNKS], "rows/s"),
+            Figure.of("batches out alone", middle[OUT], "batches/s"),
+            Figure.of("at once: rows in", middle["in, at once"], "rows/s", f"chunks of {CHUNK_ROWS}"),
+            Figure.of("at once: batches out", middle[BOTH], "batches/s"),
+            Figure.of("at once: bytes in and out", sum(moved) / 1e9, "GB/s"),
         ),
         (
             _panel(

@@ -1,12 +1,12 @@
-"""Tests of `areplay.measures.torn`: what it would count if a torn row came through."""
+"""Tests of `benchmarks.row.torn`: what it would count if a torn row came through."""
 
 from __future__ import annotations
 
 import pytest
 
 import areplay
-from areplay.measures.options import Options
-from areplay.measures.torn import (
+from benchmarks.harness.options import Options
+from benchmarks.row.torn import (
     BLOCKS,
     CHECKSUM,
     CHUNKS,
@@ -17,7 +17,7 @@ from areplay.measures.torn import (
     torn_rows,
     with_checksum,
 )
-from areplay.measures.workloads import CARTPOLE
+from benchmarks.workloads import CARTPOLE
 
 from . import workers
 from .test_measures import ignore, value_of

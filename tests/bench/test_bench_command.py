@@ -1,4 +1,4 @@
-"""Tests of `areplay bench`: from the command line to the files."""
+"""Tests of `python -m benchmarks.row`: from the command line to the files."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from areplay.commands import main
-from areplay.measures import catalogue, plots
-from areplay.measures.measurement import Figure, Measurement
-from areplay.measures.options import Options, Progress
-from areplay.measures.workloads import Workload
+from benchmarks.harness.figures import Figure
+from benchmarks.harness.options import Options, Progress
+from benchmarks.harness.panels import Measurement
+from benchmarks.row import catalogue, plots
+from benchmarks.row.__main__ import main
+from benchmarks.workloads import Workload
 
 from .workers import PANELS
 
@@ -24,7 +25,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 async def measured(workload: Workload, options: Options, progress: Progress) -> Measurement:
     """Nothing, but at once."""
     progress("at work")
-    figures = (Figure("rate", options.capacity, "rows/s", "a note"),)
+    figures = (Figure.of("rate", options.capacity, "rows/s", "a note"),)
     return Measurement("throughput", workload.name, "what was done", figures, PANELS, ("left out: 10,000,000 rows",))
 
 
@@ -43,9 +44,7 @@ def instead(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bench_measures_and_leaves_json_a_table_and_a_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """End to end, with real children and rows of the user's own."""
     out, today = tmp_path / "out", date.today()
-    assert (
-        main(["bench", "--quick", "--only", "torn", "--fields", "obs=8:float32", "done=:bool", "--out", str(out)]) == 0
-    )
+    assert main(["--quick", "--only", "torn", "--fields", "obs=8:float32", "done=:bool", "--out", str(out)]) == 0
     record = json.loads((out / "bench.json").read_text())
     (found,) = record["measurements"]
     versions = {name: sys.modules[name].__version__ for name in ("areplay", "numpy", "uvloop", "aiomultiprocess")}
@@ -71,7 +70,7 @@ def test_by_default_two_kinds_of_rows_are_measured(
 ) -> None:
     """Large ones and small ones, each with a plot of every kind of panel; options reach the measurement."""
     asked = ["--capacity", "300", "--batch-size", "8", "--seconds", "0.5", "--budget", "7"]
-    assert main(["bench", "--only", "throughput", *asked, "--out", str(tmp_path)]) == 0
+    assert main(["--only", "throughput", *asked, "--out", str(tmp_path)]) == 0
     record = json.loads((tmp_path / "bench.json").read_text())
     wanted = {"capacity": 300, "batch_size": 8, "seconds": 0.5, "budget_s": 7.0}
     assert wanted.items() <= record["options"].items()
@@ -87,7 +86,7 @@ def test_what_cannot_be_measured_is_said_and_the_rest_is_measured(
     instead: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The status says so too."""
-    assert main(["bench", "--row", "64", "--only", "queue", "throughput", "--out", str(tmp_path)]) == 1
+    assert main(["--row", "64", "--only", "queue", "throughput", "--out", str(tmp_path)]) == 1
     record = json.loads((tmp_path / "bench.json").read_text())
     assert record["failures"] == {"queue, 64-byte rows": "MemoryError: there is none left"}
     assert [found["name"] for found in record["measurements"]] == ["throughput"]
@@ -99,7 +98,7 @@ def test_without_matplotlib_all_but_the_plots_is_there(
 ) -> None:
     """A line names the extra."""
     monkeypatch.setattr(plots, "can_draw", lambda: False)
-    assert main(["bench", "--row", "64", "--only", "throughput", "--out", str(tmp_path)]) == 0
+    assert main(["--row", "64", "--only", "throughput", "--out", str(tmp_path)]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.json", "bench.md"]
     assert "![" not in (tmp_path / "bench.md").read_text()
     assert "pip install '.[bench]'` in a clone of areplay" in capsys.readouterr().out
@@ -121,6 +120,6 @@ def test_without_matplotlib_all_but_the_plots_is_there(
 def test_a_wrong_option_is_refused(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Before anything is measured, and it says which."""
     with pytest.raises(SystemExit) as raised:
-        main(["bench", *arguments])
+        main([*arguments])
     assert raised.value.code == 2
     assert said in capsys.readouterr().err

@@ -1,39 +1,67 @@
-"""`areplay bench`: measure a replay on this machine, with rows of the user's own shape; plots, JSON and a table."""
+"""`python -m benchmarks.row`: measure a replay on this machine with rows of your own; plots, JSON and a table."""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import importlib.util
 import logging
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import areplay
 from areplay.limits import available_memory
-from areplay.measures import plots
-from areplay.measures.catalogue import MEASURES
-from areplay.measures.fields import SYNTAX, plain_rows, rows_of
-from areplay.measures.measurement import Measurement
-from areplay.measures.options import Options, Progress
-from areplay.measures.report import JSON, TABLE, Report
-from areplay.measures.workloads import CARTPOLE, FRAMES, Workload
 from areplay.options import seconds
+from benchmarks.harness.options import Options, Progress
+from benchmarks.harness.panels import Measurement
+from benchmarks.harness.runner import run_each
+from benchmarks.row import plots
+from benchmarks.row.catalogue import MEASURES
+from benchmarks.row.fields import SYNTAX, plain_rows, rows_of
+from benchmarks.row.report import JSON, TABLE, Report
+from benchmarks.workloads import CARTPOLE, FRAMES, Workload
 
-MAX_S = 1_800.0  # a measurement that takes longer hangs
+OUT = Path(__file__).parents[1] / "results" / "row"
 MEMORY_SHARE = 0.4  # of what is free, for the rows of a replay
 
 
-def add_to(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `bench` to the commands."""
-    parser = subparsers.add_parser(
-        "bench",
-        help="measure a replay on this machine, with rows of your own shape",
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what was asked for; 1 if something could not be measured, else 0."""
+    command = parser()
+    asked = command.parse_args(arguments)
+    try:
+        workloads = _workloads(asked)
+        options = _options(asked)
+    except ValueError as error:
+        command.error(str(error))
+    report = Report(asked.out, workloads, options)
+    with _display(len(workloads) * len(asked.only or MEASURES)) as (show, say), _without_warnings():
+        works = {
+            f"{name}, {workload.row_bytes:,}-byte rows": partial(_measured, name, workload, options, say)
+            for workload in workloads
+            for name in asked.only or MEASURES
+        }
+        for outcome in run_each(works, show):
+            if outcome.value is None:
+                report.fail(outcome.name, outcome.failure)
+                say(f"{outcome.name}: {outcome.failure}")
+            else:
+                report.add(outcome.value)
+            say(f"{outcome.name}: {outcome.seconds:.0f} s")
+    print(*report.lines(), sep="\n")
+    print(f"\nwritten to {asked.out}: {TABLE}, {JSON}")
+    if not plots.can_draw():
+        print("no plots: they need matplotlib, which `pip install '.[bench]'` in a clone of areplay brings")
+    return 1 if report.failures else 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.row",
         description="Measures a replay on this machine and writes plots, JSON and a table. Some fifteen minutes.",
     )
     rows = parser.add_mutually_exclusive_group()
@@ -50,36 +78,9 @@ def add_to(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         dest="budget_s",
         help="for more and more actors, or larger and larger rings (90)",
     )
-    parser.add_argument("--out", type=Path, default=Path("areplay-bench"), help="folder to write to (%(default)s)")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder to write to (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="tiny: shows in seconds that all runs, measures nothing")
-    parser.set_defaults(run=run, parser=parser)
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Measure what was asked for; 1 if something could not be measured, else 0."""
-    try:
-        workloads = _workloads(arguments)
-        options = _options(arguments)
-    except ValueError as error:
-        arguments.parser.error(str(error))
-    report = Report(arguments.out, workloads, options)
-    work = [(name, workload) for workload in workloads for name in arguments.only or MEASURES]
-    with _display(len(work)) as (show, say), _without_warnings():
-        for name, workload in work:
-            what = f"{name}, {workload.row_bytes:,}-byte rows"
-            show(what)
-            start = time.monotonic()
-            try:
-                report.add(_measured(name, workload, options, say))
-            except Exception as error:
-                report.fail(what, f"{type(error).__name__}: {error}")
-                say(f"{what}: {report.failures[what]}")
-            say(f"{what}: {time.monotonic() - start:.0f} s")
-    print(*report.lines(), sep="\n")
-    print(f"\nwritten to {arguments.out}: {TABLE}, {JSON}")
-    if not plots.can_draw():
-        print("no plots: they need matplotlib, which `pip install '.[bench]'` in a clone of areplay brings")
-    return 1 if report.failures else 0
+    return parser
 
 
 @contextmanager
@@ -92,12 +93,8 @@ def _without_warnings() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def _measured(name: str, workload: Workload, options: Options, say: Progress) -> Measurement:
-    async def within_limits() -> Measurement:
-        async with asyncio.timeout(MAX_S):
-            return await MEASURES[name](workload, _fitting(workload, options), say)
-
-    return areplay.run(within_limits())
+async def _measured(name: str, workload: Workload, options: Options, say: Progress) -> Measurement:
+    return await MEASURES[name](workload, _fitting(workload, options), say)
 
 
 def _workloads(arguments: argparse.Namespace) -> list[Workload]:
@@ -109,7 +106,7 @@ def _workloads(arguments: argparse.Namespace) -> list[Workload]:
 
 
 def _options(arguments: argparse.Namespace) -> Options:
-    options = Options.quick() if arguments.quick else Options(steps=1_000)
+    options = Options.quick() if arguments.quick else Options(rounds=3, steps=1_000)
     asked = {name: getattr(arguments, name) for name in ("capacity", "batch_size", "seconds", "budget_s")}
     return replace(options, **{name: value for name, value in asked.items() if value is not None})
 
@@ -164,3 +161,7 @@ def _display(steps: int) -> Iterator[tuple[Progress, Progress]]:
 
 def _line(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from areplay.measures.measurement import Measurement, Panel, micros, number
+from benchmarks.harness.figures import micros, number
+from benchmarks.harness.panels import Measurement, Panel
 
 INK, GREY, PALE = "#1f2933", "#7b8794", "#cbd2d9"
 COLOURS = ("#1b7f79", "#d9922e", "#c8553d", "#5b6abf", "#8a6d9b")

@@ -11,24 +11,12 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
-from areplay.measures.machine import machine
-from areplay.measures.measurement import number
-from areplay.measures.options import Options as Lengths
-from areplay.measures.turns import Side, in_turns
-from benchmarks.clocks import progress
-from benchmarks.quiet import Patience
+import numpy as np
 
-
-@dataclass(frozen=True)
-class Options(Lengths):
-    """How long and how large a run is."""
-
-    rounds: int = 9
-    patience: Patience = field(default_factory=lambda: Patience(0.0))
-    picture: str | None = None  # where queue_fill draws, if it is to draw
+from benchmarks.harness.machine import machine
+from benchmarks.harness.options import Options
 
 
 @dataclass(frozen=True)
@@ -60,6 +48,11 @@ class Figure:
     note: str = ""
     beside: Mapping[str, float] = field(default_factory=dict)  # the medians that the value was made of
 
+    @classmethod
+    def of(cls, name: str, value: float, unit: str, note: str = "") -> Figure:
+        """A figure of one value. `unit` is a word that follows it, "" for a plain number or a share."""
+        return cls(name, (value,), unit, note=note)
+
     @property
     def value(self) -> float:
         """The median of the rounds; nan when nothing could be measured."""
@@ -75,6 +68,9 @@ class Figure:
         missed = self.target.missed_by(self.value)
         return "met" if missed == 0 else f"missed by {max(0.1, 100 * missed):.{0 if missed > 0.1 else 1}f} %"
 
+    def __str__(self) -> str:
+        return f"{number(self.value)} {self.unit}".rstrip()
+
     def record(self) -> dict[str, object]:
         """The line for the JSON file."""
         return {
@@ -87,12 +83,6 @@ class Figure:
             "beside": dict(self.beside),
             "note": self.note,
         }
-
-
-async def take_turns(sides: Mapping[str, Side], options: Options) -> dict[str, list[float]]:
-    """Measure every side once a round, as `in_turns` does, with patience."""
-    patient = {name: partial(options.patience.measure, side) for name, side in sides.items()}
-    return await in_turns(patient, options.rounds, progress)
 
 
 def ratios(over: Sequence[float], under: Sequence[float]) -> tuple[float, ...]:
@@ -126,6 +116,16 @@ def table(figures: Sequence[Figure]) -> str:
     return "\n".join(_aligned(line, widths) for line in lines)
 
 
+def summary(figures: Sequence[Figure]) -> list[str]:
+    """Lines that say which targets were met, and by how much the others were missed."""
+    held = [figure for figure in figures if figure.target is not None]
+    unmet = [figure for figure in held if figure.verdict != "met"]
+    lines = [f"{len(held) - len(unmet)} of {len(held)} targets met"]
+    for figure in unmet:
+        lines.append(f"  {figure.verdict}: {figure.name}: {figure}, target {figure.target} {figure.unit}".rstrip())
+    return lines
+
+
 def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
     cells = [
         text.rjust(width) if column in (1, 2, 3) else text.ljust(width)
@@ -140,7 +140,29 @@ def write_json(path: Path, figures: Sequence[Figure], options: Options, others: 
     record = {
         "machine": machine(),
         "cores_busy_with_others": dict(others),
-        "options": {name: getattr(options, name) for name in options.__dataclass_fields__ if name != "patience"},
+        "options": options.record(),
         "figures": [figure.record() for figure in figures],
     }
     path.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def percentile_of(values: Sequence[float], percentile: float) -> float:
+    """What so many percent of the values do not exceed."""
+    return float(np.percentile(values, percentile))
+
+
+def micros(us: float) -> str:
+    """Microseconds as a human says them: 31 µs, 1.2 ms, 3 s."""
+    for unit, size in (("s", 1e6), ("ms", 1e3)):
+        if us >= size:
+            return f"{number(us / size)} {unit}"
+    return f"{number(us)} µs"
+
+
+def number(value: float) -> str:
+    """A figure with three or four digits that mean something: 0.0123, 1.23, 12.3, 123, 12,345."""
+    if math.isnan(value):
+        return "-"
+    if value == 0 or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"

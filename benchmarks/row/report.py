@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 
-from areplay.measures import plots
-from areplay.measures.machine import machine
-from areplay.measures.measurement import Measurement
-from areplay.measures.options import Options
-from areplay.measures.workloads import Workload
+from benchmarks.harness.machine import machine
+from benchmarks.harness.options import Options
+from benchmarks.harness.panels import Measurement
+from benchmarks.row import plots
+from benchmarks.workloads import Workload
 
 JSON, TABLE = "bench.json", "bench.md"
 
@@ -58,7 +57,7 @@ class Report:
         record = {
             "measured_on": self._measured_on,
             "machine": machine(),
-            "options": asdict(self._options),
+            "options": self._options.record(),
             "rows": {name: _described(workload) for name, workload in self._workloads.items()},
             "measurements": [measurement.record() for measurement in self._measurements],
             "failures": self.failures,

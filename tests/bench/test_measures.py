@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from areplay.measures import actors, capacity, recovery
-from areplay.measures.catalogue import MEASURES
-from areplay.measures.learners import WaitLog
-from areplay.measures.measurement import Figure, Measurement, Panel
-from areplay.measures.options import Options
-from areplay.measures.recovery import Recovery
-from areplay.measures.workloads import CARTPOLE
+from benchmarks.harness.figures import Figure
+from benchmarks.harness.options import Options
+from benchmarks.harness.panels import Measurement, Panel
+from benchmarks.learners import WaitLog
+from benchmarks.row import actors, capacity, recovery
+from benchmarks.row.catalogue import MEASURES
+from benchmarks.row.recovery import Recovery
+from benchmarks.workloads import CARTPOLE
 
 pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
 
@@ -148,7 +149,7 @@ async def test_actors_that_do_not_fit_are_left_out_and_named(monkeypatch: pytest
 
 
 async def test_where_nothing_fits_it_is_said_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In an error, which `areplay bench` lists beside what could be measured."""
+    """In an error, which the report lists beside what could be measured."""
     for module in (capacity, actors):
         monkeypatch.setattr(module, "available_memory", lambda: (1_000, "the limit"))
         with pytest.raises(ValueError, match="the limit leaves"):
@@ -221,4 +222,4 @@ async def test_what_a_row_costs_is_the_median_time_of_a_chunk_or_batch_by_its_ro
 
 async def test_figures_say_their_unit() -> None:
     """After the number, unless it is a plain one."""
-    assert [str(Figure("f", 1234.5, "rows/s")), str(Figure("f", 0.5, ""))] == ["1,234 rows/s", "0.500"]
+    assert [str(Figure.of("f", 1234.5, "rows/s")), str(Figure.of("f", 0.5, ""))] == ["1,234 rows/s", "0.500"]

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import areplay
-from areplay.measures.options import Options
+from benchmarks.harness.options import Options
 
 Columns = dict[str, NDArray[Any]]
 Fields = Mapping[str, tuple[tuple[int, ...], str]]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from areplay.measures import plots
-from areplay.measures.measurement import Measurement
+from benchmarks.harness.panels import Measurement
+from benchmarks.row import plots
 from tests.processes.conftest import (
     nothing_left,
     once_a_process,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import statistics
 
 import areplay
-from areplay.measures.flows import loaded
-from areplay.measures.learners import WaitLog, blocked_learner
-from areplay.measures.measurement import Figure, Measurement, Panel, Series, waits_panel
-from areplay.measures.options import Options, Progress
-from areplay.measures.workloads import Workload
+from benchmarks.flows import loaded
+from benchmarks.harness.figures import Figure
+from benchmarks.harness.options import Options, Progress
+from benchmarks.harness.panels import Measurement, Panel, Series, waits_panel
+from benchmarks.learners import WaitLog, blocked_learner
+from benchmarks.workloads import Workload
 
 
 async def measure(workload: Workload, options: Options, progress: Progress) -> Measurement:
@@ -25,13 +26,13 @@ async def measure(workload: Workload, options: Options, progress: Progress) -> M
         f"A learner blocks {options.learner_s * 1e3:g} ms with each batch of {options.batch_size} x "
         f"{workload.row_bytes:,} bytes, while {rows_per_s:,.0f} rows/s come in",
         (
-            Figure("wait, p50", log.wait_us(50), "us"),
-            Figure("wait, p99", log.wait_us(99), "us"),
-            Figure("wait, longest", log.wait_us(100), "us"),
-            Figure("queue fill, mean", statistics.mean(log.fill), ""),
-            Figure("queue fill, lowest", min(log.fill), "", f"1 is {options.prefetch} batches"),
-            Figure("rows in", rows_per_s, "rows/s", f"asked for: {options.rows_per_s:,}"),
-            Figure("learner's steps", log.steps_per_s, "steps/s"),
+            Figure.of("wait, p50", log.wait_us(50), "us"),
+            Figure.of("wait, p99", log.wait_us(99), "us"),
+            Figure.of("wait, longest", log.wait_us(100), "us"),
+            Figure.of("queue fill, mean", statistics.mean(log.fill), ""),
+            Figure.of("queue fill, lowest", min(log.fill), "", f"1 is {options.prefetch} batches"),
+            Figure.of("rows in", rows_per_s, "rows/s", f"asked for: {options.rows_per_s:,}"),
+            Figure.of("learner's steps", log.steps_per_s, "steps/s"),
         ),
         (
             Panel(

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import areplay
 from areplay.inbox import DESCRIPTORS_AN_INBOX
 from areplay.limits import available_memory
-from areplay.measures.flows import wait_rows
-from areplay.measures.machine import own_cpu_s
-from areplay.measures.measurement import Figure, Measurement, Panel, Series
-from areplay.measures.options import Options, Progress
-from areplay.measures.workloads import Workload, filled_replay, push_rows
 from areplay.process import DESCRIPTORS_A_CHILD, DESCRIPTORS_TO_START
+from benchmarks.flows import wait_rows
+from benchmarks.harness.figures import Figure
+from benchmarks.harness.machine import own_cpu_s
+from benchmarks.harness.options import Options, Progress
+from benchmarks.harness.panels import Measurement, Panel, Series
+from benchmarks.workloads import Workload, filled_replay, push_rows
 
 ACTOR_BYTES = 64 << 20  # an interpreter with numpy, and its inbox
 MEMORY_SHARE = 0.5  # of what is free
@@ -93,9 +94,11 @@ def _measurement(workload: Workload, points: list[Point], left_out: list[str]) -
     most = max(points, key=lambda point: point.rows_per_s)
     for point in sorted({points[0], most, points[-1]}, key=lambda point: point.actors):
         who = f"{point.actors} actor{'s' * (point.actors > 1)}"
-        figures.append(Figure(f"{who}: in", point.rows_per_s, "rows/s"))
-        figures.append(Figure(f"{who}: processor time", point.cpu_s_a_million, "s a million rows"))
-    figures.append(Figure("the slowest actor's rows to the mean", min(p.least_share for p in points), "", "at worst"))
+        figures.append(Figure.of(f"{who}: in", point.rows_per_s, "rows/s"))
+        figures.append(Figure.of(f"{who}: processor time", point.cpu_s_a_million, "s a million rows"))
+    figures.append(
+        Figure.of("the slowest actor's rows to the mean", min(p.least_share for p in points), "", "at worst")
+    )
     return Measurement(
         "actors",
         workload.name,

@@ -1,4 +1,4 @@
-"""Tests of `areplay.measures.fields`."""
+"""Tests of `benchmarks.row.fields`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from areplay.measures.fields import FieldMalformed, plain_rows, rows_of
+from benchmarks.row.fields import FieldMalformed, plain_rows, rows_of
 
 
 def test_fields_are_read_as_they_are_written() -> None:

@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import areplay
-from areplay.measures.flows import loaded
-from areplay.measures.learners import WAIT_S, WaitLog, blocked_learner
-from areplay.measures.measurement import Figure, Measurement, Panel, Series, waits_panel
-from areplay.measures.options import Options, Progress
-from areplay.measures.workloads import Workload
+from benchmarks.flows import loaded
+from benchmarks.harness.figures import Figure
+from benchmarks.harness.options import Options, Progress
+from benchmarks.harness.panels import Measurement, Panel, Series, waits_panel
+from benchmarks.learners import WAIT_S, WaitLog, blocked_learner
+from benchmarks.workloads import Workload
 
 SAMPLERS = ACTORS = 2
 MAX_DRAWN = 5  # recoveries in a plot; more could not be told apart
@@ -78,19 +79,21 @@ async def measure(workload: Workload, options: Options, progress: Progress) -> M
         f"SIGKILL of one of {SAMPLERS} samplers, {count} {'time' if count == 1 else 'times'}, behind a learner that "
         f"blocks {options.learner_s * 1e3:g} ms with each batch of {options.batch_size} x {workload.row_bytes:,} bytes",
         (
-            Figure("longest wait, worst kill", max(r.longest_wait_us for r in seen.samplers), "us"),
-            Figure("longest wait, median kill", _median(r.longest_wait_us for r in seen.samplers), "us"),
-            Figure(
+            Figure.of("longest wait, worst kill", max(r.longest_wait_us for r in seen.samplers), "us"),
+            Figure.of("longest wait, median kill", _median(r.longest_wait_us for r in seen.samplers), "us"),
+            Figure.of(
                 "longest wait without a kill, worst", max(r.longest_calm_wait_us for r in seen.samplers), "us", AFTER
             ),
-            Figure("longest wait without a kill, median", _median(r.longest_calm_wait_us for r in seen.samplers), "us"),
-            Figure("queue fill, lowest", min(r.lowest_fill for r in seen.samplers), ""),
-            Figure("successor READY", _median(r.ready_s for r in seen.samplers), "s", "median"),
-            Figure("queue as full as before, two samplers", _median(r.back_s for r in seen.samplers), "s", "median"),
-            Figure("actor killed: successor READY", _median(r.ready_s for r in seen.actors), "s", "median"),
-            Figure("actor killed: its first row stored", _median(r.back_s for r in seen.actors), "s", "median"),
-            Figure("actor killed: longest wait", max(r.longest_wait_us for r in seen.actors), "us", "worst kill"),
-            Figure(
+            Figure.of(
+                "longest wait without a kill, median", _median(r.longest_calm_wait_us for r in seen.samplers), "us"
+            ),
+            Figure.of("queue fill, lowest", min(r.lowest_fill for r in seen.samplers), ""),
+            Figure.of("successor READY", _median(r.ready_s for r in seen.samplers), "s", "median"),
+            Figure.of("queue as full as before, two samplers", _median(r.back_s for r in seen.samplers), "s", "median"),
+            Figure.of("actor killed: successor READY", _median(r.ready_s for r in seen.actors), "s", "median"),
+            Figure.of("actor killed: its first row stored", _median(r.back_s for r in seen.actors), "s", "median"),
+            Figure.of("actor killed: longest wait", max(r.longest_wait_us for r in seen.actors), "us", "worst kill"),
+            Figure.of(
                 "actor killed: longest wait without a kill",
                 max(r.longest_calm_wait_us for r in seen.actors),
                 "us",

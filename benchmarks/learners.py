@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 import areplay
-from areplay.measures.options import Options
+from benchmarks.harness.options import Options
 
 WAIT_S = 60.0  # for the first batch, and for a run as a whole beyond its own length
 

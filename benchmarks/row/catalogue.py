@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from areplay.measures import actors, blocks, capacity, queue, recovery, throughput, torn
-from areplay.measures.measurement import Measurement
-from areplay.measures.options import Options, Progress
-from areplay.measures.workloads import Workload
+from benchmarks.harness.options import Options, Progress
+from benchmarks.harness.panels import Measurement
+from benchmarks.row import actors, blocks, capacity, queue, recovery, throughput, torn
+from benchmarks.workloads import Workload
 
 Measure = Callable[[Workload, Options, Progress], Coroutine[Any, Any, Measurement]]
 

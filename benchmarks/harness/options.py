@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
+
+from benchmarks.harness.quiet import Patience
 
 Progress = Callable[[str], None]
 """Called with a line about what is going on."""
@@ -14,7 +16,7 @@ Progress = Callable[[str], None]
 class Options:
     """How long and how large a run is."""
 
-    rounds: int = 3
+    rounds: int = 9
     capacity: int = 100_000
     seconds: float = 1.5  # measured, each side and round
     settle_s: float = 0.5  # thrown away before that, each side and round
@@ -28,6 +30,12 @@ class Options:
     max_actors: int = 64
     max_rows: int = 10_000_000
     block_rows: tuple[int, ...] = (16, 64, 256, 1_024, 4_096)
+    patience: Patience = field(default_factory=lambda: Patience(0.0))
+    picture: str | None = None  # where queue_fill draws, if it is to draw
+
+    def record(self) -> dict[str, object]:
+        """The lengths and sizes, for a JSON file."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("patience", "picture")}
 
     @classmethod
     def quick(cls) -> Self:

@@ -13,9 +13,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 import areplay
-from areplay.measures.learners import WAIT_S, count_batches
-from areplay.measures.options import Options
-from areplay.measures.workloads import Workload, filled_replay, push_paced_rows
+from benchmarks.harness.options import Options
+from benchmarks.learners import WAIT_S, count_batches
+from benchmarks.workloads import Workload, filled_replay, push_paced_rows
 
 MAX_RESTARTS = 1_000  # within a minute: where children are killed on purpose, each has to have a successor
 

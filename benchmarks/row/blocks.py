@@ -10,11 +10,12 @@ from functools import partial
 
 import areplay
 from areplay.limits import available_memory
-from areplay.measures.flows import Rates, delivered_per_s, ingested_per_s, rates_at_once, warm_batches
-from areplay.measures.measurement import Figure, Measurement, Panel, Series
-from areplay.measures.options import Options, Progress
-from areplay.measures.turns import Side, in_turns
-from areplay.measures.workloads import CHUNK_ROWS, Workload, filled_replay, push_chunks
+from benchmarks.flows import Rates, delivered_per_s, ingested_per_s, rates_at_once, warm_batches
+from benchmarks.harness.figures import Figure
+from benchmarks.harness.options import Options, Progress
+from benchmarks.harness.panels import Measurement, Panel, Series
+from benchmarks.harness.turns import Side, take_turns
+from benchmarks.workloads import CHUNK_ROWS, Workload, filled_replay, push_chunks
 
 MAX_CAPACITY = 32_768  # all the replays are open at once, so that the sizes can take turns
 MIN_BLOCKS = 8  # in each replay: with fewer, recycling one changes what there is to sample
@@ -51,7 +52,7 @@ async def measure(workload: Workload, options: Options, progress: Progress) -> M
     if fits < min(MAX_CAPACITY, options.capacity):
         options = replace(options, capacity=max(min(options.block_rows) * MIN_BLOCKS, fits))
     async with block_sizes(workload, options) as sizes:
-        seen = await in_turns(sizes.sides, options.rounds, progress)
+        seen = await take_turns(sizes.sides, options, progress)
     if left_out := sorted(set(options.block_rows) - set(sizes.block_rows)):
         notes.append(f"left out: blocks of {', '.join(f'{rows:,}' for rows in left_out)} rows: too large for the ring")
     rates = sizes.rates(seen)
@@ -120,4 +121,4 @@ def _figure(what: str, unit: str, values: dict[int, list[float]]) -> Figure:
     worst, best = min(middle, key=middle.__getitem__), max(middle, key=middle.__getitem__)
     note = f"{unit}; slowest {worst:,} rows a block, fastest {best:,}"
     share = middle[worst] / max(1e-9, middle[best])
-    return Figure(f"{what}: slowest to fastest", share, "", note)
+    return Figure.of(f"{what}: slowest to fastest", share, "", note)

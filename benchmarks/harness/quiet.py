@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
-from areplay.measures.machine import own_cpu_s
-from benchmarks.clocks import clock, progress
+from benchmarks.harness.clocks import clock, progress
+from benchmarks.harness.machine import own_cpu_s
 
 T = TypeVar("T")
 

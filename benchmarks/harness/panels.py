@@ -1,31 +1,17 @@
-"""What a measurement found, as plain data: named figures, panels to plot, and notes on what was left out.
+"""What a measurement found, as plain data: figures, panels to plot, and notes on what was left out.
 
 Knows neither how it was measured nor how it is shown.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import numpy as np
+from benchmarks.harness.figures import Figure, micros, percentile_of
 
 Kind = Literal["lines", "steps", "bars", "histogram"]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A named number. `unit` is a word that follows it, "" for a plain number or a share."""
-
-    name: str
-    value: float
-    unit: str
-    note: str = ""
-
-    def __str__(self) -> str:
-        return f"{number(self.value)} {self.unit}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -77,7 +63,7 @@ class Measurement:
 
     def record(self) -> dict[str, Any]:
         """The same as dicts, lists, strings and numbers."""
-        return asdict(self)
+        return asdict(self) | {"figures": [figure.record() for figure in self.figures]}
 
 
 def waits_panel(waits_us: Sequence[float], title: str) -> Panel:
@@ -86,25 +72,3 @@ def waits_panel(waits_us: Sequence[float], title: str) -> Panel:
     marks = tuple((value, f"{name} {micros(value)}") for value, name in marks)
     series = Series("waits", (), tuple(waits_us))
     return Panel(title, "wait", "steps", (series,), "histogram", marks=marks, is_log=True)
-
-
-def percentile_of(values: Sequence[float], percentile: float) -> float:
-    """What so many percent of the values do not exceed."""
-    return float(np.percentile(values, percentile))
-
-
-def micros(us: float) -> str:
-    """Microseconds as a human says them: 31 µs, 1.2 ms, 3 s."""
-    for unit, size in (("s", 1e6), ("ms", 1e3)):
-        if us >= size:
-            return f"{number(us / size)} {unit}"
-    return f"{number(us)} µs"
-
-
-def number(value: float) -> str:
-    """A figure with three or four digits that mean something: 0.0123, 1.23, 12.3, 123, 12,345."""
-    if math.isnan(value):
-        return "-"
-    if value == 0 or abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"

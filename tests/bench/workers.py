@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import areplay
-from areplay.measures.measurement import Panel, Series, waits_panel
 from areplay.spec import Array
 from areplay.windows import Windows
+from benchmarks.harness.panels import Panel, Series, waits_panel
 
 PANELS = (
     Panel("lines", "x", "y", (Series("a", (1.0, 10.0), (0.0, 2.0)), Series("b", (1.0, 10.0), (3.0, 4.0))), is_log=True),

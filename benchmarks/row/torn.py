@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 import areplay
 from areplay.debug import row_checksums
-from areplay.measures.flows import wait_rows
-from areplay.measures.measurement import Figure, Measurement, Panel, Series
-from areplay.measures.options import Options, Progress
-from areplay.measures.workloads import Columns, Workload
+from benchmarks.flows import wait_rows
+from benchmarks.harness.figures import Figure
+from benchmarks.harness.options import Options, Progress
+from benchmarks.harness.panels import Measurement, Panel, Series
+from benchmarks.workloads import Columns, Workload
 
 CHECKSUM = "areplay_checksum"
 SAMPLERS, CHUNKS = 2, 23
@@ -62,11 +63,11 @@ async def counted(workload: Workload, options: Options, progress: Progress, item
         f"A ring of {ring_rows:,} rows of {checked.row_bytes:,} bytes is written round and round while {SAMPLERS} "
         "samplers read it",
         (
-            Figure("torn rows accepted", float(torn), "rows", "must be 0"),
-            Figure("torn rows noticed and redrawn", float(redrawn), "rows"),
-            Figure("rows compared with their checksum", float(rows), "rows"),
-            Figure("laps of the ring", laps, "laps"),
-            Figure("rows written", float(inserted), "rows"),
+            Figure.of("torn rows accepted", float(torn), "rows", "must be 0"),
+            Figure.of("torn rows noticed and redrawn", float(redrawn), "rows"),
+            Figure.of("rows compared with their checksum", float(rows), "rows"),
+            Figure.of("laps of the ring", laps, "laps"),
+            Figure.of("rows written", float(inserted), "rows"),
         ),
         (
             Panel(

@@ -14,11 +14,12 @@ import numpy as np
 
 import areplay
 from areplay.limits import available_memory
-from areplay.measures.flows import delivered_per_s, warm_batches
-from areplay.measures.measurement import Figure, Measurement, Panel, Series
-from areplay.measures.options import Options, Progress
-from areplay.measures.workloads import Workload, filled_replay
 from areplay.select import weigh
+from benchmarks.flows import delivered_per_s, warm_batches
+from benchmarks.harness.figures import Figure
+from benchmarks.harness.options import Options, Progress
+from benchmarks.harness.panels import Measurement, Panel, Series
+from benchmarks.workloads import Workload, filled_replay
 
 LEAST_ROWS = 10_000
 MEMORY_SHARE = 0.5  # of what is free
@@ -144,11 +145,11 @@ def _measurement(
     smallest_and_largest = dict.fromkeys((0, len(sizes) - 1))  # one, if there is but one
     for name in SELECTORS:
         for at in smallest_and_largest:
-            figures.append(Figure(f"{name}, {sizes[at]:,} rows", rates[name][at], "batches/s"))
-            figures.append(Figure(f"{name}, {sizes[at]:,} rows: draw", draws_us[name][at], "us"))
+            figures.append(Figure.of(f"{name}, {sizes[at]:,} rows", rates[name][at], "batches/s"))
+            figures.append(Figure.of(f"{name}, {sizes[at]:,} rows: draw", draws_us[name][at], "us"))
     for name in WRITES:
         for at in smallest_and_largest:
-            figures.append(Figure(f"{name}, {sizes[at]:,} rows: a row", writes_us[name][at], "us"))
+            figures.append(Figure.of(f"{name}, {sizes[at]:,} rows: a row", writes_us[name][at], "us"))
     return Measurement(
         "capacity",
         workload.name,

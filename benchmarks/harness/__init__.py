@@ -1,0 +1,1 @@
+"""What all benchmarks have in common: options, turns, figures with their targets, panels, and who else is busy."""
