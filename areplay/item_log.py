@@ -27,11 +27,13 @@ import numpy as np
 
 from areplay.fence import order
 from areplay.layout import WORDS_A_LINE, Layout, word
-from areplay.links import AHEAD
+from areplay.links import AHEAD, BACK
 from areplay.ring import Indices, Mask, Ring, RingGuard, Watcher
 from areplay.segment import Segment
 from areplay.spec import Array
 from areplay.windows import Window, WindowFinder
+
+_NO_HOP = 1 << 40  # more than any ring has rows: nothing has told yet how far the next step is
 
 
 @dataclass
@@ -40,9 +42,9 @@ class _Stream:
 
     pending: Indices = field(default_factory=lambda: np.empty(0, np.int64))  # indices
     distances: Indices = field(default_factory=lambda: np.empty(0, np.int64))  # of them
-    due: Indices = field(default_factory=lambda: np.empty(0, np.int64))  # rows after which each is probably complete
     rows: int = 0
     longest_stride: int = 1
+    shortest_hop: int = _NO_HOP  # rows from a step to the next one of its environment, at least
     blocks: deque[tuple[int, int]] = field(default_factory=deque)  # (place, distance of its end), those that we keep
 
 
@@ -163,25 +165,39 @@ class ItemLog(Watcher):
         distances = np.arange(state.rows, state.rows + len(indices))
         state.rows += len(indices)
         self._add_block(state, place, state.rows - state.blocks[-1][1] if state.blocks else state.rows)
+        has_ends = False
         if self._ring.spec.is_steps:
-            strides = self._ring.columns[AHEAD].take(self._ring.positions(indices)).astype(np.int64)
-            state.longest_stride = max(state.longest_stride, int(np.abs(strides).max()))
-            is_step = strides > 0
-            indices, distances, strides = indices[is_step], distances[is_step], strides[is_step]
+            is_step = self._look_at_strides(state, place, first, end)
             has_ends = not is_step.all()
-        else:
-            strides, has_ends = np.ones(len(indices), np.int64), False
+            if has_ends:
+                indices, distances = indices[is_step], distances[is_step]
         if self._without is not None:
             is_wanted = ~self._without(indices)
-            indices, distances, strides = indices[is_wanted], distances[is_wanted], strides[is_wanted]
+            indices, distances = indices[is_wanted], distances[is_wanted]
         state.pending = np.concatenate([state.pending, indices])
         state.distances = np.concatenate([state.distances, distances])
-        state.due = np.concatenate([state.due, distances + self._window.forward * strides])
-        # Most items become complete so many rows later; where episodes end, any may be. If one is, those before it in
-        # its episode are too, and come first: so all up to the last that is due are looked at.
-        due = np.flatnonzero(state.due < state.rows)
-        self._settle(state, len(state.due) if has_ends else int(due[-1]) + 1 if len(due) else 0)
+        # An item without an episode's end needs the row `forward` hops on. No hop so far was shorter than the shortest
+        # one, so none before that row can be complete: those are not looked at. Hops differ where final observations
+        # lie between the steps of a vector; there a few rows are looked at too early, and again with the next chunk. A
+        # guess by a row's own stride would look at some too late, after a step that may never come. A final
+        # observation may complete any item.
+        due = state.rows - self._window.forward * state.shortest_hop
+        self._settle(state, len(state.pending) if has_ends else int(state.distances.searchsorted(due)))
         self._let_go(state)
+
+    def _look_at_strides(self, state: _Stream, place: int, first: int, end: int) -> Mask:
+        """Take note of how far apart the rows of an environment are; which of these rows are steps."""
+        start = place * self._ring.block_rows + first % self._ring.block_rows
+        rows, columns = slice(start, start + end - first), self._ring.columns
+        strides = columns[AHEAD][rows].astype(np.int64)
+        is_step: Mask = strides > 0
+        state.longest_stride = max(state.longest_stride, int(np.abs(strides).max()))
+        # The last step of an episode leads to its final observation, which may be as near as the next row. The hop to
+        # the next step, of an item that goes on across episodes, leads over that one, which tells both parts of it.
+        hops = np.where(is_step, strides, columns[BACK][rows] - strides)
+        hops = hops[~(is_step & (columns["terminated"][rows] | columns["truncated"][rows]))]
+        state.shortest_hop = int(hops.min(initial=state.shortest_hop))
+        return is_step
 
     def _stream_of(self, serial: int) -> _Stream:
         return self._streams.setdefault(self._ring.chain(serial)[0], _Stream())
@@ -214,7 +230,7 @@ class ItemLog(Watcher):
         is_done[:count] |= state.distances[:count] + reach < state.rows
         if is_done.any():
             rest = ~is_done
-            state.pending, state.distances, state.due = state.pending[rest], state.distances[rest], state.due[rest]
+            state.pending, state.distances = state.pending[rest], state.distances[rest]
 
     def _need(self, state: _Stream, numbers: Indices, items: Indices, places: Indices) -> None:
         """Note for the blocks of new items who needs them: also for those between, since the way leads through them."""

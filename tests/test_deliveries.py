@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import pickle
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,6 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 from kit import descriptors_pass_by_pickle, memory_descriptors, ticks
+from models.episode_oracle import Lane, Oracle
+from models.episode_world import MODES, Player
+from models.episode_world import PLAIN as WORLD
 
 import areplay
 from areplay import own_rows
@@ -277,6 +281,49 @@ async def test_samples_of_fifo_go_on_where_the_one_before_ended() -> None:
         assert batch["number"].tolist() == [8, 9, 10, 11]
         assert batch.weights.tolist() == [1.0] * 4
         assert replay.sample(3, selector=other)["number"].tolist() == [3, 4, 5]
+
+
+def drained(replay: areplay.Replay, item: Any, fifo: Fifo) -> list[int]:
+    """The rows of all items that it gives now, one at a time."""
+    found: list[int] = []
+    with suppress(areplay.Stalled):
+        while True:
+            found += replay.sample(1, item, fifo).indices.tolist()
+    return found
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "item",
+    [
+        areplay.Transitions(),
+        areplay.Transitions(n_step=3),
+        areplay.Sequences(4, burn_in=1),
+        areplay.Sequences(3, period=2),
+        areplay.Sequences(5, across_episodes=True),
+    ],
+    ids=repr,
+)
+async def test_fifo_gives_each_item_with_the_step_that_completes_it(mode: str, item: Any) -> None:
+    """Also where rows of final observations lie between the steps of a vector: there may never be another step. The
+    oracle keeps episodes as lists."""
+    lanes: list[Lane] = []
+    lengths = [
+        [(1, "terminated"), (9, "truncated"), (2, "terminated")],
+        [(7, "terminated")],
+        [(3, "truncated"), (1, "truncated"), (4, "terminated")],
+    ]
+    async with areplay.Replay(WORLD.spec, 1_024) as replay:
+        player = Player(WORLD, replay, mode, lengths, itertools.count(1), lanes)
+        fifo, given = Fifo(), list[int]()
+        for step in range(40):
+            await player.play(step % 3 == 0)
+            given += drained(replay, item, fifo)
+            oracle, window = Oracle(lanes, {None, *range(1_024)}), item.window  # the rows of final ones have no name
+            needs = window.back, window.forward, window.period, window.min_steps, window.across_episodes
+            assert len(given) == len(set(given))
+            assert set(given) == oracle.windows(*needs).keys()
+        assert len(given) > 10
 
 
 async def test_samples_of_a_selector_are_all_of_one_kind() -> None:

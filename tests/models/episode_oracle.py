@@ -8,7 +8,7 @@ of one stream, in order. Nothing here knows how areplay stores a row; of a ring 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,7 +81,7 @@ def zeros(value: Any) -> Any:
 class Oracle:
     """All lanes, and which rows are there."""
 
-    def __init__(self, lanes: Sequence[Lane], present: set[int]) -> None:
+    def __init__(self, lanes: Sequence[Lane], present: Set[int | None]) -> None:
         self._lanes, self.present = lanes, present
 
     def _episodes(self) -> Iterator[Episode]:
