@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import signal
 import time
+import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
@@ -23,6 +26,7 @@ from areplay.inbox import DESCRIPTORS_AN_INBOX, Inbox, Inboxes
 from areplay.limits import check_descriptors
 from areplay.options import NO_PRIORITY, one_priority, priority_column
 from areplay.process import DESCRIPTORS_A_CHILD, DESCRIPTORS_TO_START, READY, REPORT, Channel
+from areplay.quiet import Quiet, QuietOptions
 from areplay.spec import Array, Columns, Spec
 from areplay.statistics import ActorStatistics, Wait
 from areplay.waiting import Sleeper, Turns, ended, opened, run_to_completion
@@ -31,8 +35,11 @@ from areplay.weights import Weights
 ActorFunction = Callable[..., Awaitable[None]]
 Scalar = float | int | str | bool
 
+logger = logging.getLogger(__name__)
+
 MAX_REPORTS = 10_000
 _STOPPING_S = 0.2  # so long an actor that was asked to stop still waits for room
+_QUIET_GRACE_S = 1.0  # at most, from SIGTERM to SIGKILL, for an actor that hands nothing in
 _TURN_S = 0.002  # an actor that never waits lets its loop turn so often, for its other tasks and for cancellation
 
 
@@ -282,6 +289,7 @@ class Actors:
     """A group of actors: an async context manager, made by `Replay.actors`. Leaving it stops them in order.
 
     Args:
+        raises: whether an actor that failed for good is raised at the learner and on leaving, not only logged.
         settle: awaited with an index when that actor's process has ended: takes all that it left in its inbox.
         on_change: called when an actor finished or failed for good.
         check_open: raises `Closed` once the replay is closed.
@@ -299,6 +307,8 @@ class Actors:
         weights: Weights | None,
         timeout_s: float | None,
         options: CrewOptions,
+        quiet: QuietOptions,
+        raises: bool,
         *,
         attach: Callable[[Inbox, int], Awaitable[None]],
         settle: Callable[[Inbox], Awaitable[None]],
@@ -312,7 +322,10 @@ class Actors:
         self._function, self._args, self._kwargs = function, args, kwargs
         self._seeds, self._weights, self._timeout_s = seeds, weights, timeout_s
         self._attach, self._settle, self._detach, self._on_change = attach, settle, detach, on_change
-        self._options = options
+        self._options, self._quiet_options, self._raises = options, quiet, raises
+        self._quiet = [Quiet(quiet) for _ in range(count)]
+        self._reported = [0] * count
+        self._watch: asyncio.Task[None] | None = None
         self._reports: deque[Report] = deque(maxlen=MAX_REPORTS)
         self._inboxes: Inboxes | None = None
         self._inbox: list[Inbox] = []
@@ -350,16 +363,26 @@ class Actors:
             ask=lambda index: self._inbox[index].stop(),
             after_exit=lambda index: self._settle(self._inbox[index]),
             on_change=self._member_changed,
-            on_report=lambda index, report: self._reports.append(Report(index, *report)),
+            on_report=self._on_report,
         )
         for index, inbox in enumerate(self._inbox):
             await self._attach(inbox, index)
         await self._crew.start()
+        if self._quiet_options.pause_s is not None:
+            watch = _watch_quiet(weakref.ref(self), self._quiet_options.pause_s)
+            self._watch = asyncio.create_task(watch, name="areplay quiet actors")
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Close the group.
+
+        Raises:
+            ActorFailed: with `on_failure="raise"`, if an actor failed for good and no other error leaves the context.
+        """
         await self.close()
+        if error is None and self._raises and self.failures:
+            raise self.failures[0]
 
     async def close(self) -> None:
         """Stop the actors and take all their rows; leaving the context does it. May be called twice.
@@ -410,6 +433,11 @@ class Actors:
         return [failure for failure in failures if isinstance(failure, ActorFailed)]
 
     @property
+    def failure_to_raise(self) -> ActorFailed | None:
+        """The first actor that failed for good, while the group is open, if the learner is to be told at once."""
+        return self.failures[0] if self._raises and self.is_open and self.failures else None
+
+    @property
     def inbox_bytes(self) -> int:
         """Shared memory of all inboxes."""
         return self._inboxes.size_bytes if self._inboxes is not None else 0
@@ -418,6 +446,7 @@ class Actors:
         """One record an actor. From any thread."""
         if self._crew is None:
             return ()
+        now = time.monotonic()
         return tuple(
             ActorStatistics(
                 index=member.index,
@@ -432,26 +461,81 @@ class Actors:
                 has_finished=member.has_finished,
                 has_failed=member.failure is not None,
                 last_failure=member.last_failure,
+                quiet_s=self._quiet[member.index].lasts_s(now, self._counts(member.index)) if member.is_alive else 0.0,
             )
             for member, inbox in zip(self._crew.members, self._inbox, strict=True)
         )
 
     def waits(self) -> list[tuple[Inbox, Wait]]:
-        """The actors that wait for room at this moment, each with its inbox."""
+        """The actors that wait for room, hand in nothing or have failed at this moment, each with its inbox."""
         return [
-            (
-                inbox,
-                Wait(
-                    f"actor {record.index}",
-                    f"{record.waiting_rows:,} of {record.inbox_rows:,} rows of its inbox are not yet taken",
-                    record.waited_s,
-                ),
-            )
-            for record, inbox in zip(self.statistics(), self._inbox, strict=False)
-            if record.waited_s
+            (self._inbox[record.index], Wait(f"actor {record.index}", *wait))
+            for record in self.statistics()
+            if (wait := self._wait(record)) is not None
         ]
 
+    def _wait(self, record: ActorStatistics) -> tuple[str, float] | None:
+        """Why nothing comes from an actor, and for how many seconds; None if it steps."""
+        assert self._crew is not None
+        member = self._crew.members[record.index]
+        if record.waited_s and record.waiting_rows:
+            rows = f"{record.waiting_rows:,} of {record.inbox_rows:,} rows of its inbox are not yet taken"
+            return rows, record.waited_s
+        if record.quiet_s:
+            cause = self._quiet[record.index].cause(self._counts(record.index))
+            return f"it has handed in nothing: {cause}", record.quiet_s
+        failure = member.failure
+        if failure is not None and self._closing is None:
+            *_, why = failure.details.strip().splitlines() or [""]
+            return (
+                f"it failed for good after {failure.restarts} restarts ({why}) and hands in nothing more; mend the "
+                f"cause, or raise max_restarts",
+                time.monotonic() - member.failed_at,
+            )
+        return None
+
+    def _look_for_quiet(self, *, acts: bool) -> None:
+        """See which actors hand nothing in; say so or restart them if it `acts`, rather than only look."""
+        assert self._crew is not None
+        now = time.monotonic()
+        for member, quiet in zip(self._crew.members, self._quiet, strict=True):
+            inbox, counts = self._inbox[member.index], self._counts(member.index)
+            is_held = inbox.waited_s > 0 and inbox.used > 0
+            pid = member.child.pid if member.child is not None and member.is_alive else 0
+            lasted_s = quiet.look(now, pid, counts, is_excused=pid == 0 or is_held or inbox.is_stopping)
+            if self._quiet_options.quiet_s is not None and lasted_s >= self._quiet_options.quiet_s:
+                logger.info("actor %d (pid %d) hands in again after %.0f s", member.index, pid, lasted_s)
+            if acts:
+                self._act_on_quiet(self._crew, member.index, quiet, now, counts)
+
+    def _act_on_quiet(self, crew: Crew, index: int, quiet: Quiet, now: float, counts: int) -> None:
+        if quiet.is_due(now):
+            cause, lasts_s = quiet.cause(counts), quiet.lasts_s(now, counts)
+            logger.warning("actor %d (pid %d) has handed in nothing for %.0f s: %s", index, quiet.pid, lasts_s, cause)
+        overdue_s = quiet.overdue_s(now)
+        if not overdue_s:
+            return
+        # SIGTERM first: where only the coroutine waits it runs its `finally`, which closes the environment. It does
+        # nothing to a loop that is blocked, nor to a process that is stopped.
+        if quiet.asked_at is None:
+            quiet.asked_at, number = now, signal.SIGTERM
+        elif now - quiet.asked_at >= min(_QUIET_GRACE_S, self._options.grace_s):
+            number = signal.SIGKILL
+        else:
+            return
+        limit = self._quiet_options.restart_after_s
+        crew.restart(index, f"it handed in nothing for {overdue_s:.1f} s (restart_after_s = {limit:g})", number)
+
+    def _counts(self, index: int) -> int:
+        """How much an actor has handed in: its rows, and its reports."""
+        return self._inbox[index].rows_put + self._reported[index]
+
+    def _on_report(self, index: int, report: tuple[float, dict[str, Scalar]]) -> None:
+        self._reported[index] += 1
+        self._reports.append(Report(index, *report))
+
     def _arguments(self, index: int, run: int) -> tuple[Any, ...]:
+        self._quiet[index].starts(self._counts(index))
         seeds = self._seeds(index, run)
         return (self._function, self._args, self._kwargs, self._inboxes, index, seeds, self._weights, self._timeout_s)
 
@@ -461,6 +545,7 @@ class Actors:
 
     async def _close(self) -> None:
         await ended(self._opening)
+        await ended(self._watch)
         if self._crew is None or self._inboxes is None:  # never entered
             return
         async with contextlib.AsyncExitStack() as stack:  # from the last line up, each even if another failed
@@ -470,3 +555,19 @@ class Actors:
             for inbox in self._inbox:
                 stack.push_async_callback(self._detach, inbox)
             stack.push_async_callback(self._crew.stop)
+
+
+async def _watch_quiet(group: weakref.ref[Actors], pause_s: float) -> None:
+    """Let the group look at intervals for actors that hand nothing in, until it is gone or this is cancelled."""
+    last, was_late = time.monotonic(), False
+    while True:
+        await asyncio.sleep(pause_s)
+        # After a look that comes late the whole job may have been stopped (Ctrl-Z), its actors too: they get until the
+        # next look. Once only: a learner with long training steps makes each look late.
+        is_late = time.monotonic() - last > 3 * pause_s + 0.1
+        actors = group()
+        if actors is None:
+            return
+        actors._look_for_quiet(acts=was_late or not is_late)
+        del actors  # a group that its owner drops may go
+        last, was_late = time.monotonic(), is_late

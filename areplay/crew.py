@@ -1,7 +1,8 @@
 """Crews: several children of one kind, each kept alive, all stopped in order.
 
 Each place in a crew has a task that starts its child, waits for its end and decides: a child whose coroutine returned
-is done; any other is restarted after a back-off, until it has failed more than `max_restarts` times within a minute.
+is done; any other is restarted after a back-off, until it has failed more than `max_restarts` times within a minute
+(None: for ever). A child that `restart` was called for is restarted likewise, whatever it says at its end.
 Before a successor starts, `after_exit` brings what the dead one left in order.
 
 Stopping is a ladder, each rung logged: ask, wait `grace_s`, SIGTERM, wait `grace_s`, SIGKILL, reap.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import dataclasses
 import logging
 import os
 import signal
@@ -37,7 +39,7 @@ _DETAILS_CHARACTERS = 4_000  # of a traceback, its end, for statistics
 class CrewOptions:
     """How a crew treats its children; see `Replay.actors` and `Replay.batches`."""
 
-    max_restarts: int
+    max_restarts: int | None
     start_timeout_s: float
     grace_s: float
 
@@ -54,6 +56,8 @@ class Member:
     failure: ChildFailed | None = None
     last_failure: ChildExit | None = None  # of its child that ended last as it should not have
     deaths: deque[float] = field(default_factory=deque)  # monotonic seconds, of the last minute
+    failed_at: float = 0.0  # monotonic seconds, when it failed for good
+    restarted_for: str = ""  # why its present child was told to end, so that another takes its place
 
     @property
     def is_gone(self) -> bool:
@@ -123,6 +127,16 @@ class Crew:
                     future.exception()  # seen: the first one is raised, the others are of the same start
             raise
 
+    def restart(self, index: int, reason: str, number: signal.Signals) -> None:
+        """Send a signal to a child that is of no use any more; it counts as failed, for that reason.
+
+        Does nothing if there is no such child at the moment, or the crew stops.
+        """
+        member = self.members[index]
+        if member.child is not None and member.is_alive and not self._stopping.is_set():
+            member.restarted_for = member.restarted_for or reason
+            member.child.signal(number)
+
     async def stop(self) -> None:
         """Bring every child to its end, and reap it. May be called twice, and from every state.
 
@@ -163,6 +177,9 @@ class Crew:
         """Keep one place filled until its child finishes, fails for good, or the crew stops."""
         while not self._stopping.is_set():
             exit_ = await self._run_once(member, started)
+            if member.restarted_for:  # also if its function returned on SIGTERM: that is no work done
+                exit_ = dataclasses.replace(exit_, finished=False, details=member.restarted_for)
+                member.restarted_for = ""
             if not exit_.finished and not self._stopping.is_set():
                 details = exit_.details[-_DETAILS_CHARACTERS:]
                 member.last_failure = ChildExit(exit_.pid, exit_.code, details, time.time())
@@ -179,12 +196,23 @@ class Crew:
             member.deaths.append(time.monotonic())
             while member.deaths[0] < time.monotonic() - _RESTART_WINDOW_S:
                 member.deaths.popleft()
-            if not started.done() or len(member.deaths) > self.options.max_restarts:
+            most = self.options.max_restarts
+            if not started.done() or (most is not None and len(member.deaths) > most):
                 self._give_up(member, exit_, started)
                 break
             member.restarts += 1
-            logger.warning("%s %d (pid %d) ended, restarting it: %s", self.kind, member.index, exit_.pid, exit_.details)
-            await self._back_off(len(member.deaths))
+            back_off_s = _back_off_s(len(member.deaths))
+            logger.warning(
+                "%s %d (pid %d) ended, restarting it after %.2g s (restart %d, end %d within a minute): %s",
+                self.kind,
+                member.index,
+                exit_.pid,
+                back_off_s,
+                member.restarts,
+                len(member.deaths),
+                exit_.details,
+            )
+            await self._back_off(back_off_s)
         member.has_finished = member.failure is None
         if not started.done():
             started.set_result(None)
@@ -220,15 +248,21 @@ class Crew:
 
     def _give_up(self, member: Member, exit_: Exit, started: asyncio.Future[None]) -> None:
         name = f"{self.kind} {member.index}"
+        member.failed_at = time.monotonic()
         member.failure = self._failure(name, exit_.pid, exit_.code, member.restarts, exit_.details)
         if started.done():
             logger.error("%s", str(member.failure))  # as text: a record must not keep the error and its frames alive
         else:
             started.set_exception(member.failure)
 
-    async def _back_off(self, deaths: int) -> None:
+    async def _back_off(self, seconds: float) -> None:
         try:
-            async with asyncio.timeout(min(_LONGEST_BACK_OFF_S, _FIRST_BACK_OFF_S * 2 ** (deaths - 1))):
+            async with asyncio.timeout(seconds):
                 await self._stopping.wait()
         except TimeoutError:
             pass
+
+
+def _back_off_s(deaths: int) -> float:
+    """Seconds before the next start, after so many ends within a minute."""
+    return min(_LONGEST_BACK_OFF_S, _FIRST_BACK_OFF_S * 2.0 ** min(deaths - 1, 60))

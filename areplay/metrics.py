@@ -85,6 +85,7 @@ _ACTOR = (
     _gauge("actor_inbox_rows", "waiting_rows", "Rows in its inbox, not taken yet"),
     _gauge("actor_inbox_capacity_rows", "inbox_rows", "Rows that fit into its inbox"),
     _gauge("actor_waiting_seconds", "waited_s", "How long it has been waiting for room in its inbox"),
+    _gauge("actor_quiet_seconds", "quiet_s", "How long it has handed in nothing, though nothing holds it"),
 )
 _STREAM = (
     _gauge("batch_size_items", "batch_size", "Items a batch"),

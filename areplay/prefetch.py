@@ -27,7 +27,7 @@ from areplay.batch import Batch
 from areplay.crew import Crew, CrewOptions
 from areplay.debug import verify
 from areplay.deliveries import Deliveries, Delivering, Fifo
-from areplay.errors import Closed, EpochsOver, SamplerFailed, Stalled
+from areplay.errors import ActorFailed, Closed, EpochsOver, SamplerFailed, Stalled
 from areplay.items import Item, Rows
 from areplay.limits import check_descriptors
 from areplay.options import optional_seconds
@@ -125,6 +125,7 @@ class Batches(AsyncIterator[Batch]):
         self._deliveries: Deliveries | None = None
         self._has_begun = False  # whether they have taken in what was there
         self._is_limited = False  # by our limiter, which is ours from then on
+        self._actor_failure: ActorFailed | None = None
         # Seconds of waits that are over, and since when the others last: in one, since others may look at any time.
         self._waited: tuple[float, tuple[float, ...]] = 0.0, ()
         self._slots: Slots | None = None
@@ -278,6 +279,7 @@ class Batches(AsyncIterator[Batch]):
             Stalled: no row can come any more, since all actors or the coordinator failed, or, if it takes rows to go
                 on, since all actors have returned; says why.
             SamplerFailed: all samplers failed for good.
+            ActorFailed: an actor failed for good, of a group with `on_failure="raise"` that is still open.
             WaitTimeout: none was ready within the `timeout_s` given to `Replay.batches`.
         """
         if self._current is not None:
@@ -383,6 +385,10 @@ class Batches(AsyncIterator[Batch]):
                 if not self.is_closed:
                     slots.open_gate()
 
+    def tell_failure(self, failure: ActorFailed | None) -> None:
+        """Raise it at each further batch; None: no more. Call `look_again` for a learner that waits now."""
+        self._actor_failure = failure
+
     def look_again(self) -> None:
         """Let a waiting learner look again: something has changed about samplers or actors. From any thread."""
         with self._gate_guard:  # or the descriptor could be closed, and another's by then
@@ -402,6 +408,8 @@ class Batches(AsyncIterator[Batch]):
         """Take a slot, if one is ready and may be handed out; writers who wait for that look again."""
         if self.is_closed or self._slots is None:
             raise Closed("this stream of batches")
+        if self._actor_failure is not None:
+            raise copy.copy(self._actor_failure)  # a copy, since raising it ties it to the frames it passes
         if not self._may_sample:
             return None
         if self._deliveries is not None and self._deliveries.size(self._delivered) == 0:

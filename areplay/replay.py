@@ -29,7 +29,7 @@ from areplay.choices import check_sendable, checked_item, checked_limiter
 from areplay.coordinator import Coordinator
 from areplay.crew import CrewOptions
 from areplay.deliveries import Deliveries, Delivering, LocalDeliveries
-from areplay.errors import Closed, SpecMismatch, Stalled
+from areplay.errors import ActorFailed, Closed, SpecMismatch, Stalled
 from areplay.inbox import default_inbox_rows
 from areplay.items import Item
 from areplay.limits import check_memory
@@ -38,6 +38,7 @@ from areplay.options import flag, fraction, optional_seconds, priority_values, s
 from areplay.own_rows import OwnRows
 from areplay.prefetch import Batches, Supply
 from areplay.priorities import Priorities
+from areplay.quiet import QuietOptions
 from areplay.rate import MinSize
 from areplay.reader import BatchArrays, Reader
 from areplay.ring import MIN_BLOCKS, Indices, Ring, RingGuard, default_block_rows
@@ -176,7 +177,10 @@ class Replay(Checkpointed, Observed):
         weights: Weights | None = None,
         inbox_rows: int | None = None,
         timeout_s: float | None = None,
-        max_restarts: int = 3,
+        max_restarts: int | None = 3,
+        on_failure: str = "go on",
+        quiet_s: float | None = 10.0,
+        restart_after_s: float | None = None,
         start_timeout_s: float = 60.0,
         grace_s: float = 2.0,
     ) -> Actors:
@@ -185,12 +189,22 @@ class Replay(Checkpointed, Observed):
         A process that dies or raises is restarted; its rows so far are kept. One whose function returns is done.
         Leaving the context stops the actors and takes all their rows.
 
+        An actor is quiet if it hands in neither rows nor reports, though nothing holds it: its environment may hang.
+        The learner's event loop notices that, so it has to turn now and then.
+
         Args:
             function: a coroutine function that can be imported, at the top level of its module.
             weights: what `actor.weights` reads.
             inbox_rows: rows that an actor may be ahead of the coordinator.
             timeout_s: how long `Actor.add` waits for room before it raises `InboxFull`; None for ever.
-            max_restarts: within a minute, of one actor, before it counts as failed.
+            max_restarts: within a minute, of one actor, before it counts as failed for good. None: for ever, after a
+                pause that doubles with each end within a minute, from 0.05 s to 5 s.
+            on_failure: what an actor that failed for good means. "go on": an error in the log, and an entry in
+                `statistics().waits`; the other actors and the learner go on. "raise": besides, `ActorFailed` is raised
+                where the learner waits for a batch, at its next batch, and when the context is left.
+            quiet_s: after how long a quiet actor is named by a warning and in `statistics().waits`; None: never.
+            restart_after_s: after how long a quiet actor is restarted: SIGTERM, and SIGKILL after 1 s or `grace_s` if
+                that is shorter. It counts as a restart. None: never.
             start_timeout_s: until a process is ready, its imports included.
             grace_s: how long an actor that is asked to end may take, before SIGTERM, and then again before SIGKILL.
 
@@ -210,6 +224,8 @@ class Replay(Checkpointed, Observed):
             raise TypeError(f"weights must be an areplay.Weights, got {type(weights).__name__}")
         if inbox_rows is None:
             inbox_rows = default_inbox_rows(self.spec)
+        if on_failure not in ("go on", "raise"):
+            raise ValueError(f"on_failure must be 'go on' or 'raise', got {on_failure!r}")
         least_rows = 2 if self.spec.is_steps else 1  # an episode's last step and its final observation go in together
         group = self._next_number()
         self._groups = [other for other in self._groups if not other.is_closed]  # and so frees their memory
@@ -233,6 +249,8 @@ class Replay(Checkpointed, Observed):
             weights,
             optional_seconds("timeout_s", timeout_s),
             _crew_options(max_restarts, start_timeout_s, grace_s),
+            QuietOptions(optional_seconds("quiet_s", quiet_s), optional_seconds("restart_after_s", restart_after_s)),
+            on_failure == "raise",
             attach=lambda inbox, index: self._coordinator_now().attach(inbox, f"actor {index}"),
             settle=lambda inbox: self._coordinator_now().settle(inbox),
             detach=lambda inbox: self._coordinator_now().detach(inbox),
@@ -256,7 +274,7 @@ class Replay(Checkpointed, Observed):
         limiter: MinSize | None = None,
         min_size_to_sample: int | None = None,
         timeout_s: float | None = None,
-        max_restarts: int = 3,
+        max_restarts: int | None = 3,
         start_timeout_s: float = 60.0,
         grace_s: float = 2.0,
     ) -> Batches:
@@ -316,6 +334,7 @@ class Replay(Checkpointed, Observed):
         )
         self._resume(stream)
         self._streams.append(stream)
+        stream.tell_failure(self._failure_to_raise())
         return stream
 
     def add(self, *, priority: Any = None, **row: Any) -> Coroutine[Any, Any, int | Indices]:
@@ -543,8 +562,13 @@ class Replay(Checkpointed, Observed):
             stream.on_rows()
 
     def _on_change(self) -> None:
+        failure = self._failure_to_raise()
         for stream in self._streams:
+            stream.tell_failure(failure)
             stream.look_again()
+
+    def _failure_to_raise(self) -> ActorFailed | None:
+        return next((failure for group in self._groups if (failure := group.failure_to_raise) is not None), None)
 
     def _supply(self) -> Supply:
         coordinator = self._coordinator_now()
@@ -597,9 +621,9 @@ class Replay(Checkpointed, Observed):
         return f"<Replay {'closed' if self._closing is not None else self._ring or 'not open'}>"
 
 
-def _crew_options(max_restarts: int, start_timeout_s: float, grace_s: float) -> CrewOptions:
+def _crew_options(max_restarts: int | None, start_timeout_s: float, grace_s: float) -> CrewOptions:
     return CrewOptions(
-        max_restarts=whole_number("max_restarts", max_restarts, at_least=0),
+        max_restarts=None if max_restarts is None else whole_number("max_restarts", max_restarts, at_least=0),
         start_timeout_s=seconds("start_timeout_s", start_timeout_s),
         grace_s=seconds("grace_s", grace_s),
     )

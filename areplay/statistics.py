@@ -51,6 +51,8 @@ class ActorStatistics:
     """For good: more often than `max_restarts` allows."""
     last_failure: ChildExit | None
     """None if none of its processes has failed."""
+    quiet_s: float
+    """How long it has handed in nothing, though nothing holds it, from the option `quiet_s` on; 0.0 before."""
 
 
 @dataclass(frozen=True, slots=True)

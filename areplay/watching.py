@@ -325,7 +325,7 @@ def _said(post: Post, timeout_s: float) -> bytes:
 def _silent(what: str, timeout_s: float, listener: int) -> NotWatchable:
     """Why nothing was heard in time."""
     reason = f"no answer within {timeout_s:g} s"
-    if _is_stopped(listener):
+    if is_stopped(listener):
         return NotWatchable(what, f"{reason}, its process is stopped", f"`kill -CONT {listener}` lets it go on")
     return NotWatchable(what, f"{reason}, its process is stopped or very busy", "look at it with ps, or ask again")
 
@@ -340,7 +340,7 @@ def _refused(what: str, error: OSError) -> NotWatchable | ResourceUnavailable:
     return NotWatchable(what, f"it could not be asked ({error})", "`areplay doctor` tries what that takes")
 
 
-def _is_stopped(pid: int) -> bool:
+def is_stopped(pid: int) -> bool:
     """Whether a process is stopped, by a signal or by a debugger. False if that is not known."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("T", "t")

@@ -43,7 +43,7 @@ ROOMS_BELOW = [
     {"items", "item_log"},
     {"windows", "select", "stacks", "checkpoint"},
     {"priorities", "admission"},
-    {"ring", "inbox", "weights", "episodes"},
+    {"ring", "inbox", "weights", "episodes", "quiet"},
     {"locks", "doorbell", "segment", "watching"},
     {"limits", "layout", "fence", "kill_points", "debug", "rate"},
     {"spec", "options"},

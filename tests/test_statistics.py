@@ -29,7 +29,7 @@ from areplay.statistics import (
 )
 
 EXIT = ChildExit(16, -9, "signal 9 ended it", 1_700_000_000.0)
-ACTOR = ActorStatistics(0, 17, True, 1, 100, 3, 16, 0.0, 0, False, False, EXIT)
+ACTOR = ActorStatistics(0, 17, True, 1, 100, 3, 16, 0.0, 0, False, False, EXIT, 0.0)
 SAMPLER = SamplerStatistics(0, 18, True, 0, False, False, None, 107, 8, 0)
 LIMITER = LimiterStatistics(8.0, 1_000, 512.0, -12.0, 2_000, 8_012, False, False)
 COUNTS = (256, 16, 8, 0.5, 1, 99, 3, 2, 1, 0, 5, 0.25, 0.1)

@@ -194,6 +194,8 @@ def _state(child: Answer) -> Text:
     from rich.text import Text
 
     if child["is_alive"]:
+        if quiet_s := child.get("quiet_s", 0.0):  # of an actor, by a replay that says it
+            return Text(f"quiet {span(quiet_s)}", "bold yellow")
         waited_s = child.get("waited_s", 0.0)
         return Text(f"waits {span(waited_s)}", "yellow") if waited_s > _WARN_WAIT_S else Text("alive", "green")
     if child["has_failed"]:

@@ -203,6 +203,7 @@ ROWS = {
             "tests/processes/test_misbehaviour.py::test_misbehaviour_is_a_typed_error_with_the_childs_words",
             "tests/processes/test_misbehaviour.py::test_others_are_untouched",
             "tests/processes/test_restart.py::test_restarts_are_limited_and_backed_off",
+            "tests/processes/test_quiet_actors.py::test_without_a_limit_an_actor_is_restarted_for_ever",
             "tests/faults/test_misbehaving_samplers.py"
             "::test_each_is_a_typed_error_with_the_samplers_words_and_the_others_go_on",
         ),
@@ -266,6 +267,22 @@ ROWS = {
         (
             "tests/faults/test_swizzle.py::test_stopped_processes_hold_nobody_up",
             "tests/processes/test_kill_storm.py::test_stopped_processes_can_be_closed",
+        ),
+    ),
+    32: Row(
+        "an actor that hands nothing in; one failed actor of several",
+        "named in a warning and in waits; restarted or raised as the user says",
+        (
+            "tests/processes/test_quiet_actors.py::test_an_environment_that_hangs_is_named",
+            "tests/processes/test_quiet_actors.py::test_a_first_reset_that_hangs_is_told_apart",
+            "tests/processes/test_quiet_actors.py::test_a_quiet_actor_is_restarted",
+            "tests/processes/test_quiet_actors.py::test_a_quiet_actor_that_hangs_each_time_fails_for_good",
+            "tests/processes/test_quiet_actors.py::test_a_stopped_process_is_named_as_stopped",
+            "tests/processes/test_quiet_actors.py::test_actors_that_are_held_are_not_quiet",
+            "tests/processes/test_quiet_actors.py::test_one_failed_actor_is_raised_where_the_user_says_so",
+            "tests/processes/test_quiet_actors.py::test_a_learner_that_waits_is_told_of_one_failed_actor",
+            "tests/processes/test_quiet_actors.py::test_one_failed_actor_is_named_while_the_others_go_on",
+            "tests/test_quiet.py",
         ),
     ),
 }

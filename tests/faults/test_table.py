@@ -20,8 +20,8 @@ def _functions(path: str) -> frozenset[str]:
 
 
 def test_every_fault_has_its_row() -> None:
-    """1 to 25, each with a test at least."""
-    assert list(ROWS) == list(range(1, 26))
+    """1 to 25 and those of what outsiders found, in order, each with a test at least."""
+    assert list(ROWS) == sorted(ROWS) and set(range(1, 26)) <= set(ROWS)
     assert all(row.tests for row in ROWS.values())
 
 

@@ -419,3 +419,34 @@ async def hand_in_and_fail(actor: areplay.Actor, count: int) -> None:
         await actor.add(**row(actor.index, 1, sequence))
     await actor.flush()
     raise RuntimeError("this actor has failed")
+
+
+async def hang(actor: areplay.Actor, way: str, folder: str) -> None:
+    """Actor 0 hangs, in its first reset, or in a step after ten rows, which blocks its loop or only waits; with a
+    folder only the first time. The others go on, and so do those who come after it."""
+    once = Path(folder) / "hung"
+    if actor.index == 0 and not (folder and once.exists()):
+        if folder:
+            once.touch()
+        for number in range(10 if way != "reset" else 0):
+            await actor.add(**row(actor.index, os.getpid(), number))
+        if way != "wait":
+            time.sleep(1_000)  # noqa: ASYNC251
+        try:
+            await asyncio.sleep(1_000)
+        finally:
+            (Path(folder) / "closed").touch()
+    await hand_in_until_stopped(actor, 0.0001)
+
+
+async def report_until_stopped(actor: areplay.Actor) -> None:
+    """No rows, only reports."""
+    while not actor.stopping:
+        actor.report(alive=True)
+        await asyncio.sleep(0.01)
+
+
+async def fail_when_told(actor: areplay.Actor) -> None:
+    """No rows; ends when it gets SIGTERM, or is to stop."""
+    while not actor.stopping:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
