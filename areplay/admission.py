@@ -20,7 +20,7 @@ from areplay.doorbell import Doorbell, EventDescriptor
 from areplay.layout import WORDS_A_LINE, word
 from areplay.links import AHEAD
 from areplay.rate import SamplesPerInsert
-from areplay.ring import RingGuard
+from areplay.ring import Ring, RingGuard
 from areplay.spec import Columns
 
 
@@ -148,3 +148,16 @@ class Admission:
 def steps_among(columns: Columns, start: int, stop: int) -> int:
     """How many of these rows are steps: all but final observations."""
     return stop - start if AHEAD not in columns else int(np.count_nonzero(columns[AHEAD][start:stop] > 0))
+
+
+def steps_in(ring: Ring, at_most: int) -> int:
+    """Count the steps among the rows of the ring, up to `at_most`; a final observation is none."""
+    if not ring.spec.is_steps:
+        return min(at_most, len(ring))
+    found = 0
+    for serial, rows in zip(*(array.tolist() for array in ring.occupied()), strict=True):
+        start = serial % ring.blocks * ring.block_rows
+        found += steps_among(ring.columns, start, start + rows)
+        if found >= at_most:  # rows beyond that do not matter to a limiter
+            return at_most
+    return found

@@ -90,8 +90,18 @@ class LocalDeliveries:
         self._name, self._item, self._batch_size = name, repr(item), deliveries.batch_size
         self._deliveries: Deliveries | None = deliveries  # None when it is over
         self._number = 0
-        deliveries.keep()
-        deliveries.begin()
+        try:
+            deliveries.keep()
+            deliveries.begin()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether it has begun with less than a batch, and takes in no rows that come later."""
+        deliveries = self._deliveries
+        return deliveries is not None and not deliveries.takes_in and deliveries.size(0) == 0
 
     def next_rows(self, item: object, batch_size: int) -> Indices:
         """The rows that the items of the next batch are drawn by.
@@ -114,7 +124,8 @@ class LocalDeliveries:
             raise EpochsOver(self._name)
         if rows is None:
             left = deliveries.items_left(self._number)
-            raise Stalled(f"sample() of {batch_size} items by {self._name}, but {left} are there; add rows first")
+            items = deliveries.log.appended if left is None else left
+            raise Stalled(f"sample() of {batch_size} items by {self._name}, but {items} are there; add rows first")
         return rows
 
     def on_taken(self) -> None:
@@ -191,7 +202,8 @@ class Epochs:
     All items that can be made of the rows that are there when the stream of batches is opened. Rows that come later do
     not belong to it; they wait where they would overwrite one that does, until the last batch was handed out. Batches
     have `batch_size` items, also where one epoch ends and the next begins; only the last one of all may have fewer.
-    After it the loop over the stream ends, and `get` raises `EpochsOver`.
+    After it the loop over the stream ends, and `get` raises `EpochsOver`. With less than a batch there, `Stalled` is
+    raised when the stream is opened, or by `sample`; both can be tried again with the same selector when rows came.
 
     Args:
         epochs: how many; None for ever.

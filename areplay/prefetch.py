@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from areplay.admission import Admission
+from areplay.admission import Admission, steps_in
 from areplay.batch import Batch
 from areplay.crew import Crew, CrewOptions
 from areplay.debug import verify
@@ -200,8 +200,8 @@ class Batches(AsyncIterator[Batch]):
     async def _begin_pacing(self) -> None:
         """From now on writers wait for the learner, as limiter and selector want."""
         if self._limiter is not None:
-            rows = self._ring.rows_now[0]
-            self._limiter.open(self._batch_size, rows, self._on_limiter_changed, self._admission.guard)
+            steps = steps_in(self._ring, self._min_size)
+            self._limiter.open(self._batch_size, steps, self._on_limiter_changed, self._admission.guard)
             self._is_limited = True
             if self._resumed is not None and self._resumed.limiter is not None:
                 self._limiter.resume(self._resumed.limiter)

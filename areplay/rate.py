@@ -23,6 +23,9 @@ from areplay.statistics import LimiterStatistics
 class MinSize:
     """The learner gets its first batch when n rows are there, or the ring is full; after that nobody waits.
 
+    Rows count as `len(replay)` counts them: an episode of T steps has T + 1, the last one for its final observation.
+    They count whether they came before the stream of batches was opened, after it, or from a checkpoint.
+
     Args:
         min_size_to_sample: n, at least 1; at most the replay's `capacity_rows`.
     """
@@ -51,14 +54,17 @@ class SamplesPerInsert(MinSize):
     most `error_buffer` after it, and a batch be handed out if e is at least `-error_buffer` after it. Source: Cassirer
     et al., Reverb: A Framework for Experience Replay, 2021, section 3.3, and its `SampleToInsertRatio`.
 
-    Counted from the moment at which the stream of batches is opened; rows that are there by then count as inserted up
-    to `min_size_to_sample`. Rows that actors have handed in wait in their inboxes for their turn, `inbox_rows` of each
-    actor at most. One limiter belongs to one stream; of several, writers wait for the slowest: streams that one loop
-    takes from in turn need the same ratio. Not with `Fifo` or `Epochs`, which have a pace of their own.
+    An insert is a step: each row of a plain spec; of a spec of steps not the rows of final observations. Steps are
+    counted from the moment at which the stream of batches is opened. Those that are in the ring by then, whether they
+    were added or loaded, count as inserted up to `min_size_to_sample`. Rows that actors have handed in wait in their
+    inboxes for their turn, `inbox_rows` of each actor at most. One limiter belongs to one stream; of several, writers
+    wait for the slowest: streams that one loop takes from in turn need the same ratio. Not with `Fifo` or `Epochs`,
+    which have a pace of their own.
 
     Args:
         samples_per_insert: how often each step is sampled on average; above 0.
-        min_size_to_sample: rows that must be there before the first batch.
+        min_size_to_sample: rows that must be there before the first batch, counted as by `MinSize`; in e it stands for
+            so many steps.
         error_buffer: by how many samples either side may be ahead. At least
             `(batch_size + samples_per_insert) / 2`, or both could wait for each other; one of some batches lets both
             sides run smoothly. By default sixteen batches, and sixteen inserts.
@@ -145,14 +151,14 @@ class SamplesPerInsert(MinSize):
     def open(
         self,
         batch_size: int,
-        rows: int,
+        steps: int,
         on_change: Callable[[], None],
         guard: AbstractContextManager[object] | None = None,
     ) -> None:
         """Begin to count, for a stream of such batches.
 
         Args:
-            rows: that are there already.
+            steps: in the ring already; those above `min_size_to_sample` do not count.
             on_change: called when an option was changed, so that whoever waits looks again.
             guard: under which inserts are counted.
 
@@ -163,7 +169,7 @@ class SamplesPerInsert(MinSize):
         self._guard = nullcontext() if guard is None else guard
         ratio, buffer = self.samples_per_insert, self._buffer_for(batch_size)
         self._batch_size, self._on_change = batch_size, on_change
-        self._inserts, self._samples = min(rows, self.min_size_to_sample), 0
+        self._inserts, self._samples = min(steps, self.min_size_to_sample), 0
         error = ratio * (self._inserts - self.min_size_to_sample)
         self._base = _Base(ratio, buffer, error, self._inserts, 0)
 

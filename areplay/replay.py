@@ -396,7 +396,8 @@ class Replay(Checkpointed, Observed):
         on rows are kept that are still to come, as long as that selector lives.
 
         Raises:
-            Stalled: no item can be made of the rows, or there are none; of `Fifo`: too few.
+            Stalled: no item can be made of the rows, or there are none; of `Fifo`: too few; of `Epochs`, at the first
+                call: less than a batch. When rows were added, the same call gives them.
             EpochsOver: of `Epochs`: all of them were given.
             ValueError, TypeError: an option is not what it should be.
         """
@@ -483,7 +484,13 @@ class Replay(Checkpointed, Observed):
         if local is None:
             start = self._deliveries(selector, item, batch_size, self._next_number())
             assert start is not None
-            local = self._local[selector] = LocalDeliveries(repr(selector), item, start())
+            local = LocalDeliveries(repr(selector), item, start())
+            if local.is_hopeless:  # not kept: the next call begins anew, with the rows that are there by then
+                try:
+                    return local.next_rows(item, batch_size)
+                finally:
+                    local.close()
+            self._local[selector] = local
             weakref.finalize(selector, local.close)
         return local.next_rows(item, batch_size)
 

@@ -148,13 +148,14 @@ class LimiterStatistics:
     samples_per_insert: float
     """Items that the learner may take a step that comes in."""
     min_size_to_sample: int
-    """In rows."""
+    """Rows before the first batch; in `error` it stands for so many steps."""
     error_buffer: float
     """In samples."""
     error: float
     """In samples: above 0 the actors are ahead, below the learner is."""
     inserts: int
-    """Steps since the stream was opened, and before that up to `min_size_to_sample`."""
+    """Steps since the stream was opened, and up to `min_size_to_sample` of those that were there before. A final
+    observation is no step."""
     samples: int
     """Items handed to the learner."""
     holds_learner: bool

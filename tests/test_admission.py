@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -12,9 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit import memory_descriptors, open_descriptors, until
+from models.episode_oracle import Lane, Oracle
+from models.episode_world import MODES, Player
+from models.episode_world import PLAIN as WORLD
 
+import areplay
 from areplay import waiting as waiting_module
-from areplay.admission import Admission, steps_among
+from areplay.admission import Admission, steps_among, steps_in
 from areplay.coordinator import Coordinator
 from areplay.inbox import Inboxes
 from areplay.links import AHEAD
@@ -165,6 +170,24 @@ def test_rows_of_a_plain_spec_are_steps(admission: Admission) -> None:
     assert steps_among(plain, 3, 11) == 8
     assert admission.admit_rows(plain, 3, 6)[0] == 3
     assert admission.admit_rows(plain, 6, 20)[0] == 2
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_steps_in_a_ring_are_counted_without_final_observations(mode: str) -> None:
+    """In each autoreset mode, of episodes as short as a step, of blocks that were recycled, and no further than asked.
+    The oracle keeps episodes as lists."""
+    lanes: list[Lane] = []
+    async with areplay.Replay(WORLD.spec, 64, block_rows=16) as replay:
+        ring = replay._ring
+        assert ring is not None
+        player = Player(WORLD, replay, mode, [[(1, "terminated")], [(3, "truncated")]], itertools.count(1), lanes)
+        for _ in range(60):
+            await player.play(gives_next=False)
+            indices = np.arange(ring.next_serial[0] * ring.block_rows)
+            steps = Oracle(lanes, set(indices[ring.committed(indices)].tolist())).rows()
+            assert steps_in(ring, 10**6) == len(steps)
+            assert steps_in(ring, 5) == min(5, len(steps))
+        assert len(replay) < replay.statistics().rows_inserted
 
 
 def test_when_lifted_nobody_is_held_back(admission: Admission) -> None:

@@ -354,11 +354,49 @@ async def test_samples_of_epochs_end() -> None:
                 replay.sample(6, selector=epochs)
 
 
-async def test_epochs_of_nothing_are_stalled() -> None:
-    """Not over: there was nothing to go through."""
+@pytest.mark.parametrize("epochs", [Epochs(1), Epochs(2, drop_last=True), Epochs(None)], ids=repr)
+async def test_epochs_of_nothing_are_stalled_until_rows_came(epochs: Epochs) -> None:
+    """Not over: there was nothing to go through. Then the same selector gives what is there, also another size of it;
+    from its first batch on it is as if there had been no call before."""
     async with areplay.Replay(PLAIN, 64, block_rows=16) as replay:
-        with pytest.raises(areplay.Stalled):
-            replay.sample(6, selector=Epochs())
+        for size in (6, 4, 6):
+            before = memory_descriptors()
+            with pytest.raises(areplay.Stalled, match=rf"{size} items by Epochs\(.*, but 0 are there; add rows first"):
+                replay.sample(size, selector=epochs)
+            assert memory_descriptors() == before
+        assert not replay._guard.keepers
+        await replay.extend(columns(0, 8))
+        found = [replay.sample(4, selector=epochs)["number"].tolist() for _ in range(2)]
+        assert sorted(found[0] + found[1]) == list(range(8))
+        await replay.extend(columns(8, 12))
+        with suppress(areplay.EpochsOver):
+            assert set(replay.sample(4, selector=epochs)["number"].tolist()) <= set(range(8))
+
+
+async def test_epochs_of_less_than_a_batch_are_stalled_until_there_is_one() -> None:
+    """Where a smaller last batch is left out, that is nothing as well."""
+    epochs = Epochs(drop_last=True)
+    async with areplay.Replay(STEPS, 64, block_rows=16) as replay:
+        for number in range(5):
+            with pytest.raises(areplay.Stalled, match="but 0 are there"):
+                replay.sample(4, selector=epochs)
+            await replay.add(obs=number, action=0, reward=0.0, terminated=False, truncated=False)
+        assert sorted(replay.sample(4, selector=epochs)["obs"].tolist()) == [0, 1, 2, 3]
+        with pytest.raises(areplay.EpochsOver):
+            replay.sample(4, selector=epochs)
+
+
+async def test_deliveries_that_cannot_begin_keep_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where no memory could be had: the blocks stay free, and the next call begins anew."""
+    async with areplay.Replay(PLAIN, 64, block_rows=16) as replay:
+        await replay.extend(columns(0, 8))
+        fifo = Fifo()
+        with monkeypatch.context() as patch:
+            patch.setattr(Deliveries, "begin", lambda self, without=None: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                replay.sample(4, selector=fifo)
+        assert not replay._guard.keepers
+        assert replay.sample(4, selector=fifo)["number"].tolist() == [0, 1, 2, 3]
 
 
 async def test_samples_are_the_same_under_the_same_seed() -> None:

@@ -103,3 +103,16 @@ async def test_epochs_of_nothing_are_stalled() -> None:
         await replay.extend(rows(OWNER, 1, 0, 30))
         async with replay.batches(batch_size=20, selector=areplay.Epochs()) as batches:
             assert [len(batch.indices) async for batch in batches] == [20, 10]
+
+
+async def test_epochs_that_found_nothing_find_what_came_since() -> None:
+    """A second stream with the same selector, when rows were added."""
+    epochs = areplay.Epochs(2)
+    async with asyncio.timeout(60), areplay.Replay(SPEC, **CAPACITY) as replay:
+        with pytest.raises(areplay.Stalled, match="of 0 items"):
+            async with replay.batches(batch_size=4, selector=epochs):
+                pass
+        await replay.extend(rows(OWNER, 1, 0, 6))
+        async with replay.batches(batch_size=4, selector=epochs) as batches:
+            found = [batch["number"].tolist() async for batch in batches]
+    assert sorted(number for batch in found for number in batch) == sorted([*range(6)] * 2)

@@ -489,3 +489,28 @@ async def test_two_groups_of_actors_are_told_apart() -> None:
     ):
         await until(lambda: all_are_held(replay, one) and all_are_held(replay, other))
         assert len(replay.statistics().waits) == 2
+
+
+@pytest.mark.parametrize("min_size", [15, 100])
+async def test_a_step_is_one_insert_whenever_it_came(min_size: int, tmp_path: Path) -> None:
+    """Ten episodes of one step, of two rows each: added while the stream is open, before that, or loaded. A final
+    observation is no insert."""
+    spec = areplay.Spec.steps(obs=((), "int64"), action=((), "int64"))
+
+    async def add(replay: areplay.Replay) -> None:
+        for _ in range(10):
+            await replay.add(obs=0, action=0, reward=0.0, terminated=True, truncated=False, next_obs=1)
+
+    async def counted(replay: areplay.Replay, after: bool = False) -> tuple[int, float]:
+        made = areplay.SamplesPerInsert(1.0, min_size, 40.0)
+        async with replay.batches(batch_size=4, limiter=made):
+            if after:
+                await add(replay)
+            return made.statistics().inserts, made.statistics().error
+
+    async with areplay.Replay(spec, 1_024) as replay:
+        assert await counted(replay, after=True) == (10, 10.0 - min_size)
+        assert await counted(replay) == (10, 10.0 - min_size)
+        await replay.save(tmp_path)
+    async with await areplay.Replay.load(tmp_path) as replay:
+        assert await counted(replay) == (10, 10.0 - min_size)
