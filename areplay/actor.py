@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from areplay.arrays import Refusal, as_array, remedy_for
 from areplay.crew import Crew, CrewOptions
 from areplay.episodes import Episodes
 from areplay.errors import ActorFailed, Closed, InboxFull, WaitTimeout, WouldBlock
@@ -118,7 +119,8 @@ class Actor:
         leaves a gap: the steps before and after it are kept, no item spans it.
 
         Args:
-            row: each field of the spec, of its shape and dtype; plain numbers are taken by value.
+            row: each field of the spec, of its shape and dtype; plain numbers are taken by value. Tensors of torch or jax
+                on the CPU count as the arrays that they are.
 
         Raises:
             RuntimeError: another task of this actor is handing in a step; one does it, and in their order.
@@ -142,7 +144,7 @@ class Actor:
             if isinstance(rows, tuple):
                 await self._put(rows, NO_PRIORITY if priority is None else one_priority(priority))
             else:
-                await self._extend(rows, priority_column(priority, len(step["terminated"]), _length(rows)))
+                await self._extend(rows, priority_column(priority, episodes.environments, _length(rows)))
 
     def extend(self, columns: Mapping[str, Any], *, priorities: Any = None) -> Coroutine[Any, Any, None]:
         """Hand in n rows at once, waiting until there is room for all of them. When this returns, they are safe.
@@ -192,14 +194,11 @@ class Actor:
         A report is dropped if the learner's side is more than some hundred of them behind.
 
         Raises:
-            TypeError: a value is no scalar.
+            TypeError: a value is no scalar, nor an array or tensor of one.
         """
         scalars: dict[str, Scalar] = {}
         for name, value in values.items():
-            plain = value.item() if isinstance(value, (np.generic, np.ndarray)) and value.size == 1 else value
-            if not isinstance(plain, (float, int, str, bool)):
-                raise TypeError(f"report {name}= must be a number, a bool or a str, got {type(value).__name__}")
-            scalars[name] = plain
+            scalars[name] = _scalar(name, value)
         self._channel.send_nowait(REPORT, (time.time(), scalars))
 
     def _steps(self) -> Episodes:
@@ -252,6 +251,18 @@ class Actor:
 
 def _length(columns: Columns) -> int:
     return len(next(iter(columns.values())))
+
+
+def _scalar(name: str, value: object) -> Scalar:
+    scalar = value
+    if hasattr(value, "__array__"):  # numpy's and torch's scalars, and arrays
+        array = as_array(value)
+        scalar = array.item() if not isinstance(array, Refusal) and array.size == 1 else value
+    if isinstance(scalar, (float, int, str, bool)):
+        return scalar
+    remedy = remedy_for(value)
+    what = f"must be a number, a bool or a str, got {type(value).__name__}" + (f"; {remedy}" if remedy else "")
+    raise TypeError(f"report {name}= {what}")
 
 
 async def run_actor(

@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from areplay.arrays import Refusal, as_array
 from areplay.errors import SpecMismatch
 from areplay.links import AHEAD, BACK, GAP, MAX_ENVIRONMENTS, MOMENT, episodes_of, first_moment, first_moments
 from areplay.spec import Array, Columns, Field, Spec
@@ -87,6 +88,11 @@ class Episodes:
         if self._environments is not None and name != self._mode:
             raise ValueError(f"autoreset_mode is {self._mode} since the first step; set it before that")
         self._mode, self._mode_is_given = name, True
+
+    @property
+    def environments(self) -> int:
+        """L, if the steps come from a vector of L environments; 0 if they come from one, or before the first step."""
+        return self._environments or 0
 
     def rows(self, step: Row) -> Rows | Columns:
         """The rows of one step: of one environment as one row, or two at an episode's end; of a vector as columns.
@@ -355,28 +361,34 @@ class Episodes:
             remedy = "pass final_obs=info['final_obs'] of the vector environment's step"
             raise SpecMismatch("final_obs", f"an observation ({where})", "nothing", remedy)
         try:
-            flat = self._flat_finals(final_obs, which)
-        except (TypeError, IndexError, KeyError, ValueError) as error:
+            return self._finals_of(final_obs, which)
+        except SpecMismatch:
+            raise
+        except Exception as error:  # of whatever container it is
             expected = f"observations of {len(ended)} environments, or None for those that go on"
             remedy = "pass final_obs=info['final_obs'] of the same step"
             raise SpecMismatch("final_obs", expected, f"{type(final_obs).__name__} ({error})", remedy) from None
-        return {
-            name: self._final_fields[name].convert(value, (len(which),), by_value=value.ndim == 1)
-            for name, value in flat.items()
-        }
 
-    def _flat_finals(self, final_obs: Any, which: NDArray[np.intp]) -> dict[str, Array]:
+    def _finals_of(self, final_obs: Any, which: NDArray[np.intp]) -> dict[str, Array]:
         """`final_obs` of those environments: arrays of all of them, or a sequence with one observation for each."""
         if isinstance(final_obs, Mapping) or (isinstance(final_obs, tuple) and "obs.0" in self._spec):  # of arrays
             flat = dict(self._flat({"obs": final_obs}))
-            return {name: np.asarray(flat[name])[which] for name in self._known(flat)}
+            finals = {}
+            for name in self._known(flat):
+                field, given = self._final_fields[name], as_array(flat[name])
+                if isinstance(given, Refusal):
+                    given = field.convert(flat[name])  # which says what is wrong with it
+                finals[name] = field.convert(given[which], (len(which),), by_value=field.shape == ())
+            return finals
         chosen = [final_obs[k] for k in which]
         if any(one is None for one in chosen):
             missing = which[[one is None for one in chosen].index(True)]
             remedy = "pass final_obs=info['final_obs'] of the same step"
             raise SpecMismatch("final_obs", f"an observation of environment {missing}, which ended", "None", remedy)
         each = [dict(self._flat({"obs": one})) for one in chosen]
-        return {name: np.stack([np.asarray(one[name]) for one in each]) for name in self._known(*each)}
+        return {
+            name: np.stack([self._final_fields[name].convert(one[name]) for one in each]) for name in self._known(*each)
+        }
 
     def _known(self, *observations: dict[str, Any]) -> Iterable[str]:
         for one in observations:
@@ -405,11 +417,12 @@ class Episodes:
             )
 
     def _shape_of(self, flags: Any) -> tuple[int, ...]:
-        try:
-            return np.asarray(flags).shape
-        except ValueError:
-            got, remedy = "lists of several lengths", "give an array"
-            raise SpecMismatch("terminated", "shape () or (L,) of bool", got, remedy) from None
+        given = as_array(flags)
+        if isinstance(given, Refusal):
+            is_ragged = isinstance(flags, (list, tuple)) and not given.remedy
+            got = "lists of several lengths" if is_ragged else given.got
+            raise SpecMismatch("terminated", "shape () or (L,) of bool", got, given.remedy or "give an array")
+        return given.shape
 
     def _take_next(self, fields: dict[str, Any]) -> dict[str, Any] | None:
         """Take the next observations out of the fields, all or none of them."""
@@ -431,10 +444,7 @@ class Episodes:
         """A step with the parts of nested observations and actions under dotted names."""
         flat: dict[str, Any] = {}
         for name, value in step.items():
-            if name in self._spec or name == "final_obs":
-                flat[name] = value
-            else:
-                flat |= _parts(name, value)
+            _merge(flat, {name: value} if name in self._spec or name == "final_obs" else _parts(name, value))
         return flat
 
 
@@ -508,10 +518,22 @@ def _parts(name: str, value: Any) -> dict[str, Any]:
         pairs = ((str(k), inner) for k, inner in enumerate(value))
     else:
         return {name: value}
+    if not value:  # kept under its name, so that a misspelt field without parts is refused like any other
+        return {name: value}
     flat: dict[str, Any] = {}
     for key, inner in pairs:
-        flat |= _parts(f"{name}.{key}", inner)
+        _merge(flat, _parts(f"{name}.{key}", inner))
     return flat
+
+
+def _merge(flat: dict[str, Any], parts: dict[str, Any]) -> None:
+    """Add `parts` to `flat`; a field that is given twice, as a part and by its dotted name, is refused."""
+    for name, value in parts.items():
+        if name in flat:
+            raise SpecMismatch(
+                name, "one value", "two, under one name", "give it once, as a part or by its dotted name"
+            )
+        flat[name] = value
 
 
 def _bytes(field: Field, value: Any) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from areplay.arrays import Refusal, as_array, exactly, plain, remedy_for, shown
 from areplay.errors import SpecMismatch
 
 NO_PRIORITY = math.nan
@@ -18,38 +19,38 @@ NO_PRIORITY = math.nan
 def whole_number(name: str, value: object, *, at_least: int = 1, at_most: int | None = None) -> int:
     """`value` as an int, if it is a whole number (no bool, no float) between the bounds, else `ValueError`."""
     allowed = f"a whole number of at least {at_least}" + ("" if at_most is None else f" and at most {at_most:,}")
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
-    number = int(value)
+    number = plain(value)
+    if isinstance(number, bool) or not isinstance(number, numbers.Integral):
+        raise _refused(f"{name} must be {allowed}", value)
+    number = int(number)
     if number < at_least or (at_most is not None and number > at_most):
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+        raise _refused(f"{name} must be {allowed}", value)
     return number
 
 
 def flag(name: str, value: object) -> bool:
     """`value`, if it is a bool, else `ValueError`."""
-    if not isinstance(value, (bool, np.bool_)):
-        raise ValueError(f"{name} must be True or False, got {value!r}")
-    return bool(value)
+    claim = plain(value)
+    if not isinstance(claim, (bool, np.bool_)):
+        raise _refused(f"{name} must be True or False", value)
+    return bool(claim)
 
 
 def fraction(name: str, value: object) -> float:
     """`value` as a float, if it is a real number from 0 to 1, else `ValueError`."""
     if type(value) is float and 0 <= value <= 1:  # once a batch, and an abstract class is slow to ask
         return value
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= float(value) <= 1:
-        raise ValueError(f"{name} must be a number from 0 to 1, got {value!r}")
-    return float(value)
+    number = real_number(value)
+    if not 0 <= number <= 1:
+        raise _refused(f"{name} must be a number from 0 to 1", value)
+    return number
 
 
 def seconds(name: str, value: object, *, positive: bool = True) -> float:
     """`value` as a float number of seconds, if it is a finite real number above (or, if not `positive`, at least) 0."""
-    allowed = f"{name} must be a number of seconds {'above' if positive else 'of at least'} 0"
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ValueError(f"{allowed}, got {value!r}")
-    number = float(value)
-    if not (0 < number < float("inf") or (number == 0 and not positive)):
-        raise ValueError(f"{allowed}, got {value!r}")
+    number = real_number(value)
+    if not (0 < number < math.inf or (number == 0 and not positive)):
+        raise _refused(f"{name} must be a number of seconds {'above' if positive else 'of at least'} 0", value)
     return number
 
 
@@ -62,42 +63,66 @@ def optional_rate(name: str, value: object) -> float | None:
     """`value` as a float, if it is a number above 0; `None` (no limit) passes."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not float(value) > 0:
-        raise ValueError(f"{name} must be a number above 0, or None, got {value!r}")
-    return float(value)
+    number = real_number(value)
+    if not number > 0:
+        raise _refused(f"{name} must be a number above 0, or None", value)
+    return number
+
+
+def real_number(value: object) -> float:
+    """`value` as a float, infinite if it is too large for one; NaN if it is no real number, or a bool."""
+    number = plain(value)
+    if isinstance(number, bool) or not isinstance(number, numbers.Real):
+        return math.nan
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf  # type: ignore[operator]
 
 
 def one_priority(value: Any) -> float:
-    """`value` as a float, if it is a finite number.
+    """`value` as a float, if it is a finite number that a float64 holds: a whole number is not rounded.
 
     Raises:
         SpecMismatch: it is not.
     """
-    if isinstance(value, np.ndarray) and value.shape == ():
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
-        raise SpecMismatch(
-            "priority", "a finite number", repr(value)[:80], "give the error of the step, or leave it out"
-        )
-    return float(value)
+    if type(value) is float and math.isfinite(value):
+        return value
+    number, given = real_number(value), plain(value)
+    if math.isfinite(number):
+        if isinstance(given, numbers.Integral):
+            given = int(given)  # Python compares an int with a float without rounding either, numpy does not
+        if given == number or not isinstance(given, (int, np.longdouble)):
+            return number
+    remedy = remedy_for(value) or "give the error of the step, or leave it out"
+    raise SpecMismatch("priority", "a finite number that a float64 holds", shown(value), remedy)
 
 
 def priority_values(values: Any, count: int, max_mean_mix: float = 0.9, mask: Any = None) -> NDArray[np.float64]:
     """(count,) float64 of as many finite numbers, or of the errors of as many sequences, (count, T).
 
     Raises:
-        SpecMismatch: they are none.
+        SpecMismatch: they are none, or a whole number among them is none of float64.
     """
-    array = np.asarray(values)
     expected = f"finite numbers of shape ({count},), or ({count}, T) of sequences"
+    array = as_array(values)
+    if isinstance(array, Refusal):
+        raise SpecMismatch("priorities", expected, array.got, array.remedy or "give one number an item")
     if array.dtype.kind not in "iuf" or array.ndim not in (1, 2) or len(array) != count or array.size < count:
         raise SpecMismatch("priorities", expected, f"shape {array.shape} of {array.dtype}", "give one number an item")
-    array = array.astype(np.float64, copy=False)
+    if array.dtype != np.float64:
+        given, float64 = array, exactly(array, np.dtype(np.float64))
+        if float64 is None:
+            remedy = "convert them yourself, for example .astype('float64')"
+            raise SpecMismatch("priorities", expected, f"{given.dtype} that float64 cannot hold", remedy)
+        array = float64
     if array.ndim == 1 and mask is not None:
         raise SpecMismatch(
             "mask", "errors of shape (B, T) beside it", f"priorities of shape {array.shape}", "leave it out"
         )
-    counts = np.ones(array.shape, np.bool_) if mask is None else np.asarray(mask)
+    counts = np.ones(array.shape, np.bool_) if mask is None else as_array(mask)
+    if isinstance(counts, Refusal):
+        raise SpecMismatch("mask", f"shape {array.shape} of bool", counts.got, counts.remedy or "pass batch['mask']")
     if counts.shape != array.shape or counts.dtype != np.bool_:
         got = f"shape {counts.shape} of {counts.dtype}"
         raise SpecMismatch("mask", f"shape {array.shape} of bool", got, "pass batch['mask']")
@@ -126,8 +151,14 @@ def priority_column(
     """
     if values is None:
         return None
+    array = as_array(values)
+    if not isinstance(array, Refusal) and array.ndim != 1:
+        raise SpecMismatch("priority", f"shape ({given},)", f"shape {array.shape}", "give one number a step")
     column = np.full(rows, NO_PRIORITY)
-    if np.ndim(values) != 1:
-        raise SpecMismatch("priority", f"shape ({given},)", f"shape {np.shape(values)}", "give one number a step")
     column[slice(given) if isinstance(at, slice) else at] = priority_values(values, given)
     return column
+
+
+def _refused(allowed: str, value: object) -> ValueError:
+    remedy = remedy_for(value)
+    return ValueError(f"{allowed}, got {shown(value)}" + (f"; {remedy}" if remedy else ""))

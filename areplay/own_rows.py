@@ -82,7 +82,7 @@ class OwnRows:
                 rows = self._episodes.rows(row)
                 if isinstance(rows, tuple):
                     return await self._add_few(rows, priority)
-                count, length = len(np.asarray(row["terminated"])), _length(rows)
+                count, length = self._episodes.environments, _length(rows)
                 return (await self._write(rows, priority_column(priority, count, length)))[:count]
 
     async def _add_few(self, rows: tuple[Mapping[str, Any], ...], priority: Any) -> int:

@@ -11,12 +11,11 @@ other's a moment late, and then waits a moment longer than it would have to, nev
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
-from areplay.options import whole_number
+from areplay.options import real_number, whole_number
 from areplay.statistics import LimiterStatistics
 
 
@@ -281,16 +280,10 @@ class SamplesPerInsert(MinSize):
 
 
 def _positive(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < _float(value) < math.inf:
+    number = real_number(value)
+    if not 0 < number < math.inf:
         raise ValueError(f"{name} must be a number above 0, got {value!r}")
-    return float(value)
-
-
-def _float(value: numbers.Real) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
+    return number
 
 
 def _default_buffer(ratio: float, batch_size: int) -> float:

@@ -23,6 +23,7 @@ import numpy as np
 
 from areplay.actor import ActorFunction, Actors
 from areplay.admission import Admission
+from areplay.arrays import Refusal, as_array
 from areplay.batch import Batch
 from areplay.checkpoint import Checkpoint, Stop
 from areplay.choices import check_sendable, checked_item, checked_limiter
@@ -435,13 +436,16 @@ class Replay(Checkpointed, Observed):
             mask: (B, T) bool, which of the errors count; all by default. Of none, an item gets priority 0.
 
         Raises:
-            ValueError: not one finite number an item, or no `Prioritized` selector was given to `batches` or `sample`
+            ValueError: not one finite number an item (a tensor that requires a gradient is none: `.detach().cpu()`), a
+                whole number that float64 would round, or no `Prioritized` selector was given to `batches` or `sample`
                 yet. Nothing was changed.
         """
         self._opened()
         if not self._priorities:
             raise ValueError("update_priorities has no effect: pass selector=Prioritized(...) to batches() or sample()")
-        names = np.asarray(indices)
+        names = as_array(indices)
+        if isinstance(names, Refusal):
+            raise ValueError(f"indices: expected (B,) int64, got {names.got}; {names.remedy or 'give batch.indices'}")
         if names.dtype.kind not in "iu" or names.ndim != 1:
             raise ValueError(
                 f"indices: expected (B,) int64, got shape {names.shape} of {names.dtype}; give those of the batch, "

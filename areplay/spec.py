@@ -1,8 +1,10 @@
 """The spec: which fields a row has, and the check that data fits them.
 
 Rule: data is stored bit for bit or refused. A value is refused if its shape differs or if its dtype could lose
-information; plain Python numbers, lists of them and single numpy scalars have no dtype of their own worth keeping, so
-they are judged by value instead. Nothing is broadcast, nothing is dropped, nothing is guessed.
+information; plain Python numbers, lists of them and single numbers of numpy or torch have no dtype of their own worth
+keeping, so they are judged by value instead. Whole numbers are always judged by value where a float or complex field
+takes them: numpy calls a cast from int64 to float64 safe, and rounds above 2^53. Nothing is broadcast, nothing is
+dropped, nothing is guessed.
 
 Knows nothing of where rows are stored.
 """
@@ -15,17 +17,18 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from areplay import links
+from areplay.arrays import KINDS, Refusal, as_array, exactly, is_own, is_read_only, shown, torch_tensor_in
+from areplay.arrays import Array as Array
 from areplay.errors import SpecMismatch
 
-Array = NDArray[Any]
 Columns = Mapping[str, Array]
 Nested = Any
 """A `(shape, dtype)`, or a dict of name to Nested."""
 
-_KINDS = "biufc"  # bool, signed, unsigned, float, complex: fixed size and no pointers, so bytes can be shared
+_KEYWORD = "priority"  # of `add`, beside the fields of a row
 _INTEGER_SCALARS = (int, np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64)
 
 
@@ -52,48 +55,32 @@ class Field:
             by_value: judge an array by its values too, as if each were a number of its own.
 
         Raises:
-            SpecMismatch: the shape differs, or the dtype could lose information.
+            SpecMismatch: it is no array, its shape differs, or its dtype could lose information.
         """
         shape = rows + self.shape
-        try:
-            given = np.asarray(value)
-        except (ValueError, TypeError, OverflowError) as error:
-            raise self._mismatch(shape, f"{type(value).__name__} that is no array ({error})") from None
+        given = value if type(value) is np.ndarray else as_array(value)
+        if isinstance(given, Refusal):
+            raise self._mismatch(shape, given.got, given.remedy)
         if given.shape != shape:
             raise self._mismatch(shape, f"shape {given.shape}", "nothing is broadcast or reshaped for you")
         if given.dtype == self.dtype and given.dtype.isnative:
             return given
-        if by_value or isinstance(value, (bool, int, float, complex, list, tuple, np.generic)):
-            converted = self._converted_by_value(given)
-            if converted is not None:
-                return converted
-        elif given.dtype.isnative and given.dtype.kind in _KINDS and np.can_cast(given.dtype, self.dtype, "safe"):
-            return given.astype(self.dtype)
-        order = "" if given.dtype.isnative else " in foreign byte order"
-        raise self._mismatch(
-            shape, f"{given.dtype.name}{order}", f"convert it yourself, for example .astype({self.dtype.name!r})"
-        )
-
-    def _converted_by_value(self, given: Array) -> Array | None:
-        """`given` in this dtype if each of its values survives (floats may be rounded), else `None`."""
-        if not given.dtype.isnative or given.dtype.kind not in _KINDS:
-            return None
-        if _KINDS.index(given.dtype.kind) > _KINDS.index(self.dtype.kind) and {given.dtype.kind, self.dtype.kind} != {
-            "i",
-            "u",
-        }:
-            return None  # a float for an integer, a complex for a float, a number for a bool
-        if self.dtype.kind in "iu":
-            low, high = np.iinfo(self.dtype).min, np.iinfo(self.dtype).max
-            survives = given.size == 0 or (low <= int(given.min()) and int(given.max()) <= high)
-            return given.astype(self.dtype) if survives else None
-        with np.errstate(all="ignore"):
+        kind = given.dtype.kind
+        if by_value or given.shape == () or isinstance(value, (list, tuple)):
+            converted = exactly(given, self.dtype)
+        elif not given.dtype.isnative or kind not in KINDS or not np.can_cast(given.dtype, self.dtype, "safe"):
+            converted = None
+        elif kind in "iu" and self.dtype.kind in "fc":
+            converted = exactly(given, self.dtype)
+        else:
             converted = given.astype(self.dtype)
-            if given.dtype.kind in "fc":  # rounding to a shorter float is what the spec asks for, an overflow is not
-                survives = bool(np.array_equal(np.isfinite(given), np.isfinite(converted)))
-            else:  # whole numbers must come out as they went in; compared as Python's, which do not round
-                survives = bool(np.isfinite(converted).all()) and given.tolist() == converted.real.tolist()
-        return converted if survives else None
+        if converted is not None:
+            return converted
+        order = "" if given.dtype.isnative else " in foreign byte order"
+        change = (
+            f".to(torch.{self.dtype.name})" if torch_tensor_in(value) is not None else f".astype({self.dtype.name!r})"
+        )
+        raise self._mismatch(shape, f"{given.dtype.name}{order}", f"convert it yourself, for example {change}")
 
     def _mismatch(self, shape: tuple[int, ...], got: str, remedy: str = "") -> SpecMismatch:
         remedy = remedy or "give an array of that shape"
@@ -112,12 +99,18 @@ class Spec(Mapping[str, Field]):
 
     Raises:
         ValueError: no field, an axis that is no whole number of at least 1, or a dtype that cannot be shared between
-            processes (objects, strings, structures) or is in foreign byte order.
+            processes (objects, strings, structures) or is in foreign byte order; or a field is named `priority`, which
+            `add` takes as an argument of its own.
     """
 
-    def __init__(self, **fields: tuple[tuple[int, ...], DTypeLike]) -> None:
+    def __init__(self, /, **fields: tuple[tuple[int, ...], DTypeLike]) -> None:
         if not fields:
             raise ValueError("a Spec needs at least one field, for example Spec(obs=((4,), 'float32'))")
+        if _KEYWORD in fields:
+            raise _is_a_keyword(_KEYWORD)
+        self._set(fields)
+
+    def _set(self, fields: Mapping[str, Any]) -> None:
         self._fields = {name: as_field(name, given) for name, given in fields.items()}
         self.observations: tuple[str, ...] = ()
         self.actions: tuple[str, ...] = ()
@@ -126,7 +119,7 @@ class Spec(Mapping[str, Field]):
         """The fields that are stored: these, and for steps the links between the rows of an episode."""
 
     @classmethod
-    def steps(cls, *, obs: Nested, action: Nested, **extras: Nested) -> Spec:
+    def steps(cls, /, *, obs: Nested, action: Nested, **extras: Nested) -> Spec:
         """The fields of an environment's steps: `Spec.steps(obs=((84, 84), "uint8"), action=((), "int64"))`.
 
         `reward` (a float32), `terminated` and `truncated` are added. Each step is stored once; what a learner samples
@@ -141,6 +134,8 @@ class Spec(Mapping[str, Field]):
             ValueError: as for `Spec(...)`, or an extra has a name that means something else.
         """
         for name in extras:
+            if name.split(".")[0] == _KEYWORD:
+                raise _is_a_keyword(name)
             if name in ("terminated", "truncated") or name.split(".")[0] in ("obs", "action", "next_obs", "final_obs"):
                 raise ValueError(f"field {name!r} of a step is areplay's own; give the extra another name")
         observations, actions = _flat("obs", obs), _flat("action", action)
@@ -163,7 +158,7 @@ class Spec(Mapping[str, Field]):
         return spec
 
     @classmethod
-    def from_env(cls, env: object, **extras: Nested) -> Spec:
+    def from_env(cls, env: object, /, **extras: Nested) -> Spec:
         """`Spec.steps` with the fields of a gymnasium environment's spaces, or of one environment of a vector.
 
         Dict and Tuple spaces become fields with dotted names: `obs.camera`, `action.0`.
@@ -205,6 +200,10 @@ class Spec(Mapping[str, Field]):
             raise SpecMismatch(next(iter(self._fields)), "at least 1 row", "0 rows", "leave the call out")
         return rows, {name: field.convert(columns[name], (rows,)) for name, field in self._fields.items()}
 
+    def is_detached(self, arrays: Columns, columns: Mapping[str, object]) -> bool:
+        """Whether nothing that the caller does can change `arrays`, which `convert_columns` made of `columns`."""
+        return all(is_own(array, columns[name]) or is_read_only(array) for name, array in arrays.items())
+
     def check_names(self, row: Mapping[str, object]) -> None:
         """Raise `SpecMismatch` if `row` has not exactly the fields of this spec, `TypeError` if it is no mapping."""
         if not isinstance(row, Mapping):
@@ -216,6 +215,9 @@ class Spec(Mapping[str, Field]):
             if name not in self._fields:
                 raise SpecMismatch(name, f"one of the fields {known}", "a field that the spec lacks", "check its name")
         missing = next(name for name in self._fields if name not in row)
+        if missing == _KEYWORD:  # of a checkpoint that was written before the name was refused
+            remedy = "add() takes priority= as an argument of its own: hand rows with such a field in with extend()"
+            raise SpecMismatch(missing, str(self._fields[missing]), "nothing", remedy)
         raise SpecMismatch(missing, str(self._fields[missing]), "nothing", f"a row needs all of {known}")
 
     def description(self) -> dict[str, Any]:
@@ -231,11 +233,16 @@ class Spec(Mapping[str, Field]):
         Raises:
             ValueError, TypeError, KeyError: it is none.
         """
-        spec = cls(**{name: (tuple(shape), dtype) for name, shape, dtype in description["fields"]})
+        spec = cls.__new__(cls)  # names that are refused today may be in a checkpoint of before
+        fields = {name: (tuple(shape), dtype) for name, shape, dtype in description["fields"]}
+        if not fields:
+            raise ValueError("a description without fields")
+        spec._set(fields)
         if (kinds := description["steps"]) is not None:
             spec.observations, spec.actions = tuple(kinds["obs"]), tuple(kinds["action"])
             spec.extras = tuple(kinds["extras"])
-            spec.rows = cls(**spec._fields, **links.FIELDS)  # type: ignore[arg-type]
+            spec.rows = cls.__new__(cls)
+            spec.rows._set({**fields, **links.FIELDS})
         return spec
 
     def differences(self, other: Spec) -> dict[str, str]:
@@ -327,6 +334,13 @@ def _scalars_taken_as_they_are(field: Field) -> tuple[frozenset[type], Any, Any]
     return frozenset(_INTEGER_SCALARS), int(np.iinfo(field.dtype).min), int(np.iinfo(field.dtype).max)
 
 
+def _is_a_keyword(name: str) -> ValueError:
+    return ValueError(
+        f"field {name!r}: add(priority=...) is an argument of its own, what Prioritized begins with for the row, so "
+        f"the field could never be handed in; give it another name, such as 'td_error'"
+    )
+
+
 def as_field(name: str, given: object) -> Field:
     """The field that `given`, a `(shape, dtype)` or another field, describes.
 
@@ -346,7 +360,7 @@ def as_field(name: str, given: object) -> Field:
         dtype = np.dtype(dtype_like)
     except TypeError as error:
         raise ValueError(f"field {name!r}: {error}; use a name such as 'float32'") from None
-    if dtype.kind not in _KINDS:
+    if dtype.kind not in KINDS:
         raise ValueError(f"field {name!r}: {dtype} cannot be shared; use a bool, integer, float or complex dtype")
     if not dtype.isnative:
         raise ValueError(f"field {name!r}: {dtype.str} is in foreign byte order; use {dtype.newbyteorder('=').str}")
@@ -373,5 +387,5 @@ def _length_of(name: str, columns: Mapping[str, object]) -> int:
     value = columns[name]
     try:
         return len(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise SpecMismatch(name, "an array with a row axis", repr(value)[:80], "use add for one row") from None
+    except Exception:  # of a tensor without axes, or whatever else an object raises
+        raise SpecMismatch(name, "an array with a row axis", shown(value), "use add for one row") from None

@@ -18,6 +18,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from areplay.arrays import Refusal, as_array
 from areplay.errors import SpecMismatch
 from areplay.fence import fence, order
 from areplay.layout import WORDS_A_LINE, Layout, word
@@ -42,7 +43,12 @@ class Weights:
     def __init__(self, arrays: Mapping[str, Array]) -> None:
         if not isinstance(arrays, Mapping) or not arrays:
             raise ValueError(f"weights must be a mapping of names to at least one array, got {type(arrays).__name__}")
-        given = {name: np.asarray(array) for name, array in arrays.items()}
+        given: dict[str, Array] = {}
+        for name, value in arrays.items():
+            array = as_array(value)
+            if isinstance(array, Refusal):
+                raise ValueError(f"weights {name!r}: {array.got}; {array.remedy or 'give an array'}")
+            given[name] = array
         for name, array in given.items():
             if array.dtype.kind not in "biufc" or not array.dtype.isnative:
                 raise ValueError(f"weights {name!r}: {array.dtype.str} cannot be shared; use a native numeric dtype")
@@ -73,7 +79,8 @@ class Weights:
             arrays: the same names, shapes and dtypes as at the start.
 
         Raises:
-            SpecMismatch: a name, shape or dtype differs. The newest version stays what it was.
+            SpecMismatch: a name, shape or dtype differs, or a tensor has to be detached first. The newest version stays
+                what it was.
             Closed: after `close`.
         """
         if not isinstance(arrays, Mapping):

@@ -296,6 +296,15 @@ def test_reports_are_sent_as_plain_scalars(scene: Scene) -> None:
     assert [type(value) for value in values.values()] == [int, float, bool, str, float, int, bool, float]
 
 
+def test_a_tensor_of_one_number_is_reported_as_that(scene: Scene) -> None:
+    """What has to be detached first is a TypeError that says so."""
+    torch = pytest.importorskip("torch")
+    scene.actor.report(loss=torch.tensor(0.5), steps=torch.tensor([3]))
+    assert scene.channel.sent[0][1][1] == {"loss": 0.5, "steps": 3}
+    with pytest.raises(TypeError, match=r"loss=.*\.detach\(\)\.cpu\(\)"):
+        scene.actor.report(loss=torch.tensor(0.5, requires_grad=True))
+
+
 @pytest.mark.parametrize("value", [None, [1], np.zeros(2), {"a": 1}, 1j, b"x", object()])
 def test_what_is_no_scalar_is_not_reported(scene: Scene, value: Any) -> None:
     """A TypeError names it, and nothing is sent."""

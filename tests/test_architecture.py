@@ -48,7 +48,7 @@ ROOMS_BELOW = [
     {"limits", "layout", "fence", "kill_points", "debug", "rate"},
     {"spec", "options"},
     {"spaces"},
-    {"errors", "links", "statistics"},
+    {"errors", "arrays", "links", "statistics"},
 ]
 EXTRAS = {
     "spaces": {"gymnasium"},

@@ -403,6 +403,31 @@ def test_final_observations_of_another_form_are_refused_by_name(final_obs: objec
         Stream(mode="SameStep").add(vector([0, 10], ".t", final_obs=final_obs))
 
 
+@pytest.mark.parametrize("nothing", [{}, (), {"a": {}}, {"a": ()}, ({}, ())])
+def test_a_field_without_parts_is_no_field(nothing: Any) -> None:
+    """A misspelt name is refused whatever its value, also one that has no parts; so are parts that the spec lacks."""
+    obs = {"camera": np.ones((2, 2), np.uint8), "speed": 1.5}
+    row = {"obs": obs, "action": (3,), "reward": 1.0, "terminated": False, "truncated": False}
+    Stream(NESTED).add(row)
+    for wrong in (
+        {"acton": nothing},
+        {"obs": obs | {"lidar": nothing}},
+        {"next_obs": obs | {"lidar": nothing}},
+        {"obs": obs, "next_ops": nothing},
+    ):
+        with pytest.raises(SpecMismatch, match="the spec lacks"):
+            Stream(NESTED).add(row | wrong)
+
+
+def test_a_field_that_is_given_twice_is_refused() -> None:
+    """As a part and by its dotted name: one of the values would be dropped."""
+    obs = {"camera": np.ones((2, 2), np.uint8), "speed": 1.5}
+    row = {"obs": obs, "action": (3,), "reward": 1.0, "terminated": False, "truncated": False}
+    for wrong in ({"obs.speed": 2.5}, {"obs": obs | {"speed.x": 1}}, {"action": {0: 3, "0": 3}}):
+        with pytest.raises(SpecMismatch):
+            Stream(NESTED).add(row | wrong)
+
+
 def test_what_is_nested_must_come_nested() -> None:
     """A next observation that is no dict is not taken for none; extras may be nested where nothing else is."""
     obs = {"camera": np.ones((2, 2), np.uint8), "speed": 1.5}

@@ -463,6 +463,79 @@ def test_an_unpickled_spec_writes_arrays_without_converting_them(monkeypatch: py
     assert columns["obs"].tolist() == [[0] * 4, [1] * 4]
 
 
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+@pytest.mark.parametrize("kind", [np.int64, np.uint64])
+def test_whole_numbers_in_arrays_are_not_rounded(kind: Any, dtype: str) -> None:
+    """numpy calls the cast of int64 to float64 safe; each way in judges it by value."""
+    spec, big = Spec(x=((), dtype), y=((2,), dtype)), (1 << 53) + 1
+    for fits, wide in ((True, 1 << 53), (True, 7), (True, 1 << 60), (False, big)):
+        for x, y in ((np.array(wide, kind), [1, 2]), (0, np.array([1, wide], kind)), (0, [1, kind(wide)])):
+            columns = {"x": np.zeros(1, dtype), "y": np.zeros((1, 2), dtype)}
+            writer, column = RowWriter(spec, columns), {"x": np.reshape(x, 1), "y": [y]}
+            if not fits:
+                with pytest.raises(SpecMismatch):
+                    writer.write(0, {"x": x, "y": y})
+                with pytest.raises(SpecMismatch):
+                    spec.convert_columns(column)
+                continue
+            writer.write(0, {"x": x, "y": y})
+            for stored in (columns, spec.convert_columns(column)[1]):
+                assert wide in (int(stored["x"][0].real), int(stored["y"][0, 1].real))
+
+
+def test_a_tensor_is_judged_as_an_array_and_a_single_one_as_a_number() -> None:
+    """A remedy names the call that mends it, torch's own where it is a tensor."""
+    torch = pytest.importorskip("torch")
+    field = Field("x", (2,), np.dtype("float32"))
+    assert field.convert(torch.ones(2)).tolist() == [1, 1]
+    assert scalar_field("float32").convert(torch.tensor(0.5, dtype=torch.float64)) == 0.5
+    assert scalar_field("int8").convert(torch.tensor(7)) == 7
+    for value, remedy in (
+        (torch.ones(2, dtype=torch.float64), ".to(torch.float32)"),
+        (torch.ones(2, requires_grad=True), ".detach().cpu()"),
+        (torch.ones(2).bfloat16(), ".float()"),
+    ):
+        with pytest.raises(SpecMismatch) as caught:
+            field.convert(value)
+        assert remedy in caught.value.remedy
+    with pytest.raises(SpecMismatch, match="row axis"):
+        Spec(x=((), "int64")).convert_columns({"x": torch.tensor(1)})
+
+
+# Names that mean something else.
+
+
+def test_a_field_that_add_could_never_be_given_is_refused() -> None:
+    """`add(priority=...)` is no field; neither plainly nor within an extra. All other names can be handed in."""
+    for make in (
+        lambda: Spec(priority=((), "float32")),
+        lambda: Spec.steps(obs=((), "int8"), action=((), "int8"), priority=((), "float32")),
+        lambda: Spec.steps(obs=((), "int8"), action=((), "int8"), priority={"mine": ((), "float32")}),
+    ):
+        with pytest.raises(ValueError, match=r"'priority.*another name"):
+            make()
+    names = ["self", "columns", "priorities", "row", "cls", "next_obs", "obs", "env"]
+    spec = Spec(**dict.fromkeys(names, ((), "int64")))
+    columns = {name: np.zeros(1, np.int64) for name in names}
+    RowWriter(spec, columns).write(0, dict.fromkeys(names, 3))
+    assert all(column[0] == 3 for column in columns.values())
+    assert Spec.steps(obs=((), "int8"), action=((), "int8"), self=((), "int8"), cls=((), "int8")).extras
+
+
+def test_a_spec_with_such_a_field_that_is_stored_already_can_still_be_made() -> None:
+    """A checkpoint of before loads; what it lacks is said when a row is handed in."""
+    for steps in (None, {"obs": ["obs"], "action": ["action"], "extras": ["priority"]}):
+        names = ["obs", "action", "priority"]
+        spec = Spec.described({"fields": [[name, [], "float32"] for name in names], "steps": steps})
+        assert list(spec) == names and spec.is_steps == (steps is not None)
+        assert Spec.described(spec.description()) == spec and pickle.loads(pickle.dumps(spec)) == spec
+        with pytest.raises(SpecMismatch, match=r"extend\(\)") as caught:
+            spec.check_names({"obs": 0, "action": 0})
+        assert caught.value.field == "priority"
+    with pytest.raises(ValueError, match="without fields"):
+        Spec.described({"fields": [], "steps": None})
+
+
 # Specs of steps.
 
 

@@ -144,6 +144,34 @@ def test_what_cannot_be_shared_is_refused(arrays: Any) -> None:
         Weights(arrays)
 
 
+def test_whole_numbers_are_not_rounded() -> None:
+    """Nor where numpy would call the cast a safe one."""
+    one = Weights({"w": np.zeros(1)})
+    one.publish({"w": np.array([1 << 53])})
+    for wrong in (np.array([(1 << 53) + 1]), [(1 << 53) + 1]):
+        with pytest.raises(SpecMismatch):
+            one.publish({"w": wrong})
+    assert (one.version, int(one.latest()[1]["w"][0])) == (1, 1 << 53)
+    with pytest.raises(ValueError, match=r"'w'.*rounded"):
+        Weights({"w": [(1 << 53) + 1, 0.5]})  # type: ignore[dict-item]
+
+
+def test_tensors_are_weights_once_they_are_detached() -> None:
+    """A module's state is; its parameters are refused with the remedy, whole."""
+    torch = pytest.importorskip("torch")
+    module = torch.nn.Linear(2, 1)
+    one = Weights(module.state_dict())
+    with torch.no_grad():
+        module.weight.fill_(7)
+    one.publish(module.state_dict())
+    assert one.latest()[1]["weight"].tolist() == [[7, 7]]
+    with pytest.raises(SpecMismatch, match=r"'weight'.*\.detach\(\)\.cpu\(\)"):
+        one.publish(dict(module.named_parameters()))
+    assert one.version == 1
+    with pytest.raises(ValueError, match=r"'weight'.*\.detach\(\)\.cpu\(\)"):
+        Weights(dict(module.named_parameters()))
+
+
 def test_odd_shapes_are_weights_too() -> None:
     """Scalars, empty arrays, views with strides, lists."""
     base = np.arange(12, dtype=np.float32).reshape(3, 4)

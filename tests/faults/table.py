@@ -145,6 +145,12 @@ ROWS = {
             "tests/test_replay.py::test_columns_that_do_not_fit_change_nothing",
             "tests/test_spec.py::test_an_array_whose_dtype_could_lose_something_is_refused",
             "tests/test_spec.py::test_missing_extra_and_misspelt_fields_are_named",
+            "tests/test_spec.py::test_whole_numbers_in_arrays_are_not_rounded",
+            "tests/test_spec.py::test_a_tensor_is_judged_as_an_array_and_a_single_one_as_a_number",
+            "tests/test_spec.py::test_a_field_that_add_could_never_be_given_is_refused",
+            "tests/test_episodes.py::test_a_field_without_parts_is_no_field",
+            "tests/test_arrays.py::test_a_tensor_that_has_no_array_is_refused_with_the_way_to_one",
+            "tests/test_arrays.py::test_a_list_in_which_numpy_would_round_a_whole_number_is_refused",
         ),
     ),
     15: Row(
@@ -194,6 +200,8 @@ ROWS = {
             "tests/test_prioritized.py::test_stale_updates_are_counted_and_never_reach_a_newcomer",
             "tests/test_priorities.py::test_an_update_of_an_overwritten_row_is_recognised",
             "tests/faults/test_priorities_given_wrong.py::test_each_is_refused_or_counted_and_nothing_else_changes",
+            "tests/test_options.py::test_priorities_are_not_rounded",
+            "tests/test_options.py::test_tensors_are_priorities",
         ),
     ),
     19: Row(

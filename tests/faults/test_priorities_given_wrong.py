@@ -20,6 +20,9 @@ WRONG: dict[str, Any] = {
     "text": ["a"] * 4,
     "objects": np.array([None] * 4),
     "no number": None,
+    "rounded": np.array([1, 1, 1, (1 << 53) + 1]),
+    "rounded beside a float": [1.0, 1, 1, (1 << 53) + 1],
+    "masked": np.ma.array([1.0, 2.0, 3.0, 4.0], mask=[False, True, False, False]),
 }
 
 

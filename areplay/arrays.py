@@ -1,0 +1,231 @@
+"""Arrays: what a user hands in, as numpy arrays of the very same values.
+
+Rule: each value comes out as it went in, or the caller gets a `Refusal` that says what came and how to mend it. No
+exception of another library leaves this module: a torch tensor that requires a gradient, a deleted jax array or an
+object whose `__array__` raises are refused like a value of the wrong shape.
+
+Knows neither fields nor specs, and imports no library of arrays but numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+KINDS = "biufc"  # bool, signed, unsigned, float, complex: fixed size and no pointers, so bytes can be shared
+_EXACT_IN_FLOAT64 = 1 << 53  # float64 holds every whole number up to this one
+_FIXED = (bool, int, float, complex, str, bytes, type(None), np.generic)  # values that nobody can change in place
+_PLAIN = frozenset({bool, int, float, complex, *np.sctypeDict.values()})
+
+
+class Refusal(NamedTuple):
+    """Why a value is no array: what came, and the remedy (empty if the caller knows a better one)."""
+
+    got: str
+    remedy: str
+
+
+def as_array(value: object) -> Array | Refusal:
+    """`value` as a numpy array of exactly the values that it holds; it shares the memory of `value` where it can.
+
+    Refused are objects that cannot be converted, masked arrays with masked values, and lists in which numpy would round
+    a whole number, as in `[2**53 + 1, 0.5]`.
+    """
+    if type(value) is np.ndarray:
+        return value
+    try:
+        if has_masked(value):
+            return Refusal("a masked array", "masked values cannot be stored: fill them, for example .filled(0)")
+        array = np.asarray(value)
+        if isinstance(value, (list, tuple)) and array.dtype.kind in KINDS:
+            return _refusal_of_list(value, array) or array
+    except Exception as error:  # whatever the array's own library raises
+        return _refusal_of(value, error)
+    return array
+
+
+def exactly(given: Array, dtype: np.dtype[Any]) -> Array | None:
+    """`given` as an array of `dtype` in which each value survives; `None` if one would not.
+
+    Whole numbers come out as they went in. A float may be rounded to a shorter float, which is what a field of float32
+    asks for, but must not overflow. A longdouble must be a value of float64.
+    """
+    if not given.dtype.isnative or given.dtype.kind not in KINDS:
+        return None
+    kinds = given.dtype.kind, dtype.kind
+    if KINDS.index(kinds[0]) > KINDS.index(kinds[1]) and set(kinds) != {"i", "u"}:
+        return None  # a float for an integer, a complex for a float, a number for a bool
+    if dtype.kind in "iu":
+        low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+        survives = given.size == 0 or (low <= int(given.min()) and int(given.max()) <= high)
+        return given.astype(dtype) if survives else None
+    with np.errstate(all="ignore"):
+        if given.dtype.char in "gG":
+            shorter = given.astype(np.float64 if given.dtype.char == "g" else np.complex128)
+            if not np.array_equal(shorter, given, equal_nan=True):
+                return None
+            given = shorter
+        converted = given.astype(dtype)
+        if given.dtype.kind in "fc":
+            survives = bool(np.array_equal(np.isfinite(given), np.isfinite(converted)))
+        else:
+            survives = given.dtype.kind == "b" or _whole_numbers_survive(given, converted)
+    return converted if survives else None
+
+
+def detached(value: Any) -> Any:
+    """`value` with a memory of its own: what the caller writes into its arrays later does not reach it.
+
+    Mappings, tuples and lists are copied with what is in them. A value that cannot be converted is returned as it is,
+    and refused where it is stored.
+    """
+    if isinstance(value, _FIXED):
+        return value
+    if isinstance(value, Mapping):
+        return {name: detached(inner) for name, inner in value.items()}
+    if isinstance(value, tuple):
+        return tuple(detached(inner) for inner in value)
+    if isinstance(value, list):
+        return [detached(inner) for inner in value]
+    if isinstance(value, np.ndarray):
+        if value.dtype != object:
+            return value.copy()
+        copy = np.empty(value.shape, object)
+        for at in np.ndindex(value.shape):
+            copy[at] = detached(value[at])
+        return copy
+    array = as_array(value)
+    return value if isinstance(array, Refusal) or array.dtype == object else array.copy()
+
+
+def is_own(array: Array, given: object) -> bool:
+    """Whether `array`, which `as_array` or a conversion made of `given`, has a memory that the caller cannot reach."""
+    if isinstance(given, (list, tuple)):
+        return True
+    return isinstance(given, np.ndarray) and array is not given and not np.may_share_memory(array, given)
+
+
+def is_read_only(array: Array) -> bool:
+    """Whether neither `array` nor an array that it is a view of can be written to."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        if base.flags.writeable:
+            return False
+        base = base.base
+    return True
+
+
+def share_memory(one: object, other: object) -> bool:
+    """Whether writing to `one` may change `other`: the same object, or arrays whose memories overlap."""
+    if one is other:
+        return not isinstance(one, _FIXED)
+    if not (isinstance(one, np.ndarray) and isinstance(other, np.ndarray)):
+        return False
+    if one.base is None and other.base is None:  # two arrays, each with a memory of its own
+        return False
+    return np.may_share_memory(one, other)
+
+
+def has_masked(value: object) -> bool:
+    """Whether `value` is a masked array of which a value is masked."""
+    return isinstance(value, np.ma.MaskedArray) and bool(np.ma.getmaskarray(value).any())
+
+
+def shown(value: object) -> str:
+    """A value as an error names it: its `repr`, cut short; of an object whose `repr` raises, its type."""
+    try:
+        text = repr(value)
+    except Exception:
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def remedy_for(value: object) -> str:
+    """What to do with a value that is no array, such as a tensor that requires a gradient; "" for all others."""
+    given = as_array(value)
+    return given.remedy if isinstance(given, Refusal) else ""
+
+
+def plain(value: object) -> object:
+    """The number in an array or tensor of shape (), as a numpy scalar; anything else as it is."""
+    if isinstance(value, _FIXED) or not hasattr(value, "__array__"):
+        return value
+    array = as_array(value)
+    return value if isinstance(array, Refusal) or array.shape != () else array[()]
+
+
+def torch_tensor_in(value: object, depth: int = 8) -> Any:
+    """`value` if it is a torch tensor, or the first one in nested lists and tuples; else `None`."""
+    if isinstance(value, (list, tuple)):
+        for one in value if depth else ():
+            if (tensor := torch_tensor_in(one, depth - 1)) is not None:
+                return tensor
+        return None
+    kinds = type(value).__mro__
+    is_tensor = any(kind.__name__ == "Tensor" and kind.__module__.split(".")[0] == "torch" for kind in kinds)
+    return value if is_tensor else None
+
+
+def _whole_numbers_survive(given: Array, converted: Array) -> bool:
+    limit = 1 << (np.finfo(converted.dtype).nmant + 1)  # up to here a float of that many bits holds each whole number
+    if given.size == 0 or (-limit <= int(given.min()) and int(given.max()) <= limit):
+        return True
+    # Python's numbers are compared without rounding, numpy's are not.
+    return bool(np.isfinite(converted).all()) and bool(given.tolist() == converted.real.tolist())
+
+
+def _refusal_of_list(values: Sequence[Any], array: Array) -> Refusal | None:
+    """Why a list is not what `array` holds, if it is not."""
+    if _has_masked_within(values):
+        return Refusal("a list with masked values", "masked values cannot be stored: fill them, .filled(0)")
+    if array.dtype.char not in "dDgG":  # what numpy makes of wide whole numbers beside a float
+        return None
+    if not (np.abs(array) >= _EXACT_IN_FLOAT64).any():
+        return None
+    for given, stored in zip(np.array(values, object).ravel(), array.ravel().tolist(), strict=True):
+        number = given.item() if hasattr(given, "item") else given
+        if isinstance(number, int) and number != stored:
+            return Refusal(f"a list with {number}, which is rounded beside a float", "give whole numbers only, or less")
+    return None
+
+
+def _has_masked_within(values: Sequence[Any]) -> bool:
+    if set(map(type, values)) <= _PLAIN:
+        return False
+    return any(_has_masked_within(one) if isinstance(one, (list, tuple)) else has_masked(one) for one in values)
+
+
+def _refusal_of(value: object, error: Exception) -> Refusal:
+    tensor = torch_tensor_in(value)
+    if tensor is not None:
+        try:
+            return _refusal_of_tensor(tensor)
+        except Exception:  # a subclass of a tensor that is not like one
+            return Refusal(
+                f"a {type(tensor).__name__}", "give a numpy array, for example tensor.detach().cpu().numpy()"
+            )
+    try:
+        reason = " ".join(str(error).split())[:200]
+    except Exception:
+        reason = type(error).__name__
+    return Refusal(f"{type(value).__name__} that is no array ({reason})", "")
+
+
+def _refusal_of_tensor(tensor: Any) -> Refusal:
+    kind = str(tensor.dtype)
+    got = f"a torch tensor of {kind} on {tensor.device}" + (" that requires a gradient" if tensor.requires_grad else "")
+    if str(tensor.layout) != "torch.strided":
+        got += f", {tensor.layout}"
+    if tensor.device.type == "meta":
+        return Refusal(got, "a meta tensor has no values: give one that has, as tensor.detach().cpu()")
+    steps = ".detach()" + ("" if str(tensor.layout) == "torch.strided" else ".to_dense()") + ".cpu()"
+    if kind == "torch.bfloat16" or kind.startswith("torch.float8"):
+        steps += ".float()"
+    if tensor.is_conj() or tensor.is_neg():
+        steps += ".resolve_conj().resolve_neg()"
+    return Refusal(got, f"hand in tensor{steps}")
