@@ -49,7 +49,8 @@ class Batch(Mapping[str, Array]):
         """(B,) float64: the probability with which the row that each item is drawn by was drawn.
 
         Rows by which no item can be drawn (the last ones of an episode that goes on) are drawn again: divide by the
-        share of the others to get the item's own. Importance weights do not depend on it.
+        share of the others to get the item's own. Importance weights do not depend on it. Where such rows have an
+        eighth of all priorities or more, `Prioritized` leaves them out, and these are the probabilities of the others.
         """
         return self._whole().probabilities
 

@@ -23,6 +23,7 @@ its rows out of the ring, then clears their masses under the guard. So no update
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 from collections.abc import Iterable
 from typing import Any
@@ -30,16 +31,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from areplay.errors import AreplayError
 from areplay.fence import order
 from areplay.layout import Layout
 from areplay.links import AHEAD
 from areplay.ring import Indices, Mask, Ring, Watcher
 from areplay.segment import Segment
 
+logger = logging.getLogger(__name__)
+
 GROUP = 8
 _MOST_AT_TOP, _MOST_SELECTORS = 4_096, 1_024
+_AS_GIVEN = 1.0  # the exponent of masses that are the priorities themselves
 _SMALLEST, _LARGEST = float(np.finfo(np.float32).smallest_subnormal), float(np.finfo(np.float32).max)
 Masses = NDArray[np.float64]
+Patch = tuple[Indices, Masses]
 
 
 class Priorities(Watcher):
@@ -72,6 +78,7 @@ class Priorities(Watcher):
         self._view()
         self._largest[0] = 1.0
         self._selectors = itertools.count()
+        self._is_used = False
 
     def _view(self) -> None:
         arrays = self._segment.arrays
@@ -90,6 +97,7 @@ class Priorities(Watcher):
         if number >= _MOST_SELECTORS:
             raise ValueError(f"more than {_MOST_SELECTORS} selectors of one replay; use a selector again")
         self.exponents[number] = value
+        self._is_used = True
         return number
 
     @property
@@ -99,7 +107,13 @@ class Priorities(Watcher):
 
     # Drawing.
 
-    def draw(self, count: int, rng: np.random.Generator, batches: int = 1) -> tuple[Indices, Masses]:
+    def without(self, positions: Indices) -> Without:
+        """The masses as they are now, without the rows in these positions; see `draw`. Leaves the shared sums alone."""
+        return Without(self._groups, self._top, positions)
+
+    def draw(
+        self, count: int, rng: np.random.Generator, batches: int = 1, without: Without | None = None
+    ) -> tuple[Indices, Masses]:
         """About `count` rows, stratified, and the probability of each. Fewer, if rows changed meanwhile.
 
         One row in each of `count` equal shares of the total mass (Schaul et al., Prioritized Experience Replay, 2016,
@@ -107,10 +121,12 @@ class Priorities(Watcher):
 
         Args:
             batches: so often, one after the other: all by the same masses, each batch stratified by itself.
+            without: leaves rows out; the probabilities are those among the others.
         """
-        starts = np.empty(len(self._top) + 1)
+        top = self._top if without is None else without.top
+        starts = np.empty(len(top) + 1)
         starts[0] = 0.0
-        self._top.cumsum(out=starts[1:])
+        top.cumsum(out=starts[1:])
         total = float(starts[-1])
         if not total > 0 or not count:
             return np.empty(0, np.int64), np.empty(0)
@@ -121,10 +137,14 @@ class Priorities(Watcher):
         rests *= total / count
         at = starts.searchsorted(rests, side="right")
         at -= 1
-        np.minimum(at, len(self._top) - 1, out=at)
+        np.minimum(at, len(top) - 1, out=at)
         rests -= starts.take(at)
-        for groups in reversed(self._groups):
-            at, rests = _descend(groups, at, rests)
+        if without is None:
+            for groups in reversed(self._groups):
+                at, rests = _descend(groups, at, rests)
+        else:
+            for groups, patch in zip(reversed(self._groups), reversed(without.patches), strict=True):
+                at, rests = _descend(groups, at, rests, patch)
         in_no_order = rng.permutation(count)  # since some may be dropped
         at = at.reshape(count, batches).take(in_no_order, axis=0).T.ravel()
         # The name before the mass: if another row takes the place between the two looks, the one that is named is gone,
@@ -132,6 +152,8 @@ class Priorities(Watcher):
         indices, is_there = self._names(at)
         masses = self.masses.take(at).astype(np.float64)
         is_there &= masses > 0
+        if without is not None:
+            is_there &= ~np.isin(at, without.positions)
         masses /= total
         if np.count_nonzero(is_there) < len(is_there):
             return indices[is_there], masses[is_there]
@@ -162,6 +184,8 @@ class Priorities(Watcher):
         positions = self._ring.positions(indices)
         with self._guard:
             is_there = self._ring.committed(indices)
+            # A block that was left for another lap is out of every reader's range, though its rows are whole.
+            is_there &= indices >= self._ring.names()[0]
             if np.count_nonzero(is_there) < len(is_there):
                 positions, masses = positions[is_there], masses[is_there]
             if len(masses):
@@ -188,9 +212,9 @@ class Priorities(Watcher):
                 is_given = ~np.isnan(priorities)
                 if np.count_nonzero(is_given):
                     part[is_given] = self._masses_of(priorities[is_given])
-                    self._largest[0] = max(self._largest[0], float(np.maximum.reduce(part)))
-            if self._ring.spec.is_steps:
-                part[self._ring.columns[AHEAD][at : at + count] < 0] = 0
+            self._clear_finals(at, part)
+            if priorities is not None:
+                self._largest[0] = max(self._largest[0], float(np.maximum.reduce(part)))
             self.masses[at : at + count] = part  # in one go: a reader never sees a mass that is not the row's
             self._recompute_range(at, at + count)
 
@@ -200,11 +224,26 @@ class Priorities(Watcher):
             self.masses[at : at + count] = 0
             self._recompute_range(at, at + count)
 
-    def begin(self) -> None:
-        """Give all rows that are there already the same mass."""
+    def begin(self, other: Priorities | None = None) -> None:
+        """Take in the rows that are there already: with the priorities that `other` has of them, or all with the same.
+
+        Priorities of another exponent are exact to seven digits, as far as their masses fit into a float32.
+        """
+        ratio = 1.0
+        if other is not None:
+            ratio = self.exponent / other.exponent
+            self._largest[0] = other.largest**ratio
         serials, rows = self._ring.occupied()
         for serial, count in zip(serials.tolist(), rows.tolist(), strict=True):
-            self.written(serial % self._ring.blocks * self._ring.block_rows, count)
+            at = serial % self._ring.blocks * self._ring.block_rows
+            if other is None:
+                self.written(at, count)
+                continue
+            with self._guard:
+                part = _within_float32(other.masses[at : at + count].astype(np.float64) ** ratio).astype(np.float32)
+                self._clear_finals(at, part)
+                self.masses[at : at + count] = part
+                self._recompute_range(at, at + count)
 
     @property
     def largest(self) -> float:
@@ -224,9 +263,12 @@ class Priorities(Watcher):
         """In an array of its own: no exponent above 1 overflows a double, but a float32 would lose the extremes."""
         masses = np.abs(priorities)
         masses **= self.exponent
-        if len(masses) and not (np.minimum.reduce(masses) >= _SMALLEST and np.maximum.reduce(masses) <= _LARGEST):
-            masses = np.where(masses > 0, np.clip(masses, _SMALLEST, _LARGEST), masses)
-        return masses
+        return _within_float32(masses)
+
+    def _clear_finals(self, at: int, masses: NDArray[np.float32]) -> None:
+        """Final observations have no mass: no item is drawn by them. Masses of the rows from position `at` on."""
+        if self._ring.spec.is_steps:
+            masses[self._ring.columns[AHEAD][at : at + len(masses)] < 0] = 0
 
     def _recompute(self, groups: Indices) -> None:
         for below, sums in zip(self._groups, self._sums, strict=True):
@@ -243,6 +285,11 @@ class Priorities(Watcher):
         with self._guard:
             for below, sums in zip(self._groups, self._sums, strict=True):
                 assert np.array_equal(sums[: len(below)], _sums_of(below)), self
+
+    @property
+    def is_used(self) -> bool:
+        """Whether there ever was a selector that draws by these masses."""
+        return bool(self._is_used)
 
     @property
     def size_bytes(self) -> int:
@@ -266,18 +313,138 @@ class Priorities(Watcher):
         return f"<Priorities ** {self.exponent}, total {self.total:.6g}>"
 
 
-def _descend(groups: NDArray[Any], at: Indices, rests: Masses) -> tuple[Indices, Masses]:
+class PriorityTables(Watcher):
+    """The priorities of a replay's rows: one table of masses for each exponent that a selector draws by.
+
+    Rows may come with priorities before the first selector does: then those are kept in a table of exponent 1, from the
+    first one given on, until a selector says which exponent it wants. Its table begins with what that one has.
+
+    Rule: a row is told to all tables under `_guard`, and a table begins under it: no row is missed in between.
+
+    Args:
+        tables: by exponent; what a checkpoint had. Written by the owner's process, under `_guard`.
+    """
+
+    def __init__(self, ring: Ring, tables: dict[float, Priorities]) -> None:
+        self._ring, self._tables = ring, tables
+        self._guard = threading.Lock()
+        self._has_failed = False
+
+    def of_exponent(self, exponent: float) -> Priorities:
+        """The table for that exponent, for a selector; its own from now on.
+
+        Raises:
+            MemoryLimitExceeded, ResourceUnavailable: there is no memory for it. Nothing changed.
+        """
+        with self._guard:
+            if exponent not in self._tables:
+                made = Priorities(self._ring, exponent)
+                made.begin(self._other())
+                self._tables[exponent] = made
+                given = self._tables.get(_AS_GIVEN)
+                # Each table costs an update its time, and of exponent 0 no other can be made.
+                if given is not None and exponent not in (_AS_GIVEN, 0) and not given.is_used:
+                    del self._tables[_AS_GIVEN]
+                    given.close()
+            return self._tables[exponent]
+
+    def written(self, at: int, count: int, priorities: Masses | None = None) -> None:
+        """See `Watcher.written`."""
+        if not self._tables and (priorities is None or np.logical_and.reduce(np.isnan(priorities))):
+            return
+        with self._guard:
+            if not self._tables:
+                self._begin_given()
+            for table in self._tables.values():
+                table.written(at, count, priorities)
+
+    def cleared(self, at: int, count: int) -> None:
+        """See `Watcher.cleared`."""
+        if self._tables:
+            with self._guard:
+                for table in self._tables.values():
+                    table.cleared(at, count)
+
+    def update(self, indices: Indices, priorities: Masses) -> Mask:
+        """Give rows new priorities; which of them are there still, those that are not are left out."""
+        is_there = np.ones(len(indices), np.bool_)
+        for table in list(self._tables.values()):
+            is_there &= table.update(indices, priorities)
+        return is_there
+
+    def close(self) -> None:
+        """Give back the descriptors."""
+        for table in self._tables.values():
+            table.close()
+
+    def _other(self) -> Priorities | None:
+        """A table that another one can be made of; None if there is none."""
+        return max(
+            (table for table in self._tables.values() if table.exponent > 0),
+            key=lambda table: table.exponent,
+            default=None,
+        )
+
+    def _begin_given(self) -> None:
+        """Keep priorities from now on, for the first selector. In the thread of the writer, which must not fail."""
+        try:
+            given = Priorities(self._ring, _AS_GIVEN)
+        except AreplayError as error:
+            if not self._has_failed:
+                logger.warning("priorities that rows come with are not kept before a selector asks for them: %s", error)
+            self._has_failed = True
+            return
+        given.begin()
+        self._tables[_AS_GIVEN] = given
+
+
+class Without:
+    """The masses without those of some rows, at one moment: sums of their own for the groups that hold such a row.
+
+    A difference of sums would not do: beside a mass of 1 that is taken away, masses of 1e-17 are lost in rounding.
+
+    Attributes:
+        positions: of the rows that are left out, ascending, each once.
+        patches: for each level, from the masses up: which groups, ascending, and their children.
+        top, total: as of `Priorities`.
+    """
+
+    def __init__(self, levels: list[NDArray[Any]], top: Masses, positions: Indices) -> None:
+        self.positions = changed = np.unique(positions)
+        self.patches: list[Patch] = []
+        values: NDArray[Any] = np.zeros(len(changed))
+        for groups in levels:
+            which, nth = np.unique(changed // GROUP, return_inverse=True)
+            children = groups.take(which, axis=0).astype(np.float64)
+            children[nth, changed % GROUP] = values
+            self.patches.append((which, children))
+            changed, values = which, _sums_of(children)
+        self.top = top.copy()
+        self.top[changed] = values
+        self.total = float(self.top.sum())
+
+
+def _descend(groups: NDArray[Any], at: Indices, rests: Masses, patch: Patch | None = None) -> tuple[Indices, Masses]:
     """From sums to their children: the child of `groups[at]` in which the rest of each target lies, and the rest there.
 
     Children side by side, so that a cumulative sum over all groups at once is a handful of additions of long arrays: a
     fifth of the time that `cumsum` takes, which adds one number after the other. Rests that are too large, since
     masses changed meanwhile, lead to the last child.
+
+    Args:
+        patch: groups that have other children, see `Without`.
     """
     count = len(at)
+    children = groups.take(at, axis=0)
+    if patch is not None and len(patch[0]):
+        children = children.astype(np.float64)  # a sum of masses has more digits than a mass
+        nth = np.minimum(patch[0].searchsorted(at), len(patch[0]) - 1)
+        is_patched = patch[0][nth] == at
+        children[is_patched] = patch[1][nth[is_patched]]
     starts = np.empty((GROUP, count))  # of each child, from the beginning of its group
     each = list(starts)
     each[0].fill(0.0)
-    starts[1:] = groups.take(at, axis=0).T[:-1]
+    starts[1:] = children.T[:-1]
     for before, here in itertools.pairwise(each):
         np.add(before, here, here)
     is_behind = starts[1:] <= rests
@@ -287,6 +454,13 @@ def _descend(groups: NDArray[Any], at: Indices, rests: Masses) -> tuple[Indices,
     child *= count
     child += np.arange(count)
     return at, rests - starts.reshape(-1).take(child)
+
+
+def _within_float32(masses: Masses) -> Masses:
+    """Those that are not 0, as far as a float32 reaches: so they neither vanish nor become infinite."""
+    if len(masses) and not (np.minimum.reduce(masses) >= _SMALLEST and np.maximum.reduce(masses) <= _LARGEST):
+        masses = np.where(masses > 0, np.clip(masses, _SMALLEST, _LARGEST), masses)
+    return masses
 
 
 def _sums_of(groups: NDArray[Any]) -> Masses:

@@ -25,7 +25,7 @@ from areplay.items import BatchFields, Item, View
 from areplay.kill_points import kill_point
 from areplay.locks import BlockLocks
 from areplay.ring import Indices, Ring
-from areplay.select import OURS, Selector, Uniform, weigh
+from areplay.select import OURS, Prioritized, PrioritizedRest, Selector, Uniform, weigh
 from areplay.spec import Array
 from areplay.transform import Transform
 from areplay.windows import WindowFinder, Windows
@@ -33,6 +33,7 @@ from areplay.windows import WindowFinder, Windows
 ROUNDS_WITHOUT_LOCK = 8
 _DRAWN_AHEAD, _STOCK_S = 2_048, 0.1  # items, and how long they are used while others would be drawn
 _MOST_DRAWN = 1 << 16  # rows at once, in search of the few by which an item can be drawn
+_LEAST_SHARE = 1 / 64  # of rows that make items, for which so many more are drawn where others can be left out
 _FEW_ITEMS = 16  # for which a search with a limit may draw as for so many: a few unlucky draws are no reason to give up
 _DRAWS_A_ROW = 16  # so often each row is drawn on average before there is said to be none: e^-16 of missing one
 
@@ -132,6 +133,8 @@ class Reader:
         # What a selector of the user's draws may be a row that is not there: then only the closer look finds it out.
         self._are_committed = isinstance(selector, Delivering) or type(selector) in OURS
         self._draw_batches = getattr(selector, "draw_batches", None)
+        self._prioritized = selector if type(selector) is Prioritized else None
+        self._rest: PrioritizedRest | None = None  # what the batch was drawn from, where rows were left out; else None
         self.rows_redrawn = 0
 
     def fill(self, out: BatchArrays, rows: Indices | None = None) -> bool:
@@ -199,40 +202,84 @@ class Reader:
         return type(self._selector) is not Uniform or self._ring.rows_inserted[0] != self._stock_rows
 
     def _draw(self, count: int, batches: int = 1) -> Windows | None:
-        """`count` items, of so many batches; `None` if there seem to be none.
+        """`count` items, of so many batches; `None` if there seem to be none."""
+        self._rest = None
+        windows, self._rest = self._search(count, batches, is_final=False)
+        return windows
+
+    def _draw_again(self, count: int) -> Windows | None:
+        """`count` items in place of others that `_draw` found, with probabilities in proportion to theirs."""
+        return self._search(count, 1, is_final=True)[0]
+
+    def _search(self, count: int, batches: int, *, is_final: bool) -> tuple[Windows | None, PrioritizedRest | None]:
+        """`count` items, or `None` if there seem to be none; and what they were drawn from, if rows were left out.
 
         Rows are drawn, and those by which no item can be drawn are dropped: each that can be is as likely as the next.
+        Those that have a good part of all priorities, as a row of huge priority whose successor is still to come, are
+        left out of the next draw; so it ends, of `Prioritized`, when no row is left.
         """
         parts: list[Windows] = []
-        missing, drawn = count, 0
+        missing, drawn, rest = count, 0, self._rest
         left = math.inf if self._most_drawn is None else self._most_drawn * max(count, _FEW_ITEMS)
+        rounds_without = 0  # in which rows were left out
         while left > 0:
-            ask = missing
-            if self._valid_share < 1:
-                ask = int(min(_MOST_DRAWN, math.ceil(1.1 * missing / self._valid_share) + 2, left))
+            ask = self._ask(missing, left, rounds_without)
             left -= ask
-            assert self._drawing is not None
-            if batches > 1 and self._draw_batches is not None:
-                indices, probabilities = self._draw_batches(self._ring, batches, -(-ask // batches), self._rng)
-                batches = 1  # the few that may be missing after that are anybody's
+            if rest is not None:
+                indices, probabilities = rest.draw(self._ring, ask, self._rng)
             else:
-                indices, probabilities = self._drawing.draw(self._ring, ask, self._rng)
+                indices, probabilities = self._draw_rows(ask, batches)
+                batches = 1  # the few that may be missing after that are anybody's
             if len(indices) == 0:
-                return None
+                return None, rest
             drawn += len(indices)
             found = self._finder.find(indices, probabilities)
-            share = len(found) / len(indices)
-            if share != self._valid_share:
-                self._valid_share = max(0.9 * self._valid_share + 0.1 * share, 0.5 * share, 1e-4)
             if len(found):
                 parts.append(found.part(0, missing))
-                missing -= len(parts[-1])
                 drawn = 0
-                if missing == 0:
-                    return Windows.joined(parts)
-            elif drawn > _DRAWS_A_ROW * len(self._ring) + count:
-                return None
-        return None
+            elif self._prioritized is None and drawn > _DRAWS_A_ROW * len(self._ring) + count:
+                return None, rest
+            if self._prioritized is not None and self._prioritized.is_burdened(self._ring, indices, found.indices):
+                rounds_without += 1
+                rest = self._leave_out(np.setdiff1d(indices, found.indices), rest, is_final)
+                parts = parts if is_final else _converted(parts, rest)
+            elif rest is None:
+                self._note_share(len(found) / len(indices))
+            missing = count - sum(map(len, parts))
+            if missing == 0:
+                return Windows.joined(parts), rest
+        return None, rest
+
+    def _draw_rows(self, count: int, batches: int) -> tuple[Indices, NDArray[np.float64] | float]:
+        """Rows of all that there are."""
+        assert self._drawing is not None
+        if batches > 1 and self._draw_batches is not None:
+            drawn: tuple[Indices, NDArray[np.float64] | float]
+            drawn = self._draw_batches(self._ring, batches, -(-count // batches), self._rng)
+            return drawn
+        return self._drawing.draw(self._ring, count, self._rng)
+
+    def _ask(self, missing: int, left: float, rounds_without: int) -> int:
+        """How many rows to draw."""
+        share = self._valid_share
+        if self._prioritized is not None:  # then what is rare is found by leaving out the others
+            share = max(share, _LEAST_SHARE)
+            left = max(min(missing, left), left // 2)  # and after that there must be something left
+        if share == 1 and not rounds_without:
+            return int(min(missing, left))
+        return int(min(_MOST_DRAWN, math.ceil(1.1 * missing / share * (1 << min(rounds_without, 16))) + 2, left))
+
+    def _note_share(self, share: float) -> None:
+        """So many of the rows that were drawn made an item."""
+        if share != self._valid_share:
+            self._valid_share = max(0.9 * self._valid_share + 0.1 * share, 0.5 * share, 1e-4)
+
+    def _leave_out(self, rows: Indices, rest: PrioritizedRest | None, is_final: bool) -> PrioritizedRest:
+        """What is left to draw from without these rows, too."""
+        if rest is None:
+            assert self._prioritized is not None
+            rest = self._prioritized.without(self._ring, rows[:0])
+        return rest.without(self._ring, rows, is_final=is_final)
 
     def _torn(self, windows: Windows) -> NDArray[np.intp]:
         """Which of the items, by their numbers, are not, or not any more, what they were drawn as."""
@@ -242,7 +289,7 @@ class Reader:
         """Replace the items at `torn` by newly drawn ones."""
         for _ in range(ROUNDS_WITHOUT_LOCK):
             self.rows_redrawn += len(torn)
-            windows = self._draw(len(torn))
+            windows = self._draw_again(len(torn))
             if windows is None:
                 return False
             self._copy(windows, out, target, torn)
@@ -254,7 +301,7 @@ class Reader:
     def _copy_locked(self, out: BatchArrays, target: Mapping[str, Array], at: int) -> bool:
         """Replace one item, under the shared locks of its blocks."""
         while True:
-            windows = self._draw(1)
+            windows = self._draw_again(1)
             if windows is None:
                 return False
             held = []
@@ -279,3 +326,16 @@ class Reader:
             array[to] = fresh[name]
         out.indices[to] = windows.indices
         out.probabilities[to] = windows.probabilities
+
+
+def _converted(parts: list[Windows], rest: PrioritizedRest) -> list[Windows]:
+    """Items that were found before more rows were left out, with the probabilities that they have now; [] if unknown.
+
+    What a selector cannot tell is drawn again.
+    """
+    for part in parts:
+        probabilities = rest.converted(part.probabilities)
+        if probabilities is None:
+            return []
+        part.probabilities = probabilities
+    return parts

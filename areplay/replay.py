@@ -38,7 +38,7 @@ from areplay.observed import Observed
 from areplay.options import flag, fraction, optional_seconds, priority_values, seconds, whole_number
 from areplay.own_rows import OwnRows
 from areplay.prefetch import Batches, Supply
-from areplay.priorities import Priorities
+from areplay.priorities import PriorityTables
 from areplay.quiet import QuietOptions
 from areplay.rate import MinSize
 from areplay.reader import BatchArrays, Reader
@@ -152,9 +152,11 @@ class Replay(Checkpointed, Observed):
         ring = Ring(self.spec, self._blocks, self._block_rows)
         try:
             if self._loading is not None:
-                self._priorities = self._loading.fill(ring, self._guard)
+                self._priorities = self._loading.fill(ring)
             if self._prefault:
                 ring.segment.prefault(self._on_prefault)
+            self._tables = PriorityTables(ring, self._priorities)
+            self._guard.watch(self._tables)
             self._reading_locks = ring.block_locks()
             self._admission = Admission(self._guard)
             self._own_rows = OwnRows(ring, self._guard, self._admission, self._on_rows)
@@ -438,7 +440,7 @@ class Replay(Checkpointed, Observed):
         Raises:
             ValueError: not one finite number an item (a tensor that requires a gradient is none: `.detach().cpu()`), a
                 whole number that float64 would round, or no `Prioritized` selector was given to `batches` or `sample`
-                yet. Nothing was changed.
+                yet and no row came with a priority. Nothing was changed.
         """
         self._opened()
         if not self._priorities:
@@ -456,9 +458,7 @@ class Replay(Checkpointed, Observed):
             values = priority_values(priorities, len(names), fraction("max_mean_mix", max_mean_mix), mask)
         except SpecMismatch as mismatch:  # there is no spec here, and nothing that is stored
             raise ValueError(str(mismatch)) from None
-        updated = len(names)
-        for each in self._priorities.values():
-            updated = min(updated, int(np.count_nonzero(each.update(names, values))))
+        updated = int(np.count_nonzero(self._tables.update(names, values)))
         self._updated += updated
         self._stale += len(names) - updated
         return PriorityUpdate(updated, len(names) - updated)
@@ -501,16 +501,7 @@ class Replay(Checkpointed, Observed):
     def _bind(self, selector: Selector | Delivering) -> None:
         bind = getattr(selector, "bind", None)
         if bind is not None:
-            bind(self._priorities_of)
-
-    def _priorities_of(self, exponent: float) -> Priorities:
-        """The priorities of all rows for that exponent; they are kept from the first time on that somebody asks."""
-        if exponent not in self._priorities:
-            priorities = Priorities(self._opened(), exponent)
-            self._guard.watch(priorities)
-            priorities.begin()
-            self._priorities[exponent] = priorities
-        return self._priorities[exponent]
+            bind(self._tables.of_exponent)
 
     @property
     def _max_batch_size(self) -> int:
@@ -623,9 +614,8 @@ class Replay(Checkpointed, Observed):
         self._admission.close()
         for local in self._local.values():
             local.close()
-        for priorities in self._priorities.values():
-            self._guard.forget(priorities)
-            priorities.close()
+        self._guard.forget(self._tables)
+        self._tables.close()
         ring.segment.close()
 
     def __repr__(self) -> str:

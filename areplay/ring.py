@@ -236,7 +236,7 @@ class Watcher:
         """Rows were written to positions `at` to `at + count`, with these priorities, if any were given (NaN: none)."""
 
     def cleared(self, at: int, count: int) -> None:
-        """The rows in positions `at` to `at + count` are not there any more, and no new ones yet."""
+        """No row in positions `at` to `at + count` can be drawn any more, and no new ones are there yet."""
 
     def ended(self, stream: int) -> None:
         """No more rows of that stream will be written."""
@@ -397,6 +397,8 @@ class StreamWriter:
                 first = self._publish(place, n)
                 for watcher in self._guard.watchers:
                     watcher.written(at, n, None if priorities is None else priorities[done : done + n])
+                if place in self._guard.left:  # the ring passed it by while we wrote
+                    self._tell_left(place)
             finally:
                 self._locks.release(place)
             indices[done - start : done - start + n] = np.arange(first, first + n)
@@ -534,7 +536,9 @@ class StreamWriter:
             if attempt % ring.blocks == 0:  # a ring of which every block is held: few blocks, and writers in each
                 time.sleep(_ALL_HELD_S)
             with self._guard:
-                serial = self._next_serial()
+                serial, skipped = self._next_serial()
+            for left in skipped:
+                self._tell_left(left)
             place = serial % ring.blocks
             if self._locks.try_exclusive(place):
                 # Before we had the lock others may have gone once around the ring, and written a newer block there.
@@ -549,6 +553,8 @@ class StreamWriter:
             # A reader copies under the lock, or another writer is in it: leave it for another lap, wait for nobody.
             with self._guard:
                 is_new = self._leave(place)
+            if is_new:
+                self._tell_left(place)
             level = logging.WARNING if is_new else logging.DEBUG  # a holder that is stuck is named once
             logger.log(level, "block %d is held by process %d, left for another lap", place, self._locks.holder(place))
         # -1 before anything else changes: a reader that copied before or during what follows will see it. The fence
@@ -577,25 +583,30 @@ class StreamWriter:
         kill_point("ring.recycle")
         return place
 
-    def _next_serial(self) -> int:
-        """The serial of the next place that nobody keeps, now ours. Under the guard.
+    def _next_serial(self) -> tuple[int, list[int]]:
+        """The serial of the next place that nobody keeps, now ours, and the places that were left. Under the guard.
 
         Raises:
             WouldBlock: there is none, or all that there are were promised to others. Nothing changed.
         """
         ring, guard = self._ring, self._guard
         serial: int = ring.next_serial[0]
-        kept = guard.kept()
+        kept, left = guard.kept(), []
         if kept is not None:
             free = np.flatnonzero(~kept)
             if not guard.has_place_among(kept, guard.reserved - self._reserved):
                 raise WouldBlock("all blocks are kept")
             skipped = int(((free - serial) % ring.blocks).min())
-            for place in range(serial, serial + skipped):
-                self._leave(place % ring.blocks)
+            places = [passed % ring.blocks for passed in range(serial, serial + skipped)]
+            left = [place for place in places if self._leave(place)]
             serial += skipped
         ring.next_serial[0] = serial + 1
-        return serial
+        return serial, left
+
+    def _tell_left(self, place: int) -> None:
+        """Nothing is drawn any more by the rows of a block that was left for another lap."""
+        for watcher in self._guard.watchers:
+            watcher.cleared(place * self._ring.block_rows, self._ring.block_rows)
 
     def _is_kept(self, place: int) -> bool:
         with self._guard:

@@ -209,7 +209,7 @@ class Loading:
         self.stop = Stop()
         self.is_in_place = False
 
-    def fill(self, ring: Ring, guard: RingGuard) -> dict[float, Priorities]:
+    def fill(self, ring: Ring) -> dict[float, Priorities]:
         """Read everything; the priorities of the rows. In a thread.
 
         Raises:
@@ -236,8 +236,6 @@ class Loading:
             for priorities in all_priorities.values():
                 priorities.close()
             raise
-        for priorities in all_priorities.values():
-            guard.watch(priorities)
         return all_priorities
 
 

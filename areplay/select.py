@@ -38,6 +38,10 @@ from areplay.options import fraction
 from areplay.priorities import Masses, Priorities
 from areplay.ring import Indices, Ring
 
+_RARE = 64  # items are where one row in so many makes one
+_SHARE_LOST = 8  # one part of all masses in so many is a good part
+_UNIFORM_ROUNDS = 8  # in search of rows that are not left out
+
 
 class Selector(Protocol):
     """A way to draw. With an attribute `importance_sampling_exponent` a batch gets weights, see `weigh`."""
@@ -204,11 +208,103 @@ class Prioritized:
         indices[chosen], probabilities[chosen] = others, self._priorities.probabilities(others)
         return indices, (1 - share) * probabilities + share * chance
 
+    def without(self, ring: Ring, rows: Indices) -> PrioritizedRest:
+        """What is drawn from if these rows are left out: those by which no item can be made."""
+        assert self._priorities is not None
+        return PrioritizedRest(ring, self._priorities, self.uniform_sample_probability, rows)
+
+    def is_burdened(self, ring: Ring, drawn: Indices, made: Indices) -> bool:
+        """Whether draws had better go without the rows that were `drawn` and by which no item was `made`.
+
+        That is so if hardly any other was drawn, or if they have a good part of all masses: beside them the rows drawn
+        uniformly would be more than their share.
+        """
+        lost = len(drawn) - len(made)
+        if _RARE * len(made) < len(drawn):
+            return True
+        if not lost or (not self.uniform_sample_probability and _SHARE_LOST * lost < len(drawn)):
+            return False
+        assert self._priorities is not None
+        rows = np.setdiff1d(drawn, made)
+        return bool(self._priorities.probabilities(rows).sum() * _SHARE_LOST >= 1)
+
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_schedule": None}  # followed in the learner's process
 
     def __repr__(self) -> str:
         return f"Prioritized({self.priority_exponent}, {self.importance_sampling_exponent})"
+
+
+class PrioritizedRest:
+    """What `Prioritized` draws from when some rows are left out, since no item can be made by them.
+
+    Other rows are drawn in proportion to the same chances; their probabilities are those among the rows that are left.
+
+    Args:
+        share: of the rows that are drawn uniformly.
+        rows: are left out.
+        before: the same with fewer rows left out.
+        is_final: probabilities stay those of `before`.
+    """
+
+    def __init__(
+        self,
+        ring: Ring,
+        priorities: Priorities,
+        share: float,
+        rows: Indices,
+        before: PrioritizedRest | None = None,
+        is_final: bool = False,
+    ) -> None:
+        self._priorities, self._share, self._rows, self._before = priorities, share, rows, before
+        self._masses = priorities.without(ring.positions(rows))
+        # By which masses and counts become probabilities.
+        self._norm: tuple[float, int] = self._masses.total, max(1, ring.rows_now[0] - len(rows))
+        if is_final and before is not None:
+            self._norm = before._norm
+        self._uniform = Uniform()
+
+    def without(self, ring: Ring, rows: Indices, *, is_final: bool = False) -> PrioritizedRest:
+        """The same without these rows, too."""
+        both = np.union1d(self._rows, rows)
+        return PrioritizedRest(ring, self._priorities, self._share, both, self, is_final)
+
+    def converted(self, probabilities: Masses) -> Masses | None:
+        """The probabilities here of rows that had those before the last rows were left out; None if unknown."""
+        # Uniform draws among them: rows were drawn with chances that are not in proportion to those here.
+        if self._share or self._before is None or not self._norm[0] > 0:
+            return None
+        return probabilities * (self._before._norm[0] / self._norm[0])
+
+    def draw(self, ring: Ring, count: int, rng: np.random.Generator) -> tuple[Indices, Masses | float]:
+        """As `Selector.draw`. None: no row with a mass is left."""
+        total, rows = self._norm
+        share = self._share
+        if share and not self._masses.total > 0:
+            return self._drawn_uniformly(ring, count, rng), 1 / rows
+        by_mass = int(rng.binomial(count, 1 - share)) if share else count
+        indices, probabilities = self._priorities.draw(by_mass, rng, without=self._masses)
+        probabilities *= self._masses.total / total if total > 0 else 0.0
+        if not share:
+            return indices, probabilities
+        others = self._drawn_uniformly(ring, count - by_mass, rng)
+        of_others = self._priorities.probabilities(others) * (self._priorities.total / total if total > 0 else 0.0)
+        in_no_order = rng.permutation(len(indices) + len(others))
+        probabilities = (1 - share) * np.concatenate([probabilities, of_others]) + share / rows
+        return np.concatenate([indices, others])[in_no_order], probabilities[in_no_order]
+
+    def _drawn_uniformly(self, ring: Ring, count: int, rng: np.random.Generator) -> Indices:
+        """So many rows that are not left out; fewer if there seem to be hardly any."""
+        found: list[Indices] = []
+        missing = count
+        for _ in range(_UNIFORM_ROUNDS):
+            if missing <= 0:
+                break
+            indices, _chance = self._uniform.draw(ring, 2 * missing, rng)
+            indices = indices[~np.isin(indices, self._rows)][:missing]
+            found.append(indices)
+            missing -= len(indices)
+        return np.concatenate(found) if found else np.empty(0, np.int64)
 
 
 OURS: tuple[type[Selector], ...] = (Uniform, Prioritized)

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from areplay.episodes import Episodes
-from areplay.priorities import Priorities
+from areplay.priorities import Priorities, PriorityTables
 from areplay.ring import Ring, RingGuard, StreamWriter
 from areplay.spec import Spec
 from areplay.windows import Window, WindowFinder
@@ -207,6 +207,114 @@ def test_final_observations_have_no_mass() -> None:
     scene.priorities.update(everything, np.full(80, 2.0))
     assert scene.priorities.total == 120
     scene.close()
+
+
+@pytest.mark.parametrize(("blocks", "block_rows"), [(8, 24), (700, 128)])
+def test_rows_that_are_left_out_are_not_drawn_and_change_no_proportion(blocks: int, block_rows: int) -> None:
+    """Chi-square over the others, also beside a mass that a difference of sums would drown them in."""
+    scene, rng = Scene(blocks, block_rows), np.random.default_rng(5)
+    names = np.array(scene.write(scene.ring.capacity_rows - 3))
+    out = np.unique(np.concatenate([[0, 1, 2, len(names) - 1], rng.integers(0, len(names), len(names) // 3)]))
+    masses = np.exp(rng.normal(-40, 1.0, len(names)))
+    masses[out] = 10.0 ** rng.integers(-9, 9, len(out))
+    scene.priorities.update(names, masses)
+    kept = np.setdiff1d(np.arange(len(names)), out)
+    expected = np.float32(masses[kept]).astype(float) / np.float32(masses[kept]).astype(float).sum()
+    counts = np.zeros(len(names))
+    for _ in range(60):
+        indices, probabilities = scene.priorities.draw(512, rng, without=scene.priorities.without(names[out]))
+        counts += np.bincount(indices, minlength=len(names))
+        assert np.allclose(probabilities, expected[np.searchsorted(kept, indices)], rtol=1e-6)
+    assert counts.sum() == 60 * 512 and counts[out].sum() == 0
+    groups = np.array_split(np.argsort(expected), 40)
+    seen = [counts[kept][group].sum() for group in groups]
+    hoped = np.array([expected[group].sum() for group in groups]) * counts.sum()
+    assert stats.chisquare(seen, hoped).pvalue > 1e-3
+    assert scene.priorities.without(names).total == 0
+    assert len(scene.priorities.draw(9, rng, without=scene.priorities.without(names))[0]) == 0
+    scene.priorities.check()
+    scene.close()
+
+
+def test_rows_of_a_block_that_was_left_for_a_lap_are_not_drawn(scene: Scene) -> None:
+    """They are not counted as there, so they have no mass either, and an update does not give them one."""
+
+    class First:
+        def kept(self) -> np.ndarray:
+            return np.arange(8) == 0
+
+    names = np.array(scene.write(192))
+    scene.guard.keep(First())
+    scene.write(30)
+    assert scene.ring.committed(names[:24]).all() and not scene.ring.committed(names[24:48]).any()
+    assert scene.priorities.total == scene.ring.rows_now[0] == 192 - 72 + 30
+    assert not scene.priorities.update(names[:24], np.ones(24)).any()
+    assert scene.priorities.total == 192 - 72 + 30
+    scene.priorities.check()
+
+
+def test_a_block_that_is_left_while_its_writer_is_in_it_has_no_mass_either(scene: Scene) -> None:
+    """The writer publishes rows into a block that the ring has passed meanwhile."""
+    other = StreamWriter(scene.ring, scene.ring.block_locks(), scene.guard)
+
+    class Overtaken(Priorities):
+        def written(self, at: int, count: int, priorities: np.ndarray | None = None) -> None:
+            if at == 0 and count == 10:
+                other.write({"x": np.arange(8 * 24)}, 0, 8 * 24)
+            super().written(at, count, priorities)
+
+    overtaken = Overtaken(scene.ring, 1.0)
+    scene.guard.watch(overtaken)
+    scene.write(10)
+    assert scene.ring.committed(np.arange(10)).all()
+    assert scene.priorities.total == overtaken.total == scene.ring.rows_now[0]
+    overtaken.close()
+    other.close()
+
+
+@pytest.mark.parametrize("exponents", [(1.0, 0.5), (0.5, 1.0), (0.3, 0.6, 0.0, 0.9), (0.0, 0.7)])
+def test_priorities_given_before_a_table_exists_are_in_each_that_is_made(exponents: tuple[float, ...]) -> None:
+    """By rows, by updates, or the largest so far; also where rows were recycled in between."""
+    ring, guard = Ring(SPEC, 8, 24), RingGuard()
+    writer = StreamWriter(ring, ring.block_locks(), guard)
+    tables = PriorityTables(ring, mine := {})
+    guard.watch(tables)
+    expected: dict[int, float] = {}
+
+    def write(count: int, given: list[float] | None) -> None:
+        largest = max([1.0, *expected.values()])
+        column = None if given is None else np.array(given)
+        for k, name in enumerate(writer.write({"x": np.arange(count)}, 0, count, column).tolist()):
+            expected[name] = largest if given is None or np.isnan(given[k]) else abs(given[k])
+
+    def check(exponent: float) -> None:
+        table = tables.of_exponent(exponent)
+        there = np.array(sorted(name for name in expected if ring.committed(np.array([name]))[0]))
+        masses = np.array([expected[name] for name in there.tolist()]) ** exponent
+        assert np.allclose(table.masses[ring.positions(there)], masses, rtol=1e-6, atol=0)
+        assert np.isclose(table.total, masses.sum()), "and nothing else has a mass"
+        table.check()
+
+    write(5, None)
+    write(3, [NONE] * 3)
+    assert not mine, "nothing is kept as long as none is given"
+    write(7, [0.5, -3.0, NONE, 1e-9, 0.0, 4.0, 2.0])
+    write(150, None)
+    write(40, (np.arange(40) / 7).tolist())  # recycles the first block
+    write(2, None)
+    for number, exponent in enumerate(exponents):
+        tables.of_exponent(exponent).new_exponent(0.0)
+        check(exponent)
+        name = max(expected) - number
+        assert tables.update(np.array([name]), np.array([50.0 + number])).all()
+        expected[name] = 50.0 + number
+        write(3, None)
+        write(1, [0.25])
+        for other in exponents[: number + 1]:
+            check(other)
+    writer.close()
+    tables.close()
+    ring.segment.close()
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from kit import until
 from scipy import stats
 
 import areplay
+from areplay.reader import Reader
+from areplay.windows import Windows
 
 SPEC = areplay.Spec.steps(obs=((), "int64"), action=((), "int64"))
 PLAIN = areplay.Spec(x=((), "int64"))
@@ -57,6 +60,116 @@ async def test_items_are_drawn_in_proportion_and_weighed() -> None:
         expected = np.abs(errors) ** 0.7
         assert stats.chisquare(counts, expected / expected.sum() * counts.sum()).pvalue > 1e-3
         assert counts[last] > 0
+
+
+async def steps_without_end(replay: areplay.Replay, count: int) -> np.ndarray:
+    """One episode that goes on: no item can be made of its newest row yet. The indices of its rows."""
+    rows = [await replay.add(obs=t, action=0, reward=0.0, terminated=False, truncated=False) for t in range(count)]
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+@pytest.mark.parametrize("small", [1e-3, 1e-10, 1e-30])
+async def test_a_row_that_makes_no_item_keeps_none_that_does_from_being_drawn(small: float, share: float) -> None:
+    """However large its priority is: items have the chances, probabilities and weights that they have among themselves.
+    Chi-square, of `sample` and of batches with and without batches of the learner's own."""
+    async with areplay.Replay(SPEC, 4096, seed=5) as replay:
+        rows = await steps_without_end(replay, 300)
+        selector = areplay.Prioritized(1.0, 1.0, share)
+        replay.sample(1, selector=selector)
+        masses = np.float32(small * (1 + np.arange(299) % 7)).astype(float)
+        replay.update_priorities(rows, np.append(masses, 1.0))
+        p = (1 - share) * masses / masses.sum() + share / 299
+
+        def check(batches: list[areplay.Batch]) -> None:
+            counts = np.zeros(299)
+            for batch in batches:
+                counts += np.bincount(batch["obs"], minlength=299)
+                assert np.allclose(batch.probabilities, p[batch["obs"]], rtol=1e-4)
+                assert np.allclose(batch.weights, batch.probabilities.min() / batch.probabilities, rtol=1e-4)
+            assert stats.chisquare(counts, p * counts.sum()).pvalue > 1e-4
+
+        check([replay.sample(1_000, selector=selector) for _ in range(30)])
+        for fills in (True, False):
+            async with (
+                asyncio.timeout(60),
+                replay.batches(batch_size=1_000, selector=selector, prefetch=2, learner_fills=fills) as stream,
+            ):
+                batches = [(await anext(stream)).copy() for _ in range(20)]
+            check(batches)
+
+
+async def test_of_rows_that_make_no_item_it_is_said_that_none_can_be_made() -> None:
+    """Only then: also one step among rows of priority 0, and of sequences that begin at other rows, is found."""
+    async with areplay.Replay(SPEC, 4096, seed=5) as replay:
+        rows = await steps_without_end(replay, 400)
+        selector = areplay.Prioritized(1.0)
+        with pytest.raises(areplay.Stalled, match="no Transitions"):
+            replay.sample(8, areplay.Transitions(400), selector)
+        replay.update_priorities(rows, np.where(np.isin(rows, rows[[7, 399]]), [1e-20] * 399 + [1.0], 0.0))
+        assert set(replay.sample(64, selector=selector)["obs"].tolist()) == {7}
+        replay.update_priorities(rows, np.where(np.arange(400) % 20 == 0, 1e-8, 10.0 ** (np.arange(400) % 9)))
+        batch = replay.sample(400, areplay.Sequences(20, period=20), selector)
+        assert set(batch.indices.tolist()) == set(rows[::20].tolist())
+        assert np.allclose(batch.probabilities, 1 / 20, rtol=1e-4)
+        replay.update_priorities(rows, np.append(np.zeros(399), 1.0))
+        with pytest.raises(areplay.Stalled):
+            replay.sample(8, selector=selector)
+
+
+async def test_items_drawn_in_place_of_torn_ones_have_probabilities_like_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where rows were left out of the first draw, or only of the second: weights of one batch are of one kind."""
+    torn, rounds = Reader._torn, 0
+
+    def tears_a_few(self: Reader, windows: Windows) -> np.ndarray:
+        nonlocal rounds
+        rounds += 1
+        return np.arange(min(3, len(windows))) if rounds == 1 else torn(self, windows)
+
+    monkeypatch.setattr(Reader, "_torn", tears_a_few)
+    for large in (1e-9, 1.0, 1e9):
+        async with areplay.Replay(SPEC, 256, seed=5) as replay:
+            rows = await steps_without_end(replay, 100)
+            selector = areplay.Prioritized(1.0, 1.0)
+            replay.sample(1, selector=selector)
+            replay.update_priorities(rows, np.append(1.0 + np.arange(99), large))
+            rounds = 0
+            batch = replay.sample(64, selector=selector)
+            masses = 1.0 + batch["obs"]
+            assert np.allclose(batch.weights, masses.min() / masses, rtol=1e-4)
+
+
+@pytest.mark.parametrize("exponent", [1.0, 0.5])
+async def test_priorities_given_before_the_first_selector_are_what_it_begins_with(
+    tmp_path: Path, exponent: float
+) -> None:
+    """By `extend`, `add` and actors; also after a checkpoint was saved and loaded in between, and for one more selector
+    of another exponent."""
+    expected = np.concatenate([1.0 + np.arange(10), [30.0], np.full(2, 30.0), [0.5]])
+    async with areplay.Replay(PLAIN, 64, seed=3) as replay:
+        indices = await replay.extend({"x": np.arange(10)}, priorities=expected[:10])
+        await replay.add(x=10, priority=30.0)
+        await replay.extend({"x": np.arange(11, 13)})
+        await replay.add(x=13, priority=-0.5)
+        assert replay.update_priorities(indices[:1], [20.0]) == (1, 0)
+        expected[0] = 20.0
+        await replay.save(tmp_path)
+    async with await areplay.Replay.load(tmp_path) as replay:
+        for each in (exponent, 0.25):
+            batch = replay.sample(4_000, selector=areplay.Prioritized(each))
+            p = expected**each / (expected**each).sum()
+            assert np.allclose(batch.probabilities, p[batch["x"]], rtol=1e-5)
+            assert stats.chisquare(np.bincount(batch["x"], minlength=14), p * 4_000).pvalue > 1e-4
+        assert len(replay._priorities) == 2
+    async with areplay.Replay(PLAIN, 64, seed=3) as replay:
+        async with asyncio.timeout(60), replay.actors(hand_in_with_priorities, 1) as actors:
+            await actors.wait()
+        batch = replay.sample(4_000, selector=areplay.Prioritized(exponent))
+        masses = np.arange(20, 40)[batch["x"][batch["x"] >= 20] - 20] / 2
+        assert np.ptp(batch.probabilities[batch["x"] >= 20] / masses**exponent) < 1e-6
+        assert 0 not in batch["x"][batch["x"] > 13]
 
 
 async def test_a_share_of_the_rows_is_drawn_uniformly() -> None:

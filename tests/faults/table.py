@@ -202,6 +202,9 @@ ROWS = {
             "tests/faults/test_priorities_given_wrong.py::test_each_is_refused_or_counted_and_nothing_else_changes",
             "tests/test_options.py::test_priorities_are_not_rounded",
             "tests/test_options.py::test_tensors_are_priorities",
+            "tests/test_prioritized.py::test_a_row_that_makes_no_item_keeps_none_that_does_from_being_drawn",
+            "tests/test_prioritized.py::test_of_rows_that_make_no_item_it_is_said_that_none_can_be_made",
+            "tests/test_prioritized.py::test_priorities_given_before_the_first_selector_are_what_it_begins_with",
         ),
     ),
     19: Row(
