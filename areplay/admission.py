@@ -127,17 +127,24 @@ class Admission:
                     limiter.insert(-steps)
             self.ring()
 
-    def reason(self) -> str:
-        """What holds writers back, and its numbers."""
+    def reason(self, steps: int = 1, *, lacks_blocks: bool | None = None) -> str:
+        """What keeps `steps` steps from being written at this moment, and its numbers; "" if nothing does.
+
+        Args:
+            lacks_blocks: whether the writer found too few blocks; None to look whether there is one.
+        """
         for limiter in self._limiters:
-            if not limiter.room:
+            if limiter.room < steps:
                 seen = limiter.statistics()
                 return (
                     f"{limiter!r}: {seen.inserts:,} steps inserted, {seen.samples:,} items handed to the learner, "
                     f"error {seen.error:g}; the learner has to take a batch"
                 )
-        needed = ", ".join(map(repr, self._ring_guard.keepers))
-        return f"the blocks hold rows that are still needed by {needed}; the learner has to take a batch"
+        keepers = self._ring_guard.keepers
+        if keepers and (not self._ring_guard.has_place() if lacks_blocks is None else lacks_blocks):
+            needed = ", ".join(map(repr, keepers))
+            return f"the blocks hold rows that are still needed by {needed}; the learner has to take a batch"
+        return ""
 
     def close(self) -> None:
         """Give back the descriptors."""

@@ -291,10 +291,10 @@ class Coordinator:
         return next((feed for feed in self._line if has_place or feed.writer.has_open_block), None)
 
     def _reason(self, feed: _Feed) -> str:
-        if self._line[0] is not feed:
+        if self._line[0] is not feed or not (why := self._admission.reason()):
             return ""
         names = ", ".join(other.name for other in self._line[:8]) + (", ..." if len(self._line) > 8 else "")
-        return f"rows of {names} wait, they may not be written yet: {self._admission.reason()}"
+        return f"rows of {names} wait, they may not be written yet: {why}"
 
     def _take_all(self, feed: _Feed) -> None:
         """Take what may be written, and end the streams that end there."""

@@ -84,8 +84,11 @@ class Observed(ABC):
         for stream in self._streams:
             yield from stream.waits()
         held = self._coordinator_now().held()
+        why = self._admission.reason() if held else ""
+        if not why:  # what held them has ended at this moment
+            held = []
         for _, name, waited_s in held:
-            yield Wait(name, f"its rows may not be written yet: {self._admission.reason()}", waited_s)
+            yield Wait(name, f"its rows may not be written yet: {why}", waited_s)
         for inbox, wait in (pair for group in self._groups for pair in group.waits()):
             if not any(inbox is other for other, _, _ in held):
                 yield wait

@@ -43,6 +43,7 @@ class OwnRows:
         self._lock = asyncio.Lock()
         self._admitted = Sleeper(admission.owner_bell)
         self._waiting_since: float | None = None  # monotonic seconds
+        self._lacks_steps, self._lacks_blocks = 1, False  # what the call that waits found at its last look
         self._is_closing = False
 
     @property
@@ -62,8 +63,8 @@ class OwnRows:
 
     def waits(self) -> list[Wait]:
         """The wait for admission, if there is one at this moment."""
-        since = self._waiting_since
-        return [] if since is None else [Wait("owner", self._reason(), time.monotonic() - since)]
+        since, reason = self._waiting_since, self._reason()
+        return [] if since is None or not reason else [Wait("owner", reason, time.monotonic() - since)]
 
     async def close(self) -> None:
         """End the stream, when the call that is being served is done; those that wait get `Closed`."""
@@ -149,7 +150,8 @@ class OwnRows:
         def is_admitted() -> bool:
             nonlocal admitted
             self._check_open()
-            if not self._writer.reserve(rows):
+            self._lacks_blocks = not self._writer.reserve(rows)
+            if self._lacks_blocks:
                 if 2 * rows > self._ring.capacity_rows:
                     raise ValueError(
                         f"{rows:,} rows at once are more than half of capacity_rows = {self._ring.capacity_rows:,}, "
@@ -165,7 +167,7 @@ class OwnRows:
                     self._writer.unreserve()
             return is_done
 
-        self._waiting_since = time.monotonic()
+        self._waiting_since, self._lacks_steps = time.monotonic(), steps
         try:
             await self._admitted.wait(is_admitted, self._reason)
         finally:
@@ -173,7 +175,8 @@ class OwnRows:
         return admitted
 
     def _reason(self) -> str:
-        return f"Replay.add or extend waits: rows may not be written yet: {self._admission.reason()}"
+        why = self._admission.reason(self._lacks_steps, lacks_blocks=self._lacks_blocks)
+        return f"Replay.add or extend waits: rows may not be written yet: {why}" if why else ""
 
     def _announce(self) -> None:
         self.any_written = True

@@ -39,6 +39,8 @@ CLIENT_S = 2.0
 """How long a client may take to read its answer."""
 MAX_CLIENTS = 8
 """At a time; others wait to be accepted, CLIENT_S at most."""
+MAX_ANSWER_BYTES = 8 << 20
+"""More is no answer: a description has some 500 bytes an actor, and parsed JSON takes up to twenty times its text."""
 
 _NUMBERS = 1_000  # of replays of one process, and of other processes that are called the same in their container
 _LISTENS = 1 << 16  # __SO_ACCEPTCON, in /proc/net/unix
@@ -46,6 +48,8 @@ _NAME = re.compile(r"areplay-(\d+)-(\d+)-(\d+)")
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 _PIECE_BYTES = 1 << 16
 _REST_MS = 20
+_NUMBER_DIGITS, _LARGEST_NUMBER = 40, 2.0**63  # of JSON; no count or time of ours is larger
+_TEXT_CHARACTERS = 500
 _BACKLOG = 64
 
 
@@ -137,9 +141,14 @@ class Watchpost:
     def _document(self) -> bytes:
         """The answer; or that there is none, and why."""
         try:
-            return json.dumps(self._answer()).encode()
+            document = json.dumps(self._answer()).encode()
+            if len(document) <= MAX_ANSWER_BYTES:
+                return document
+            excuse: dict[str, Any] = {
+                "failure": f"its description has {len(document):,} bytes, {MAX_ANSWER_BYTES:,} may be sent"
+            }
         except Closed:
-            excuse: dict[str, Any] = {"closed": True}
+            excuse = {"closed": True}
         except Exception as error:
             logger.exception("somebody asked how this replay is, and could not be told")
             excuse = {"failure": f"{type(error).__name__}: {error}"}
@@ -274,23 +283,49 @@ def ask(post: Post, timeout_s: float = 5.0) -> dict[str, Any]:
     what = f"replay {post}"
     said = _said(post, timeout_s)
     try:
-        answer = json.loads(said)
-    except ValueError:
+        answer = json.loads(said, parse_int=_number, parse_float=_number, parse_constant=_number)
+    except (json.JSONDecodeError, UnicodeDecodeError):
         if _is_gone(post):
             raise Closed(what) from None
         reason = f"its answer broke off after {len(said):,} bytes" if said else "it hung up without an answer"
         raise NotWatchable(what, reason, "ask again; if it stays so, its log may say why") from None
-    if not isinstance(answer, dict) or answer.get("format") != FORMAT or not isinstance(answer.get("version"), int):
-        remedy = "some other program has taken its name: ask for another replay, `areplay top` lists them"
-        raise NotWatchable(what, "what it says is no description of a replay", remedy)
+    except (ValueError, RecursionError):  # numbers that are none, or lists in lists in lists
+        raise _no_description(what) from None
+    if not isinstance(answer, dict) or answer.get("format") != FORMAT or type(answer.get("version")) is not int:
+        raise _no_description(what)
     if answer["version"] > VERSION:
-        newer = f"areplay {answer.get('versions', {}).get('areplay')}"
+        versions = answer.get("versions")
+        newer = _harmless(f"areplay {versions.get('areplay') if isinstance(versions, dict) else ''}".rstrip())
         raise NotWatchable(what, f"it is of a newer version, {newer}", f"use the `areplay top` of {newer}")
     if answer.get("closed"):
         raise Closed(what)
     if "failure" in answer:
-        raise NotWatchable(what, f"it could not tell how it is ({answer['failure']})", "its log has the traceback")
+        failure = _harmless(str(answer["failure"]))
+        raise NotWatchable(what, f"it could not tell how it is ({failure})", "its log has the traceback")
     return answer
+
+
+def _number(text: str) -> float:
+    """A number of JSON, if it is finite and no larger than any count or time of ours.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if len(text) <= _NUMBER_DIGITS:
+        number = int(text) if text.lstrip("-").isdigit() else float(text)
+        if abs(number) < _LARGEST_NUMBER:
+            return number
+    raise ValueError(f"no number of a description: {text[:_NUMBER_DIGITS]}")
+
+
+def _no_description(what: str) -> NotWatchable:
+    remedy = "some other program has taken its name: ask for another replay, `areplay top` lists them"
+    return NotWatchable(what, "what it says is no description of a replay", remedy)
+
+
+def _harmless(text: str) -> str:
+    """The beginning of a text of another process, without what could move a cursor or change a colour."""
+    return "".join(char if char.isprintable() else "?" for char in text[:_TEXT_CHARACTERS])
 
 
 def _said(post: Post, timeout_s: float) -> bytes:
@@ -308,8 +343,14 @@ def _said(post: Post, timeout_s: float) -> bytes:
             if peer.uid not in (os.geteuid(), post.uid if os.geteuid() == 0 else -1):
                 remedy = "`areplay top` as the user that runs it, in its container"
                 raise NotWatchable(what, "its name is that of another user's socket", remedy)
+            left = MAX_ANSWER_BYTES
             while piece := connection.recv(_PIECE_BYTES):
                 pieces.append(piece)
+                left -= len(piece)
+                if left < 0:
+                    raise _no_description(what)
+                if time.monotonic() > deadline:  # also of one that says a byte now and then
+                    raise TimeoutError
                 connection.settimeout(max(1e-3, deadline - time.monotonic()))
     except TimeoutError:
         raise _silent(what, timeout_s, listener) from None

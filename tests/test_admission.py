@@ -239,13 +239,42 @@ def test_the_reason_names_the_limiter_that_has_no_room(admission: Admission) -> 
     admission.add(limiter(500.0))
     narrow = limiter(4.0, ratio=0.5, batch_size=3, min_size=2)
     admission.add(narrow)
-    assert "rows that are still needed by" in admission.reason()
+    assert admission.reason() == "", "nothing holds anybody"
     narrow.sample()
     narrow.insert(14)
     assert admission.reason() == (
         "SamplesPerInsert(0.5, min_size_to_sample=2, error_buffer=4): 16 steps inserted, 3 items handed to the "
         "learner, error 4; the learner has to take a batch"
     )
+
+
+def test_the_reason_is_that_of_as_many_steps_as_wait(admission: Admission) -> None:
+    """A limiter with room for some of them holds the others; blocks are named only if there is a keeper."""
+    one = limiter(10.0)
+    admission.add(one)
+    one.insert(6)
+    assert admission.reason() == admission.reason(4) == admission.reason(4, lacks_blocks=True) == ""
+    assert "7 steps inserted" in admission.reason(5)
+    keeper = Keeper()
+    admission._ring_guard.keep(keeper)
+    assert admission.reason(4, lacks_blocks=False) == admission.reason(4) == ""
+    assert "still needed by <Keeper>; the learner" in admission.reason(4, lacks_blocks=True)
+    keeper.keeps = True
+    assert "still needed by <Keeper>; the learner" in admission.reason(4)
+    assert admission.reason(5).startswith("SamplesPerInsert"), "which comes first"
+
+
+class Keeper:
+    """Needs all of two blocks, or none of them."""
+
+    keeps = False
+
+    def kept(self) -> Any:
+        """Which are needed."""
+        return np.full(2, self.keeps)
+
+    def __repr__(self) -> str:
+        return "<Keeper>"
 
 
 def test_closing_gives_the_descriptors_back() -> None:

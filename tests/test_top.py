@@ -127,12 +127,26 @@ def test_the_picture_of_a_large_run_fits() -> None:
         ({"is_alive": False, "has_finished": True}, "done"),
         ({"waited_s": 7.0}, "waits 7.0 s"),
         ({"waited_s": 0.5}, "alive"),
+        ({"quiet_s": 12.0}, "quiet 12.0 s"),
     ],
 )
 def test_the_state_of_a_child_is_a_word(changes: dict[str, Any], said: str) -> None:
     """Of those that run, those that wait, and those that do not run."""
     (actor,) = WHOLE.actors
     assert re.search(rf"actor 0 +17 +{said} ", shown(answer(actors=(dataclasses.replace(actor, **changes),))))
+
+
+@pytest.mark.parametrize(("waited_s", "is_shown"), [(0.9, False), (1.5, True)])
+def test_an_actor_that_steps_between_two_looks_does_not_wait(waited_s: float, is_shown: bool) -> None:
+    """A wait that is shorter than from look to look, and comes again and again, is none; a learner's is."""
+    (actor,) = WHOLE.actors
+    waits = (areplay.Wait("actor 0", "for the learner", waited_s), areplay.Wait("learner", "for rows", 0.9))
+    now = answer(actors=(dataclasses.replace(actor, waited_s=waited_s),), waits=waits)
+    before = copy.deepcopy(now)
+    now["uptime_s"] += 1.0
+    text = shown(now, before)
+    assert ("for the learner" in text) == is_shown and "for rows" in text
+    assert ("alive" in next(line for line in text.splitlines() if line.startswith("actor 0"))) != is_shown
 
 
 def test_the_queue_has_as_many_batches_ready_as_its_samplers_together() -> None:

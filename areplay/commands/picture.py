@@ -22,8 +22,9 @@ Answer = dict[str, Any]
 _LABEL, _BAR, _NUMBER, _PLACE = 10, 26, 18, 8  # columns
 _MOST_CHILDREN = 24  # lines; more are counted
 _MOST_WAITS = 8
+_REASON_CHARACTERS = 1_000
 _LEAST_WAIT_S = 0.1  # who waits shorter just waits for the next row
-_WARN_WAIT_S = 1.0
+_WARN_WAIT_S, _LONG_WAIT_S = 1.0, 5.0
 
 
 def picture(answer: Answer, speed: Answer) -> RenderableType:
@@ -37,8 +38,8 @@ def picture(answer: Answer, speed: Answer) -> RenderableType:
         parts += [Text(), _stream(stream, rate)]
     children = list(_children(statistics, speed))
     if children:
-        parts += [Text(), _table(children)]
-    parts += [Text(), _waits(statistics["waits"])]
+        parts += [Text(), _table(children, speed["seconds"])]
+    parts += [Text(), _waits(statistics["waits"], speed["seconds"])]
     failures = list(_failures(statistics))
     if failures:
         parts += [Text(), *failures]
@@ -167,7 +168,7 @@ def _named_samplers(statistics: Answer) -> list[tuple[str, Answer]]:
     ]
 
 
-def _table(children: list[tuple[str, Answer, str, str, Any, str]]) -> Table:
+def _table(children: list[tuple[str, Answer, str, str, Any, str]], seconds: float) -> Table:
     from rich.table import Table
     from rich.text import Text
 
@@ -182,32 +183,41 @@ def _table(children: list[tuple[str, Answer, str, str, Any, str]]) -> Table:
     table.add_column("", style="dim", no_wrap=True)
     for name, child, rate, total, gauge, place in children[:_MOST_CHILDREN]:
         restarts = Text(f"{child['restarts']:,}", "yellow" if child["restarts"] else "dim")
-        table.add_row(name, str(child["pid"] or "-"), _state(child), restarts, rate, total, gauge, place)
+        table.add_row(name, str(child["pid"] or "-"), _state(child, seconds), restarts, rate, total, gauge, place)
     if len(children) > _MOST_CHILDREN:
         more = [child for _, child, *_ in children[_MOST_CHILDREN:]]
         table.add_row(f"{len(more)} more", "", f"{sum(child['is_alive'] for child in more)} alive")
     return table
 
 
-def _state(child: Answer) -> Text:
-    """In a word."""
+def _least_wait_s(seconds: float) -> float:
+    """How long an actor must have waited to be called waiting: longer than from one look to the next.
+
+    An actor that a limiter lets step once in a while waits most of the time, and steps all the same.
+    """
+    return min(max(seconds, _LEAST_WAIT_S), _LONG_WAIT_S)
+
+
+def _state(child: Answer, seconds: float) -> Text:
+    """In a word; `seconds` passed since the look before."""
     from rich.text import Text
 
     if child["is_alive"]:
         if quiet_s := child.get("quiet_s", 0.0):  # of an actor, by a replay that says it
             return Text(f"quiet {span(quiet_s)}", "bold yellow")
-        waited_s = child.get("waited_s", 0.0)
-        return Text(f"waits {span(waited_s)}", "yellow") if waited_s > _WARN_WAIT_S else Text("alive", "green")
+        waited_s, least_s = child.get("waited_s", 0.0), max(_WARN_WAIT_S, _least_wait_s(seconds))
+        return Text(f"waits {span(waited_s)}", "yellow") if waited_s > least_s else Text("alive", "green")
     if child["has_failed"]:
         return Text("failed", "bold red")
     return Text("done", "dim") if child["has_finished"] else Text("starting", "yellow")
 
 
-def _waits(waits: list[Answer]) -> RenderableType:
+def _waits(waits: list[Answer], seconds: float) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    long = [wait for wait in waits if wait["waited_s"] >= _LEAST_WAIT_S]
+    least_s = {True: _least_wait_s(seconds), False: _LEAST_WAIT_S}
+    long = [wait for wait in waits if wait["waited_s"] >= least_s[wait["who"].startswith("actor")]]
     if not long:
         return Text(f"nobody waits longer than {span(_LEAST_WAIT_S)}", "dim")
     table = Table.grid(padding=(0, 2, 0, 0))
@@ -215,10 +225,16 @@ def _waits(waits: list[Answer]) -> RenderableType:
     table.add_column(justify="right", no_wrap=True)
     table.add_column()
     for wait in long[:_MOST_WAITS]:
-        table.add_row(Text(clean(wait["who"])), f"waits {span(wait['waited_s'])}", Text(clean(wait["reason"])))
+        table.add_row(
+            Text(_shortened(wait["who"])), f"waits {span(wait['waited_s'])}", Text(_shortened(wait["reason"]))
+        )
     if len(long) > _MOST_WAITS:
         table.add_row(f"{len(long) - _MOST_WAITS} more", "", "")
     return table
+
+
+def _shortened(text: str) -> str:
+    return clean(text[:_REASON_CHARACTERS])
 
 
 def _failures(statistics: Answer) -> Iterator[Text]:

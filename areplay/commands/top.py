@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from areplay.commands import showing
+from areplay.commands.description import checked
 from areplay.commands.picture import Answer, command_of, picture
 from areplay.commands.showing import span
 from areplay.errors import Closed, NotWatchable
@@ -86,13 +87,16 @@ class _Looks:
         self.taken = 0
 
     def __iter__(self) -> Iterator[tuple[Answer, Answer]]:
-        before = ask(self._post)
+        before = self._look()
         while self._count is None or self.taken < self._count:
             time.sleep(self._interval_s)
-            now = ask(self._post)
+            now = self._look()
             self.taken += 1
             yield now, before
             before = now
+
+    def _look(self) -> Answer:
+        return checked(ask(self._post), f"replay {self._post}")
 
 
 def _show_live(console: Any, looks: _Looks) -> None:
@@ -107,7 +111,7 @@ def _list(found: list[Post]) -> None:
     """Which replays there are, to choose from."""
     for post in found:
         try:
-            answer = ask(post, timeout_s=1.0)
+            answer = checked(ask(post, timeout_s=1.0), f"replay {post}")
         except Closed:
             continue
         except NotWatchable as error:

@@ -104,6 +104,23 @@ async def test_the_owner_that_a_limiter_holds_can_be_cancelled() -> None:
         await waiting  # with the stream goes what it asked for
 
 
+async def test_the_owner_is_told_of_the_limiter_that_has_room_for_a_part_of_its_rows() -> None:
+    """An extend waits for room for all of its steps; where there is room for some, nothing else is blamed."""
+    limiter = areplay.SamplesPerInsert(1.0, min_size_to_sample=1, error_buffer=16.0)
+    async with (
+        areplay.Replay(SPEC, 1_000) as replay,
+        replay.batches(batch_size=8, limiter=limiter, timeout_s=30.0) as batches,
+    ):
+        await replay.extend(rows(OWNER, 1, 0, 10))
+        waiting = asyncio.create_task(replay.extend(rows(OWNER, 1, 10, 22)))
+        await until(lambda: replay.statistics().waits)
+        (wait,) = replay.statistics().waits
+        assert wait.who == "owner" and "not be written yet: SamplesPerInsert(1, " in wait.reason
+        await anext(batches)
+        await waiting
+        assert replay.statistics().waits == ()
+
+
 async def test_a_learner_whose_limiter_no_actor_can_open_any_more_is_stalled() -> None:
     """All actors have returned, and what they left is not enough for another batch."""
     limiter = areplay.SamplesPerInsert(1.0, min_size_to_sample=5, error_buffer=8.0)
