@@ -36,7 +36,7 @@ from areplay.process import DESCRIPTORS_A_CHILD, DESCRIPTORS_TO_START
 from areplay.rate import MinSize, SamplesPerInsert
 from areplay.ring import Indices, Mask, Ring
 from areplay.sampler import batches_at_once, run_sampler
-from areplay.select import Selector
+from areplay.select import OURS, Selector
 from areplay.slots import FILLING, LENT, READY, Slots
 from areplay.statistics import BatchesStatistics, SamplerStatistics, Wait
 from areplay.transform import Transform, batch_fields
@@ -571,6 +571,11 @@ class Batches(AsyncIterator[Batch]):
         if self._slots.is_fruitless:
             if rows and (obstacle := getattr(self._selector, "obstacle", "")):
                 return f"learner waits: {self._selector!r}: {obstacle}; {alive}"
+            if rows and type(self._selector) not in OURS:
+                return (
+                    f"learner waits: {self._selector!r} has drawn none of the {rows:,} rows that makes "
+                    f"{self._item!r} yet; {alive}"
+                )
             return f"learner waits: no {self._item!r} can be made of the {rows:,} rows yet; {alive}"
         # The loop gives its batch back before it waits, so other slots that are lent now were taken with `get`.
         is_in_loop = self._current is not None and not self._current.is_released

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,7 +25,7 @@ from areplay.items import BatchFields, Item, View
 from areplay.kill_points import kill_point
 from areplay.locks import BlockLocks
 from areplay.ring import Indices, Ring
-from areplay.select import OURS, Prioritized, PrioritizedRest, Selector, Uniform, weigh
+from areplay.select import OURS, Prioritized, PrioritizedRest, Selector, Uniform, checked_draw, weigh
 from areplay.spec import Array
 from areplay.transform import Transform
 from areplay.windows import WindowFinder, Windows
@@ -35,6 +35,7 @@ _DRAWN_AHEAD, _STOCK_S = 2_048, 0.1  # items, and how long they are used while o
 _MOST_DRAWN = 1 << 16  # rows at once, in search of the few by which an item can be drawn
 _LEAST_SHARE = 1 / 64  # of rows that make items, for which so many more are drawn where others can be left out
 _FEW_ITEMS = 16  # for which a search with a limit may draw as for so many: a few unlucky draws are no reason to give up
+_ROUNDS_OF_THE_USERS = 100  # draws in a row of a user's selector without an item: `sample` blocks its caller's loop
 _DRAWS_A_ROW = 16  # so often each row is drawn on average before there is said to be none: e^-16 of missing one
 
 
@@ -100,6 +101,7 @@ class Reader:
         most_at_once: so many batches, if they are small, may be drawn at once, by the priorities of that moment.
         most_drawn: so many rows may be drawn for each item before the search is given up; by default as many as it
             takes to be sure that there is none.
+        gives_up: looked at between two draws of a search without success; True ends it.
 
     Attributes:
         fields: of the batches that it fills.
@@ -117,6 +119,7 @@ class Reader:
         *,
         most_at_once: int = 1,
         most_drawn: int | None = None,
+        gives_up: Callable[[], bool] = lambda: False,
     ) -> None:
         self._ring, self._locks, self._item, self._selector, self._rng = ring, locks, item, selector, rng
         self._drawing = None if isinstance(selector, Delivering) else selector
@@ -129,9 +132,10 @@ class Reader:
         self._valid_share = 1.0  # of the rows drawn lately, those by which an item could be drawn
         self._stock: Windows | None = None  # drawn ahead, of which `_stock_used` are used
         self._stock_used, self._stock_rows, self._stock_drawn_s = 0, 0, 0.0
-        self._most_at_once, self._most_drawn = most_at_once, most_drawn
-        # What a selector of the user's draws may be a row that is not there: then only the closer look finds it out.
-        self._are_committed = isinstance(selector, Delivering) or type(selector) in OURS
+        self._most_at_once, self._most_drawn, self._gives_up = most_at_once, most_drawn, gives_up
+        # A selector of the user's may draw rows that are not there, a few at a time, or slowly.
+        self._is_ours = isinstance(selector, Delivering) or type(selector) in OURS
+        self._most_rounds = math.inf if self._is_ours else _ROUNDS_OF_THE_USERS
         self._draw_batches = getattr(selector, "draw_batches", None)
         self._prioritized = selector if type(selector) is Prioritized else None
         self._rest: PrioritizedRest | None = None  # what the batch was drawn from, where rows were left out; else None
@@ -142,6 +146,9 @@ class Reader:
 
         Args:
             rows: to make the items of, instead of drawing some; their blocks are kept.
+
+        Raises:
+            TypeError, ValueError: a selector of the user's returned what names no rows. Nothing is locked any more.
         """
         windows = self._next(len(out.indices)) if rows is None else self._finder.find(rows)
         if windows is None:
@@ -154,7 +161,7 @@ class Reader:
         kill_point("sampler.gather")
         out.indices[:] = windows.indices
         out.probabilities[:] = windows.probabilities
-        torn = self._torn(windows)
+        torn = windows.changed()
         if len(torn):
             assert rows is None, "a row that was to be delivered was overwritten"
             if not self._mend(out, target, torn):
@@ -215,11 +222,13 @@ class Reader:
         """`count` items, or `None` if there seem to be none; and what they were drawn from, if rows were left out.
 
         Rows are drawn, and those by which no item can be drawn are dropped: each that can be is as likely as the next.
+        So are rows that a selector of the user's draws though they are not there.
         Those that have a good part of all priorities, as a row of huge priority whose successor is still to come, are
         left out of the next draw; so it ends, of `Prioritized`, when no row is left.
         """
         parts: list[Windows] = []
         missing, drawn, rest = count, 0, self._rest
+        rounds = 0  # draws since the last item was found; `drawn` rows
         left = math.inf if self._most_drawn is None else self._most_drawn * max(count, _FEW_ITEMS)
         rounds_without = 0  # in which rows were left out
         while left > 0:
@@ -232,11 +241,17 @@ class Reader:
                 batches = 1  # the few that may be missing after that are anybody's
             if len(indices) == 0:
                 return None, rest
-            drawn += len(indices)
+            asked = len(indices)
+            if not self._is_ours:
+                is_there = self._ring.committed(indices)
+                indices, probabilities = indices[is_there], np.asarray(probabilities)[is_there]
+            drawn, rounds = drawn + asked, rounds + 1
             found = self._finder.find(indices, probabilities)
             if len(found):
                 parts.append(found.part(0, missing))
-                drawn = 0
+                drawn = rounds = 0
+            elif rounds >= self._most_rounds or self._gives_up():
+                return None, rest
             elif self._prioritized is None and drawn > _DRAWS_A_ROW * len(self._ring) + count:
                 return None, rest
             if self._prioritized is not None and self._prioritized.is_burdened(self._ring, indices, found.indices):
@@ -244,7 +259,7 @@ class Reader:
                 rest = self._leave_out(np.setdiff1d(indices, found.indices), rest, is_final)
                 parts = parts if is_final else _converted(parts, rest)
             elif rest is None:
-                self._note_share(len(found) / len(indices))
+                self._note_share(len(found) / asked)
             missing = count - sum(map(len, parts))
             if missing == 0:
                 return Windows.joined(parts), rest
@@ -256,8 +271,9 @@ class Reader:
         if batches > 1 and self._draw_batches is not None:
             drawn: tuple[Indices, NDArray[np.float64] | float]
             drawn = self._draw_batches(self._ring, batches, -(-count // batches), self._rng)
-            return drawn
-        return self._drawing.draw(self._ring, count, self._rng)
+        else:
+            drawn = self._drawing.draw(self._ring, count, self._rng)
+        return drawn if self._is_ours else checked_draw(self._drawing, drawn)
 
     def _ask(self, missing: int, left: float, rounds_without: int) -> int:
         """How many rows to draw."""
@@ -281,10 +297,6 @@ class Reader:
             rest = self._prioritized.without(self._ring, rows[:0])
         return rest.without(self._ring, rows, is_final=is_final)
 
-    def _torn(self, windows: Windows) -> NDArray[np.intp]:
-        """Which of the items, by their numbers, are not, or not any more, what they were drawn as."""
-        return windows.changed() if self._are_committed else np.flatnonzero(~windows.unchanged())
-
     def _mend(self, out: BatchArrays, target: Mapping[str, Array], torn: NDArray[np.intp]) -> bool:
         """Replace the items at `torn` by newly drawn ones."""
         for _ in range(ROUNDS_WITHOUT_LOCK):
@@ -293,14 +305,14 @@ class Reader:
             if windows is None:
                 return False
             self._copy(windows, out, target, torn)
-            torn = torn[self._torn(windows)]
+            torn = torn[windows.changed()]
             if len(torn) == 0:
                 return True
         return all(self._copy_locked(out, target, at) for at in torn)
 
     def _copy_locked(self, out: BatchArrays, target: Mapping[str, Array], at: int) -> bool:
         """Replace one item, under the shared locks of its blocks."""
-        while True:
+        while not self._gives_up():
             windows = self._draw_again(1)
             if windows is None:
                 return False
@@ -312,12 +324,13 @@ class Reader:
                     held.append(block)
                 else:
                     kill_point("sampler.lock")
-                    if len(self._torn(windows)) == 0:
+                    if len(windows.changed()) == 0:
                         self._copy(windows, out, target, np.array([at]))
                         return True
             finally:
                 for block in held:
                     self._locks.release(block)
+        return False
 
     def _copy(self, windows: Windows, out: BatchArrays, target: Mapping[str, Array], to: NDArray[np.intp]) -> None:
         fresh = self._item_fields.empty(len(windows))

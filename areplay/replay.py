@@ -44,7 +44,7 @@ from areplay.rate import MinSize
 from areplay.reader import BatchArrays, Reader
 from areplay.ring import MIN_BLOCKS, Indices, Ring, RingGuard, default_block_rows
 from areplay.saving import Checkpointed, Saver, run_stoppable
-from areplay.select import Selector
+from areplay.select import OURS, Selector
 from areplay.snapshot import Snapshot
 from areplay.spec import Spec
 from areplay.statistics import PriorityUpdate
@@ -402,7 +402,7 @@ class Replay(Checkpointed, Observed):
             Stalled: no item can be made of the rows, or there are none; of `Fifo`: too few; of `Epochs`, at the first
                 call: less than a batch. When rows were added, the same call gives them.
             EpochsOver: of `Epochs`: all of them were given.
-            ValueError, TypeError: an option is not what it should be.
+            ValueError, TypeError: an option is not what it should be, or what a selector of your own has drawn.
         """
         ring = self._opened()
         item, chosen = checked_item(self.spec, self._longest_window, item, selector, transform)
@@ -417,6 +417,8 @@ class Replay(Checkpointed, Observed):
             self._admission.ring()
         if not is_filled:
             what = "a replay without rows" if not len(self) else f"{len(self):,} rows of which no {item!r} can be made"
+            if len(self) and type(chosen) not in OURS:
+                what = f"{len(self):,} rows, of which {chosen!r} drew none that makes {item!r}"
             if len(self) and (obstacle := getattr(chosen, "obstacle", "")):
                 raise Stalled(f"sample() by {chosen!r}: {obstacle}")
             raise Stalled(f"sample() on {what}; add some first, or use batches(), which waits for them")

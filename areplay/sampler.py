@@ -38,7 +38,16 @@ async def run_sampler(
     """What a sampler's process runs, until it is asked to stop."""
     rng = np.random.default_rng(seeds)
     at_once = batches_at_once(selector, slots)
-    reader = Reader(ring, ring.block_locks(), item, selector, rng, transform, most_at_once=at_once)
+    reader = Reader(
+        ring,
+        ring.block_locks(),
+        item,
+        selector,
+        rng,
+        transform,
+        most_at_once=at_once,
+        gives_up=lambda: slots.is_stopping,
+    )
     freed, naps, turns = Sleeper(slots.sampler_bells[index]), Naps(), Turns(_TURN_S)
     channel.send(READY)
     pause_s = _EMPTY_RING_S[0]

@@ -14,6 +14,7 @@ import pytest
 
 from areplay import reader as reader_module
 from areplay import ring as ring_module
+from areplay.episodes import Episodes
 from areplay.items import BatchFields, Fields, Rows
 from areplay.reader import ROUNDS_WITHOUT_LOCK, BatchArrays, Reader
 from areplay.ring import Indices, Ring, RingGuard, StreamWriter
@@ -41,10 +42,14 @@ class Scene:
         columns = {"a": numbers, "b": np.repeat(numbers[:, None], 2, 1).astype(np.float32)}
         assert self.writer.write(columns, 0, rows).tolist() == numbers.tolist()
 
-    def reader(self, item: Any = None, selector: Any = None, most_at_once: int = 1) -> Reader:
-        """A reader of this ring."""
+    def reader(
+        self, item: Any = None, selector: Any = None, most_at_once: int = 1, *, after_the_draw: bool = False
+    ) -> Reader:
+        """A reader of this ring; rows that a script draws though they are gone may have gone `after_the_draw`."""
         rng = np.random.default_rng(7)
-        return Reader(self.ring, self.locks, item or Rows(), selector or Uniform(), rng, most_at_once=most_at_once)
+        reader = Reader(self.ring, self.locks, item or Rows(), selector or Uniform(), rng, most_at_once=most_at_once)
+        reader._is_ours = reader._is_ours or after_the_draw
+        return reader
 
     def is_free(self, block: int) -> bool:
         """Whether nobody holds that block."""
@@ -267,19 +272,143 @@ def test_a_search_with_a_limit_is_given_up(scene: Scene) -> None:
 
 
 def test_rows_that_a_selector_of_the_users_has_made_up_are_not_delivered(scene: Scene) -> None:
-    """A name in the range of the ring that no row has: it is noticed after the copy, as what was overwritten is."""
+    """A name in the range of the ring that no row has: it is left out, and others are asked for."""
     scene.write(4)
     first, end = scene.ring.names()
     scene.writer.seal()
     scene.write(1)  # of its block's four places one has a row
     made_up = scene.next + 3 + 1
     assert not scene.ring.committed(np.array([made_up]))[0] and first < end <= made_up + 4
-    reader, out = scene.reader(None, Scripted([made_up, 14], [15])), batch(2)
+    selector, out = Scripted([made_up, 14], [15]), batch(2)
+    assert scene.reader(None, selector).fill(out)
+    assert assert_whole(out) == [14, 15] and len(selector.asked) == 2
+
+
+GONE = {"gone": [0, 1, 2, 3], "never there": [10**9, 2**62, 2**63 - 1], "negative": [-5, -1, -(2**63)]}
+
+
+@pytest.mark.parametrize("is_steps", [False, True])
+@pytest.mark.parametrize("names", GONE.values(), ids=GONE)
+def test_a_selector_of_rows_that_are_not_there_fills_nothing_and_is_asked_a_few_times(
+    names: list[int], is_steps: bool
+) -> None:
+    """However few it draws at a time; one of them that is there is enough. Nothing else is taken for one of them."""
+    ring = Ring(Spec.steps(obs=((), "int64"), action=((), "int64")) if is_steps else SPEC, 4, 4)
+    writer, locks = StreamWriter(ring, ring.block_locks(), RingGuard()), ring.block_locks()
+    episodes = Episodes(ring.spec) if is_steps else None
+    for number in range(20):
+        if episodes is None:
+            writer.write_rows({"a": number, "b": [0.0, 0.0]})
+        else:
+            step = {"obs": number, "action": 0, "reward": 0.0, "terminated": False, "truncated": False}
+            (row,) = episodes.rows(step)  # type: ignore[misc]
+            writer.write_rows(row)  # type: ignore[arg-type]
+            episodes.advance()
+    one_at_a_time, many = Scripted(then=names[:1]), Scripted(then=names * 20_000)
+    for selector in (one_at_a_time, many):
+        reader = Reader(ring, locks, Rows(), selector, np.random.default_rng(7))
+        assert not reader.fill(BatchArrays.empty(3, reader.fields))
+        assert len(selector.asked) <= 100
+    selector = Scripted(*[names] * 60, [*names, 17], *[names] * 60, then=[18])
+    reader = Reader(ring, locks, Rows(), selector, np.random.default_rng(7))
+    out = BatchArrays.empty(3, reader.fields)
     assert reader.fill(out)
-    assert sorted(assert_whole(out)) == [14, 15]
-    always = Scripted([made_up, 14], *[[made_up]] * ROUNDS_WITHOUT_LOCK, [made_up], [15])  # and under a lock
-    assert scene.reader(None, always).fill(out)
-    assert sorted(assert_whole(out)) == [14, 15]
+    assert out.indices.tolist() == [17, 18, 18]
+    writer.close()
+    locks.close()
+    ring.segment.close()
+
+
+WRONG: dict[str, tuple[Any, type[Exception], str]] = {
+    "nothing": (None, TypeError, "a tuple"),
+    "only indices": (np.arange(3), TypeError, "a tuple"),
+    "floats": ((np.array([14.0, 15.0]), 0.5), TypeError, "int64 indices, got float64"),
+    "booleans": ((np.ones(3, bool), 0.5), TypeError, "int64 indices, got bool"),
+    "names as text": ((np.array(["14"]), 0.5), TypeError, "int64 indices"),
+    "a single index": ((14, 0.5), ValueError, r"shape \(n,\), got shape \(\)"),
+    "a table": ((np.array([[14], [15]]), 0.5), ValueError, r"shape \(n,\), got shape \(2, 1\)"),
+    "ragged lists": (([[14], [15, 14]], 0.5), TypeError, "arrays of indices"),
+    "too few probabilities": (([14, 15], np.array([0.5])), ValueError, "one for each of 2 indices"),
+    "no probability": (([14, 15], None), ValueError, "probabilities from 0 to 1, got nan"),
+    "NaN": (([14, 15], np.array([0.5, np.nan])), ValueError, "from 0 to 1, got nan"),
+    "inf": (([14, 15], np.inf), ValueError, "from 0 to 1, got inf"),
+    "a negative one": (([14, 15], np.array([0.5, -0.1])), ValueError, "from 0 to 1, got -0.1"),
+    "more than 1": (([14, 15], 2.0), ValueError, "from 0 to 1, got 2"),
+    "text": (([14, 15], "much"), TypeError, "could not convert"),
+}
+
+
+@pytest.mark.parametrize("drawn, error, said", WRONG.values(), ids=WRONG)
+def test_what_no_selector_may_draw_is_refused_by_its_name(
+    scene: Scene, drawn: Any, error: type[Exception], said: str
+) -> None:
+    """With what was expected and what came; no block is locked."""
+
+    class Mine:
+        def draw(self, ring: Ring, count: int, rng: np.random.Generator) -> Any:
+            return drawn
+
+    with pytest.raises(error, match=rf"^Mine\.draw must return .*{said}"):
+        scene.reader(None, Mine()).fill(batch(2))
+    assert all(scene.is_free(block) for block in range(4))
+
+
+def test_probabilities_of_0_are_refused_only_where_they_would_be_weighed(scene: Scene) -> None:
+    """A small one may round to 0; as a weight it would be infinite."""
+
+    class Mine:
+        importance_sampling_exponent = 0.0
+
+        def draw(self, ring: Ring, count: int, rng: np.random.Generator) -> Any:
+            return [14, 15], [0.0, 1.0 + 1e-12]
+
+    selector, out = Mine(), batch(2)
+    assert scene.reader(None, selector).fill(out)
+    assert (out.indices.tolist(), out.weights.tolist()) == ([14, 15], [1.0, 1.0])
+    selector.importance_sampling_exponent = 0.5
+    with pytest.raises(ValueError, match="above 0 to 1, got 0"):
+        scene.reader(None, selector).fill(out)
+
+
+def test_arrays_that_a_selector_of_the_users_uses_again_are_copied(scene: Scene) -> None:
+    """It draws one row at a time into the same arrays."""
+    rows = iter([13, 14, 15])
+
+    class Mine:
+        def __init__(self) -> None:
+            self.indices, self.chances = np.zeros(1, np.int64), np.zeros(1)
+
+        def draw(self, ring: Ring, count: int, rng: np.random.Generator) -> Any:
+            self.indices[:] = next(rows)
+            self.chances[:] = self.indices / 100
+            return self.indices, self.chances
+
+    out = batch(3)
+    assert scene.reader(None, Mine()).fill(out)
+    assert assert_whole(out) == [13, 14, 15]
+    assert out.probabilities.tolist() == [0.13, 0.14, 0.15]
+
+
+@pytest.mark.parametrize("is_locked", [False, True])
+def test_a_search_without_success_ends_when_the_sampler_is_to_stop(scene: Scene, is_locked: bool) -> None:
+    """Between two draws: also while the one row that is drawn cannot be locked."""
+    draws = 0
+
+    class Endless(Uniform):
+        def draw(self, ring: Ring, count: int, rng: np.random.Generator) -> tuple[Indices, Any]:
+            nonlocal draws
+            draws += 1
+            return np.array([0]), 1.0
+
+    scene.write(4)
+    assert scene.others.try_exclusive(0)
+    stops_after = 1 + ROUNDS_WITHOUT_LOCK + 3 if is_locked else 3
+    rng = np.random.default_rng(7)
+    reader = Reader(scene.ring, scene.locks, Rows(), Endless(), rng, gives_up=lambda: draws >= stops_after)
+    reader._is_ours = is_locked  # then row 0 is taken for one that was there when it was drawn
+    assert not reader.fill(batch(1))
+    assert draws == stops_after
+    scene.others.release(0)
 
 
 def test_a_row_that_is_gone_when_its_lock_is_had_is_drawn_anew(scene: Scene) -> None:
@@ -287,7 +416,7 @@ def test_a_row_that_is_gone_when_its_lock_is_had_is_drawn_anew(scene: Scene) -> 
     stale, fresh = [0], [14]
     selector = Scripted(*[stale] * (1 + ROUNDS_WITHOUT_LOCK), stale, stale, fresh)
     scene.write(4)
-    reader, out = scene.reader(None, selector), batch(1)
+    reader, out = scene.reader(None, selector, after_the_draw=True), batch(1)
     assert reader.fill(out)
     assert assert_whole(out) == [14]
     assert all(scene.is_free(block) for block in range(4))
@@ -298,7 +427,7 @@ def test_a_block_that_its_writer_holds_is_passed_over(scene: Scene) -> None:
     assert scene.others.try_exclusive(1)
     selector = Scripted(*[[0]] * (1 + ROUNDS_WITHOUT_LOCK), [5], [6], [13])
     scene.write(4)
-    reader, out = scene.reader(None, selector), batch(1)
+    reader, out = scene.reader(None, selector, after_the_draw=True), batch(1)
     assert reader.fill(out)
     assert assert_whole(out) == [13]
     assert not scene.is_free(1) or scene.others.holder(1)
@@ -317,7 +446,7 @@ def test_the_writer_does_not_wait_for_a_reader_that_has_a_lock(scene: Scene) -> 
         scene.writer.write(columns, 0, 16)
 
     item = Disturbed({1 + ROUNDS_WITHOUT_LOCK: lap}, {})
-    reader, out = scene.reader(item, selector), batch(1)
+    reader, out = scene.reader(item, selector, after_the_draw=True), batch(1)
     assert reader.fill(out)
     assert assert_whole(out) == [14]
 
@@ -330,7 +459,7 @@ def test_a_failing_copy_under_the_lock_gives_the_lock_back(scene: Scene) -> None
 
     scene.write(4)
     item = Disturbed({1 + ROUNDS_WITHOUT_LOCK: fail}, {})
-    reader = scene.reader(item, Scripted(*[[0]] * (1 + ROUNDS_WITHOUT_LOCK), [14]))
+    reader = scene.reader(item, Scripted(*[[0]] * (1 + ROUNDS_WITHOUT_LOCK), [14]), after_the_draw=True)
     with pytest.raises(RuntimeError, match="no"):
         reader.fill(batch(1))
     assert all(scene.is_free(block) for block in range(4))
@@ -340,7 +469,7 @@ def test_a_failing_copy_under_the_lock_gives_the_lock_back(scene: Scene) -> None
 def test_a_ring_that_loses_all_rows_meanwhile_fills_nothing(scene: Scene, rounds: int) -> None:
     """Mended or locked: with nothing left to draw the answer is `False`, and no lock stays."""
     scene.write(4)
-    reader = scene.reader(None, Scripted(*[[0, 1]] * rounds))
+    reader = scene.reader(None, Scripted(*[[0, 1]] * rounds), after_the_draw=True)
     assert not reader.fill(batch(2))
     assert all(scene.is_free(block) for block in range(4))
 
@@ -380,7 +509,7 @@ def test_an_item_kind_with_other_fields_is_mended_with_its_fields(scene: Scene) 
 
     scene.write(4)
     out = BatchArrays.empty(2, BatchFields(Doubled().fields(SPEC)))
-    reader = scene.reader(Doubled(), Scripted([0, 9], [13]))
+    reader = scene.reader(Doubled(), Scripted([0, 9], [13]), after_the_draw=True)
     assert reader.fill(out)
     assert out.indices.tolist() == [13, 9]
     assert out.fields["twice"].tolist() == [[26.0, 26.0], [18.0, 18.0]]

@@ -186,6 +186,12 @@ ROWS = {
             "::test_a_learner_whose_limiter_no_actor_can_open_any_more_is_stalled",
             "tests/faults/test_waiting_for_each_other.py"
             "::test_a_queue_in_order_that_nobody_takes_from_holds_its_writers",
+            "tests/faults/test_waiting_for_each_other.py"
+            "::test_a_selector_of_rows_that_are_gone_makes_nobody_wait_without_a_word",
+            "tests/faults/test_waiting_for_each_other.py"
+            "::test_a_selector_that_draws_what_it_may_not_ends_its_sampler_with_its_words",
+            "tests/test_reader.py::test_a_selector_of_rows_that_are_not_there_fills_nothing_and_is_asked_a_few_times",
+            "tests/test_deliveries.py::test_fifo_gives_each_item_with_the_step_that_completes_it",
             "tests/processes/test_waits.py::test_waiting_for_a_first_batch_ends_with_the_counts",
             "tests/processes/test_restart.py::test_a_running_learner_is_told_that_all_actors_have_failed",
             "tests/processes/test_restart.py::test_actors_that_all_returned_leave_a_learner_that_needs_more_stalled",

@@ -136,6 +136,40 @@ async def test_a_learner_whose_limiter_no_actor_can_open_any_more_is_stalled() -
         assert batches.statistics().batches_delivered == 1
 
 
+async def test_a_selector_of_rows_that_are_gone_makes_nobody_wait_without_a_word() -> None:
+    """Of a user's, that remembers indices: `sample` says it, a learner in a stream waits with the reason, its loop
+    turning, and goes on when the rows come; the sampler that finds nothing ends when it is asked to."""
+    async with areplay.Replay(SPEC, 64, block_rows=16) as replay:
+        await replay.extend(rows(OWNER, 1, 0, 64))
+        await replay.extend(rows(OWNER, 1, 64, 96))
+        selector = workers.Remembered([3, 5, 130])
+        with pytest.raises(areplay.Stalled, match=r"64 rows, of which Remembered\(\) drew none that makes Rows\(\)"):
+            replay.sample(16, selector=selector)
+        async with replay.batches(batch_size=8, selector=selector, grace_s=20.0) as batches:
+            taking = asyncio.create_task(anext(batches))
+            said = r"learner waits: Remembered() has drawn none of the 64 rows that makes Rows() yet"
+            await until(lambda: any(said in wait.reason for wait in replay.statistics().waits))
+            await replay.extend(rows(OWNER, 1, 96, 140))
+            assert set((await taking).indices.tolist()) == {130}
+        assert [member.child.exit.code for member in batches._crew.members] == [0]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "way, said", [("raises", "LookupError: no such rows"), ("floats", "TypeError: Remembered.draw must return int64")]
+)
+async def test_a_selector_that_draws_what_it_may_not_ends_its_sampler_with_its_words(way: str, said: str) -> None:
+    """In a stream SamplerFailed with the traceback; in `sample` the error itself, and the next call works."""
+    selector = workers.Remembered([3, 5], way)
+    async with areplay.Replay(SPEC, 64) as replay:
+        await replay.extend(rows(OWNER, 1, 0, 64))
+        with pytest.raises((LookupError, TypeError), match=said.split(": ")[1]):
+            replay.sample(16, selector=selector)
+        async with replay.batches(batch_size=8, selector=selector, max_restarts=0, timeout_s=30.0) as batches:
+            with pytest.raises(areplay.SamplerFailed, match=said):
+                await anext(batches)
+        assert len(replay.sample(16)) > 0
+
+
 async def test_a_queue_in_order_that_nobody_takes_from_holds_its_writers() -> None:
     """Fifo keeps what was not delivered: the owner's add waits, says so, can be cancelled, and goes on when the learner
     takes what is there."""

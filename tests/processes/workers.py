@@ -297,6 +297,23 @@ async def report_full_inbox(actor: areplay.Actor, count: int) -> None:
                 await asyncio.sleep(0.001)
 
 
+class Remembered:
+    """Draws among the rows whose indices it was given, whether they are there or not; in one way or another wrong."""
+
+    def __init__(self, indices: list[int], way: str = "") -> None:
+        self.indices, self.way = np.array(indices), way
+
+    def draw(self, ring: Ring, count: int, rng: np.random.Generator) -> tuple[Indices, float]:
+        """Any of them."""
+        if self.way == "raises":
+            raise LookupError("no such rows")
+        drawn = rng.choice(self.indices, count)
+        return drawn.astype(float) if self.way == "floats" else drawn, 1 / len(self.indices)  # type: ignore[return-value]
+
+    def __repr__(self) -> str:
+        return "Remembered()"
+
+
 async def extend_without_pause(actor: areplay.Actor, chunk: int) -> None:
     """Rows by extend, as fast as they are taken."""
     life, start = os.getpid(), 0
