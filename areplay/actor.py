@@ -119,8 +119,8 @@ class Actor:
         leaves a gap: the steps before and after it are kept, no item spans it.
 
         Args:
-            row: each field of the spec, of its shape and dtype; plain numbers are taken by value. Tensors of torch or jax
-                on the CPU count as the arrays that they are.
+            row: each field of the spec, of its shape and dtype; plain numbers are taken by value. Tensors of torch or
+                jax on the CPU count as the arrays that they are.
 
         Raises:
             RuntimeError: another task of this actor is handing in a step; one does it, and in their order.

@@ -250,9 +250,11 @@ class Reader:
             if len(found):
                 parts.append(found.part(0, missing))
                 drawn = rounds = 0
-            elif rounds >= self._most_rounds or self._gives_up():
-                return None, rest
-            elif self._prioritized is None and drawn > _DRAWS_A_ROW * len(self._ring) + count:
+            elif (
+                (self._prioritized is None and drawn > _DRAWS_A_ROW * len(self._ring) + count)
+                or rounds >= self._most_rounds
+                or self._gives_up()
+            ):
                 return None, rest
             if self._prioritized is not None and self._prioritized.is_burdened(self._ring, indices, found.indices):
                 rounds_without += 1

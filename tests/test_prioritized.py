@@ -121,14 +121,14 @@ async def test_items_drawn_in_place_of_torn_ones_have_probabilities_like_the_oth
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Where rows were left out of the first draw, or only of the second: weights of one batch are of one kind."""
-    torn, rounds = Reader._torn, 0
+    changed, rounds = Windows.changed, 0
 
-    def tears_a_few(self: Reader, windows: Windows) -> np.ndarray:
+    def tears_a_few(self: Windows) -> np.ndarray:
         nonlocal rounds
         rounds += 1
-        return np.arange(min(3, len(windows))) if rounds == 1 else torn(self, windows)
+        return np.arange(min(3, len(self))) if rounds == 1 else changed(self)
 
-    monkeypatch.setattr(Reader, "_torn", tears_a_few)
+    monkeypatch.setattr(Windows, "changed", tears_a_few)
     for large in (1e-9, 1.0, 1e9):
         async with areplay.Replay(SPEC, 256, seed=5) as replay:
             rows = await steps_without_end(replay, 100)
