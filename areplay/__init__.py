@@ -35,6 +35,7 @@ from areplay.errors import (
     Stalled,
     WaitTimeout,
     WouldBlock,
+    WrongProcess,
 )
 from areplay.items import Item, Rows, View
 from areplay.prefetch import Batches
@@ -123,5 +124,6 @@ __all__ = [
     "Window",
     "Windows",
     "WouldBlock",
+    "WrongProcess",
     "run",
 ]

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from areplay import forks
 from areplay.arrays import Refusal, as_array, remedy_for
 from areplay.crew import Crew, CrewOptions
 from areplay.episodes import Episodes
@@ -71,15 +72,18 @@ class Actor:
         self._episodes = Episodes(spec) if spec.is_steps else None
         self._room = Sleeper(inbox.room_bell)
         self._turns = Turns(_TURN_S)
+        self._origin = forks.current
 
     @property
     def stopping(self) -> bool:
         """Whether the learner's side has asked this actor to end. Look at it in your loop."""
+        forks.check(self._origin, "this actor")
         return self._inbox.is_stopping
 
     @property
     def weights(self) -> Weights:
         """What the learner publishes: `version, arrays = actor.weights.latest()`."""
+        forks.check(self._origin, "this actor")
         if self._weights is None:
             raise ValueError("these actors were started without weights; pass weights= to Replay.actors")
         return self._weights
@@ -185,6 +189,7 @@ class Actor:
             WaitTimeout: that took longer than the `timeout_s` given to `Replay.actors`.
             Closed: it was waiting, and the actor is asked to stop. The rows are safe all the same.
         """
+        forks.check(self._origin, "this actor")
         target = self._inbox.rows_put
         await self._wait_taken(lambda: self._inbox.rows_put - self._inbox.used >= target, WaitTimeout)
 
@@ -196,19 +201,24 @@ class Actor:
         Raises:
             TypeError: a value is no scalar, nor an array or tensor of one.
         """
+        forks.check(self._origin, "this actor")
         scalars: dict[str, Scalar] = {}
         for name, value in values.items():
             scalars[name] = _scalar(name, value)
         self._channel.send_nowait(REPORT, (time.time(), scalars))
 
     def _steps(self) -> Episodes:
+        forks.check(self._origin, "this actor")
         if self._episodes is None:
             raise ValueError("autoreset_mode is about steps of environments; make the spec with Spec.steps or from_env")
         return self._episodes
 
     async def _turn(self) -> None:
+        if self._origin is not forks.current:
+            forks.check(self._origin, "this actor")
         if self._turns.is_due():
             await asyncio.sleep(0)
+            forks.check(self._origin, "this actor")  # another task may have forked
 
     async def _put(self, rows: tuple[Mapping[str, Any], ...], priority: float) -> None:
         """Hand in a row, or two, together."""
@@ -342,6 +352,7 @@ class Actors:
         self._inbox: list[Inbox] = []
         self._crew: Crew | None = None
         self._gone = asyncio.Event()
+        self._origin = forks.current
         self._opening: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
 
@@ -352,6 +363,7 @@ class Actors:
             MemoryLimitExceeded, DescriptorLimitExceeded, ResourceUnavailable: before any actor was started.
             ActorFailed: one could not be started. None is left.
         """
+        self._check_process()
         self._check_open()
         if self._opening is not None or self._closing is not None:
             raise Closed("this group of actors, which was opened before,")
@@ -398,8 +410,11 @@ class Actors:
     async def close(self) -> None:
         """Stop the actors and take all their rows; leaving the context does it. May be called twice.
 
-        Cancelled: it is closed all the same, then the cancellation is delivered.
+        Cancelled: it is closed all the same, then the cancellation is delivered. In a process forked from the one that
+        opened it, this returns at once and does nothing.
         """
+        if self._origin is not forks.current:
+            return
         if self._closing is None:
             self._closing = asyncio.create_task(self._close(), name="areplay closes actors")
         await run_to_completion(self._closing)
@@ -407,15 +422,18 @@ class Actors:
     @property
     def is_closed(self) -> bool:
         """Whether it has been closed, to the end."""
+        self._check_process()
         return self._closing is not None and self._closing.done()
 
     @property
     def is_open(self) -> bool:
         """Whether it has been entered, and not begun to close."""
+        self._check_process()
         return self._crew is not None and self._closing is None
 
     def reports(self) -> list[Report]:
         """What the actors reported since the last call, oldest first; at most the newest 10,000."""
+        self._check_process()
         taken = list(self._reports)
         self._reports.clear()
         return taken
@@ -426,7 +444,7 @@ class Actors:
         Raises:
             ActorFailed: one of them failed for good; the others go on.
         """
-        while not self.failures and self.alive:
+        while not self.failures and self.alive:  # which raise in a forked child
             self._gone.clear()
             await self._gone.wait()
         if self.failures:
@@ -435,11 +453,13 @@ class Actors:
     @property
     def alive(self) -> int:
         """How many actors are running, or being restarted."""
+        self._check_process()
         return self._crew.alive if self._crew is not None and self._closing is None else 0
 
     @property
     def failures(self) -> list[ActorFailed]:
         """The actors that failed for good, as the errors that tell why."""
+        self._check_process()
         failures = self._crew.failures if self._crew is not None else []
         return [failure for failure in failures if isinstance(failure, ActorFailed)]
 
@@ -451,10 +471,12 @@ class Actors:
     @property
     def inbox_bytes(self) -> int:
         """Shared memory of all inboxes."""
+        self._check_process()
         return self._inboxes.size_bytes if self._inboxes is not None else 0
 
     def statistics(self) -> tuple[ActorStatistics, ...]:
         """One record an actor. From any thread."""
+        self._check_process()
         if self._crew is None:
             return ()
         now = time.monotonic()
@@ -549,6 +571,9 @@ class Actors:
         self._quiet[index].starts(self._counts(index))
         seeds = self._seeds(index, run)
         return (self._function, self._args, self._kwargs, self._inboxes, index, seeds, self._weights, self._timeout_s)
+
+    def _check_process(self) -> None:
+        forks.check(self._origin, "this group of actors")
 
     def _member_changed(self) -> None:
         self._gone.set()

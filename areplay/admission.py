@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from areplay import forks
 from areplay.doorbell import Doorbell, EventDescriptor
 from areplay.layout import WORDS_A_LINE, word
 from areplay.links import AHEAD
@@ -36,7 +37,7 @@ class Admission:
 
     def __init__(self, ring_guard: RingGuard) -> None:
         self._ring_guard = ring_guard
-        self.guard = threading.Lock()
+        self.guard = forks.register_lock(threading.Lock())
         self._limiters: tuple[SamplesPerInsert, ...] = ()
         self._is_lifted = False
         words = np.zeros((2, WORDS_A_LINE), np.int64)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from areplay import forks
 from areplay.errors import BatchReleased
 from areplay.reader import BatchArrays
 from areplay.ring import Indices
@@ -24,14 +25,16 @@ class Batch(Mapping[str, Array]):
     """B items: `batch["obs"]` is an array of shape `(B, *shape)`, dtype as in the spec.
 
     One that comes from `async for` is a view into shared memory, valid until the next step of the loop: after that its
-    arrays show other items. `copy()` keeps it; `release()` gives its memory back earlier.
+    arrays show other items. `copy()` keeps it; `release()` gives its memory back earlier. In a forked child a view
+    raises `WrongProcess`; copies and the batches of `Replay.sample` have memory of their own, and can be read there.
     """
 
-    __slots__ = ("_arrays", "_give_back", "_transfers")
+    __slots__ = ("_arrays", "_give_back", "_origin", "_transfers")
 
     def __init__(self, arrays: BatchArrays, give_back: Callable[[], None] | None = None) -> None:
         self._arrays: BatchArrays | None = arrays
         self._give_back = give_back
+        self._origin = forks.current
         self._transfers: list[Transfer] = []  # copies to a device that may still read our memory
 
     @property
@@ -94,8 +97,13 @@ class Batch(Mapping[str, Array]):
     def release(self) -> None:
         """Give the memory back now. Reading the batch after that raises `BatchReleased`. May be called twice.
 
-        If it is still being copied to a device, that is waited for: as long as one copy takes at most.
+        If it is still being copied to a device, that is waited for: as long as one copy takes at most. In a forked
+        child a view is only dropped.
         """
+        if self._origin is not forks.current:
+            self._arrays = None if self._give_back is not None else self._arrays
+            self._give_back, self._transfers = None, []
+            return
         give_back, self._give_back = self._give_back, None
         self._arrays = None
         try:
@@ -120,11 +128,15 @@ class Batch(Mapping[str, Array]):
         return len(self._whole().fields)
 
     def _whole(self) -> BatchArrays:
+        if self._origin is not forks.current and self._give_back is not None:
+            forks.check(self._origin, "this batch")
         if self._arrays is None:
             raise BatchReleased
         return self._arrays
 
     def __repr__(self) -> str:
+        if self._origin is not forks.current and self._give_back is not None:
+            return f"<Batch of process {self._origin.pid}>"
         if self._arrays is None:
             return "<Batch, released>"
         return f"<Batch of {len(self._arrays.indices)}: {', '.join(self._arrays.fields)}>"

@@ -17,6 +17,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from areplay import forks
 from areplay.errors import EpochsOver, Stalled
 from areplay.item_log import ItemLog
 from areplay.options import flag, whole_number
@@ -90,6 +91,7 @@ class LocalDeliveries:
         self._name, self._item, self._batch_size = name, repr(item), deliveries.batch_size
         self._deliveries: Deliveries | None = deliveries  # None when it is over
         self._number = 0
+        self._origin = forks.current
         try:
             deliveries.keep()
             deliveries.begin()
@@ -135,9 +137,9 @@ class LocalDeliveries:
         self._deliveries.on_delivered(self._number)
 
     def close(self) -> None:
-        """Keep nothing any more, and give the memory back. May be called twice."""
+        """Keep nothing any more, and give the memory back. May be called twice. Does nothing in a forked child."""
         deliveries, self._deliveries = self._deliveries, None
-        if deliveries is not None:
+        if deliveries is not None and self._origin is forks.current:
             deliveries.close()
 
 

@@ -21,6 +21,7 @@ import os
 from multiprocessing import reduction
 from typing import Any
 
+from areplay import forks
 from areplay.errors import ResourceUnavailable
 from areplay.fence import fence
 
@@ -33,6 +34,11 @@ class EventDescriptor:
             self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         except OSError as error:
             raise ResourceUnavailable("eventfd", what, str(error)) from error
+        self._hold()
+
+    def _hold(self) -> None:
+        self._origin = forks.current
+        forks.register(self)
 
     def notify(self) -> None:
         """Make the descriptor readable. Does nothing once it is closed: there is nobody to wake."""
@@ -52,11 +58,17 @@ class EventDescriptor:
         if descriptor >= 0:
             os.close(descriptor)
 
+    def after_fork(self) -> None:
+        """Close the child's descriptor: a forked child wakes no process."""
+        self.descriptor = forks.close(self.descriptor)
+
     def __getstate__(self) -> tuple[Any, ...]:
+        forks.check(self._origin, "a doorbell")
         return (reduction.DupFd(self.descriptor),)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.descriptor = state[0].detach()
+        self._hold()
 
     def __del__(self) -> None:
         if getattr(self, "descriptor", -1) >= 0:

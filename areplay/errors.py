@@ -100,6 +100,21 @@ class Closed(AreplayError):
         return f"{self.what} is closed; use it inside its `async with` block"
 
 
+class WrongProcess(AreplayError):
+    """The object was opened by another process, from which this one was forked. Nothing was done."""
+
+    def __init__(self, what: str, pid: int) -> None:
+        super().__init__(what, pid)
+        self.what, self.pid = what, pid
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what} was opened by process {self.pid} and is used in a process forked from it; use it in process "
+            f"{self.pid}, start the worker with the 'spawn' method or before the replay is opened, or hand the data "
+            f"over by a channel of your own, such as a multiprocessing queue"
+        )
+
+
 class EpochsOver(AreplayError):
     """All epochs were delivered. A loop over the stream of batches just ends."""
 

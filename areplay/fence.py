@@ -17,13 +17,15 @@ import platform
 import threading
 from collections.abc import Callable
 
+from areplay import forks
+
 _SEQ_CST = 5
 _X86 = platform.machine() in ("x86_64", "AMD64")
 
 
 def _locked_instruction() -> Callable[[], None]:
     # Re-entrant, or a signal handler that needs a fence would deadlock when it interrupts the holder.
-    lock = threading.RLock()
+    lock = forks.register_lock(threading.RLock())
     acquire, release = lock.acquire, lock.release
 
     def fence() -> None:

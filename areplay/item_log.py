@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from areplay import forks
 from areplay.fence import order
 from areplay.layout import WORDS_A_LINE, Layout, word
 from areplay.links import AHEAD, BACK
@@ -58,7 +59,7 @@ class ItemLog(Watcher):
         )
         self._segment = Segment(layout, f"the order of the items of {ring.capacity_rows:,} rows")
         self._view()
-        self._guard = threading.Lock()
+        self._guard = forks.register_lock(threading.Lock())
         self._finder = WindowFinder(ring, window)
         self._streams: dict[int, _Stream] = {}
         self._known = np.zeros(ring.blocks, np.int64)  # per place: up to which index we have seen its rows

@@ -7,6 +7,9 @@ Rules: each process, and each thread that writes, makes its own `BlockLocks`, wh
 inherited or passed descriptor shares its description and excludes nobody. Nothing here waits: a lock is had at once
 or not at all. Few are held at a time, since the kernel walks a list of them.
 
+A copy of the descriptor would keep locks alive after their holder died. So a forked child closes its copy, and `close`
+unlocks first, for the sake of copies made by other means.
+
 `holders[block]` names the process that took the block's lock last, for messages only: written by whoever takes the
 lock, never cleared, so a dead owner leaves its old number there and nothing else.
 """
@@ -18,6 +21,7 @@ import fcntl
 import os
 import struct
 
+from areplay import forks
 from areplay.errors import ResourceUnavailable
 from areplay.spec import Array
 
@@ -34,7 +38,8 @@ class BlockLocks:
         except OSError as error:
             raise ResourceUnavailable("open", "the block locks", str(error)) from error
         self._holders = holders
-        self._pid = os.getpid()
+        self._pid, self._origin = os.getpid(), forks.current
+        forks.register(self)
 
     def try_exclusive(self, block: int) -> bool:
         """Take the block for writing: `False` if anybody else has it. Not re-entrant in effect: never take it twice."""
@@ -51,7 +56,9 @@ class BlockLocks:
         return bool(_FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
 
     def release(self, block: int) -> None:
-        """Give the block back."""
+        """Give the block back. Does nothing in a forked child, which has no locks."""
+        if self._origin is not forks.current:
+            return
         fcntl.fcntl(self._descriptor, _F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, block, 1, 0))
 
     def holder(self, block: int) -> int:
@@ -62,7 +69,12 @@ class BlockLocks:
         """Give back everything held, and the descriptor. May be called twice."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
+            fcntl.fcntl(descriptor, _F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))  # all bytes
             os.close(descriptor)
+
+    def after_fork(self) -> None:
+        """Close the child's descriptor. No unlocking: that would unlock the parent's."""
+        self._descriptor = forks.close(self._descriptor)
 
     def __del__(self) -> None:
         if getattr(self, "_descriptor", -1) >= 0:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from areplay.errors import Closed, ExtraMissing
+from areplay.errors import Closed, ExtraMissing, WrongProcess
 from areplay.replay import Replay
 from areplay.statistics import Statistics
 
@@ -140,8 +140,8 @@ _KINDS = (
 class ReplayCollector:
     """A collector for a registry of prometheus_client, of one replay or of several: `{"name": replay}`.
 
-    The label `replay` is that name, "replay" of a single one. A replay that is not open has no samples; it is not kept
-    alive by being collected.
+    The label `replay` is that name, "replay" of a single one. A replay that is not open has no samples, and none is
+    there in a process forked from the one that opened it; a replay is not kept alive by being collected.
 
     Raises:
         ExtraMissing: prometheus_client is not installed.
@@ -176,7 +176,7 @@ class ReplayCollector:
             if replay is not None:
                 try:
                     yield name, replay.statistics()
-                except Closed:  # or not open yet
+                except (Closed, WrongProcess):  # or not open yet; a forked child has its own metrics, and not these
                     continue
 
 

@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
+from areplay import forks
 from areplay.actor import Actors
 from areplay.admission import Admission
 from areplay.coordinator import Coordinator
@@ -49,6 +50,7 @@ class Observed(ABC):
         self._own_rows: OwnRows | None = None
         self._watchpost: Watchpost | None = None
         self._opened_at = time.time(), time.monotonic()  # the same moment
+        self._origin: forks.Origin | None = None  # the process that has opened it
 
     def statistics(self) -> Statistics:
         """Counts and states at this moment. From any thread."""
@@ -117,6 +119,15 @@ class Observed(ABC):
     @abstractmethod
     def _opened(self) -> Ring:
         """The ring; raises `Closed` if there is none."""
+
+    @property
+    def _is_foreign(self) -> bool:
+        """Whether another process has opened it, and this one was forked from that."""
+        return self._origin is not None and self._origin is not forks.current
+
+    def _check_process(self) -> None:
+        if self._origin is not None:
+            forks.check(self._origin, "this replay")
 
     def _own(self) -> OwnRows:
         self._opened()

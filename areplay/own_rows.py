@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from areplay import forks
 from areplay.admission import Admission, Admitted, steps_among
 from areplay.episodes import Episodes
 from areplay.errors import Closed, WouldBlock
@@ -45,6 +46,7 @@ class OwnRows:
         self._waiting_since: float | None = None  # monotonic seconds
         self._lacks_steps, self._lacks_blocks = 1, False  # what the call that waits found at its last look
         self._is_closing = False
+        self._origin = forks.current
 
     @property
     def episodes(self) -> Episodes:
@@ -183,6 +185,7 @@ class OwnRows:
         self._on_rows()
 
     def _check_open(self) -> None:
+        forks.check(self._origin, "this replay")
         if self._is_closing:
             raise Closed("this replay")
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from areplay import forks
 from areplay.admission import Admission, steps_in
 from areplay.batch import Batch
 from areplay.crew import Crew, CrewOptions
@@ -134,9 +135,10 @@ class Batches(AsyncIterator[Batch]):
         self._ready: Sleeper | None = None
         self._current: Batch | None = None
         self._turns = Turns(_TURN_S)
-        self._gate_guard = threading.Lock()
+        self._gate_guard = forks.register_lock(threading.Lock())
         self._delivered = self._waits = 0
         self._peak_wait_s = 0.0
+        self._origin = forks.current
         self._opening: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self.is_closed = False
@@ -149,6 +151,7 @@ class Batches(AsyncIterator[Batch]):
             SamplerFailed: one could not be started. None is left.
             Stalled: of `Epochs`: there is no item.
         """
+        self._check_process()
         self._check_open()
         if self._opening is not None or self._closing is not None:
             raise Closed("this stream of batches, which was opened before,")
@@ -261,8 +264,11 @@ class Batches(AsyncIterator[Batch]):
     async def close(self) -> None:
         """Stop the samplers; whoever waits for a batch gets `Closed`. Leaving the context does it. May be called twice.
 
-        Cancelled: it is closed all the same, then the cancellation is delivered.
+        Cancelled: it is closed all the same, then the cancellation is delivered. In a process forked from the one that
+        opened it, this returns at once and does nothing.
         """
+        if self._origin is not forks.current:
+            return
         if self._closing is None:
             self._closing = asyncio.create_task(self._close(), name="areplay closes batches")
         await run_to_completion(self._closing)
@@ -282,6 +288,8 @@ class Batches(AsyncIterator[Batch]):
             ActorFailed: an actor failed for good, of a group with `on_failure="raise"` that is still open.
             WaitTimeout: none was ready within the `timeout_s` given to `Replay.batches`.
         """
+        if self._origin is not forks.current:
+            self._check_process()
         if self._current is not None:
             self._current.release()
             self._current = None
@@ -300,6 +308,7 @@ class Batches(AsyncIterator[Batch]):
 
         Cancelled: no batch has been taken. Raises as `__anext__` does, but `EpochsOver` where that one ends the loop.
         """
+        self._check_process()
         timeout_s = optional_seconds("timeout_s", timeout_s)
         if self._turns.is_due():
             await asyncio.sleep(0)
@@ -308,6 +317,7 @@ class Batches(AsyncIterator[Batch]):
 
     def statistics(self) -> BatchesStatistics:
         """The state of the queue at this moment. From any thread."""
+        self._check_process()
         slots, own, crew = self._slots, self._own, self._crew
         states = slots.states() if slots is not None else []
         ready = 0 if self.is_closed else states.count(READY)
@@ -358,7 +368,11 @@ class Batches(AsyncIterator[Batch]):
 
     def waits(self) -> list[Wait]:
         """The learner's wait, if it waits at this moment."""
+        self._check_process()
         return [Wait("learner", self._reason(), time.monotonic() - since) for since in self._waited[1]]
+
+    def _check_process(self) -> None:
+        forks.check(self._origin, "this stream of batches")
 
     @property
     def delivers(self) -> bool:

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from areplay import forks
 from areplay.errors import AreplayError
 from areplay.fence import order
 from areplay.layout import Layout
@@ -53,6 +54,9 @@ class Priorities(Watcher):
 
     Args:
         exponent: masses are `|priority| ** exponent`.
+
+    Attributes:
+        origin: the process that reads or writes them here.
     """
 
     def __init__(self, ring: Ring, exponent: float) -> None:
@@ -74,13 +78,14 @@ class Priorities(Watcher):
             },
         )
         self._segment = Segment(layout, f"priorities of {ring.capacity_rows:,} rows")
-        self._guard = threading.Lock()
+        self._guard = forks.register_lock(threading.Lock())
         self._view()
         self._largest[0] = 1.0
         self._selectors = itertools.count()
         self._is_used = False
 
     def _view(self) -> None:
+        self.origin = forks.current
         arrays = self._segment.arrays
         self._largest: Masses = arrays["largest"]
         self.exponents: Masses = arrays["exponents"]
@@ -306,7 +311,7 @@ class Priorities(Watcher):
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
-        self._guard = threading.Lock()
+        self._guard = forks.register_lock(threading.Lock())
         self._view()
 
     def __repr__(self) -> str:
@@ -327,7 +332,7 @@ class PriorityTables(Watcher):
 
     def __init__(self, ring: Ring, tables: dict[float, Priorities]) -> None:
         self._ring, self._tables = ring, tables
-        self._guard = threading.Lock()
+        self._guard = forks.register_lock(threading.Lock())
         self._has_failed = False
 
     def of_exponent(self, exponent: float) -> Priorities:

@@ -36,6 +36,7 @@ import traceback
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import process as multiprocessing_process
 from multiprocessing import resource_tracker
 from types import SimpleNamespace
 from typing import Any
@@ -44,9 +45,10 @@ import aiomultiprocess
 import aiomultiprocess.core
 import uvloop
 
+from areplay import forks
 from areplay.errors import ResourceUnavailable
 from areplay.kill_points import disarm
-from areplay.waiting import run_to_completion
+from areplay.waiting import leave_to_parent, run_to_completion
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +103,11 @@ class Channel:
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
+        forks.register(self)
+
+    def after_fork(self) -> None:
+        """Close the forked child's copy, which would keep the socket open after this process has ended."""
+        self._end.close()
 
     def send(self, kind: str, payload: object = None) -> None:
         """Send a message; waits for the parent if the buffer is full. Silent if the parent is gone: so are we, soon."""
@@ -152,6 +159,21 @@ class Child:
         self._finished = False
         self._pidfd = -1
         self._socket: socket.socket | None = None
+        self._childs_end: socket.socket | None = None  # until the process has it
+        forks.register(self)
+
+    def after_fork(self) -> None:
+        """Close the forked child's copies, and have multiprocessing there forget the process.
+
+        At the end of a process multiprocessing terminates the daemonic children that it knows of.
+        """
+        for end in (self._socket, self._childs_end):
+            if end is not None:
+                end.close()
+        self._socket = self._childs_end = None
+        self._pidfd = forks.close(self._pidfd)
+        with contextlib.suppress(AttributeError):  # it is not being started yet
+            multiprocessing_process._children.discard(self._process.aio_process)  # type: ignore[attr-defined]
 
     async def start(self, timeout_s: float) -> bool:
         """Start the process; `True` once it has said READY, `False` if it ended before or was killed after `timeout_s`.
@@ -221,7 +243,7 @@ class Child:
     def _prepare(self) -> socket.socket:
         """Make what is not a process yet; the child's end of the socket."""
         parents_end, childs_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._socket = parents_end
+        self._socket, self._childs_end = parents_end, childs_end
         parents_end.setblocking(False)
         name = _GuardedName(f"areplay {self.name}")
         name.parent = os.getpid()
@@ -337,7 +359,8 @@ async def _main(end: socket.socket, body: Body, args: tuple[Any, ...], run: int)
     if run > 0:
         disarm()
     channel = Channel(end)
-    loop = asyncio.get_running_loop()
+    origin, loop = forks.current, asyncio.get_running_loop()
+    leave_to_parent(loop)
     task = asyncio.current_task()
     assert task is not None
     terminated = False
@@ -347,18 +370,23 @@ async def _main(end: socket.socket, body: Body, args: tuple[Any, ...], run: int)
         terminated = True
         task.cancel()
 
-    loop.add_signal_handler(signal.SIGTERM, terminate)
+    handlers = forks.Handlers()
+    with handlers.replacing(signal.SIGTERM):
+        loop.add_signal_handler(signal.SIGTERM, terminate)
     try:
         await body(channel, *args)
     except BaseException as error:
+        if origin is not forks.current:  # a process that `body` has forked: its end is none of its parent's
+            raise
         text = "SIGTERM ended it" if terminated else "".join(traceback.format_exception(error))
         with contextlib.suppress(Exception):
             await _end_loop(loop)
         channel.send(FAILED, text[-_MAX_MESSAGE_BYTES // 2 :])
         raise SystemExit(_exit_code(error, terminated)) from None
     else:
-        await _end_loop(loop)
-        channel.send(FINISHED)
+        if origin is forks.current:
+            await _end_loop(loop)
+            channel.send(FINISHED)
     finally:
         sys.stdout.flush()
 

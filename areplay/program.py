@@ -11,6 +11,9 @@ from typing import Any, TypeVar
 
 import uvloop
 
+from areplay import forks
+from areplay.waiting import drop_quietly, leave_to_parent
+
 T = TypeVar("T")
 
 
@@ -19,17 +22,31 @@ def run(main: Coroutine[Any, Any, T], *, debug: bool | None = None) -> T:
 
     One Ctrl-C cancels `main`, so that replays close in order, and `KeyboardInterrupt` is raised; a second one
     interrupts at once. SIGTERM cancels likewise, and `SystemExit(143)` is raised.
+
+    A process that is forked meanwhile gets the handlers from before. If it leaves `main`, by whatever way, that way
+    leads out of here at once: the other tasks are not cancelled there, since they are the parent's.
     """
-    signals = _Signals()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop, debug=debug) as runner:
-        try:
-            return runner.run(signals.around(main))
-        except asyncio.CancelledError:
-            if signals.terminated:
-                raise SystemExit(128 + signal.SIGTERM) from None
-            raise
-        finally:
-            signals.restore()
+    origin, signals = forks.current, _Signals()
+    runner = asyncio.Runner(loop_factory=uvloop.new_event_loop, debug=debug)
+    try:
+        return runner.run(signals.around(main))
+    except asyncio.CancelledError:
+        if signals.terminated:
+            raise SystemExit(128 + signal.SIGTERM) from None
+        raise
+    finally:
+        signals.restore()
+        if origin is forks.current:
+            runner.close()
+        else:
+            _abandon(runner.get_loop())
+
+
+def _abandon(loop: asyncio.AbstractEventLoop) -> None:
+    """In a forked child: close its copy of the parent's loop, and run none of the tasks that are left."""
+    for task in asyncio.all_tasks(loop):
+        drop_quietly(task)
+    loop.close()
 
 
 class _Signals:
@@ -41,6 +58,7 @@ class _Signals:
 
     def __init__(self) -> None:
         self.terminated = self._is_left = False
+        self._handlers = forks.Handlers()
         self._is_in_main_thread = threading.current_thread() is threading.main_thread()
         # A handler of the user's stays, as it does under `asyncio.run`.
         self._is_interruptible = (
@@ -50,6 +68,7 @@ class _Signals:
     async def around(self, main: Coroutine[Any, Any, T]) -> T:
         """Run `main` and handle what comes meanwhile."""
         self._loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        leave_to_parent(self._loop)
         assert task is not None
 
         def terminate() -> None:
@@ -57,10 +76,12 @@ class _Signals:
             task.cancel()
 
         if self._is_in_main_thread:
-            self._loop.add_signal_handler(signal.SIGTERM, terminate)
+            with self._handlers.replacing(signal.SIGTERM):
+                self._loop.add_signal_handler(signal.SIGTERM, terminate)
         if self._is_interruptible:
             self._handler_of_runner = signal.getsignal(signal.SIGINT)
-            signal.signal(signal.SIGINT, self._interrupt)
+            with self._handlers.replacing(signal.SIGINT, before=signal.default_int_handler):
+                signal.signal(signal.SIGINT, self._interrupt)
         return await main
 
     def restore(self) -> None:

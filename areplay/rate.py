@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
+from areplay import forks
 from areplay.options import real_number, whole_number
 from areplay.statistics import LimiterStatistics
 
@@ -79,6 +80,7 @@ class SamplesPerInsert(MinSize):
         self._has_default_buffer = error_buffer is None
         self._inserts = self._samples = 0
         self._batch_size = 0  # of the stream that it belongs to; 0 while there is none
+        self._origin: forks.Origin | None = None  # the process of that stream
         self._on_change: Callable[[], None] = _nothing
         self._guard: AbstractContextManager[object] = nullcontext()
         self._base = _Base(ratio, buffer, -ratio * self.min_size_to_sample, 0, 0)
@@ -90,10 +92,12 @@ class SamplesPerInsert(MinSize):
         Raises:
             ValueError: when assigned: both sides could wait for each other, or it is no positive number.
         """
+        self._check_process()
         return self._base.samples_per_insert
 
     @samples_per_insert.setter
     def samples_per_insert(self, value: float) -> None:
+        self._check_process()
         ratio = _positive("samples_per_insert", value)
         buffer = self.error_buffer
         if self._has_default_buffer and self._batch_size:
@@ -114,10 +118,12 @@ class SamplesPerInsert(MinSize):
 
         Assigned to while the stream is open, it holds at once; raises as `samples_per_insert` does.
         """
+        self._check_process()
         return self._base.error_buffer
 
     @error_buffer.setter
     def error_buffer(self, value: float) -> None:
+        self._check_process()
         buffer = _positive("error_buffer", value)
         self._check(self.samples_per_insert, buffer)
         self._has_default_buffer = False
@@ -128,6 +134,7 @@ class SamplesPerInsert(MinSize):
     @property
     def error(self) -> float:
         """e: above 0 the actors are ahead, below the learner is."""
+        self._check_process()
         return self._error(self._base, self._inserts)
 
     def check(self, batch_size: int, window_rows: int = 1) -> None:
@@ -136,6 +143,7 @@ class SamplesPerInsert(MinSize):
         It belongs to another open stream, or both sides could wait for each other: also since not even one item, of so
         many rows, could be made of the first rows that are let in.
         """
+        self._check_process()
         if self._batch_size:
             raise ValueError(f"{self!r} limits another stream of batches; give each one of its own")
         ratio, buffer = self.samples_per_insert, self._buffer_for(batch_size)
@@ -167,7 +175,7 @@ class SamplesPerInsert(MinSize):
         self.check(batch_size)
         self._guard = nullcontext() if guard is None else guard
         ratio, buffer = self.samples_per_insert, self._buffer_for(batch_size)
-        self._batch_size, self._on_change = batch_size, on_change
+        self._batch_size, self._on_change, self._origin = batch_size, on_change, forks.current
         self._inserts, self._samples = min(steps, self.min_size_to_sample), 0
         error = ratio * (self._inserts - self.min_size_to_sample)
         self._base = _Base(ratio, buffer, error, self._inserts, 0)
@@ -208,6 +216,7 @@ class SamplesPerInsert(MinSize):
     def close(self) -> None:
         """Limit nobody any more."""
         self._batch_size, self._on_change, self._guard = 0, _nothing, nullcontext()
+        self._origin = None
 
     # The writers' side, under the admission's guard.
 
@@ -263,6 +272,10 @@ class SamplesPerInsert(MinSize):
     def _error(self, base: _Base, inserts: int) -> float:
         return base.error + base.samples_per_insert * (inserts - base.inserts) - (self._samples - base.samples)
 
+    def _check_process(self) -> None:
+        if self._origin is not None and self._origin is not forks.current:
+            forks.check(self._origin, f"{self!r}")
+
     def _check(self, ratio: float, buffer: float, batch_size: int | None = None) -> None:
         """Refuse what could end with both sides waiting: room for no insert, and for no batch either."""
         size = self._batch_size if batch_size is None else batch_size
@@ -273,9 +286,12 @@ class SamplesPerInsert(MinSize):
             )
 
     def __repr__(self) -> str:
+        base, place = self._base, ""
+        if self._origin is not None and self._origin is not forks.current:
+            place = f" of process {self._origin.pid}"
         return (
-            f"SamplesPerInsert({self.samples_per_insert:g}, min_size_to_sample={self.min_size_to_sample}, "
-            f"error_buffer={self.error_buffer:g})"
+            f"SamplesPerInsert({base.samples_per_insert:g}, min_size_to_sample={self.min_size_to_sample}, "
+            f"error_buffer={base.error_buffer:g}){place}"
         )
 
 

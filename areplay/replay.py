@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from areplay import forks
 from areplay.actor import ActorFunction, Actors
 from areplay.admission import Admission
 from areplay.arrays import Refusal, as_array
@@ -49,7 +50,7 @@ from areplay.snapshot import Snapshot
 from areplay.spec import Spec
 from areplay.statistics import PriorityUpdate
 from areplay.transform import Transform
-from areplay.waiting import ended, opened, run_to_completion
+from areplay.waiting import ended, leave_to_parent, opened, run_to_completion
 from areplay.weights import Weights
 
 logger = logging.getLogger(__name__)
@@ -122,11 +123,14 @@ class Replay(Checkpointed, Observed):
         Raises:
             MemoryLimitExceeded, ResourceUnavailable: nothing was left allocated.
         """
+        self._check_process()
         if self._is_loaded and self._closing is None:
             self._is_loaded = False
             return self
         if self._opening is not None or self._closing is not None:
             raise Closed("this replay, which was opened before,")
+        self._origin = forks.current
+        leave_to_parent(asyncio.get_running_loop())
         self._opening = asyncio.create_task(self._open_off_loop(), name="areplay opens a replay")
         await opened(self._opening, self.close, "this replay")
         return self
@@ -139,8 +143,11 @@ class Replay(Checkpointed, Observed):
     async def close(self) -> None:
         """Close everything that hangs on this replay, and itself; leaving the context does it. May be called twice.
 
-        Cancelled: it is closed all the same, then the cancellation is delivered.
+        Cancelled: it is closed all the same, then the cancellation is delivered. In a process forked from the one that
+        opened it, this returns at once and does nothing.
         """
+        if self._is_foreign:
+            return
         if self._closing is None:
             self._closing = asyncio.create_task(self._close(), name="areplay closes a replay")
         await run_to_completion(self._closing)
@@ -510,6 +517,8 @@ class Replay(Checkpointed, Observed):
         return max(_SMALL_BATCH, self.capacity_rows)
 
     def _opened(self) -> Ring:
+        if self._origin is not forks.current:  # or not opened at all
+            self._check_process()
         if self._ring is None or self._closing is not None:
             raise Closed("this replay")
         return self._ring
@@ -621,6 +630,8 @@ class Replay(Checkpointed, Observed):
         ring.segment.close()
 
     def __repr__(self) -> str:
+        if self._origin is not None and self._is_foreign:
+            return f"<Replay of process {self._origin.pid}>"
         return f"<Replay {'closed' if self._closing is not None else self._ring or 'not open'}>"
 
 

@@ -39,7 +39,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from areplay import debug
+from areplay import debug, forks
 from areplay.errors import WouldBlock
 from areplay.fence import fence, order
 from areplay.kill_points import kill_point
@@ -268,7 +268,7 @@ class RingGuard:
         self.keepers: tuple[Keeper, ...] = ()
         self.reserved = 0
         self.streams: dict[int, int] = {}
-        self._lock = threading.Lock()
+        self._lock = forks.register_lock(threading.Lock())
 
     def watch(self, watcher: Watcher) -> None:
         """Tell it of the rows that come and go from now on."""

@@ -19,8 +19,9 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
+from areplay import forks
 from areplay.checkpoint import MANIFEST, Checkpoint, Progress, Stop
-from areplay.errors import AreplayError, CheckpointDamaged, Closed, WouldBlock
+from areplay.errors import AreplayError, CheckpointDamaged, Closed, WouldBlock, WrongProcess
 from areplay.options import optional_rate, seconds
 from areplay.prefetch import Batches, Kept
 from areplay.priorities import Priorities
@@ -72,6 +73,7 @@ class Saver:
         self._saves = self._failures = 0
         self._last: tuple[Saved | None, str, float] = None, "", 0.0
         self._last_failure: tuple[str, float] = "", 0.0
+        self._origin = forks.current
 
     def knows(self, path: str, checkpoint_id: str) -> None:
         """The rows of that checkpoint, which is in that directory, are those of the replay."""
@@ -79,6 +81,7 @@ class Saver:
 
     async def save(self, path: str, max_bytes_per_s: float | None, progress: Progress | None) -> Saved:
         """See `Replay.save`; `path` is the directory's own, see `_directory`."""
+        forks.check(self._origin, "this replay")
         if self._is_closed:
             raise Closed("this replay")
         snapshot = self._snapshot()
@@ -142,9 +145,11 @@ class Checkpoints:
         self._path, self._every_s, self._save, self._options = path, every_s, save, options
         self._task: asyncio.Task[None] | None = None
         self._leaving = asyncio.Event()
+        self._origin = forks.current
 
     async def __aenter__(self) -> Checkpoints:
         """Begin; the first checkpoint is made after `every_s`."""
+        forks.check(self._origin, "this context of checkpoints")
         if self._task is not None:
             raise Closed("this context of checkpoints, which was entered before,")
         self._task = asyncio.create_task(self._save_again_and_again(), name="areplay checkpoints")
@@ -155,8 +160,11 @@ class Checkpoints:
     ) -> None:
         """Wait for the save that runs, and make one more, as fast as it goes.
 
-        Cancelled meanwhile: what runs is stopped, the checkpoint before is whole.
+        Cancelled meanwhile: what runs is stopped, the checkpoint before is whole. In a process forked from the one that
+        entered it, this returns at once and does nothing.
         """
+        if self._origin is not forks.current:
+            return
         assert self._task is not None
         self._leaving.set()
         try:
@@ -186,7 +194,7 @@ class Checkpoints:
         try:
             self.last = await self._save(self._path, **options)
             self.failure = None
-        except Closed:
+        except (Closed, WrongProcess):
             raise
         except Exception as error:  # a lack of memory, or of threads, may pass; on_progress is not ours
             self.failure = error

@@ -7,10 +7,14 @@ memory is an error here and not a kill later.
 
 Each process maps it once. The mapping lives as long as a view into it does: `close` gives back the descriptor only, and
 Python's mmap holds another one until then.
+
+A forked child sees the memory as it is, at the same addresses, but its own stores go into private copies of the pages:
+code that unwinds there, or writes to an array it has inherited, changes nothing of the parent's.
 """
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import logging
 import mmap
@@ -19,6 +23,7 @@ from collections.abc import Callable
 from multiprocessing import reduction
 from typing import Any
 
+from areplay import forks
 from areplay.errors import Closed, ResourceUnavailable
 from areplay.layout import Layout
 from areplay.limits import check_memory
@@ -29,6 +34,10 @@ logger = logging.getLogger(__name__)
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _STEP_BYTES = 64 << 20  # what is allocated or touched at once: between two steps others may run, and see progress
 _MADV_POPULATE_WRITE = 23  # Linux 5.14
+_MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000
+_libc_mmap = ctypes.CDLL(None).mmap
+_libc_mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_libc_mmap.restype = ctypes.c_void_p
 
 
 class Segment:
@@ -64,6 +73,7 @@ class Segment:
     @property
     def descriptor(self) -> int:
         """The memory file's descriptor, open until `close`."""
+        forks.check(self._origin, self.what)
         if self._descriptor < 0:
             raise Closed(self.what)
         return self._descriptor
@@ -98,6 +108,21 @@ class Segment:
         except OSError as error:
             raise ResourceUnavailable("mmap", self.what, str(error)) from error
         self.arrays: dict[str, Array] = self.layout.arrays(memoryview(self._memory))
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        self._origin = forks.current
+        forks.register(self)
+
+    def after_fork(self) -> None:
+        """Map the memory privately, in the same place, and close the child's descriptor.
+
+        Where the kernel refuses, as it does for large memory if it never overcommits, the mapping stays shared.
+        """
+        if self._descriptor >= 0:
+            # Without a reservation: hardly any page will be written to.
+            access, kind = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | _MAP_FIXED | _MAP_NORESERVE
+            _libc_mmap(self._address, self.layout.size_bytes, access, kind, self._descriptor, 0)
+        self._is_creator = False
+        self._descriptor = forks.close(self._descriptor)
 
     def __getstate__(self) -> tuple[Any, ...]:
         return self.layout, self.what, reduction.DupFd(self.descriptor)

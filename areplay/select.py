@@ -37,6 +37,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from areplay import forks
 from areplay.options import fraction
 from areplay.priorities import Masses, Priorities
 from areplay.ring import Indices, Ring
@@ -186,10 +187,14 @@ class Prioritized:
     @property
     def importance_sampling_exponent(self) -> float:
         """What the weights are raised to."""
-        return self._exponent if self._priorities is None else float(self._priorities.exponents[self._number])
+        if self._priorities is None:
+            return self._exponent
+        self._check_process()
+        return float(self._priorities.exponents[self._number])
 
     @importance_sampling_exponent.setter
     def importance_sampling_exponent(self, value: float) -> None:
+        self._check_process()
         self._exponent = fraction("importance_sampling_exponent", value)
         if self._priorities is not None:
             self._priorities.exponents[self._number] = self._exponent
@@ -202,7 +207,9 @@ class Prioritized:
 
         Raises:
             ValueError: it draws by those of another replay already.
+            WrongProcess: that was in a process from which this one was forked.
         """
+        self._check_process()
         priorities = priorities_of(self.priority_exponent)
         if self._priorities is None or self._priorities.is_closed:
             if self._priorities is not None:
@@ -214,6 +221,7 @@ class Prioritized:
     @property
     def obstacle(self) -> str:
         """Why nothing can be drawn whatever rows there are, and what to do about it; "" if it can."""
+        self._check_process()
         if self._priorities is None or self._priorities.total > 0 or self.uniform_sample_probability:
             return ""
         return "all rows have priority 0; give some a larger one with update_priorities, or add rows"
@@ -234,6 +242,7 @@ class Prioritized:
     ) -> tuple[Indices, Masses | float]:
         """See `BatchSelector.draw_batches`."""
         assert self._priorities is not None
+        self._check_process()
         indices, probabilities = self._priorities.draw(count, rng, batches)
         share = self.uniform_sample_probability
         if not share:
@@ -267,10 +276,16 @@ class Prioritized:
         rows = np.setdiff1d(drawn, made)
         return bool(self._priorities.probabilities(rows).sum() * _SHARE_LOST >= 1)
 
+    def _check_process(self) -> None:
+        if self._priorities is not None and self._priorities.origin is not forks.current:
+            forks.check(self._priorities.origin, f"{self!r}")
+
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_schedule": None}  # followed in the learner's process
 
     def __repr__(self) -> str:
+        if self._priorities is not None and self._priorities.origin is not forks.current:
+            return f"Prioritized({self.priority_exponent}) of process {self._priorities.origin.pid}"
         return f"Prioritized({self.priority_exponent}, {self.importance_sampling_exponent})"
 
 

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from areplay import forks
 from areplay.checkpoint import (
     FORMAT,
     MANIFEST,
@@ -154,7 +155,8 @@ class Save:
         self.id = ""
         self._columns = snapshot.ring.columns
         self._written: list[str] = []
-        self._unsynced: list[int] = []  # descriptors
+        self._origin = forks.current
+        self._unsynced: list[forks.Descriptor] = []
         self._unsynced_bytes = self._number = self._bytes = 0
         self._due = self._started = time.monotonic()
         self._headers: dict[int, list[bytes]] = {}  # by the number of rows
@@ -202,6 +204,7 @@ class Save:
                 done_bytes += int(rows[at]) * row_bytes
                 if self._progress is not None:
                     self._progress(done_bytes, size_bytes)
+                    forks.check(self._origin, f"the save into {self._path!r}")  # the user's code may have forked
                 if image is not None:
                     self._rest(len(image))
         self._sync_written()
@@ -227,15 +230,20 @@ class Save:
     def _locked_directory(self) -> Iterator[int]:
         """The directory, made if it is not there; nobody else saves into it meanwhile, in no process."""
         _make(self._path)
-        directory = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        # The lock lasts as long as any copy of the descriptor, if it is not given back: forked children close theirs.
+        directory = forks.Descriptor(os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         try:
             try:
-                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given back by the kernel if we die
+                fcntl.flock(directory.number, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given back by the kernel if we die
             except BlockingIOError:
                 raise CheckpointBusy(self._path) from None
-            yield directory
+            try:
+                yield directory.number
+            finally:
+                if directory.number >= 0:  # not in a forked child
+                    fcntl.flock(directory.number, fcntl.LOCK_UN)
         finally:
-            os.close(directory)
+            directory.close()
 
     def _masses(self, table: Array) -> tuple[dict[float, Masses], Mask]:
         """Of each exponent the masses of all rows, and of which blocks they are: the others were recycled meanwhile."""
@@ -408,7 +416,7 @@ class Save:
         """Write a new file, to be synced later; its checksum."""
         checksum = done = 0
         descriptor = os.open(os.path.join(self._path, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        self._unsynced.append(descriptor)
+        self._unsynced.append(forks.Descriptor(descriptor))
         self._written.append(name)
         while done < len(image):
             piece = image[done : done + _PIECE_BYTES]
@@ -426,12 +434,12 @@ class Save:
     def _sync_written(self) -> None:
         """Sync what was written. Some files together: one step of the file system's journal serves all of them."""
         for descriptor in self._unsynced:
-            os.fsync(descriptor)
+            os.fsync(descriptor.number)
         self._close_written()
 
     def _close_written(self) -> None:
         while self._unsynced:
-            os.close(self._unsynced.pop())
+            self._unsynced.pop().close()
         self._unsynced_bytes = 0
 
     def _rest(self, size: int) -> None:
@@ -456,6 +464,8 @@ class Save:
                 yield entry["file"]
 
     def _remove(self, names: list[str]) -> None:
+        if self._origin is not forks.current:
+            return
         for name in names:
             try:
                 os.unlink(os.path.join(self._path, name))

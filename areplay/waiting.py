@@ -3,16 +3,23 @@
 A `Sleeper` waits on a doorbell until a condition holds. It gives up after a timeout if the caller has one, and says in
 a warning who waits for whom and why if it takes long. The condition may raise, for example `Closed` or `Stalled`:
 that is how a waiter notices that whoever it waits for is gone.
+
+A forked child inherits the event loop, and with it the epoll of its parent's: `leave_to_parent` names the loops whose
+copy in a child gets an epoll of its own, so that what unwinds there, or closes the loop, takes nothing out of the
+parent's.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
+from areplay import forks
 from areplay.doorbell import Doorbell
 from areplay.errors import Closed, WaitTimeout
 
@@ -22,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 WARN_AFTER_S = 5.0
 _LOOK_AGAIN_S = 1.0  # conditions can also change without a doorbell, by a death that nobody could announce
+_FORKED_TURN_S = 0.05
+TASK_PREFIX = "areplay "
+"""Begins the names of all tasks of areplay's own."""
 
 
 class Sleeper:
@@ -32,6 +42,7 @@ class Sleeper:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._asleep: set[asyncio.Future[None]] = set()
         self._waiters = 0
+        self._origin = forks.current
 
     async def wait(
         self,
@@ -47,6 +58,7 @@ class Sleeper:
 
         Raises:
             WaitTimeout: or the given subclass of it, after `timeout_s`.
+            WrongProcess: this process was forked meanwhile, and is the child.
         """
         if is_ready():
             return
@@ -58,6 +70,7 @@ class Sleeper:
         self._waiters += 1
         try:
             while True:
+                forks.check(self._origin, "the doorbell that this call waits for")
                 self._bell.arm()
                 if is_ready():
                     return
@@ -82,6 +95,7 @@ class Sleeper:
         self._waiters += 1
         try:
             while True:
+                forks.check(self._origin, "the doorbell that this call waits for")
                 self._bell.arm()
                 if is_ready() or loop.time() >= until:
                     return
@@ -98,9 +112,12 @@ class Sleeper:
                 future.set_result(None)
 
     def close(self) -> None:
-        """Stop watching the doorbell; waiters look once more. Call it before the doorbell's descriptor is closed."""
+        """Stop watching the doorbell; waiters look once more. Call it before the doorbell's descriptor is closed.
+
+        Does nothing in a forked child, whose loop watches no doorbell.
+        """
         loop, self._loop = self._loop, None
-        if loop is not None and not loop.is_closed():
+        if loop is not None and not loop.is_closed() and self._origin is forks.current:
             loop.remove_reader(self._bell.event.descriptor)
             self.wake()
 
@@ -122,6 +139,7 @@ class Sleeper:
     def _attach(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._loop is not loop:
             self._loop = loop
+            leave_to_parent(loop)
             loop.add_reader(self._bell.event.descriptor, self._on_ring)
 
     def _on_ring(self) -> None:
@@ -130,13 +148,19 @@ class Sleeper:
 
 
 async def run_to_completion(work: Coroutine[Any, Any, T] | asyncio.Future[T]) -> T:
-    """Finish `work` even if cancelled meanwhile, then deliver the cancellation."""
-    task = asyncio.ensure_future(work)
+    """Finish `work` even if cancelled meanwhile, then deliver the cancellation.
+
+    In a child that is forked meanwhile the cancellation is delivered at once: the threads that would finish the work
+    are not there.
+    """
+    task, origin = asyncio.ensure_future(work), forks.current
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:
             await asyncio.wait({task})
         except asyncio.CancelledError as error:
+            if origin is not forks.current:
+                raise
             cancelled = error
     if cancelled is None:
         return task.result()
@@ -150,10 +174,13 @@ async def opened(opening: asyncio.Task[None], close: Callable[[], Awaitable[None
 
     Raises:
         Closed: somebody else closed `what` meanwhile, which cancels `opening`.
+        WrongProcess: this process was forked meanwhile, and is the child.
     """
+    origin = forks.current
     try:
         await opening
     except asyncio.CancelledError:
+        forks.check(origin, what)
         await close()
         task = asyncio.current_task()
         if task is not None and task.cancelling():
@@ -216,3 +243,68 @@ class Turns:
             return False
         self._last = now
         return True
+
+
+class _InheritedLoop:
+    """What a forked child does with its copy of an event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop, self._thread = weakref.ref(loop), threading.get_ident()
+        forks.register(self)
+
+    def after_fork(self) -> None:
+        """Put an empty epoll in the place of the parent's, and cancel the tasks of areplay's own.
+
+        The tasks see to children, rows and files of the parent's. Cancelled, they end if the loop turns again, which it
+        does where `asyncio.run` ends the other tasks; else nothing of them runs, and they are dropped without a word.
+        """
+        loop = self._loop()
+        if loop is None or loop.is_closed():
+            return
+        descriptor = _epoll_of(loop)
+        if descriptor >= 0:
+            forks.replace_epoll(descriptor)
+        if self._thread != threading.get_ident():
+            return  # the thread that ran it is not there
+        for task in asyncio.all_tasks(loop):
+            if task.get_name().startswith(TASK_PREFIX):
+                task.cancel()
+                drop_quietly(task)
+        _keep_turning(loop)
+
+
+_inherited: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _InheritedLoop] = weakref.WeakKeyDictionary()
+
+
+def leave_to_parent(loop: asyncio.AbstractEventLoop) -> None:
+    """Have children that this process forks leave that loop's epoll, and tasks of areplay's, alone.
+
+    Call it in the thread that runs the loop. May be called again.
+    """
+    if loop not in _inherited:
+        _inherited[loop] = _InheritedLoop(loop)
+
+
+def drop_quietly(task: asyncio.Task[Any]) -> None:
+    """Say nothing if the task is collected before it is done."""
+    task._log_destroy_pending = False  # type: ignore[attr-defined]  # as asyncio.gather does
+
+
+def _epoll_of(loop: asyncio.AbstractEventLoop) -> int:
+    """The descriptor of the loop's epoll; -1 if it has none that is known."""
+    backend = getattr(loop, "_get_backend_id", None)  # uvloop
+    if backend is not None:
+        return int(backend())
+    selector: Any = getattr(loop, "_selector", None)  # asyncio; one without a descriptor shares nothing
+    return int(selector.fileno()) if hasattr(selector, "fileno") else -1
+
+
+def _keep_turning(loop: asyncio.AbstractEventLoop) -> None:
+    """Let a loop that no descriptor wakes any more look for what other threads have handed it."""
+    if not loop.is_closed():
+        loop.call_soon(_nothing)  # uvloop looks when it has something to call
+        loop.call_later(_FORKED_TURN_S, _keep_turning, loop)
+
+
+def _nothing() -> None:
+    pass

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from areplay import forks
 from areplay.errors import Closed, NotWatchable, ResourceUnavailable
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,9 @@ class Watchpost:
     def __init__(self, answer: Callable[[], dict[str, Any]]) -> None:
         self._answer = answer
         self._listener: socket.socket | None = None
+        self._clients: dict[int, _Client] = {}  # by the descriptors of their connections
         self._is_closing = False
+        forks.register(self)
         try:
             self._listener = listening_socket()
             self._thread = threading.Thread(target=self._run, args=(self._listener,), name="areplay-watch", daemon=True)
@@ -91,10 +94,18 @@ class Watchpost:
         self._thread.join()
         listener.close()
 
+    def after_fork(self) -> None:
+        """Close the forked child's copies: it would seem to listen under this name, and clients would see no end."""
+        for client in self._clients.values():
+            client.connection.close()
+        if self._listener is not None:
+            self._listener.close()
+        self._listener, self._clients = None, {}
+
     # What follows runs in the post's thread.
 
     def _run(self, listener: socket.socket) -> None:
-        clients: dict[int, _Client] = {}
+        clients = self._clients
         poll = select.poll()
         while not self._is_closing:
             # Nobody is accepted while there is no room; the listener stays registered, since it tells of the end.

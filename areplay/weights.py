@@ -18,6 +18,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from areplay import forks
 from areplay.arrays import Refusal, as_array
 from areplay.errors import SpecMismatch
 from areplay.fence import fence, order
@@ -61,6 +62,7 @@ class Weights:
         self.publish(given)
 
     def _view(self) -> None:
+        self._origin = forks.current
         arrays = self._segment.arrays
         self._begun, self._version = word(arrays["words"], 0), word(arrays["words"], 1)
         self._copies = {name: arrays[f"array:{name}"] for name in self._fields}
@@ -69,6 +71,8 @@ class Weights:
     @property
     def version(self) -> int:
         """Number of the newest whole version; the first is 0."""
+        if self._origin is not forks.current:
+            forks.check(self._origin, "these weights")
         version: int = self._version[0]
         return version
 
@@ -83,6 +87,7 @@ class Weights:
                 what it was.
             Closed: after `close`.
         """
+        forks.check(self._origin, "these weights")
         if not isinstance(arrays, Mapping):
             raise TypeError(f"expected a mapping of name to array, got {type(arrays).__name__}")
         if arrays.keys() != self._fields.keys():
@@ -124,6 +129,7 @@ class Weights:
         self._segment.close()
 
     def __getstate__(self) -> dict[str, object]:
+        forks.check(self._origin, "these weights")
         return {"_fields": self._fields, "_segment": self._segment}
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -131,4 +137,6 @@ class Weights:
         self._view()
 
     def __repr__(self) -> str:
+        if self._origin is not forks.current:
+            return f"<Weights of process {self._origin.pid}>"
         return f"<Weights version {self.version} of {', '.join(self._fields)}>"

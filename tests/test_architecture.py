@@ -47,7 +47,7 @@ ROOMS_BELOW = [
     {"locks", "doorbell", "segment", "watching"},
     {"limits", "layout", "fence", "kill_points", "debug", "rate"},
     {"spec", "options"},
-    {"spaces"},
+    {"spaces", "forks"},
     {"errors", "arrays", "links", "statistics"},
 ]
 EXTRAS = {
@@ -145,7 +145,7 @@ def test_one_module_knows_aiomultiprocess(module: str) -> None:
 def test_of_multiprocessing_only_what_survives_a_kill_is_used(module: str) -> None:
     """Spawning and the passing of descriptors. Its locks, queues, events, pools and managers are stuck for ever after
     one SIGKILL; none is imported, or reached through the module."""
-    allowed = {"process": {"current_process", "resource_tracker"}}.get(module, {"reduction"})
+    allowed = {"process": {"current_process", "process", "resource_tracker"}}.get(module, {"reduction"})
     for source, name in imports_of(module):
         if source.split(".")[0] == "multiprocessing":
             assert source in ("multiprocessing", "multiprocessing.reduction")

@@ -18,6 +18,7 @@ EXAMPLES: list[errors.AreplayError] = [
     errors.ResourceUnavailable("memfd_create", "3 slots", "[Errno 23] Too many open files"),
     errors.LayoutMismatch("kind 'ring'", "kind 'slots'"),
     errors.Closed("this replay"),
+    errors.WrongProcess("this replay", 4_711),
     errors.BatchReleased(),
     errors.EpochsOver("Epochs(3)"),
     errors.WaitTimeout("learner waits for actor 3", 1.5),

@@ -11,7 +11,6 @@ from kit import until
 from scipy import stats
 
 import areplay
-from areplay.reader import Reader
 from areplay.windows import Windows
 
 SPEC = areplay.Spec.steps(obs=((), "int64"), action=((), "int64"))

@@ -286,6 +286,25 @@ ROWS = {
             "tests/processes/test_kill_storm.py::test_stopped_processes_can_be_closed",
         ),
     ),
+    27: Row(
+        "a fork of the owner, a learner, an actor or a sampler, by whatever makes forks; the child uses, drops, "
+        "leaves, exits",
+        "a typed error in the child for every use; nothing reaches its parent: rows, locks, flags, signals, saves, "
+        "children, the event loop",
+        (
+            "tests/faults/test_forks.py::test_every_use_of_a_learners_objects_is_a_typed_error",
+            "tests/faults/test_forks.py::test_every_use_of_an_actor_is_a_typed_error",
+            "tests/faults/test_forks.py::test_forks_that_leave_an_actors_or_a_samplers_code_end_alone",
+            "tests/faults/test_forks.py::test_forks_that_leave_a_learners_code_end_alone",
+            "tests/faults/test_forks.py::test_a_fork_during_a_save_keeps_no_directory_locked",
+            "tests/faults/test_forks.py::test_a_forked_child_may_open_what_is_its_own",
+            "tests/faults/test_forks.py::test_pools_and_loaders_get_the_error_across",
+            "tests/faults/test_forks.py::test_environments_in_forked_processes_do_not_disturb_their_actor",
+            "tests/faults/test_forks.py::test_a_look_from_outside_is_answered_while_a_child_lives",
+            "tests/faults/test_forks.py::test_what_a_child_drops_waits_for_no_thread_of_its_parents",
+            "tests/test_forks.py",
+        ),
+    ),
     32: Row(
         "an actor that hands nothing in; one failed actor of several",
         "named in a warning and in waits; restarted or raised as the user says",

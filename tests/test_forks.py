@@ -1,0 +1,238 @@
+"""Tests of `areplay.forks`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import select
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import uvloop
+
+from areplay import forks
+from areplay.doorbell import EventDescriptor
+from areplay.errors import WrongProcess
+from areplay.layout import Layout
+from areplay.locks import BlockLocks
+from areplay.segment import Segment
+from areplay.waiting import leave_to_parent
+from tests.forked import end, fork, in_child
+
+
+def test_a_child_is_another_process() -> None:
+    """What was opened before is recognised there, at any depth of forks, and what it opens itself is its own."""
+    origin = forks.current
+
+    def look() -> tuple[Any, int, bool]:
+        own = forks.current
+        forks.check(own, "this")
+        return _raised(lambda: forks.check(origin, "that")), own.pid, in_child(lambda: forks.current is own)
+
+    error, pid, is_same = in_child(look)
+    assert (error.what, error.pid) == ("that", os.getpid())
+    assert pid != os.getpid() and not is_same
+    forks.check(origin, "this")
+    assert forks.current is origin
+
+
+def test_a_resource_that_cannot_be_let_go_of_does_not_keep_others(caplog: pytest.LogCaptureFixture) -> None:
+    """Each gets its turn; it is logged in the child."""
+
+    class Broken:
+        def after_fork(self) -> None:
+            raise ZeroDivisionError
+
+    read, write = os.pipe()
+    resources = [Broken(), forks.Descriptor(read), forks.Descriptor(write), Broken()]
+    for broken in (resources[0], resources[3]):
+        forks.register(broken)
+    assert in_child(lambda: [thing.number for thing in resources if isinstance(thing, forks.Descriptor)]) == [-1, -1]
+    assert in_child(lambda: "ZeroDivisionError" in caplog.text)
+    os.fstat(read), os.fstat(write)
+    for thing in resources:
+        if isinstance(thing, forks.Descriptor):
+            thing.close()
+            thing.close()
+
+
+def test_a_lock_that_a_thread_holds_is_free_in_a_child() -> None:
+    """That thread is not there, and would never give it back."""
+    lock, held, over = forks.register_lock(threading.Lock()), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lock:
+            held.set()
+            over.wait(30.0)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(30.0)
+    try:
+        assert in_child(lambda: lock.acquire(timeout=0.0))
+        assert not lock.acquire(timeout=0.0)
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_stores_of_a_child_do_not_reach_the_memory_of_its_parent() -> None:
+    """It reads what is there, at the same addresses, and keeps its own changes to itself; a spawned one shares."""
+    segment = Segment(Layout("ring", {"a": ((100_000,), np.int64)}), "a test")
+    array = segment.arrays["a"]
+    array[:] = 7
+
+    def write() -> list[int]:
+        before = array[[0, 99_999]].tolist()
+        array[:] = 8
+        return [*before, int(array.sum())]
+
+    assert in_child(write) == [7, 7, 800_000]
+    assert array.sum() == 700_000
+    array[:] = 9
+    assert in_child(lambda: int(array[50_000])) == 9
+    assert isinstance(in_child(lambda: _raised(lambda: pickle.dumps(segment))), WrongProcess)
+    segment.close()
+
+
+def test_locks_of_blocks_end_with_their_holder_though_a_child_lives() -> None:
+    """A child has no copy of the descriptor, unlocks nothing, and its parent's close gives back all."""
+    segment = Segment(Layout("ring", {"holders": ((8,), np.int64)}), "a test")
+    holders = segment.arrays["holders"]
+    ours, others = (BlockLocks(segment.descriptor, holders) for _ in range(2))
+    assert ours.try_exclusive(3) and ours.try_shared(5)
+    assert in_child(lambda: [ours.release(3), ours.close()]) == [None, None]
+    assert not others.try_exclusive(3)
+    copy = os.dup(ours._descriptor)  # as a child has one that was forked by other means
+    pid = fork()
+    if pid == 0:
+        signal.pause()
+    try:
+        ours.close()
+        assert others.try_exclusive(3) and others.try_exclusive(5)
+    finally:
+        end(pid)
+        os.close(copy)
+        others.close()
+        segment.close()
+
+
+def test_a_child_wakes_no_process() -> None:
+    """Its eventfd is closed: to ring does nothing, and to pass it on is a typed error."""
+    event = EventDescriptor("a test")
+    assert isinstance(in_child(lambda: (event.notify(), _raised(lambda: pickle.dumps(event)))[1]), WrongProcess)
+    with pytest.raises(BlockingIOError):
+        os.eventfd_read(event.descriptor)
+    event.close()
+
+
+def test_handlers_and_the_signal_mask_are_those_of_before_in_a_child() -> None:
+    """And its signals are not heard by the parent's event loop."""
+    before, mask = signal.getsignal(signal.SIGTERM), signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    handlers = forks.Handlers()
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    old = signal.set_wakeup_fd(write)
+    try:
+        with handlers.replacing(signal.SIGTERM):
+            signal.signal(signal.SIGTERM, lambda number, frame: None)
+        ours = signal.getsignal(signal.SIGTERM)
+        for _ in range(20):  # at once, so that it may come before the child runs anything
+            pid = fork()
+            if pid == 0:
+                signal.pause()
+            os.kill(pid, signal.SIGTERM)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGTERM
+        os.set_blocking(read, False)
+        with pytest.raises(BlockingIOError):
+            os.read(read, 1)
+        assert in_child(lambda: set(signal.pthread_sigmask(signal.SIG_BLOCK, []))) == set(mask)
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == mask
+        assert signal.getsignal(signal.SIGTERM) is ours
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the user's, set after ours
+        assert in_child(lambda: signal.getsignal(signal.SIGTERM)) == signal.SIG_IGN
+    finally:
+        signal.set_wakeup_fd(old)
+        signal.signal(signal.SIGTERM, before)
+        os.close(read)
+        os.close(write)
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_child_closes_its_loop_without_taking_anything_from_its_parents(
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """It runs the tasks that are left to their end, with a thread that hands it something, and closes: the parent's
+    loop still wakes for its descriptors and threads."""
+    loop = new_loop()
+    read, write = os.pipe()
+    heard = []
+
+    async def rest() -> None:
+        await asyncio.sleep(1_000)
+
+    async def wait_in_thread() -> str:
+        return await asyncio.to_thread(lambda: "from a thread")
+
+    async def begin() -> asyncio.Task[None]:
+        leave_to_parent(loop)
+        loop.add_reader(read, lambda: heard.append(os.read(read, 1)))
+        return asyncio.create_task(rest(), name="areplay rests")
+
+    task = loop.run_until_complete(begin())
+
+    def leave() -> tuple[str, bool]:
+        said = loop.run_until_complete(wait_in_thread())
+        loop.run_until_complete(asyncio.gather(task, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.remove_reader(read)
+        loop.close()
+        return said, task.cancelled()
+
+    assert in_child(leave) == ("from a thread", True)
+
+    async def hear() -> None:
+        os.write(write, b"x")
+        async with asyncio.timeout(30.0):
+            while not heard:  # noqa: ASYNC110  the reader of a descriptor sets no event
+                await asyncio.sleep(0.001)
+        assert await wait_in_thread() == "from a thread"
+
+    loop.run_until_complete(hear())
+    assert not task.done()
+    task.cancel()
+    loop.run_until_complete(asyncio.gather(task, return_exceptions=True))
+    loop.remove_reader(read)
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+    for descriptor in (read, write):
+        os.close(descriptor)
+
+
+def test_only_an_epoll_is_replaced() -> None:
+    """Whatever else has that number by now stays."""
+    read, write = os.pipe()
+    forks.replace_epoll(read)
+    os.write(write, b"x")
+    assert os.read(read, 1) == b"x"
+    with select.epoll() as epoll:
+        epoll.register(read, select.EPOLLIN)
+        forks.replace_epoll(epoll.fileno())
+        assert not os.get_inheritable(epoll.fileno())
+        os.write(write, b"x")
+        assert epoll.poll(0.0) == []
+    os.close(read)
+    os.close(write)
+
+
+def _raised(act: Callable[[], object]) -> BaseException | None:
+    try:
+        act()
+    except BaseException as error:
+        return error
+    return None
