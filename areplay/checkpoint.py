@@ -17,33 +17,26 @@ Whatever is wrong is found before a row can be seen: `fill` makes them visible i
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import json
-import os
-import re
-import stat
+import math
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from io import BytesIO, FileIO
+from io import BytesIO
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from areplay.errors import CheckpointDamaged, CheckpointMismatch, CheckpointMissing, ResourceUnavailable, WouldBlock
+from areplay.errors import CheckpointDamaged, CheckpointMismatch, MemoryLimitExceeded, ResourceUnavailable, WouldBlock
+from areplay.manifest import MANIFEST, allocated, opened, read_manifest
 from areplay.ring import Blocks, Indices, Ring
 from areplay.spec import Array, Spec
 
-FORMAT, VERSION = "areplay checkpoint", 1
-MANIFEST = "manifest.json"
-OURS = re.compile(r"block-\d+-\d+-(\d+)\.npys|(?:blocks|masses-\d+|delivered-\d+)-(\d+)\.npy|manifest\.json\.new")
-"""The names of the files of a checkpoint; the groups are the number of the save."""
 TABLE = np.dtype(
     [(name, "<i8") for name in ("serial", "rows", "stream", "previous", "following", "save", "bytes", "crc32")]
 )
 _PIECE_BYTES = 1 << 20
+_HEADER_BYTES = 4_096  # of an array's header, at most
 
 Progress = Callable[[int, int], None]
 
@@ -51,12 +44,6 @@ Progress = Callable[[int, int], None]
 def block_name(entry: np.void) -> str:
     """The file of a block in the table."""
     return f"block-{entry['serial']}-{entry['rows']}-{entry['save']}.npys"
-
-
-def manifest_checksum(manifest: dict[str, Any]) -> int:
-    """Of all that is in it but the checksum itself."""
-    content = {key: value for key, value in manifest.items() if key != "crc32"}
-    return zlib.crc32(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
 
 
 class Stop(threading.Event):
@@ -90,7 +77,12 @@ class Plan(NamedTuple):
 class Checkpoint:
     """A checkpoint that was found, its manifest and table read and checked; its rows are read by `fill`.
 
+    Args:
+        path: of its directory.
+        stop: makes the reading of the table give up.
+
     Attributes:
+        manifest_bytes: the size of `manifest.json`.
         manifest: what `manifest.json` says.
         table: of its blocks, oldest first, a record each.
         spec: of the rows.
@@ -100,22 +92,29 @@ class Checkpoint:
         CheckpointMissing: there is none.
         CheckpointDamaged: something is not as it was written.
         CheckpointMismatch: a newer version of areplay wrote it.
+        MemoryLimitExceeded, ResourceUnavailable: memory or descriptors are missing to read it.
+        WouldBlock: told to stop.
     """
 
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.manifest = self._read_manifest()
+    def __init__(self, path: str, stop: Stop | None = None) -> None:
+        self.path, self._stop = path, Stop() if stop is None else stop
+        self.manifest, self.manifest_bytes = read_manifest(path)
+        self.capacity_rows, self.block_rows = self.manifest["capacity_rows"], self.manifest["block_rows"]
+        self.has_given_block_rows: bool = self.manifest["block_rows_given"]
+        self.counters: dict[str, int] = self.manifest["counters"]
+        self.streams: list[dict[str, Any]] = self.manifest["streams"]
+        self.counts: dict[str, Any] = self.manifest["counts"]
+        self._masses: list[dict[str, Any]] = self.manifest["masses"]
         try:
             self.spec = Spec.described(self.manifest["spec"])
+            if self.manifest["columns"] != list(self.spec.rows):
+                raise ValueError(f"its columns are not those of its spec, {', '.join(self.spec.rows)}")
+            self._check_ring()
             self.table = self._read_table()
-            self.capacity_rows, self.block_rows = self.manifest["capacity_rows"], self.manifest["block_rows"]
-            self.has_given_block_rows: bool = self.manifest["block_rows_given"]
-            self.counters: dict[str, int] = self.manifest["counters"]
             self._check_geometry()
-            self.streams: list[dict[str, Any]] = self.manifest["streams"]
-            self.counts: dict[str, Any] = self.manifest["counts"]
-            self._masses: list[dict[str, Any]] = self.manifest["masses"]
-        except (ValueError, TypeError, KeyError) as error:
+        except (WouldBlock, CheckpointDamaged, MemoryLimitExceeded, ResourceUnavailable):
+            raise
+        except Exception as error:  # numpy has a type of its own for each way in which a dtype or a number is none
             raise self._damaged(MANIFEST, f"cannot be understood ({error!r})") from None
 
     @property
@@ -202,13 +201,13 @@ class Checkpoint:
             CheckpointDamaged: nothing is visible.
             WouldBlock: told to stop; nothing is visible.
         """
-        done = 0
-        buffer = bytearray(int(self.table["bytes"].max(initial=0)))
+        done, self._stop = 0, stop
+        buffer = bytearray(max(map(self._most_bytes, self.table), default=0))
         for entry, moves in zip(self.table, plan.moves, strict=True):
             stop.check()
             if moves:
                 name = block_name(entry)
-                image = self._read(name, int(entry["bytes"]), int(entry["crc32"]), buffer)
+                image = self._read(name, int(entry["bytes"]), int(entry["crc32"]), self._most_bytes(entry), buffer)
                 self._place(ring, name, image, int(entry["rows"]), moves)
             done += int(entry["bytes"])
             if progress is not None:
@@ -228,10 +227,10 @@ class Checkpoint:
         """Read all files, and tell of each that is not as it was written. Nothing of the rows is kept."""
         files = list(self.files())
         total, done = sum(size for _, size, _ in files), 0
-        buffer = bytearray(max(size for _, size, _ in files))
+        most = max(map(self._most_bytes, self.table), default=0)
         for name, size, checksum in files:
             try:
-                self._read(name, size, checksum, buffer)
+                self._read(name, size, checksum, max(most, self._most_table_bytes))
             except CheckpointDamaged as damage:
                 yield damage
             done += size
@@ -276,40 +275,20 @@ class Checkpoint:
             for move in moves:
                 ring.columns[field.name][move.at : move.at + move.stop - move.start] = column[move.start : move.stop]
 
-    def _read_manifest(self) -> dict[str, Any]:
-        try:
-            with open(os.path.join(self.path, MANIFEST), "rb") as file:
-                text = file.read()
-        except (FileNotFoundError, NotADirectoryError):
-            raise CheckpointMissing(self.path) from None
-        except OSError as error:
-            raise self._damaged(MANIFEST, f"cannot be read ({error})") from None
-        try:
-            manifest = json.loads(text)
-            if manifest["format"] != FORMAT:
-                raise ValueError(f"it is no {FORMAT}")
-            if (version := int(manifest["version"])) > VERSION:
-                raise CheckpointMismatch(self.path, {"version": f"expected at most {VERSION}, got {version}"})
-            is_whole = manifest["crc32"] == manifest_checksum(manifest)
-        except (ValueError, TypeError, KeyError) as error:
-            raise self._damaged(MANIFEST, f"cannot be understood ({error!r})") from None
-        if not is_whole:
-            raise self._damaged(MANIFEST, "has another checksum than it says")
-        assert isinstance(manifest, dict)
-        return manifest
-
     def _read_table(self) -> Array:
         entry = self.manifest["blocks"]
-        table = self._read_npy(entry)
+        table = self._read_npy(entry, self.capacity_rows // self.block_rows * TABLE.itemsize)
         if table.dtype != TABLE or table.ndim != 1:
             raise self._damaged(entry["file"], f"is no table of blocks, but {table.dtype}")
         return table
 
+    def _check_ring(self) -> None:
+        if self.capacity_rows % self.block_rows:
+            raise ValueError(f"a ring of {self.capacity_rows} rows in blocks of {self.block_rows}")
+
     def _check_geometry(self) -> None:
         """Raise `ValueError` if these blocks cannot have been together in one ring."""
         table, serials = self.table, self.table["serial"]
-        if not (self.block_rows > 0 and self.capacity_rows > 0 and self.capacity_rows % self.block_rows == 0):
-            raise ValueError(f"a ring of {self.capacity_rows} rows in blocks of {self.block_rows}")
         places = serials % (self.capacity_rows // self.block_rows)
         is_right = (serials >= 0) & (serials < self.counters["next_serial"]) & (table["bytes"] >= 0)
         is_right &= (table["rows"] > 0) & (table["rows"] <= self.block_rows)
@@ -318,54 +297,59 @@ class Checkpoint:
 
     def _read_rows(self, entry: dict[str, Any], dtype: np.dtype[Any]) -> Array:
         """A table with a value a row."""
-        values = self._read_npy(entry)
+        values = self._read_npy(entry, int(self.table["rows"].sum()) * dtype.itemsize)
         if values.dtype != dtype or values.shape != (int(self.table["rows"].sum()),):
             raise self._damaged(entry["file"], f"has shape {values.shape} of {values.dtype}")
         return values
 
-    def _read_npy(self, entry: dict[str, Any]) -> Array:
-        if not OURS.fullmatch(entry["file"]):
-            raise self._damaged(MANIFEST, f"names {entry['file']!r}, which is no file of a checkpoint")
-        image = self._read(entry["file"], entry["bytes"], entry["crc32"])
+    def _most_bytes(self, entry: np.void) -> int:
+        """The size that the file of a block may have."""
+        most: int = int(entry["rows"]) * self.spec.row_bytes + _HEADER_BYTES * len(self.spec.rows)
+        return most
+
+    @property
+    def _most_table_bytes(self) -> int:
+        """The size that any of the tables may have."""
+        blocks = self.capacity_rows // self.block_rows * TABLE.itemsize
+        return _HEADER_BYTES + max(blocks, 4 * int(self.table["rows"].sum()))
+
+    def _read_npy(self, entry: dict[str, Any], most_bytes: int) -> Array:
+        """The one array in a file, of at most `most_bytes`."""
+        image = self._read(entry["file"], entry["bytes"], entry["crc32"], most_bytes + _HEADER_BYTES)
         try:
             return read_column(image, 0)[0]
         except ValueError as error:
             raise self._damaged(entry["file"], f"cannot be understood ({error})") from None
 
-    def _read(self, name: str, size: int, checksum: int, buffer: bytearray | None = None) -> memoryview:
-        """The whole file, which must have that size and that checksum; in `buffer`, if one is given."""
+    def _read(
+        self, name: str, size: int, checksum: int, most_bytes: int, buffer: bytearray | None = None
+    ) -> memoryview:
+        """The whole file, which must have that size and that checksum; in `buffer`, if one is given.
+
+        Args:
+            most_bytes: that a file of its kind may have, and `buffer` has.
+        """
         done = found = 0
-        with self._opened(name, size) as file:  # before anything of that size is allocated
-            image = memoryview(bytearray(size) if buffer is None else buffer)[:size]
-            while done < size:  # in pieces that are still in the processor's cache when they are summed up
-                piece = image[done : done + _PIECE_BYTES]
-                count = file.readinto(piece)
-                if not count:
-                    raise self._damaged(name, f"ends after {done:,} of {size:,} bytes")
-                found = zlib.crc32(piece[:count], found)
-                done += count
+        try:
+            with opened(self.path, name) as (file, found_size):
+                if found_size != size:
+                    raise self._damaged(name, f"has {found_size:,} bytes instead of {size:,}")
+                if size > most_bytes:
+                    raise self._damaged(name, f"has {size:,} bytes, its rows take at most {most_bytes:,}")
+                image = memoryview(allocated(self.path, name, size) if buffer is None else buffer)[:size]
+                while done < size:  # in pieces that are still in the processor's cache when they are summed up
+                    self._stop.check()
+                    piece = image[done : done + _PIECE_BYTES]
+                    count = file.readinto(piece)
+                    if not count:
+                        raise self._damaged(name, f"ends after {done:,} of {size:,} bytes")
+                    found = zlib.crc32(piece[:count], found)
+                    done += count
+        except (FileNotFoundError, NotADirectoryError):
+            raise self._damaged(name, "is missing") from None
         if found != checksum:
             raise self._damaged(name, "has another checksum than when it was written")
         return image
-
-    @contextlib.contextmanager
-    def _opened(self, name: str, size: int) -> Iterator[FileIO]:
-        """A file of the checkpoint, to be read, which must have that size."""
-        try:
-            descriptor = os.open(os.path.join(self.path, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            with FileIO(descriptor) as file:
-                status = os.fstat(descriptor)
-                if not stat.S_ISREG(status.st_mode):
-                    raise self._damaged(name, "is no file")
-                if status.st_size != size:
-                    raise self._damaged(name, f"has {status.st_size:,} bytes instead of {size:,}")
-                yield file
-        except FileNotFoundError:
-            raise self._damaged(name, "is missing") from None
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-                raise ResourceUnavailable("opening a file", f"the checkpoint in {self.path}", str(error)) from None
-            raise self._damaged(name, f"cannot be read ({error})") from None
 
     def _damaged(self, file: str, what: str) -> CheckpointDamaged:
         return CheckpointDamaged(self.path, file, what)
@@ -380,14 +364,19 @@ def read_column(image: memoryview, at: int) -> tuple[Array, int]:
     Raises:
         ValueError: there is none.
     """
-    file = BytesIO(image[at : at + 4_096])
+    file = BytesIO(image[at : at + _HEADER_BYTES])
     version = np.lib.format.read_magic(file)
     if version != (1, 0):
         raise ValueError(f"np.save's format {version}")
-    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    count, start = int(np.prod(shape, dtype=np.int64)), at + file.tell()
-    if is_fortran or dtype.hasobject:
-        raise ValueError(f"an array of {dtype}")
+    try:
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    except ValueError:
+        raise
+    except Exception as error:  # it is read as Python's own text, which has more ways to be none
+        raise ValueError(f"a header of np.save ({error!r})") from None
+    count, start = math.prod(shape), at + file.tell()
+    if is_fortran or dtype.hasobject or any(axis < 0 for axis in shape) or count * dtype.itemsize > len(image) - start:
+        raise ValueError(f"an array of {dtype} and shape {shape}")
     return np.frombuffer(image, dtype, count, start).reshape(shape), start + count * dtype.itemsize
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pickle
 
 from areplay.deliveries import Delivering
+from areplay.hooks import text_of
 from areplay.items import Item, Rows
 from areplay.options import whole_number
 from areplay.rate import MinSize, SamplesPerInsert
@@ -33,15 +34,15 @@ def checked_item(
     if not isinstance(selector, Delivering):
         _check_methods("selector", selector, ("draw",), "Uniform()")
     if transform is not None and not isinstance(transform, Transform):
-        raise TypeError(f"transform must be an areplay.Transform, got {transform!r}")
+        raise TypeError(f"transform must be an areplay.Transform, got {text_of(transform)}")
     window = getattr(item, "window", None)
     if not isinstance(window, Window):
-        raise TypeError(f"item must have a window, an areplay.Window, got {window!r} of {item!r}")
+        raise TypeError(f"item must have a window, an areplay.Window, got {text_of(window)} of {text_of(item)}")
     if window.rows > 1 and not spec.is_steps:
-        raise ValueError(f"{item!r} spans several rows, which needs a spec of steps, made with Spec.steps")
+        raise ValueError(f"{text_of(item)} spans several rows, which needs a spec of steps, made with Spec.steps")
     if window.rows > longest_window:
         raise ValueError(
-            f"{item!r} spans {window.rows:,} rows, more than {longest_window:,}: half of the ring, or a "
+            f"{text_of(item)} spans {window.rows:,} rows, more than {longest_window:,}: half of the ring, or a "
             f"block if block_rows is given; raise capacity, or leave block_rows out"
         )
     batch_fields(item, spec, transform)
@@ -62,13 +63,13 @@ def checked_limiter(
     elif min_size_to_sample is not None:
         raise ValueError(f"min_size_to_sample is given twice: {min_size_to_sample!r} and in {limiter!r}")
     if not isinstance(limiter, MinSize):
-        raise TypeError(f"limiter must be a SamplesPerInsert or MinSize, got {limiter!r}")
+        raise TypeError(f"limiter must be a SamplesPerInsert or MinSize, got {text_of(limiter)}")
     whole_number("min_size_to_sample", limiter.min_size_to_sample, at_most=capacity_rows)
     if isinstance(limiter, SamplesPerInsert):
         if isinstance(selector, Delivering):
             raise ValueError(
-                f"{selector!r} delivers each item a fixed number of times, so {limiter!r} would hold one side for "
-                f"ever; leave the limiter out, or pass MinSize"
+                f"{text_of(selector)} delivers each item a fixed number of times, so {limiter!r} would hold one side "
+                f"for ever; leave the limiter out, or pass MinSize"
             )
         limiter.check(batch_size, item.window.rows)
     return limiter
@@ -80,10 +81,12 @@ def check_sendable(option: str, given: object) -> None:
         pickle.dumps(given)
     except Exception as error:
         raise ValueError(
-            f"{option} {given!r} cannot reach another process: {error}; define it at module level"
+            f"{option} {text_of(given)} cannot reach another process: {text_of(error)}; define it at module level"
         ) from None
 
 
 def _check_methods(option: str, given: object, methods: tuple[str, ...], example: str) -> None:
     if isinstance(given, type) or not all(callable(getattr(given, method, None)) for method in methods):
-        raise TypeError(f"{option} must be an object with {' and '.join(methods)}, such as {example}, got {given!r}")
+        raise TypeError(
+            f"{option} must be an object with {' and '.join(methods)}, such as {example}, got {text_of(given)}"
+        )

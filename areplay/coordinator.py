@@ -30,7 +30,7 @@ from areplay.admission import Admission, steps_among
 from areplay.errors import Closed, ResourceUnavailable, Stalled
 from areplay.inbox import Inbox
 from areplay.ring import Ring, RingGuard, StreamWriter
-from areplay.waiting import Sleeper, run_to_completion
+from areplay.waiting import Sleeper, in_thread, run_to_completion
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +147,10 @@ class Coordinator:
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # its loop is closed: it has failed
                 self._loop.call_soon_threadsafe(self._ending.set)
-        await asyncio.to_thread(thread.join)
+        try:
+            await in_thread("areplay-join", thread.join)
+        except ResourceUnavailable:  # no thread to wait in: it ends soon, and closing has to end
+            thread.join()
 
     def _begin(self) -> concurrent.futures.Future[None]:
         """Start the thread; done when its loop runs."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,12 @@ import numpy as np
 from areplay import forks
 from areplay.admission import Admission, Admitted, steps_among
 from areplay.episodes import Episodes
-from areplay.errors import Closed, WouldBlock
+from areplay.errors import Closed, ResourceUnavailable, WouldBlock
 from areplay.options import NO_PRIORITY, one_priority, priority_column
 from areplay.ring import Indices, Ring, RingGuard, StreamWriter
 from areplay.spec import Array, Columns
 from areplay.statistics import Wait
-from areplay.waiting import Sleeper, run_to_completion
+from areplay.waiting import Sleeper, in_thread
 
 _INLINE_BYTES = 4 << 20  # what `extend` copies on the loop; more is copied in a thread meanwhile
 
@@ -131,8 +132,11 @@ class OwnRows:
                 if rows * self._ring.spec.row_bytes <= _INLINE_BYTES:
                     more = self._writer.write(columns, start, rows, priorities)
                 else:
-                    work = asyncio.to_thread(self._writer.write, columns, start, rows, priorities)
-                    more = await run_to_completion(work)
+                    work = partial(self._writer.write, columns, start, rows, priorities)
+                    more = await in_thread("areplay-rows", work)
+            except ResourceUnavailable:  # no thread: nothing was written
+                self._admission.give_back(admitted, steps_among(columns, start, rows))
+                raise
             finally:
                 self._writer.unreserve()
                 self._announce()

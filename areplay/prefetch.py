@@ -29,6 +29,7 @@ from areplay.crew import Crew, CrewOptions
 from areplay.debug import verify
 from areplay.deliveries import Deliveries, Delivering, Fifo
 from areplay.errors import ActorFailed, Closed, EpochsOver, SamplerFailed, Stalled
+from areplay.hooks import HookRaised, guarded, text_of
 from areplay.items import Item, Rows
 from areplay.limits import check_descriptors
 from areplay.options import optional_seconds
@@ -41,7 +42,7 @@ from areplay.select import OURS, Selector
 from areplay.slots import FILLING, LENT, READY, Slots
 from areplay.statistics import BatchesStatistics, SamplerStatistics, Wait
 from areplay.transform import Transform, batch_fields
-from areplay.waiting import Sleeper, Turns, ended, opened, run_to_completion
+from areplay.waiting import Sleeper, Turns, deliver, ended, in_thread, opened, run_to_completion
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,8 @@ class Batches(AsyncIterator[Batch]):
         self._delivered_before = 0  # by streams before a checkpoint
         self._ring, self._item, self._selector, self._transform = ring, item, selector, transform
         self._seeds, self._supply = seeds, supply
-        self._on_delivered = getattr(selector, "on_delivered", None)
+        on_delivered = getattr(selector, "on_delivered", None)
+        self._on_delivered = None if on_delivered is None else guarded("the schedule of the selector", on_delivered)
         self._batch_size, self._samplers, self._prefetch = batch_size, samplers, prefetch
         self._learner_fills = learner_fills
         self._min_size, self._timeout_s, self._options = limiter.min_size_to_sample, timeout_s, options
@@ -163,7 +165,7 @@ class Batches(AsyncIterator[Batch]):
         check_descriptors(
             f"{self._samplers} samplers", self._samplers * (DESCRIPTORS_A_CHILD + 1) + 1 + DESCRIPTORS_TO_START
         )
-        fields = batch_fields(self._item, self._ring.spec, self._transform)
+        fields = guarded("the item", batch_fields)(self._item, self._ring.spec, self._transform)
         # Slots beside the queue's: one for the batch that the learner holds, one for each sampler to fill meanwhile.
         count = self._prefetch + 1 + self._samplers
         in_turn = self._new_deliveries is not None
@@ -212,13 +214,14 @@ class Batches(AsyncIterator[Batch]):
         if self._new_deliveries is not None:
             self._deliveries = self._new_deliveries()
             self._deliveries.keep()
-            await run_to_completion(asyncio.to_thread(self._begin_deliveries, self._deliveries))
+            await in_thread("areplay-deliveries", partial(self._begin_deliveries, self._deliveries))
             self._has_begun = True
             self._admission.ring()
             if self._deliveries.size(0) == 0:
                 items = self._deliveries.log.appended
                 raise Stalled(
-                    f"{self._selector!r} of {items:,} items, which are none or less than a batch; add rows before"
+                    f"{text_of(self._selector)} of {items:,} items, which are none or less than a batch; "
+                    f"add rows before"
                 )
 
     def _begin_deliveries(self, deliveries: Deliveries) -> None:
@@ -287,6 +290,7 @@ class Batches(AsyncIterator[Batch]):
             SamplerFailed: all samplers failed for good.
             ActorFailed: an actor failed for good, of a group with `on_failure="raise"` that is still open.
             WaitTimeout: none was ready within the `timeout_s` given to `Replay.batches`.
+            BaseException: what a schedule of the selector raised; no batch has been taken.
         """
         if self._origin is not forks.current:
             self._check_process()
@@ -301,6 +305,8 @@ class Batches(AsyncIterator[Batch]):
             self._current = self._batch(await self._fill_or_wait(self._timeout_s) if slot is None else slot)
         except EpochsOver:
             raise StopAsyncIteration from None
+        except HookRaised as raised:
+            deliver(raised)
         return self._current
 
     async def get(self, timeout_s: float | None = None) -> Batch:
@@ -312,8 +318,11 @@ class Batches(AsyncIterator[Batch]):
         timeout_s = optional_seconds("timeout_s", timeout_s)
         if self._turns.is_due():
             await asyncio.sleep(0)
-        slot = self._lend()
-        return self._batch(await self._fill_or_wait(timeout_s) if slot is None else slot)
+        try:
+            slot = self._lend()
+            return self._batch(await self._fill_or_wait(timeout_s) if slot is None else slot)
+        except HookRaised as raised:
+            deliver(raised)
 
     def statistics(self) -> BatchesStatistics:
         """The state of the queue at this moment. From any thread."""
@@ -340,7 +349,7 @@ class Batches(AsyncIterator[Batch]):
             limiter=self._limiter.statistics() if self._limiter is not None and self._is_limited else None,
             items_left=self._deliveries.items_left(self._delivered) if self._deliveries is not None else None,
             number=self._number,
-            what=f"{self._item!r} by {self._selector!r}",
+            what=f"{text_of(self._item)} by {text_of(self._selector)}",
             slots=len(states),
             filling=states.count(FILLING),
             slots_bytes=slots.size_bytes if slots is not None else 0,
@@ -427,7 +436,7 @@ class Batches(AsyncIterator[Batch]):
         if not self._may_sample:
             return None
         if self._deliveries is not None and self._deliveries.size(self._delivered) == 0:
-            raise EpochsOver(repr(self._selector))
+            raise EpochsOver(text_of(self._selector))
         slot = self._slots.lend()
         if slot is None:
             return None
@@ -581,16 +590,18 @@ class Batches(AsyncIterator[Batch]):
             )
         if self._deliveries is not None and not self._deliveries.has_batch(self._delivered):
             left = self._deliveries.items_left(self._delivered)
-            return f"learner waits: {left} of {self._batch_size} items for a batch of {self._selector!r}; {alive}"
+            return (
+                f"learner waits: {left} of {self._batch_size} items for a batch of {text_of(self._selector)}; {alive}"
+            )
         if self._slots.is_fruitless:
             if rows and (obstacle := getattr(self._selector, "obstacle", "")):
-                return f"learner waits: {self._selector!r}: {obstacle}; {alive}"
+                return f"learner waits: {text_of(self._selector)}: {obstacle}; {alive}"
             if rows and type(self._selector) not in OURS:
                 return (
-                    f"learner waits: {self._selector!r} has drawn none of the {rows:,} rows that makes "
-                    f"{self._item!r} yet; {alive}"
+                    f"learner waits: {text_of(self._selector)} has drawn none of the {rows:,} rows that makes "
+                    f"{text_of(self._item)} yet; {alive}"
                 )
-            return f"learner waits: no {self._item!r} can be made of the {rows:,} rows yet; {alive}"
+            return f"learner waits: no {text_of(self._item)} can be made of the {rows:,} rows yet; {alive}"
         # The loop gives its batch back before it waits, so other slots that are lent now were taken with `get`.
         is_in_loop = self._current is not None and not self._current.is_released
         remedy = RELEASE if self._slots.count(LENT) > is_in_loop else ""

@@ -32,6 +32,7 @@ from areplay.coordinator import Coordinator
 from areplay.crew import CrewOptions
 from areplay.deliveries import Deliveries, Delivering, LocalDeliveries
 from areplay.errors import ActorFailed, Closed, SpecMismatch, Stalled
+from areplay.hooks import guarded, text_of
 from areplay.inbox import default_inbox_rows
 from areplay.items import Item
 from areplay.limits import check_memory
@@ -44,13 +45,13 @@ from areplay.quiet import QuietOptions
 from areplay.rate import MinSize
 from areplay.reader import BatchArrays, Reader
 from areplay.ring import MIN_BLOCKS, Indices, Ring, RingGuard, default_block_rows
-from areplay.saving import Checkpointed, Saver, run_stoppable
+from areplay.saving import Checkpointed, Saver
 from areplay.select import OURS, Selector
 from areplay.snapshot import Snapshot
 from areplay.spec import Spec
 from areplay.statistics import PriorityUpdate
 from areplay.transform import Transform
-from areplay.waiting import ended, leave_to_parent, opened, run_to_completion
+from areplay.waiting import ended, in_thread, leave_to_parent, opened, run_to_completion
 from areplay.weights import Weights
 
 logger = logging.getLogger(__name__)
@@ -100,7 +101,8 @@ class Replay(Checkpointed, Observed):
             seed = whole_number("seed", seed, at_least=0)
         self._entropy = np.random.SeedSequence(seed).entropy
         self._rng = np.random.default_rng(self._seeds(_OWNER))
-        self._prefault, self._on_prefault = bool(prefault), on_prefault
+        self._prefault = bool(prefault)
+        self._on_prefault = None if on_prefault is None else guarded("on_prefault", on_prefault)
         if self.capacity_rows != capacity:
             logger.info("capacity %d rounded up to %d rows, whole blocks", capacity, self.capacity_rows)
         parts = {field.name: field.row_bytes * self.capacity_rows for field in spec.rows.values()}
@@ -122,6 +124,7 @@ class Replay(Checkpointed, Observed):
 
         Raises:
             MemoryLimitExceeded, ResourceUnavailable: nothing was left allocated.
+            BaseException: what `on_prefault` raised, as `save` raises it of `on_progress`. Nothing was left allocated.
         """
         self._check_process()
         if self._is_loaded and self._closing is None:
@@ -153,7 +156,8 @@ class Replay(Checkpointed, Observed):
         await run_to_completion(self._closing)
 
     async def _open_off_loop(self) -> None:
-        await run_stoppable(self._open, Stop() if self._loading is None else self._loading.stop)
+        stop = Stop() if self._loading is None else self._loading.stop
+        await in_thread("areplay-files", self._open, stop.set)
 
     def _open(self) -> None:
         ring = Ring(self.spec, self._blocks, self._block_rows)
@@ -423,11 +427,13 @@ class Replay(Checkpointed, Observed):
             self._local[chosen].on_taken()
             self._admission.ring()
         if not is_filled:
-            what = "a replay without rows" if not len(self) else f"{len(self):,} rows of which no {item!r} can be made"
+            what = "a replay without rows"
+            if len(self):
+                what = f"{len(self):,} rows of which no {text_of(item)} can be made"
             if len(self) and type(chosen) not in OURS:
-                what = f"{len(self):,} rows, of which {chosen!r} drew none that makes {item!r}"
+                what = f"{len(self):,} rows, of which {text_of(chosen)} drew none that makes {text_of(item)}"
             if len(self) and (obstacle := getattr(chosen, "obstacle", "")):
-                raise Stalled(f"sample() by {chosen!r}: {obstacle}")
+                raise Stalled(f"sample() by {text_of(chosen)}: {obstacle}")
             raise Stalled(f"sample() on {what}; add some first, or use batches(), which waits for them")
         return Batch(arrays)
 

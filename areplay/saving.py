@@ -12,16 +12,17 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 
 from areplay import forks
-from areplay.checkpoint import MANIFEST, Checkpoint, Progress, Stop
+from areplay.checkpoint import Checkpoint, Progress, Stop
 from areplay.errors import AreplayError, CheckpointDamaged, Closed, WouldBlock, WrongProcess
+from areplay.hooks import HookRaised, guarded
+from areplay.manifest import MANIFEST
 from areplay.options import optional_rate, seconds
 from areplay.prefetch import Batches, Kept
 from areplay.priorities import Priorities
@@ -29,33 +30,12 @@ from areplay.ring import Ring, RingGuard
 from areplay.snapshot import Save, Snapshot
 from areplay.spec import Spec
 from areplay.statistics import Saved, SavesStatistics
-from areplay.waiting import run_to_completion
+from areplay.waiting import deliver, delivered, in_thread, run_to_completion
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 MAX_BYTES_PER_S = 100e6
 """What a save writes a second, by default: about a tenth of a core's work, and less than any disk takes."""
-
-
-async def run_stoppable(work: Callable[[], T], stop: Stop) -> T:
-    """Run `work` in a thread. Cancelled: it is told to stop, and the cancellation is delivered when it has ended.
-
-    The thread is of its own: those of the loop's pool may all be busy, for as long as the user likes.
-    """
-    threads = ThreadPoolExecutor(1, "areplay-files")
-    task = asyncio.get_running_loop().run_in_executor(threads, work)
-    threads.shutdown(wait=False)  # when that is done
-    try:
-        await asyncio.wait({task})
-    except asyncio.CancelledError:
-        stop.set()
-        await run_to_completion(asyncio.wait({task}))
-        if not task.cancelled():
-            task.exception()  # looked at: the cancellation is what counts
-        raise
-    return task.result()
 
 
 class Saver:
@@ -80,7 +60,11 @@ class Saver:
         self._known[path] = checkpoint_id
 
     async def save(self, path: str, max_bytes_per_s: float | None, progress: Progress | None) -> Saved:
-        """See `Replay.save`; `path` is the directory's own, see `_directory`."""
+        """See `Replay.save`; `path` is the directory's own, see `_directory`.
+
+        Raises:
+            HookRaised: `progress` raised.
+        """
         forks.check(self._origin, "this replay")
         if self._is_closed:
             raise Closed("this replay")
@@ -90,10 +74,10 @@ class Saver:
         work = Save(path, snapshot, self._guard, locks, self._known.get(path, ""), max_bytes_per_s, progress, stop)
         self._running[stop] = ended
         try:
-            saved = await run_stoppable(work.run, stop)
+            saved = await in_thread("areplay-files", work.run, stop.set)
         except WouldBlock:
             raise Closed("this replay") from None
-        except AreplayError as error:
+        except (AreplayError, HookRaised) as error:
             self._failures, self._last_failure = self._failures + 1, (str(error), time.time())
             raise
         finally:
@@ -134,15 +118,15 @@ class Checkpoints:
 
     Attributes:
         last: what the last save did that succeeded; None before that.
-        failure: of the last save, if it failed.
+        failure: of the last save, if it failed: its error, or what its `on_progress` raised.
     """
 
     def __init__(
-        self, path: str, every_s: float, save: Callable[..., Coroutine[Any, Any, Saved]], options: dict[str, Any]
+        self, every_s: float, save: Callable[..., Coroutine[Any, Any, Saved]], options: dict[str, Any]
     ) -> None:
         self.last: Saved | None = None
-        self.failure: Exception | None = None
-        self._path, self._every_s, self._save, self._options = path, every_s, save, options
+        self.failure: BaseException | None = None
+        self._every_s, self._save, self._options = every_s, save, options
         self._task: asyncio.Task[None] | None = None
         self._leaving = asyncio.Event()
         self._origin = forks.current
@@ -192,14 +176,22 @@ class Checkpoints:
 
     async def _save_once(self, options: dict[str, Any]) -> None:
         try:
-            self.last = await self._save(self._path, **options)
+            self.last = await self._save(**options)
             self.failure = None
-        except (Closed, WrongProcess):
+        except (Closed, WrongProcess):  # of the replay: those that on_progress raises are a `HookRaised`
             raise
-        except Exception as error:  # a lack of memory, or of threads, may pass; on_progress is not ours
-            self.failure = error
-            text = str(error) if isinstance(error, AreplayError) else repr(error)
-            logger.error("%s; the checkpoint before is kept, the next save tries again", text)
+        except HookRaised as raised:
+            if isinstance(raised.error, (KeyboardInterrupt, SystemExit)):
+                deliver(raised)  # it ends the program, as it does from every task
+            self._note(raised.error, str(raised))
+        except AreplayError as error:
+            self._note(error, str(error))
+        except Exception as error:  # a lack of memory may pass
+            self._note(error, repr(error))
+
+    def _note(self, error: BaseException, text: str) -> None:
+        self.failure = error
+        logger.error("%s; the checkpoint before is kept, the next save tries again", text)
 
 
 class Loading:
@@ -285,11 +277,21 @@ class Checkpointed(ABC):
         Raises:
             CheckpointFailed: the disk is full, the directory read-only, or the like. The checkpoint before stays.
             CheckpointBusy: another save into this directory is going on, of any process.
+            ResourceUnavailable: no descriptor, thread or memory is left. The checkpoint before stays.
             Closed: the replay was closed meanwhile. The checkpoint before stays.
+            BaseException: what `on_progress` raised; a `RuntimeError` from it, if it is a `StopIteration`,
+                `StopAsyncIteration`, `GeneratorExit` or `CancelledError`. The checkpoint before stays.
         """
+        return delivered(self._save(path, max_bytes_per_s, on_progress))
+
+    def _save(
+        self, path: str | os.PathLike[str], max_bytes_per_s: float | None, on_progress: Progress | None
+    ) -> Callable[[], Coroutine[Any, Any, Saved]]:
+        """One save, with options that were looked at; it raises `HookRaised`, see `Saver.save`."""
         self._opened()
         assert self._saver is not None
-        return self._saver.save(_directory(path), optional_rate("max_bytes_per_s", max_bytes_per_s), on_progress)
+        rate = optional_rate("max_bytes_per_s", max_bytes_per_s)
+        return partial(self._saver.save, _directory(path), rate, _guarded_progress(on_progress))
 
     def checkpoints(
         self,
@@ -302,14 +304,20 @@ class Checkpointed(ABC):
         """Save into that directory every `every_s` seconds, and once more when the context is left: see `save`.
 
         One after the other, never two at once. A save that fails, say because the disk is full, is logged as an error;
-        the next one tries again. An async context manager; leaving it waits for the last save.
+        the next one tries again. So it is if `on_progress` raises; only `SystemExit` and `KeyboardInterrupt` end the
+        program, as they do from every task. An async context manager; leaving it waits for the last save.
         """
         self._opened()
+        path, every_s = _directory(path), seconds("every_s", every_s)
         options = {
             "max_bytes_per_s": optional_rate("max_bytes_per_s", max_bytes_per_s),
             "on_progress": on_progress,
         }
-        return Checkpoints(_directory(path), seconds("every_s", every_s), self.save, options)
+
+        def save(max_bytes_per_s: float | None, on_progress: Progress | None) -> Coroutine[Any, Any, Saved]:
+            return self._save(path, max_bytes_per_s, on_progress)()
+
+        return Checkpoints(every_s, save, options)
 
     @classmethod
     async def load(
@@ -342,6 +350,7 @@ class Checkpointed(ABC):
             CheckpointMismatch: it is of another spec, named field by field, or of a newer version.
             CheckpointDamaged: something in it is not as it was written; says what. Nothing is left allocated.
             MemoryLimitExceeded, ResourceUnavailable, ValueError: as for `Replay`.
+            BaseException: what `on_progress` raised, as `save` raises it. Nothing is left allocated.
         """
         directory = _directory(path)
         while True:
@@ -349,10 +358,10 @@ class Checkpointed(ABC):
             if spec is not None:
                 checkpoint.check_spec(spec)
             replay = cls._for(checkpoint, capacity, block_rows, seed)
-            replay._loading = loading = Loading(checkpoint, on_progress)
+            replay._loading = loading = Loading(checkpoint, _guarded_progress(on_progress))
             try:
                 replay._count_on(checkpoint.counts, seed is not None)
-            except (KeyError, TypeError, ValueError) as error:
+            except Exception as error:  # numpy has a type of its own for each way in which a state is none
                 raise CheckpointDamaged(directory, MANIFEST, f"cannot be understood ({error!r})") from None
             try:
                 await replay.__aenter__()
@@ -400,9 +409,20 @@ class Checkpointed(ABC):
 
 async def _found(path: str) -> Checkpoint:
     """The checkpoint that is there now."""
-    return await run_stoppable(partial(Checkpoint, path), Stop())
+    stop = Stop()
+    return await in_thread("areplay-files", partial(Checkpoint, path, stop), stop.set)
+
+
+def _guarded_progress(on_progress: Progress | None) -> Progress | None:
+    return None if on_progress is None else guarded("on_progress", on_progress)
 
 
 def _directory(path: str | os.PathLike[str]) -> str:
     """One name for one directory, whatever it is called; it stays the same if links or the working directory change."""
-    return os.path.realpath(os.fspath(path))
+    name = os.fspath(path)
+    if not isinstance(name, str):
+        raise TypeError(f"a checkpoint's path must be text, got {path!r}; use os.fsdecode")
+    try:
+        return os.path.realpath(name)
+    except OSError:  # the working directory is gone: the save or load will say so
+        return name

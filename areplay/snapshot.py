@@ -15,6 +15,7 @@ and all that it names.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -31,18 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from areplay import forks
-from areplay.checkpoint import (
-    FORMAT,
-    MANIFEST,
-    OURS,
-    TABLE,
-    VERSION,
-    Checkpoint,
-    Progress,
-    Stop,
-    block_name,
-    manifest_checksum,
-)
+from areplay.checkpoint import TABLE, Checkpoint, Progress, Stop, block_name
 from areplay.errors import (
     CheckpointBusy,
     CheckpointDamaged,
@@ -52,6 +42,16 @@ from areplay.errors import (
 )
 from areplay.kill_points import kill_point
 from areplay.locks import BlockLocks
+from areplay.manifest import (
+    FORMAT,
+    MANIFEST,
+    MOST_BYTES,
+    MOST_SAVES,
+    OURS,
+    VERSION,
+    lack_of_means,
+    manifest_checksum,
+)
 from areplay.priorities import Priorities
 from areplay.ring import Indices, Mask, Ring, RingGuard
 from areplay.spec import Array
@@ -167,6 +167,7 @@ class Save:
         Raises:
             CheckpointBusy: somebody else is writing into that directory.
             CheckpointFailed: it could not be written; the checkpoint before is whole.
+            ResourceUnavailable: no descriptor or memory is left; the checkpoint before is whole.
             WouldBlock: told to stop; the checkpoint before is whole.
         """
         try:
@@ -179,7 +180,7 @@ class Save:
                 finally:
                     self._close_written()
         except OSError as error:
-            raise CheckpointFailed(self._path, str(error)) from error
+            raise lack_of_means(error, self._path) or CheckpointFailed(self._path, str(error)) from error
 
     def _run(self, directory: int) -> Saved:
         table, next_serial = self._snapshot.table, self._snapshot.manifest["counters"]["next_serial"]
@@ -268,9 +269,12 @@ class Save:
     def _reuse(self, table: Array) -> Mask:
         """Note the files of blocks that are there already; which blocks have none."""
         with os.scandir(self._path) as entries:
-            sizes = {entry.name: entry.stat().st_size for entry in entries if OURS.fullmatch(entry.name)}
+            ours = [entry for entry in entries if OURS.fullmatch(entry.name)]
+        # A pipe, a folder or a link of such a name is no file of a save, but keeps its name from being used again.
+        sizes = {entry.name: _size(entry) for entry in ours}
         matches = [match for name in sizes if (match := OURS.fullmatch(name))]
-        self._number = 1 + max((int(number) for match in matches for number in match.groups() if number), default=0)
+        numbers = [int(number) for match in matches for number in match.groups() if number]
+        self._number = 1 + max((number for number in numbers if number < MOST_SAVES), default=0)
         is_new = np.ones(len(table), np.bool_)
         before = self._before(bool(matches))
         if before is None or before.id != self._known or not len(before.table):
@@ -399,12 +403,16 @@ class Save:
         file = BytesIO()
         np.lib.format.write_array(file, np.ascontiguousarray(values), version=(1, 0), allow_pickle=False)
         name = f"{name}-{self._number}.npy"
-        with file.getbuffer() as image:
+        with memoryview(file.getvalue()) as image:  # of bytes: the file may be collected before the views of it
             return {"file": name, "bytes": len(image), "crc32": self._write(name, image)}
 
     def _write_manifest(self, manifest: dict[str, Any]) -> None:
         manifest["crc32"] = manifest_checksum(manifest)
         text = json.dumps(manifest, indent=1).encode()
+        if len(text) > MOST_BYTES:
+            raise CheckpointFailed(
+                self._path, f"its {MANIFEST} would have {len(text):,} of at most {MOST_BYTES:,} bytes"
+            )
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(self._path, _NEW))
         self._write(_NEW, memoryview(text))
@@ -485,13 +493,35 @@ def _header(column: Array, rows: int) -> bytes:
 
 def _make(path: str) -> None:
     """Make the directory, and those above it, if it is not there; each is entered for good in the one above it."""
-    if os.path.isdir(path):
-        return
-    above = os.path.dirname(path)
-    _make(above)
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(path)
-    _sync(above)
+    missing: list[str] = []
+    while not os.path.isdir(path):
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(path)  # raises what is in the way before anything is made, as a path that is too long
+        missing.append(path)
+        above = os.path.dirname(path)
+        if above == path or not above:  # of a working directory that is gone
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        path = above
+    made: list[str] = []
+    try:
+        for directory in reversed(missing):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(directory)
+                made.append(directory)
+            _sync(os.path.dirname(directory))
+    except OSError:
+        for directory in reversed(made):
+            with contextlib.suppress(OSError):  # another program uses it by now
+                os.rmdir(directory)
+        raise
+
+
+def _size(entry: os.DirEntry[str]) -> int:
+    """In bytes, of a file; -1 of anything else."""
+    try:
+        return entry.stat().st_size if entry.is_file(follow_symlinks=False) else -1
+    except FileNotFoundError:
+        return -1
 
 
 def _sync(path: str) -> None:

@@ -4,6 +4,8 @@ A `Sleeper` waits on a doorbell until a condition holds. It gives up after a tim
 a warning who waits for whom and why if it takes long. The condition may raise, for example `Closed` or `Stalled`:
 that is how a waiter notices that whoever it waits for is gone.
 
+Work that blocks runs in a thread of its own (`in_thread`), and ends before its caller goes on.
+
 A forked child inherits the event loop, and with it the epoll of its parent's: `leave_to_parent` names the loops whose
 copy in a child gets an epoll of its own, so that what unwinds there, or closes the loop, takes nothing out of the
 parent's.
@@ -12,16 +14,20 @@ parent's.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 import logging
 import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, NoReturn, TypeVar, cast
 
 from areplay import forks
 from areplay.doorbell import Doorbell
-from areplay.errors import Closed, WaitTimeout
+from areplay.errors import Closed, ResourceUnavailable, WaitTimeout
+from areplay.hooks import HookRaised
 
 T = TypeVar("T")
 
@@ -169,12 +175,115 @@ async def run_to_completion(work: Coroutine[Any, Any, T] | asyncio.Future[T]) ->
     raise cancelled
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[T]):
+    """How work has ended: its result, or what it raised.
+
+    A value, which crosses threads and futures whatever was raised: a future refuses `StopIteration`.
+    """
+
+    value: T | None
+    error: BaseException | None = None
+
+    def result(self) -> T:
+        """What the work returned; raises what it raised."""
+        if self.error is not None:
+            raise self.error
+        return cast(T, self.value)
+
+
+def outcome_of(work: Callable[[], T]) -> Outcome[T]:
+    """Do the work, here and now; how it ended."""
+    try:
+        return Outcome(work())
+    except BaseException as error:
+        return Outcome(None, error)
+
+
+async def in_thread(name: str, work: Callable[[], T], on_cancel: Callable[[], object] | None = None) -> T:
+    """Run `work` in a thread of its own, to its end even if cancelled meanwhile; then deliver the cancellation.
+
+    In a child that is forked meanwhile the cancellation is delivered at once: the thread is not there.
+
+    The thread is none of the loop's pool: the user's work may keep all of those busy.
+
+    Args:
+        name: of the thread.
+        on_cancel: makes the work end soon; then only the cancellation is raised. Without it an error of the work is
+            raised, from the cancellation.
+
+    Raises:
+        ResourceUnavailable: no thread can be started. The work has not begun.
+        BaseException: what `work` raised.
+    """
+    loop, origin = asyncio.get_running_loop(), forks.current
+    done: asyncio.Future[Outcome[T]] = loop.create_future()
+
+    def run() -> None:
+        outcome = outcome_of(work)
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and its tasks with it
+            loop.call_soon_threadsafe(done.set_result, outcome)
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), name=name)
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise ResourceUnavailable("starting a thread", name, str(error)) from error
+    cancelled: asyncio.CancelledError | None = None
+    while not done.done():
+        try:
+            await asyncio.wait({done})
+        except asyncio.CancelledError as error:
+            if origin is not forks.current:
+                raise
+            cancelled = error
+            if on_cancel is not None:
+                on_cancel()
+    thread.join()  # which only has to return: after that nothing holds what it has worked on
+    outcome = done.result()
+    try:
+        if cancelled is None:
+            return outcome.result()
+        if outcome.error is not None and on_cancel is None:
+            raise outcome.error from cancelled
+        raise cancelled
+    finally:
+        del outcome, cancelled  # an error that is raised here would hold itself through this frame
+
+
+def deliver(raised: HookRaised) -> NoReturn:
+    """Raise what a hook raised, to the caller whom it is for.
+
+    Four exceptions mean something else to a coroutine's caller than that a hook failed: `StopIteration`,
+    `StopAsyncIteration`, `GeneratorExit` and `CancelledError`. They become the `__cause__` of a `RuntimeError`, as
+    Python does it where a generator raises one of the first two.
+    """
+    error = raised.error
+    if isinstance(error, (StopIteration, StopAsyncIteration, GeneratorExit, asyncio.CancelledError)):
+        raise RuntimeError(f"{raised.hook} raised {type(error).__name__}") from error
+    context = error.__context__
+    try:
+        raise error
+    finally:
+        error.__context__ = context  # not the `HookRaised` that is being handled
+        del error, raised, context
+
+
+async def delivered(work: Callable[[], Awaitable[T]]) -> T:
+    """Await what `work` returns. What a hook raises meanwhile is raised as `deliver` says."""
+    try:
+        return await work()
+    except HookRaised as raised:
+        deliver(raised)
+
+
 async def opened(opening: asyncio.Task[None], close: Callable[[], Awaitable[None]], what: str) -> None:
     """Wait until `opening` is done. If it fails, or is cancelled with us, `close` is awaited before that is raised.
 
     Raises:
         Closed: somebody else closed `what` meanwhile, which cancels `opening`.
         WrongProcess: this process was forked meanwhile, and is the child.
+        BaseException: what `opening` raised; what a hook raised in it, as `deliver` says.
     """
     origin = forks.current
     try:
@@ -186,6 +295,9 @@ async def opened(opening: asyncio.Task[None], close: Callable[[], Awaitable[None
         if task is not None and task.cancelling():
             raise
         raise Closed(what) from None
+    except HookRaised as raised:
+        await close()
+        deliver(raised)
     except BaseException:
         await close()
         raise

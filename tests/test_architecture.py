@@ -45,10 +45,11 @@ ROOMS_BELOW = [
     {"priorities", "admission"},
     {"ring", "inbox", "weights", "episodes", "quiet"},
     {"locks", "doorbell", "segment", "watching"},
-    {"limits", "layout", "fence", "kill_points", "debug", "rate"},
+    {"layout", "fence", "kill_points", "debug", "rate", "manifest"},
+    {"limits"},
     {"spec", "options"},
     {"spaces", "forks"},
-    {"errors", "arrays", "links", "statistics"},
+    {"errors", "arrays", "hooks", "links", "statistics"},
 ]
 EXTRAS = {
     "spaces": {"gymnasium"},

@@ -27,8 +27,9 @@ from kit import memory_descriptors, open_descriptors, until
 
 import areplay
 from areplay import Replay, saving, snapshot
-from areplay.checkpoint import Checkpoint, Stop, manifest_checksum
+from areplay.checkpoint import Checkpoint, Stop
 from areplay.locks import BlockLocks
+from areplay.manifest import manifest_checksum
 from areplay.ring import StreamWriter, Watcher
 
 SPEC = areplay.Spec(x=((), "float64"), pair=((2, 3), "uint8"), flag=((), "bool"), z=((2,), "complex64"))
@@ -929,8 +930,8 @@ async def test_a_file_in_the_way_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda manifest: manifest.update(capacity_rows=-5), "-5 rows"),
-        (lambda manifest: manifest.update(block_rows=0), "blocks of 0"),
+        (lambda manifest: manifest.update(capacity_rows=-5), "capacity_rows: expected a whole number .* got -5"),
+        (lambda manifest: manifest.update(block_rows=0), "block_rows: expected a whole number .* got 0"),
         (lambda manifest: manifest["blocks"].update(bytes=10**15), "instead of 1,000,000,000,000,000"),
         (lambda manifest: manifest["counters"].update(next_serial=1), "no ring can have had"),
         (lambda manifest: manifest.update(block_rows=16), "no ring can have had"),

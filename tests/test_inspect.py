@@ -15,8 +15,9 @@ import pytest
 from checkpoint_oracle import block_files, manifest_of
 
 import areplay
-from areplay.checkpoint import Checkpoint, manifest_checksum
+from areplay.checkpoint import Checkpoint
 from areplay.commands import main
+from areplay.manifest import manifest_checksum
 
 SPEC = areplay.Spec.steps(obs=((2, 3), "float32"), action=((), "int64"))
 

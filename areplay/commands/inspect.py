@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from areplay.checkpoint import MANIFEST, OURS, Checkpoint
+from areplay.checkpoint import Checkpoint
 from areplay.commands import showing
 from areplay.errors import CheckpointDamaged
+from areplay.manifest import OURS
 from areplay.spec import Spec
 
 _LABEL = 18  # columns
@@ -66,7 +67,6 @@ def description(checkpoint: Checkpoint, damages: list[CheckpointDamaged] | None)
     manifest, table = checkpoint.manifest, checkpoint.table
     names = {name: size for name, size, _ in checkpoint.files()}
     blocks_bytes = checkpoint.size_bytes
-    manifest_bytes = os.path.getsize(os.path.join(checkpoint.path, MANIFEST))
     return {
         "format": "areplay inspect",
         "version": 1,
@@ -96,8 +96,8 @@ def description(checkpoint: Checkpoint, damages: list[CheckpointDamaged] | None)
         "bytes": {
             "blocks": blocks_bytes,
             "tables": sum(names.values()) - blocks_bytes,
-            "manifest": manifest_bytes,
-            "total": sum(names.values()) + manifest_bytes,
+            "manifest": checkpoint.manifest_bytes,
+            "total": sum(names.values()) + checkpoint.manifest_bytes,
         },
         "files": len(names) + 1,
         "left_over": _left_over(checkpoint.path, names),
