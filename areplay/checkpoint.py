@@ -99,7 +99,8 @@ class Checkpoint:
     def __init__(self, path: str, stop: Stop | None = None) -> None:
         self.path, self._stop = path, Stop() if stop is None else stop
         self.manifest, self.manifest_bytes = read_manifest(path)
-        self.capacity_rows, self.block_rows = self.manifest["capacity_rows"], self.manifest["block_rows"]
+        self.capacity_rows: int = self.manifest["capacity_rows"]
+        self.block_rows: int = self.manifest["block_rows"]
         self.has_given_block_rows: bool = self.manifest["block_rows_given"]
         self.counters: dict[str, int] = self.manifest["counters"]
         self.streams: list[dict[str, Any]] = self.manifest["streams"]
@@ -304,8 +305,7 @@ class Checkpoint:
 
     def _most_bytes(self, entry: np.void) -> int:
         """The size that the file of a block may have."""
-        most: int = int(entry["rows"]) * self.spec.row_bytes + _HEADER_BYTES * len(self.spec.rows)
-        return most
+        return int(entry["rows"]) * self.spec.row_bytes + _HEADER_BYTES * len(self.spec.rows)
 
     @property
     def _most_table_bytes(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import select
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,8 +14,8 @@ from kit import cancel_at_every_tick, ticks, until
 
 from areplay import waiting as waiting_module
 from areplay.doorbell import Doorbell, EventDescriptor
-from areplay.errors import Closed, InboxFull, WaitTimeout
-from areplay.waiting import Naps, Sleeper, Turns, ended, opened, run_to_completion
+from areplay.errors import Closed, InboxFull, ResourceUnavailable, WaitTimeout
+from areplay.waiting import Naps, Sleeper, Turns, ended, in_thread, opened, run_to_completion
 
 LONG_S = 1_000.0
 
@@ -595,3 +596,56 @@ def test_naps_grow_with_the_time_napped_and_end(monkeypatch: pytest.MonkeyPatch)
         assert not napper.nap()
         assert 0.1 < sum(naps) < 0.11
         napper.reset()
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, OSError, KeyboardInterrupt, SystemExit, GeneratorExit, BaseException])
+async def test_whatever_work_in_a_thread_raises_is_raised(kind: type[BaseException]) -> None:
+    """The very object, in the caller's task, when the thread has ended.
+
+    Python makes a `RuntimeError` of a `StopIteration` that leaves a coroutine.
+    """
+    for error in (kind("x"), StopIteration("x")):
+
+        def work(error: BaseException = error) -> None:
+            raise error
+
+        before = threading.active_count()
+        with pytest.raises(BaseException) as caught:
+            await in_thread("areplay-test", work)
+        assert threading.active_count() == before
+        assert caught.value is error or caught.value.__cause__ is error
+    assert await in_thread("areplay-test", lambda: threading.current_thread().name) == "areplay-test"
+
+
+async def test_work_in_a_thread_ends_before_its_cancelled_caller_goes_on() -> None:
+    """It is told so, if it wants to be; the cancellation is delivered after its end, however often it came."""
+    for on_cancel in (True, False):
+        told, may_end, has_ended = threading.Event(), threading.Event(), threading.Event()
+
+        def work(may_end: threading.Event = may_end, has_ended: threading.Event = has_ended) -> None:
+            may_end.wait(20)
+            has_ended.set()
+
+        task = asyncio.create_task(in_thread("areplay-test", work, told.set if on_cancel else None))
+        await ticks(3)
+        for _ in range(2):
+            task.cancel()
+            await ticks(3)
+        assert not task.done() and told.is_set() == on_cancel
+        may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert has_ended.is_set()
+
+
+async def test_no_thread_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The work is not done."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    done: list[int] = []
+    with pytest.raises(ResourceUnavailable, match="can't start new thread"):
+        await in_thread("areplay-test", lambda: done.append(1))
+    assert not done

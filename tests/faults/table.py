@@ -305,6 +305,25 @@ ROWS = {
             "tests/test_forks.py",
         ),
     ),
+    30: Row(
+        "every hook of the user's raises every kind of exception: StopIteration, GeneratorExit, SystemExit, ours",
+        "the caller gets it; nothing hangs, nothing is left, the next call works",
+        (
+            "tests/faults/test_hooks.py",
+            "tests/test_waiting.py::test_whatever_work_in_a_thread_raises_is_raised",
+            "tests/test_waiting.py::test_work_in_a_thread_ends_before_its_cancelled_caller_goes_on",
+        ),
+    ),
+    31: Row(
+        "checkpoint paths and manifests that are pipes, devices, holes, deep or huge; no descriptor, no thread",
+        "a typed error in bounded time and memory; what a save can replace, it replaces",
+        (
+            "tests/faults/test_odd_files.py",
+            "tests/test_checkpoint.py::test_a_pipe_in_place_of_a_file_is_damage",
+            "tests/test_checkpoint.py::test_numbers_that_cannot_be_are_damage",
+            "tests/test_checkpoint.py::test_a_lack_of_descriptors_is_no_damage",
+        ),
+    ),
     32: Row(
         "an actor that hands nothing in; one failed actor of several",
         "named in a warning and in waits; restarted or raised as the user says",
