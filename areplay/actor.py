@@ -254,8 +254,8 @@ class Actor:
 
     def _reason(self) -> str:
         return (
-            f"actor {self.index} waits for the coordinator: {self._inbox.used:,} of {self._inbox.inbox_rows:,} rows of "
-            f"its inbox are not yet taken; the learner may be slower than its limiter or selector allows"
+            f"actor {self.index} waits for the coordinator: {waiting_rows(self._inbox)}; the learner may be slower "
+            f"than its limiter or selector allows"
         )
 
 
@@ -273,6 +273,16 @@ def _scalar(name: str, value: object) -> Scalar:
     remedy = remedy_for(value)
     what = f"must be a number, a bool or a str, got {type(value).__name__}" + (f"; {remedy}" if remedy else "")
     raise TypeError(f"report {name}= {what}")
+
+
+def waiting_rows(inbox: Inbox) -> str:
+    """How many rows of an inbox wait, in words."""
+    if inbox.may_wait == inbox.inbox_rows:
+        return f"{inbox.used:,} of {inbox.inbox_rows:,} rows of its inbox are not yet taken"
+    return (
+        f"{inbox.used:,} rows of its inbox are not yet taken, {inbox.may_wait:,} may wait while a limiter or selector "
+        f"holds rows back"
+    )
 
 
 async def run_actor(
@@ -512,8 +522,7 @@ class Actors:
         assert self._crew is not None
         member = self._crew.members[record.index]
         if record.waited_s and record.waiting_rows:
-            rows = f"{record.waiting_rows:,} of {record.inbox_rows:,} rows of its inbox are not yet taken"
-            return rows, record.waited_s
+            return waiting_rows(self._inbox[record.index]), record.waited_s
         if record.quiet_s:
             cause = self._quiet[record.index].cause(self._counts(record.index))
             return f"it has handed in nothing: {cause}", record.quiet_s

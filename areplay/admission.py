@@ -12,6 +12,7 @@ one step, for the two threads that write.
 from __future__ import annotations
 
 import threading
+from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +41,9 @@ class Admission:
         self.guard = forks.register_lock(threading.Lock())
         self._limiters: tuple[SamplesPerInsert, ...] = ()
         self._is_lifted = False
+        self.on_change: Callable[[], None] = _nothing  # called when limiters or keepers have changed
+        self.take_waiting: Callable[[], Awaitable[None]] | None = None  # moves what waits and may be written
+        self._announced: tuple[int, ...] = ()  # what may wait by limiters that are about to be added
         words = np.zeros((2, WORDS_A_LINE), np.int64)
         self._events = [EventDescriptor("the doorbell of rows that wait for admission") for _ in range(2)]
         self.coordinator_bell, self.owner_bell = (
@@ -50,18 +54,35 @@ class Admission:
         """Let that one hold writers back as well."""
         with self.guard:
             self._limiters = (*self._limiters, limiter)
-        self.ring()  # some may wait for what can never be now
+        self.changed()  # some may wait for what can never be now
+
+    def announce(self, steps: int) -> None:
+        """A limiter whose buffer spans `steps` is about to be added: let little wait in inboxes, before it counts."""
+        self._announced = (*self._announced, steps)
+        self.on_change()
+
+    def withdraw(self, steps: int) -> None:
+        """The announced limiter was added, or will not be."""
+        announced = list(self._announced)
+        announced.remove(steps)
+        self._announced = tuple(announced)
+        self.on_change()
 
     def remove(self, limiter: SamplesPerInsert) -> None:
         """Let it hold nobody back any more."""
         with self.guard:
             self._limiters = tuple(other for other in self._limiters if other is not limiter)
-        self.ring()
+        self.changed()
 
     def lift(self) -> None:
         """Hold nobody back from now on: the replay closes."""
         with self.guard:
             self._is_lifted = True
+        self.changed()
+
+    def changed(self) -> None:
+        """Let those who wait look again, and bound anew how much may wait: limiters or keepers have changed."""
+        self.on_change()
         self.ring()
 
     def ring(self) -> None:
@@ -78,6 +99,24 @@ class Admission:
     def limits(self) -> bool:
         """Whether there is a limiter."""
         return bool(self._limiters)
+
+    def rows_that_may_wait(self, capacity_rows: int) -> int | None:
+        """How many rows may wait in all inboxes together; None for as many as there is room for.
+
+        A limiter's buffer spans `2 * error_buffer / samples_per_insert` steps: as many may wait as it lets in from one
+        end to the other, so that the flow is smooth and no row waits much longer than it would have to. While it has
+        more room, before the first batch, twice, four times, ... as many may wait: steps of two, so that the bound
+        changes seldom. `Fifo` and `Epochs` keep rows for the ring's length, so a sixteenth of that does no harm.
+        """
+        if self._is_lifted:
+            return None
+        limits = list(self._announced)
+        for limiter in self._limiters:
+            steps = limiter.buffer_steps
+            limits.append(steps << (1 + limiter.room // steps).bit_length() - 1)
+        if self._ring_guard.keepers:
+            limits.append(capacity_rows // 16)
+        return min(limits, default=None)
 
     @property
     def has_room(self) -> bool:
@@ -148,9 +187,13 @@ class Admission:
         return ""
 
     def close(self) -> None:
-        """Give back the descriptors."""
+        """Give back the descriptors, and tell nobody of changes any more."""
+        self.on_change, self.take_waiting = _nothing, None
         for event in self._events:
             event.close()
+
+
+def _nothing() -> None: ...
 
 
 def steps_among(columns: Columns, start: int, stop: int) -> int:

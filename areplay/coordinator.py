@@ -38,21 +38,29 @@ LINGER_S = 0.005
 """How long a first row may wait for others, so that a slow actor costs one wake-up in a while and not one a row."""
 _CHUNKS_AN_INBOX = 4
 """An actor rings when its inbox is filled by one part in so many, and one such part is taken at a time."""
+_LEAST_WAITING_ROWS = 4
+"""So many may wait in each inbox, however many inboxes share what a limiter lets wait."""
 
 
 class _Feed:
     """One inbox being read: its task, and the writer of its present stream.
 
     Attributes:
+        is_elastic: whether fewer rows than fit may wait while a limiter or selector holds rows back.
         ends: the tails that actors left when they died: there a stream ends.
     """
 
-    def __init__(self, inbox: Inbox, writer: StreamWriter, name: str) -> None:
-        self.inbox, self.writer, self.name = inbox, writer, name
+    def __init__(self, inbox: Inbox, writer: StreamWriter, name: str, is_elastic: bool) -> None:
+        self.inbox, self.writer, self.name, self.is_elastic = inbox, writer, name, is_elastic
         self.chunk_rows = max(1, inbox.inbox_rows // _CHUNKS_AN_INBOX)
         self.task: asyncio.Task[None] | None = None
         self.ends: deque[int] = deque()
         self.held_since: float | None = None  # monotonic seconds, while its rows may not be written
+
+    @property
+    def wake_rows(self) -> int:
+        """Rows from which on they are moved without waiting for more."""
+        return max(1, min(self.chunk_rows, self.inbox.may_wait // _CHUNKS_AN_INBOX))
 
 
 class Coordinator:
@@ -89,9 +97,15 @@ class Coordinator:
         self._started: concurrent.futures.Future[None] | None = None
         self._ended: concurrent.futures.Future[None] = concurrent.futures.Future()  # the thread, for whatever reason
         self._is_stopped = False
+        self._may_wait: int | None = None  # rows in all inboxes together, as it was said last
+        self._bounds_guard = threading.Lock()  # two threads may bound what waits at the same time
+        admission.on_change, admission.take_waiting = self._bound_waiting, self._take_waiting
 
-    async def attach(self, inbox: Inbox, name: str) -> None:
+    async def attach(self, inbox: Inbox, name: str, *, is_elastic: bool = False) -> None:
         """Begin to read an inbox, as a new stream.
+
+        Args:
+            is_elastic: whether fewer rows than fit may wait in it while a limiter or selector holds rows back.
 
         Raises:
             Closed: after `stop`.
@@ -105,7 +119,7 @@ class Coordinator:
         await run_to_completion(asyncio.wrap_future(self._started))
         if self.failure is not None:
             raise Stalled(f"rows cannot be taken any more, the coordinator has failed: {self.failure}")
-        await self._in_thread(self._attach(inbox, name))
+        await self._in_thread(self._attach(inbox, name, is_elastic))
 
     async def settle(self, inbox: Inbox) -> None:
         """End the stream behind all that a dead actor left: what comes next is another. Does nothing if detached.
@@ -131,6 +145,21 @@ class Coordinator:
         now = time.monotonic()
         waits = [(feed, feed.held_since) for feed in [*self._feeds.values(), *self._left]]
         return [(feed.inbox, feed.name, now - since) for feed, since in waits if since is not None]
+
+    def _bound_waiting(self) -> None:
+        """Say how many rows may wait in each inbox; they share what limiters and keepers let wait. From any thread."""
+        with self._bounds_guard:
+            feeds = [feed for feed in list(self._feeds.values()) if feed.is_elastic]
+            self._may_wait = rows = self._admission.rows_that_may_wait(self._ring.capacity_rows)
+            for feed in feeds:
+                if rows is None:
+                    feed.inbox.limit_waiting(feed.inbox.inbox_rows)
+                else:
+                    feed.inbox.limit_waiting(max(_LEAST_WAITING_ROWS, -(-rows // len(feeds))))
+
+    async def _take_waiting(self) -> None:
+        """Take what waits in inboxes and may be written now."""
+        await self._in_thread(self._take_of_all())
 
     async def stop(self) -> None:
         """Detach every inbox, write what is left, and end the thread. Nobody is held back any more.
@@ -210,10 +239,11 @@ class Coordinator:
                 await self._detach(feed.inbox)
         self._admitted.close()
 
-    async def _attach(self, inbox: Inbox, name: str) -> None:
+    async def _attach(self, inbox: Inbox, name: str, is_elastic: bool) -> None:
         assert self._group is not None
-        feed = _Feed(inbox, self._new_writer(), name)
+        feed = _Feed(inbox, self._new_writer(), name, is_elastic)
         self._feeds[id(inbox)] = feed
+        self._bound_waiting()
         feed.task = self._group.create_task(self._serve(feed), name=f"areplay coordinator of {name}")
 
     async def _settle(self, inbox: Inbox) -> None:
@@ -226,6 +256,7 @@ class Coordinator:
         feed = self._feeds.pop(id(inbox), None)
         if feed is None or feed.task is None:
             return
+        self._bound_waiting()
         self._left.append(feed)
         feed.task.cancel()
         await asyncio.wait({feed.task})
@@ -239,19 +270,24 @@ class Coordinator:
             self._write_left(feed), name=f"areplay coordinator of what {feed.name} left"
         )
 
+    async def _take_of_all(self) -> None:
+        for feed in self._feeds.values():
+            if feed not in self._line:  # else it takes its turn
+                self._take_all(feed)
+
     async def _serve(self, feed: _Feed) -> None:
         """Move rows whenever there are some, until cancelled."""
         inbox = feed.inbox
         rows = Sleeper(inbox.rows_bell)
 
         def has_chunk() -> bool:
-            return inbox.used >= feed.chunk_rows or inbox.is_hurried
+            return inbox.used >= feed.wake_rows or inbox.is_hurried
 
         try:
             while True:
                 inbox.set_wake(1)
                 await rows.wait(lambda: inbox.used > 0, None)
-                inbox.set_wake(feed.chunk_rows)
+                inbox.set_wake(feed.wake_rows)
                 await rows.linger(has_chunk, LINGER_S)
                 await self._move_chunk(feed)
                 while has_chunk():
@@ -319,6 +355,8 @@ class Coordinator:
         written = len(feed.writer.write(columns, start, start + rows, priorities))
         if written < rows:
             self._admission.give_back(admitted, steps_among(columns, start + written, start + rows))
+        if admitted.by and self._may_wait != self._admission.rows_that_may_wait(self._ring.capacity_rows):
+            self._bound_waiting()
         if written:
             inbox.consume(written)
             self.last_rows_at = time.monotonic()

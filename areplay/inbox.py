@@ -14,6 +14,9 @@ Shared words of each inbox (int64, a cache line each):
     stopping   1 when the actor is to end. Written by the learner's process.
     waits_since   CLOCK_MONOTONIC, in ns, since when the actor has been waiting for room, or 0. Written by the actor,
                   for statistics only.
+    withheld   rows of the inbox that stay free while other rows wait in it. Written by the learner's process, where
+               rows are held back, so that no more of them grow old here than are soon let in. A stale read costs a
+               few rows that wait longer, or a look more.
 
 head <= tail <= head + inbox_rows at every instant. The rows from head to tail belong to the coordinator, the others to
 the actor.
@@ -40,7 +43,7 @@ from areplay.spec import Array, RowWriter, Spec
 _TARGET_BYTES = 16 << 20  # tens of milliseconds at 20,000 Atari rows a second, and still small beside the ring
 _MAX_ROWS = 8_192
 _MIN_ROWS = 16
-_WORDS = 8
+_WORDS = 9
 DESCRIPTORS_AN_INBOX = 3  # two doorbells, and the block locks of the coordinator for it
 
 
@@ -104,7 +107,7 @@ class Inbox:
         self._tail, self._head, self._wake_at, self._hurry = (word(words, k) for k in range(4))
         self.rows_bell = Doorbell(rows_event, word(words, 4))
         self.room_bell = Doorbell(room_event, word(words, 5))
-        self._stopping, self._waits_since = word(words, 6), word(words, 7)
+        self._stopping, self._waits_since, self._withheld = (word(words, k) for k in (6, 7, 8))
         self._writer = RowWriter(spec, columns)
         self._waits_since[0] = 0  # a predecessor may have died while it waited
 
@@ -116,8 +119,15 @@ class Inbox:
 
     @property
     def room(self) -> int:
-        """Rows that can be put at once."""
-        return self.inbox_rows - self.used
+        """Rows that can be put at once: all that fit into an empty inbox, so that any call has room at some time."""
+        used = self.used
+        return max(0, self.may_wait - used) if used else self.inbox_rows
+
+    @property
+    def may_wait(self) -> int:
+        """Rows up to which further ones may join those that wait."""
+        rows: int = self.inbox_rows - self._withheld[0]
+        return rows
 
     @property
     def rows_put(self) -> int:
@@ -159,7 +169,7 @@ class Inbox:
             SpecMismatch: a row does not fit the spec. Either way nothing was put.
         """
         tail, count = self._tail[0], len(rows)
-        if tail - self._head[0] + count > self.inbox_rows:
+        if tail - self._head[0] + count > self.inbox_rows - self._withheld[0] and self.room < count:
             raise WouldBlock("the inbox is full")
         kill_point("add.before")
         for k, row in enumerate(rows):
@@ -179,7 +189,7 @@ class Inbox:
             WouldBlock: there is not room for all of them. Nothing was put.
         """
         tail, count = self._tail[0], stop - start
-        if tail - self._head[0] + count > self.inbox_rows:
+        if tail - self._head[0] + count > self.inbox_rows - self._withheld[0] and self.room < count:
             raise WouldBlock("the inbox is full")
         kill_point("add.before")
         at = tail % self.inbox_rows
@@ -235,6 +245,13 @@ class Inbox:
     def set_wake(self, rows: int) -> None:
         """Have the actor ring when `rows` more than were taken are there."""
         self._wake_at[0] = self._head[0] + rows
+
+    def limit_waiting(self, rows: int) -> None:
+        """Let at most `rows` rows wait, or as many as are put at once into an empty inbox. From any thread."""
+        withheld, before = max(0, self.inbox_rows - rows), self._withheld[0]
+        self._withheld[0] = withheld
+        if withheld < before:
+            self.room_bell.ring()
 
     @property
     def is_hurried(self) -> bool:

@@ -205,15 +205,20 @@ class Batches(AsyncIterator[Batch]):
     async def _begin_pacing(self) -> None:
         """From now on writers wait for the learner, as limiter and selector want."""
         if self._limiter is not None:
-            steps = steps_in(self._ring, self._min_size)
-            self._limiter.open(self._batch_size, steps, self._on_limiter_changed, self._admission.guard)
-            self._is_limited = True
-            if self._resumed is not None and self._resumed.limiter is not None:
-                self._limiter.resume(self._resumed.limiter)
-            self._admission.add(self._limiter)
+            # What waits in inboxes now comes in first. Else the limiter would let it in step by step, and rows made
+            # later would queue behind a quarter of an inbox of each actor.
+            buffer_steps = self._limiter.buffer_steps_for(self._batch_size)
+            self._admission.announce(buffer_steps)
+            try:
+                if self._admission.take_waiting is not None:
+                    await self._admission.take_waiting()
+                self._begin_limiting(self._limiter)
+            finally:
+                self._admission.withdraw(buffer_steps)
         if self._new_deliveries is not None:
             self._deliveries = self._new_deliveries()
             self._deliveries.keep()
+            self._admission.changed()
             await in_thread("areplay-deliveries", partial(self._begin_deliveries, self._deliveries))
             self._has_begun = True
             self._admission.ring()
@@ -223,6 +228,14 @@ class Batches(AsyncIterator[Batch]):
                     f"{text_of(self._selector)} of {items:,} items, which are none or less than a batch; "
                     f"add rows before"
                 )
+
+    def _begin_limiting(self, limiter: SamplesPerInsert) -> None:
+        steps = steps_in(self._ring, self._min_size)
+        limiter.open(self._batch_size, steps, self._on_limiter_changed, self._admission.guard)
+        self._is_limited = True
+        if self._resumed is not None and self._resumed.limiter is not None:
+            limiter.resume(self._resumed.limiter)
+        self._admission.add(limiter)
 
     def _begin_deliveries(self, deliveries: Deliveries) -> None:
         resumed = self._resumed
@@ -253,10 +266,10 @@ class Batches(AsyncIterator[Batch]):
             self._limiter.close()
         if self._deliveries is not None:
             self._deliveries.close()
-        self._admission.ring()
+        self._admission.changed()
 
     def _on_limiter_changed(self) -> None:
-        self._admission.ring()
+        self._admission.changed()
         self.look_again()
 
     async def __aexit__(

@@ -57,9 +57,11 @@ class SamplesPerInsert(MinSize):
     An insert is a step: each row of a plain spec; of a spec of steps not the rows of final observations. Steps are
     counted from the moment at which the stream of batches is opened. Those that are in the ring by then, whether they
     were added or loaded, count as inserted up to `min_size_to_sample`. Rows that actors have handed in wait in their
-    inboxes for their turn, `inbox_rows` of each actor at most. One limiter belongs to one stream; of several, writers
-    wait for the slowest: streams that one loop takes from in turn need the same ratio. Not with `Fifo` or `Epochs`,
-    which have a pace of their own.
+    inboxes for their turn. The actors share what may wait: `2 * error_buffer / samples_per_insert` rows, the steps that
+    the buffer spans, but at least 4 rows each; with `inbox_rows=` given, so many each. So the newest stored row was
+    made at most about twice that many steps before the present one, and those that one call hands in. One limiter
+    belongs to one stream; of several, writers wait for the slowest: streams that one loop takes from in turn need the
+    same ratio. Not with `Fifo` or `Epochs`, which have a pace of their own.
 
     Args:
         samples_per_insert: how often each step is sampled on average; above 0.
@@ -231,6 +233,15 @@ class SamplesPerInsert(MinSize):
     def insert(self, steps: int) -> None:
         """So many are inserted now (or, if negative, were not after all)."""
         self._inserts += steps
+
+    @property
+    def buffer_steps(self) -> int:
+        """Steps that the buffer spans, of the open stream."""
+        return self.buffer_steps_for(self._batch_size)
+
+    def buffer_steps_for(self, batch_size: int) -> int:
+        """Steps from where the learner has to wait to where the writers have to, of a stream of such batches."""
+        return max(1, math.ceil(min(2 * self._buffer_for(batch_size) / self.samples_per_insert, 1 << 40)))
 
     def can_ever_insert(self, steps: int) -> bool:
         """Whether so many at once can be inserted at some time, whatever the learner has taken by then."""

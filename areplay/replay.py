@@ -209,7 +209,9 @@ class Replay(Checkpointed, Observed):
         Args:
             function: a coroutine function that can be imported, at the top level of its module.
             weights: what `actor.weights` reads.
-            inbox_rows: rows that an actor may be ahead of the coordinator.
+            inbox_rows: rows that an actor may be ahead of the coordinator, whatever holds them back. By default some
+                16 MiB, at most 8,192; while a limiter or selector holds rows back, only as many as it lets in soon,
+                see `SamplesPerInsert`.
             timeout_s: how long `Actor.add` waits for room before it raises `InboxFull`; None for ever.
             max_restarts: within a minute, of one actor, before it counts as failed for good. None: for ever, after a
                 pause that doubles with each end within a minute, from 0.05 s to 5 s.
@@ -236,6 +238,7 @@ class Replay(Checkpointed, Observed):
             raise TypeError(f"args must be a tuple of arguments, such as ({args!r},), got a {type(args).__name__}")
         if weights is not None and not isinstance(weights, Weights):
             raise TypeError(f"weights must be an areplay.Weights, got {type(weights).__name__}")
+        is_elastic = inbox_rows is None
         if inbox_rows is None:
             inbox_rows = default_inbox_rows(self.spec)
         if on_failure not in ("go on", "raise"):
@@ -265,7 +268,7 @@ class Replay(Checkpointed, Observed):
             _crew_options(max_restarts, start_timeout_s, grace_s),
             QuietOptions(optional_seconds("quiet_s", quiet_s), optional_seconds("restart_after_s", restart_after_s)),
             on_failure == "raise",
-            attach=lambda inbox, index: self._coordinator_now().attach(inbox, f"actor {index}"),
+            attach=lambda inbox, index: self._coordinator_now().attach(inbox, f"actor {index}", is_elastic=is_elastic),
             settle=lambda inbox: self._coordinator_now().settle(inbox),
             detach=lambda inbox: self._coordinator_now().detach(inbox),
             on_change=self._on_change,
@@ -510,7 +513,8 @@ class Replay(Checkpointed, Observed):
                 finally:
                     local.close()
             self._local[selector] = local
-            weakref.finalize(selector, local.close)
+            weakref.finalize(selector, _forget, local, weakref.ref(self._admission))
+            self._admission.changed()  # it keeps rows from now on
         return local.next_rows(item, batch_size)
 
     def _bind(self, selector: Selector | Delivering) -> None:
@@ -639,6 +643,13 @@ class Replay(Checkpointed, Observed):
         if self._origin is not None and self._is_foreign:
             return f"<Replay of process {self._origin.pid}>"
         return f"<Replay {'closed' if self._closing is not None else self._ring or 'not open'}>"
+
+
+def _forget(local: LocalDeliveries, admission: weakref.ref[Admission]) -> None:
+    """Keep no rows any more for a selector that is gone; its replay may be gone, too."""
+    local.close()
+    if (living := admission()) is not None:
+        living.changed()
 
 
 def _crew_options(max_restarts: int | None, start_timeout_s: float, grace_s: float) -> CrewOptions:

@@ -392,6 +392,53 @@ async def test_rows_take_turns_in_the_order_in_which_they_began_to_wait(scene: S
     assert (first, second) == ([(0, n) for n in range(7)], [(1, n) for n in range(3)])
 
 
+async def test_what_may_wait_is_shared_and_never_nothing(scene: Scene) -> None:
+    """By the elastic inboxes, which share the narrowest limiter's buffer; a fixed one is as it was. When the limiters
+    are gone, or nobody is held back any more, all that fits may wait."""
+    await scene.coordinator.detach(scene.inbox[0])
+    await scene.coordinator.attach(scene.inbox[0], "actor 0", is_elastic=True)
+    scene.admission.remove(scene.limiter)
+
+    def may_wait() -> list[int]:
+        return [inbox.may_wait for inbox in scene.inbox]
+
+    assert may_wait() == [16, 16]
+    one, other = limiter(4.5), limiter(3.0)
+    scene.admission.add(one)
+    assert may_wait() == [9, 16]
+    scene.admission.add(other)
+    assert may_wait() == [6, 16]
+    await scene.coordinator.detach(scene.inbox[1])
+    await scene.coordinator.attach(scene.inbox[1], "actor 1", is_elastic=True)
+    assert may_wait() == [4, 4], "at least so many"
+    scene.admission.remove(other)
+    assert may_wait() == [5, 5]
+    await scene.coordinator.detach(scene.inbox[1])
+    assert may_wait()[0] == 9
+    scene.admission.announce(6)
+    assert may_wait()[0] == 6
+    scene.admission.withdraw(6)
+    assert may_wait()[0] == 9
+    scene.admission.lift()
+    assert may_wait()[0] == 16
+
+
+async def test_more_may_wait_while_there_is_much_room(scene: Scene) -> None:
+    """Before the first batch; it halves as the room does, to what the buffer spans."""
+    await scene.coordinator.detach(scene.inbox[0])
+    await scene.coordinator.attach(scene.inbox[0], "actor 0", is_elastic=True)
+    scene.admission.remove(scene.limiter)
+    wide = SamplesPerInsert(1.0, 20, 2.5)
+    wide.open(1, 0, lambda: None)
+    scene.admission.add(wide)
+    seen = [scene.inbox[0].may_wait]
+    for _ in range(22):
+        await scene.hand_in(0, 1)
+        seen.append(scene.inbox[0].may_wait)
+    assert [rows for rows, _ in itertools.groupby(seen)] == [16, 10, 5]
+    assert scene.ring.rows_inserted[0] == 22
+
+
 async def test_stopping_writes_all_that_was_held(scene: Scene) -> None:
     """Of inboxes with and without an actor."""
     await scene.hand_in(0, 10)

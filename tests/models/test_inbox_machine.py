@@ -36,6 +36,7 @@ class InboxMachine(RuleBasedStateMachine):
         self.waiting: list[int] = []
         self.put = self.taken = self.hurried_to = 0
         self.wake_at = 0
+        self.may_wait = inbox_rows
         self.is_stopping = False
         self.coordinator_sleeps = self.actor_sleeps = False
         self.coordinator_heard = self.actor_heard = True
@@ -72,11 +73,16 @@ class InboxMachine(RuleBasedStateMachine):
             return False
         return True
 
+    @property
+    def room(self) -> int:
+        """Rows that can be put: into an empty inbox as many as it holds, else up to those that may wait."""
+        return self.inbox_rows if not self.waiting else max(0, self.may_wait - len(self.waiting))
+
     # The actor.
 
     @rule()
     def put_a_row(self) -> None:
-        if len(self.waiting) < self.inbox_rows:
+        if self.room:
             self.actor.put(self.row(self.put))
             self.published(1)
         else:
@@ -85,20 +91,20 @@ class InboxMachine(RuleBasedStateMachine):
 
     @rule(count=st.integers(0, 7), skip=st.integers(0, 2))
     def put_a_chunk(self, count: int, skip: int) -> None:
-        if len(self.waiting) + count <= self.inbox_rows:
+        if count == 0 or count <= self.room:
             self.actor.extend(self.chunk(count, skip), skip, skip + count)
             self.published(count)
         else:
             with pytest.raises(WouldBlock):
                 self.actor.extend(self.chunk(count, skip), skip, skip + count)
 
-    @precondition(lambda self: len(self.waiting) < self.inbox_rows)
+    @precondition(lambda self: self.room)
     @rule(bad=st.sampled_from([{"number": 1}, {"number": 0.5, "pair": [1, 1]}, {"number": 1, "pair": [1, 1], "z": 1}]))
     def put_a_row_that_does_not_fit(self, bad: dict[str, Any]) -> None:
         with pytest.raises(SpecMismatch):
             self.actor.put(bad)
 
-    @precondition(lambda self: len(self.waiting) < self.inbox_rows)
+    @precondition(lambda self: self.room)
     @rule(point=st.sampled_from(["add.before", "add.written", "add.published"]), as_chunk=st.booleans())
     def die_while_putting(self, point: str, as_chunk: bool) -> None:
         def kill_point(at: str) -> None:
@@ -166,6 +172,14 @@ class InboxMachine(RuleBasedStateMachine):
         self.coordinator.rows_bell.disarm()
         self.coordinator_sleeps = False
 
+    @rule(rows=st.integers(0, 7))
+    def limit_waiting(self, rows: int) -> None:
+        before, self.may_wait = self.may_wait, min(rows, self.inbox_rows)
+        self.coordinator.limit_waiting(rows)
+        rung = self.rings(self.actor.room_bell)
+        assert rung == (self.may_wait > before and self.actor_sleeps and not self.actor_heard), "who gets room is told"
+        self.actor_heard = self.actor_heard or rung
+
     @rule()
     def stop(self) -> None:
         self.coordinator.stop()
@@ -179,7 +193,8 @@ class InboxMachine(RuleBasedStateMachine):
         """Used, room, put and taken are those of the list, on either side; nobody else's inbox has changed."""
         for side in (self.actor, self.coordinator):
             side.check()
-            assert (side.used, side.room) == (len(self.waiting), self.inbox_rows - len(self.waiting))
+            assert (side.used, side.room) == (len(self.waiting), self.room)
+            assert side.may_wait == self.may_wait
             assert side.rows_put == self.put == self.taken + len(self.waiting)
             assert side.is_stopping == self.is_stopping
             assert side.is_hurried == (self.hurried_to > self.taken)

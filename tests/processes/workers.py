@@ -467,3 +467,10 @@ async def fail_when_told(actor: areplay.Actor) -> None:
     """No rows; ends when it gets SIGTERM, or is to stop."""
     while not actor.stopping:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
+
+
+async def hand_in_versions(actor: areplay.Actor) -> None:
+    """Rows that say by which weights they were made."""
+    while not actor.stopping:
+        version, _ = actor.weights.latest()
+        await actor.add(version=version)
