@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from areplay.errors import ChildFailed
+from areplay.options import seconds, whole_number
 from areplay.process import Body, Child, Exit, starter
 from areplay.statistics import ChildExit
 from areplay.waiting import run_to_completion
@@ -42,6 +43,15 @@ class CrewOptions:
     max_restarts: int | None
     start_timeout_s: float
     grace_s: float
+
+
+def crew_options(max_restarts: int | None, start_timeout_s: float, grace_s: float) -> CrewOptions:
+    """The options as users pass them; `ValueError` if one is wrong."""
+    return CrewOptions(
+        max_restarts=None if max_restarts is None else whole_number("max_restarts", max_restarts, at_least=0),
+        start_timeout_s=seconds("start_timeout_s", start_timeout_s),
+        grace_s=seconds("grace_s", grace_s),
+    )
 
 
 @dataclass

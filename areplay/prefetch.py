@@ -15,10 +15,8 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 
@@ -36,11 +34,12 @@ from areplay.options import optional_seconds
 from areplay.own_batches import RELEASE, OwnBatches, may_fill
 from areplay.process import DESCRIPTORS_A_CHILD, DESCRIPTORS_TO_START
 from areplay.rate import MinSize, SamplesPerInsert
-from areplay.ring import Indices, Mask, Ring
+from areplay.ring import Ring
 from areplay.sampler import batches_at_once, run_sampler
 from areplay.select import OURS, Selector
 from areplay.slots import FILLING, LENT, READY, Slots
 from areplay.statistics import BatchesStatistics, SamplerStatistics, Wait
+from areplay.supply import Kept, Supply
 from areplay.transform import Transform, batch_fields
 from areplay.waiting import Sleeper, Turns, deliver, ended, in_thread, opened, run_to_completion
 
@@ -54,37 +53,6 @@ is for a learner that fills its batches itself, and would otherwise have slept a
 _SPIN_S = 0.0001
 """How long a learner that found no batch ready looks again, letting its loop turn, before it sleeps. Small batches
 come every 30 us, and a sleep costs both sides about as much."""
-
-
-@dataclass(frozen=True, slots=True)
-class Supply:
-    """Where the rows come from, at one moment, for messages and for the decision that no more can come."""
-
-    actors_alive: int
-    is_exhausted: bool
-    """There are actors' contexts open, but all of their actors are gone, and nobody else ever added a row."""
-    last_row: str
-    failure: BaseException | None
-    """Why there will be no more rows, if something failed."""
-    is_stuck: bool = False
-    """All who have rows wait for a block, and all blocks are kept."""
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """What a checkpoint keeps of a stream of batches, for the one that goes on in its place."""
-
-    what: str
-    """Of what it consists: the same of both."""
-    batches_delivered: int
-    """By it and all those before it."""
-    limiter: dict[str, float] | None
-    is_over: Callable[[Indices], Mask] | None
-    """By which of these rows a `Fifo` has delivered items. Call it in a thread, it may take a while."""
-
-    def record(self) -> dict[str, Any]:
-        """The part that is text and numbers."""
-        return {"what": self.what, "batches_delivered": self.batches_delivered, "limiter": self.limiter}
 
 
 class Batches(AsyncIterator[Batch]):

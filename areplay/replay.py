@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import logging
-import pickle
 import time
 import weakref
 from collections.abc import Callable, Coroutine, Mapping
@@ -27,9 +25,9 @@ from areplay.admission import Admission
 from areplay.arrays import Refusal, as_array
 from areplay.batch import Batch
 from areplay.checkpoint import Checkpoint, Stop
-from areplay.choices import check_sendable, checked_item, checked_limiter
+from areplay.choices import check_actors, check_sendable, checked_item, checked_limiter
 from areplay.coordinator import Coordinator
-from areplay.crew import CrewOptions
+from areplay.crew import crew_options
 from areplay.deliveries import Deliveries, Delivering, LocalDeliveries
 from areplay.errors import ActorFailed, Closed, SpecMismatch, Stalled
 from areplay.hooks import guarded, text_of
@@ -37,9 +35,9 @@ from areplay.inbox import default_inbox_rows
 from areplay.items import Item
 from areplay.limits import check_memory
 from areplay.observed import Observed
-from areplay.options import flag, fraction, optional_seconds, priority_values, seconds, whole_number
+from areplay.options import flag, fraction, optional_seconds, priority_values, whole_number
 from areplay.own_rows import OwnRows
-from areplay.prefetch import Batches, Supply
+from areplay.prefetch import Batches
 from areplay.priorities import PriorityTables
 from areplay.quiet import QuietOptions
 from areplay.rate import MinSize
@@ -50,6 +48,7 @@ from areplay.select import OURS, Selector
 from areplay.snapshot import Snapshot
 from areplay.spec import Spec
 from areplay.statistics import PriorityUpdate
+from areplay.supply import Supply
 from areplay.transform import Transform
 from areplay.waiting import ended, in_thread, leave_to_parent, opened, run_to_completion
 from areplay.weights import Weights
@@ -228,21 +227,10 @@ class Replay(Checkpointed, Observed):
             ValueError, TypeError: an option is not what it should be.
         """
         self._opened()
-        if not inspect.iscoroutinefunction(function):
-            raise TypeError(f"actors need a coroutine function (async def), got {function!r}")
-        try:
-            pickle.dumps(function)
-        except Exception as error:
-            raise ValueError(f"{function!r} cannot reach another process, define it at module level: {error}") from None
-        if isinstance(args, (str, bytes)):
-            raise TypeError(f"args must be a tuple of arguments, such as ({args!r},), got a {type(args).__name__}")
-        if weights is not None and not isinstance(weights, Weights):
-            raise TypeError(f"weights must be an areplay.Weights, got {type(weights).__name__}")
+        check_actors(function, args, weights, on_failure)
         is_elastic = inbox_rows is None
         if inbox_rows is None:
             inbox_rows = default_inbox_rows(self.spec)
-        if on_failure not in ("go on", "raise"):
-            raise ValueError(f"on_failure must be 'go on' or 'raise', got {on_failure!r}")
         least_rows = 2 if self.spec.is_steps else 1  # an episode's last step and its final observation go in together
         group = self._next_number()
         self._groups = [other for other in self._groups if not other.is_closed]  # and so frees their memory
@@ -265,7 +253,7 @@ class Replay(Checkpointed, Observed):
             lambda index, run: self._seeds(_ACTORS, group, index, run),
             weights,
             optional_seconds("timeout_s", timeout_s),
-            _crew_options(max_restarts, start_timeout_s, grace_s),
+            crew_options(max_restarts, start_timeout_s, grace_s),
             QuietOptions(optional_seconds("quiet_s", quiet_s), optional_seconds("restart_after_s", restart_after_s)),
             on_failure == "raise",
             attach=lambda inbox, index: self._coordinator_now().attach(inbox, f"actor {index}", is_elastic=is_elastic),
@@ -344,7 +332,7 @@ class Replay(Checkpointed, Observed):
             self._admission,
             lambda index, run: self._seeds(_BATCHES, group, index, run),
             optional_seconds("timeout_s", timeout_s),
-            _crew_options(max_restarts, start_timeout_s, grace_s),
+            crew_options(max_restarts, start_timeout_s, grace_s),
             self._supply,
             self._opened,
             group,
@@ -650,11 +638,3 @@ def _forget(local: LocalDeliveries, admission: weakref.ref[Admission]) -> None:
     local.close()
     if (living := admission()) is not None:
         living.changed()
-
-
-def _crew_options(max_restarts: int | None, start_timeout_s: float, grace_s: float) -> CrewOptions:
-    return CrewOptions(
-        max_restarts=None if max_restarts is None else whole_number("max_restarts", max_restarts, at_least=0),
-        start_timeout_s=seconds("start_timeout_s", start_timeout_s),
-        grace_s=seconds("grace_s", grace_s),
-    )

@@ -24,12 +24,13 @@ from areplay.errors import AreplayError, CheckpointDamaged, Closed, WouldBlock, 
 from areplay.hooks import HookRaised, guarded
 from areplay.manifest import MANIFEST
 from areplay.options import optional_rate, seconds
-from areplay.prefetch import Batches, Kept
+from areplay.prefetch import Batches
 from areplay.priorities import Priorities
 from areplay.ring import Ring, RingGuard
 from areplay.snapshot import Save, Snapshot
 from areplay.spec import Spec
 from areplay.statistics import Saved, SavesStatistics
+from areplay.supply import Kept
 from areplay.waiting import deliver, delivered, in_thread, run_to_completion
 
 logger = logging.getLogger(__name__)

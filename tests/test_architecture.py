@@ -36,7 +36,7 @@ ROOMS_ABOVE = [
 ]
 # ------------- nothing below this line imports asyncio -------------
 ROOMS_BELOW = [
-    {"batch", "own_batches"},
+    {"batch", "own_batches", "supply"},
     {"slots", "to_torch", "to_jax", "choices", "snapshot"},
     {"reader"},
     {"transform", "transitions", "sequences", "deliveries"},

@@ -19,13 +19,14 @@ from areplay.batch import Batch
 from areplay.crew import CrewOptions
 from areplay.errors import BatchReleased, Closed, DescriptorLimitExceeded, SamplerFailed, Stalled, WaitTimeout
 from areplay.items import Rows
-from areplay.prefetch import Batches, Supply
+from areplay.prefetch import Batches
 from areplay.rate import MinSize, SamplesPerInsert
 from areplay.reader import BatchArrays, Reader
 from areplay.ring import Ring, RingGuard, StreamWriter
 from areplay.select import Uniform
 from areplay.slots import FREE, LENT, READY, Slots
 from areplay.spec import Spec
+from areplay.supply import Supply
 
 SPEC = Spec(number=((), "int64"))
 
