@@ -52,6 +52,8 @@ class _Stream:
 class ItemLog(Watcher):
     """The items of such windows in a ring. Pickles into a sampler that is being spawned."""
 
+    needs_blocks = True
+
     def __init__(self, ring: Ring, window: Window) -> None:
         self._ring, self._window = ring, window
         layout = Layout(

@@ -34,14 +34,14 @@ from areplay.options import optional_seconds
 from areplay.own_batches import RELEASE, OwnBatches, may_fill
 from areplay.process import DESCRIPTORS_A_CHILD, DESCRIPTORS_TO_START
 from areplay.rate import MinSize, SamplesPerInsert
-from areplay.ring import Ring
+from areplay.ring import Ring, RingGuard
 from areplay.sampler import batches_at_once, run_sampler
 from areplay.select import OURS, Selector
 from areplay.slots import FILLING, LENT, READY, Slots
 from areplay.statistics import BatchesStatistics, SamplerStatistics, Wait
 from areplay.supply import Kept, Supply
 from areplay.transform import Transform, batch_fields
-from areplay.waiting import Sleeper, Turns, deliver, ended, in_thread, opened, run_to_completion
+from areplay.waiting import Sleeper, Turns, deliver, ended, in_thread, opened, poll, run_to_completion
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ class Batches(AsyncIterator[Batch]):
     def __init__(
         self,
         ring: Ring,
+        ring_guard: RingGuard,
         item: Item,
         selector: Selector | Delivering,
         transform: Transform | None,
@@ -85,7 +86,7 @@ class Batches(AsyncIterator[Batch]):
         self._resumed: Kept | None = None
         self._delivered_before = 0  # by streams before a checkpoint
         self._ring, self._item, self._selector, self._transform = ring, item, selector, transform
-        self._seeds, self._supply = seeds, supply
+        self._seeds, self._supply, self._ring_guard, self._holds_blocks = seeds, supply, ring_guard, False
         on_delivered = getattr(selector, "on_delivered", None)
         self._on_delivered = None if on_delivered is None else guarded("the schedule of the selector", on_delivered)
         self._batch_size, self._samplers, self._prefetch = batch_size, samplers, prefetch
@@ -133,6 +134,8 @@ class Batches(AsyncIterator[Batch]):
         check_descriptors(
             f"{self._samplers} samplers", self._samplers * (DESCRIPTORS_A_CHILD + 1) + 1 + DESCRIPTORS_TO_START
         )
+        await poll(lambda: self._ring_guard.hold(self._ring))
+        self._holds_blocks = True
         fields = guarded("the item", batch_fields)(self._item, self._ring.spec, self._transform)
         # Slots beside the queue's: one for the batch that the learner holds, one for each sampler to fill meanwhile.
         count = self._prefetch + 1 + self._samplers
@@ -621,6 +624,8 @@ class Batches(AsyncIterator[Batch]):
             self._free()
 
     def _free(self) -> None:
+        if self._holds_blocks:
+            self._ring_guard.let_go(self._ring)
         for part in (self._own, self._slots):
             if part is not None:
                 part.close()

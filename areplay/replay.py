@@ -24,6 +24,7 @@ from areplay.actor import ActorFunction, Actors
 from areplay.admission import Admission
 from areplay.arrays import Refusal, as_array
 from areplay.batch import Batch
+from areplay.block_sizes import default_block_rows, finest_block_rows
 from areplay.checkpoint import Checkpoint, Stop
 from areplay.choices import check_actors, check_sendable, checked_item, checked_limiter
 from areplay.coordinator import Coordinator
@@ -42,7 +43,7 @@ from areplay.priorities import PriorityTables
 from areplay.quiet import QuietOptions
 from areplay.rate import MinSize
 from areplay.reader import BatchArrays, Reader
-from areplay.ring import MIN_BLOCKS, Indices, Ring, RingGuard, default_block_rows
+from areplay.ring import MIN_BLOCKS, Indices, Ring, RingGuard
 from areplay.saving import Checkpointed, Saver
 from areplay.select import OURS, Selector
 from areplay.snapshot import Snapshot
@@ -66,7 +67,8 @@ class Replay(Checkpointed, Observed):
         spec: the fields of a row.
         capacity: rows to keep, the newest ones; rounded up to whole blocks, see `capacity_rows`.
         seed: makes the draws of `sample`, and the seeds of actors and samplers, the same each time.
-        block_rows: rows a block; there is hardly ever a reason to give it.
+        block_rows: rows a block; there is hardly ever a reason to give it. By default blocks are split as streams
+            become more, so that nine rows in ten are used with up to 1,000 of them; given, they stay as they are.
         prefault: touch all the memory when opening, rather than as rows come in.
         on_prefault: called as `on_prefault(done_bytes, size_bytes)` meanwhile, from another thread.
 
@@ -159,7 +161,9 @@ class Replay(Checkpointed, Observed):
         await in_thread("areplay-files", self._open, stop.set)
 
     def _open(self) -> None:
-        ring = Ring(self.spec, self._blocks, self._block_rows)
+        self._guard.has_given_size = self._has_given_block_rows
+        finest_rows = None if self._has_given_block_rows else finest_block_rows(self.capacity_rows, self._block_rows)
+        ring = Ring(self.spec, self._blocks, self._block_rows, finest_rows)
         try:
             if self._loading is not None:
                 self._priorities = self._loading.fill(ring)
@@ -226,7 +230,7 @@ class Replay(Checkpointed, Observed):
         Raises:
             ValueError, TypeError: an option is not what it should be.
         """
-        self._opened()
+        ring = self._opened()
         check_actors(function, args, weights, on_failure)
         is_elastic = inbox_rows is None
         if inbox_rows is None:
@@ -235,14 +239,7 @@ class Replay(Checkpointed, Observed):
         group = self._next_number()
         self._groups = [other for other in self._groups if not other.is_closed]  # and so frees their memory
         count = whole_number("count", count, at_most=10_000)
-        if 2 * count > self._blocks:
-            logger.warning(
-                "%d actors write to %d blocks, one each at a time, and recycle each other's; raise capacity, or lower "
-                "block_rows from %d",
-                count,
-                self._blocks,
-                self._block_rows,
-            )
+        self._guard.warn_of_streams(ring, count)
         actors = Actors(
             function,
             tuple(args),
@@ -308,7 +305,8 @@ class Replay(Checkpointed, Observed):
         """
         ring = self._opened()
         item, selector = checked_item(self.spec, self._longest_window, item, selector, transform)
-        self._bind(selector)
+        with self._guard.use(ring):
+            self._bind(selector)
         check_sendable("item", item)
         if not hasattr(selector, "bind"):  # which has a share of our memory by now, and is ours
             check_sendable("selector", selector)
@@ -320,6 +318,7 @@ class Replay(Checkpointed, Observed):
         self._streams = [other for other in self._streams if not other.is_closed]  # and so frees their memory
         stream = Batches(
             ring,
+            self._guard,
             item,
             selector,
             transform,
@@ -409,11 +408,12 @@ class Replay(Checkpointed, Observed):
         ring = self._opened()
         item, chosen = checked_item(self.spec, self._longest_window, item, selector, transform)
         batch_size = whole_number("batch_size", batch_size, at_most=self._max_batch_size)
-        self._bind(chosen)
-        rows = self._next_rows(chosen, item, batch_size) if isinstance(chosen, Delivering) else None
-        reader = Reader(ring, self._reading_locks, item, chosen, self._rng, transform)
-        arrays = BatchArrays.empty(batch_size if rows is None else len(rows), reader.fields)
-        is_filled = reader.fill(arrays, rows)
+        with self._guard.use(ring):
+            self._bind(chosen)
+            rows = self._next_rows(chosen, item, batch_size) if isinstance(chosen, Delivering) else None
+            reader = Reader(ring, self._reading_locks, item, chosen, self._rng, transform)
+            arrays = BatchArrays.empty(batch_size if rows is None else len(rows), reader.fields)
+            is_filled = reader.fill(arrays, rows)
         if is_filled and isinstance(chosen, Delivering):
             self._local[chosen].on_taken()
             self._admission.ring()
@@ -448,7 +448,7 @@ class Replay(Checkpointed, Observed):
                 whole number that float64 would round, or no `Prioritized` selector was given to `batches` or `sample`
                 yet and no row came with a priority. Nothing was changed.
         """
-        self._opened()
+        ring = self._opened()
         if not self._priorities:
             raise ValueError("update_priorities has no effect: pass selector=Prioritized(...) to batches() or sample()")
         names = as_array(indices)
@@ -464,7 +464,8 @@ class Replay(Checkpointed, Observed):
             values = priority_values(priorities, len(names), fraction("max_mean_mix", max_mean_mix), mask)
         except SpecMismatch as mismatch:  # there is no spec here, and nothing that is stored
             raise ValueError(str(mismatch)) from None
-        updated = int(np.count_nonzero(self._tables.update(names, values)))
+        with self._guard.use(ring):
+            updated = int(np.count_nonzero(self._tables.update(names, values)))
         self._updated += updated
         self._stale += len(names) - updated
         return PriorityUpdate(updated, len(names) - updated)

@@ -20,6 +20,9 @@ named; read by everyone without a lock. If the owner dies, everything here ends 
     streams, previous, following [place]   under the guard: the chain of blocks of a stream, by serial, -1 at its ends.
                         Good as long as the block in that place is the one that was asked for.
 
+The tables have room for the smallest blocks that there may be: `Ring.split` makes blocks smaller while nobody uses
+them, see `RingGuard.begin_use`.
+
 Readers take no lock. A row exists if its block's end lies behind it, by no more than a block. They look, copy, and look
 again: if it exists still, what was copied is whole, since a writer sets the end to -1 before it touches a row. Nobody
 ever waits: a writer that finds a block locked by a reader (see `areplay.reader`), or kept by somebody who needs its
@@ -31,49 +34,29 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import threading
 import time
-from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from areplay import debug, forks
+from areplay import debug
 from areplay.errors import WouldBlock
 from areplay.fence import fence, order
 from areplay.kill_points import kill_point
 from areplay.layout import WORDS_A_LINE, Layout, word
 from areplay.locks import BlockLocks
+from areplay.ring_guard import Blocks, Indices, Keeper, Mask, RingGuard, Watcher
 from areplay.segment import Segment
 from areplay.spec import Array, Columns, RowWriter, Spec
 
-Indices = NDArray[np.int64]
-Mask = NDArray[np.bool_]
+__all__ = ["MIN_BLOCKS", "Blocks", "Indices", "Keeper", "Mask", "Ring", "RingGuard", "StreamWriter", "Watcher"]
 
 logger = logging.getLogger(__name__)
 
 MIN_BLOCKS = 4
 _ALL_HELD_S = 0.001
 _FEW_ROWS = 2  # the last step of an episode, and its final observation
-_TARGET_BLOCK_BYTES = 2 << 20  # a chunk is at most one block: this long one copy may keep a thread busy (0.2 ms)
-_TARGET_BLOCKS = 256  # enough that recycling one forgets little at once, few enough that a sum over all is short
-
-
-def default_block_rows(spec: Spec, capacity: int) -> int:
-    """Rows a block: a power of two from 16 to 4,096 that makes blocks of about 2 MiB, and about 256 of them."""
-    rows = min(_TARGET_BLOCK_BYTES // spec.row_bytes, capacity // _TARGET_BLOCKS)
-    return 1 << (min(4_096, max(16, rows)).bit_length() - 1)
-
-
-class Blocks(NamedTuple):
-    """Blocks as they were at one moment, oldest first: (n,) int64 each."""
-
-    serials: Indices
-    rows: Indices
-    streams: Indices
-    previous: Indices
-    following: Indices
 
 
 class Ring:
@@ -81,18 +64,21 @@ class Ring:
 
     Args:
         blocks, block_rows: the geometry; `capacity_rows` is their product.
+        finest_rows: down to which blocks may be split: `block_rows` halved some times. None: they stay as they are.
     """
 
-    def __init__(self, spec: Spec, blocks: int, block_rows: int) -> None:
+    def __init__(self, spec: Spec, blocks: int, block_rows: int, finest_rows: int | None = None) -> None:
         self.spec, self.blocks, self.block_rows = spec, blocks, block_rows
+        self.finest_rows = block_rows if finest_rows is None else finest_rows
         capacity = blocks * block_rows
+        most_blocks = capacity // self.finest_rows
         columns = {f"column:{f.name}": ((capacity, *f.shape), f.dtype) for f in spec.rows.values()}
-        tables = dict.fromkeys(("ends", "streams", "previous", "following"), ((blocks,), np.int64))
+        tables = dict.fromkeys(("ends", "streams", "previous", "following"), ((most_blocks,), np.int64))
         layout = Layout(
             "ring",
             {
                 "words": ((4, WORDS_A_LINE), np.int64),
-                "holders": ((blocks,), np.int64),
+                "holders": ((most_blocks,), np.int64),
                 **tables,
                 **debug.tables(capacity),
                 **columns,
@@ -109,12 +95,56 @@ class Ring:
         self.capacity_rows = self.blocks * self.block_rows
         self.next_serial, self.rows_now = word(words, 0), word(words, 1)
         self.rows_inserted, self.next_stream = word(words, 2), word(words, 3)
-        self.ends: Indices = arrays["ends"]
-        self._streams: Indices = arrays["streams"]
-        self._previous: Indices = arrays["previous"]
-        self._following: Indices = arrays["following"]
+        self._view_tables()
         self.checksums: NDArray[np.uint32] | None = arrays.get("checksums")  # of each row, in debug mode
         self.columns: Columns = {name: arrays[f"column:{name}"] for name in self.spec.rows}
+
+    def _view_tables(self) -> None:
+        tables = self.segment.arrays
+        self.ends: Indices = tables["ends"][: self.blocks]
+        self._streams: Indices = tables["streams"][: self.blocks]
+        self._previous: Indices = tables["previous"][: self.blocks]
+        self._following: Indices = tables["following"][: self.blocks]
+
+    def split(self, block_rows: int, open_places: Collection[int]) -> dict[int, int]:
+        """Split each block into blocks of so many rows; every row keeps its index, its position and its neighbours.
+
+        Under the writers' guard, and only while nobody else uses the blocks, in this process or another.
+
+        Args:
+            open_places: of blocks to which rows may still be appended.
+
+        Returns:
+            for each of those the place of the part into which its next row falls.
+        """
+        parts, rows = self.block_rows // block_rows, np.maximum(self.ends, 0)
+        serials = np.maximum(self.ends - 1, -1) // self.block_rows
+        rows -= np.maximum(serials, 0) * self.block_rows
+        kth = np.arange(parts)
+        of_parts = np.clip(rows[:, None] - kth * block_rows, 0, block_rows)
+        named = serials[:, None] * parts + kth
+        is_last = (of_parts > 0) & (rows[:, None] <= (kth + 1) * block_rows)
+        is_last[:, 0] |= rows == 0  # begun, and nothing written yet
+        # The block before: its last part that has rows. If it is gone, its name leads nowhere, as before.
+        before = self._previous
+        is_there = (before >= 0) & (serials.take(before % self.blocks) == before)
+        last_part = np.where(is_there, np.maximum(rows.take(before % self.blocks) - 1, 0) // block_rows, parts - 1)
+        previous = np.where(kth == 0, np.where(before >= 0, before * parts + last_part, -1)[:, None], named - 1)
+        after = np.where(self._following >= 0, self._following * parts, -1)[:, None]
+        goes_on = {place: int(rows[place]) // block_rows for place in open_places}  # in which part
+        following = np.where(is_last, after, np.where(rows[:, None] > (kth + 1) * block_rows, named + 1, -1))
+        for place, part in goes_on.items():
+            if rows[place] and rows[place] % block_rows == 0:
+                following[place, part - 1] = named[place, part]
+        ends = np.where(of_parts > 0, named * block_rows + of_parts, -1)
+        streams = np.repeat(self._streams, parts)
+        self.next_serial[0] *= parts
+        self.blocks, self.block_rows = self.blocks * parts, block_rows
+        self._view_tables()
+        self._streams[:], self._previous[:] = streams, previous.reshape(-1)
+        self._following[:], self.ends[:] = following.reshape(-1), ends.reshape(-1)
+        order()
+        return {place: place * parts + part for place, part in goes_on.items()}
 
     def block_locks(self) -> BlockLocks:
         """Locks of the blocks, for one thread of this process."""
@@ -163,6 +193,18 @@ class Ring:
         ends = ends[ends > floor * self.block_rows]
         serials = (ends - 1) // self.block_rows
         return serials, ends - serials * self.block_rows
+
+    def table(self, kept: Mask | None) -> Blocks:
+        """All blocks that hold rows which can be sampled, and those in places that are `kept`. Under the guard."""
+        serials = (self.ends - 1) // self.block_rows
+        is_wanted = serials >= max(0, self.next_serial[0] - self.blocks)
+        if kept is not None:
+            is_wanted |= kept
+        places = np.flatnonzero(is_wanted & (self.ends > 0))
+        places = places[np.argsort(serials[places])]
+        serials = serials[places]
+        rows = self.ends[places] - serials * self.block_rows
+        return Blocks(serials, rows, self._streams[places], self._previous[places], self._following[places])
 
     def put_back(self, blocks: Blocks, next_serial: int, next_stream: int, rows_inserted: int) -> None:
         """Make rows visible that were written into the columns already. Only in a ring that nobody else uses yet."""
@@ -216,7 +258,7 @@ class Ring:
         return True
 
     def __getstate__(self) -> dict[str, object]:
-        return {key: self.__dict__[key] for key in ("spec", "blocks", "block_rows", "segment")}
+        return {key: self.__dict__[key] for key in ("spec", "blocks", "block_rows", "finest_rows", "segment")}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
@@ -227,126 +269,6 @@ class Ring:
             f"<Ring {self.rows_now[0]:,} of {self.capacity_rows:,} rows in {self.blocks} blocks of {self.block_rows}, "
             f"next serial {self.next_serial[0]}>"
         )
-
-
-class Watcher:
-    """Who keeps something about each row. Told by the thread that writes it, under the lock of its block."""
-
-    def written(self, at: int, count: int, priorities: Array | None) -> None:
-        """Rows were written to positions `at` to `at + count`, with these priorities, if any were given (NaN: none)."""
-
-    def cleared(self, at: int, count: int) -> None:
-        """No row in positions `at` to `at + count` can be drawn any more, and no new ones are there yet."""
-
-    def ended(self, stream: int) -> None:
-        """No more rows of that stream will be written."""
-
-
-class Keeper(Protocol):
-    """Who needs blocks to stay."""
-
-    def kept(self) -> Mask:
-        """(blocks,) bool: in which places they may not be recycled."""
-        ...
-
-
-class RingGuard:
-    """What the writers of one ring share, in the owner's process: a lock, held for a few stores at a time.
-
-    Attributes:
-        left: places of blocks that were due to be recycled but held by somebody, until they are due again. Their rows
-            are out of every reader's range, and no longer counted.
-        watchers: told of rows that were written, and of those that are gone; by the thread that wrote, not guarded.
-        keepers: their blocks are left for another lap; a writer that finds all of them kept writes nothing.
-        reserved: how many places are promised to a writer.
-        streams: those that are not ended, each with the place of its open block, -1 if it has none.
-    """
-
-    def __init__(self) -> None:
-        self.left: set[int] = set()
-        self.watchers: tuple[Watcher, ...] = ()  # replaced as a whole: other threads go through them meanwhile
-        self.keepers: tuple[Keeper, ...] = ()
-        self.reserved = 0
-        self.streams: dict[int, int] = {}
-        self._lock = forks.register_lock(threading.Lock())
-
-    def watch(self, watcher: Watcher) -> None:
-        """Tell it of the rows that come and go from now on."""
-        with self:
-            self.watchers = (*self.watchers, watcher)
-
-    def keep(self, keeper: Keeper) -> None:
-        """Recycle no block any more that it needs."""
-        with self:
-            self.keepers = (*self.keepers, keeper)
-
-    def forget(self, one: Watcher | Keeper) -> None:
-        """Tell it nothing any more, and keep nothing for it."""
-        with self:
-            self.watchers = tuple(other for other in self.watchers if other is not one)
-            self.keepers = tuple(other for other in self.keepers if other is not one)
-
-    def keep_nothing(self) -> None:
-        """Recycle blocks whoever needs them, from now on."""
-        with self:
-            self.keepers = ()
-
-    def kept(self) -> Mask | None:
-        """The places that are kept; None if there is no keeper."""
-        masks = [keeper.kept() for keeper in self.keepers]
-        if not masks:
-            return None
-        return masks[0] if len(masks) == 1 else np.logical_or.reduce(masks)
-
-    def blocks(self, ring: Ring) -> Blocks:
-        """All blocks that hold rows which can be sampled, or which somebody keeps though they are left for a lap."""
-        with self:
-            ends, floor = ring.ends.copy(), ring.next_serial[0] - ring.blocks
-            streams, previous, following = ring._streams.copy(), ring._previous.copy(), ring._following.copy()
-            kept = self.kept()
-        serials = (ends - 1) // ring.block_rows
-        is_wanted = serials >= max(0, floor)
-        if kept is not None:
-            is_wanted |= kept
-        places = np.flatnonzero(is_wanted & (ends > 0))
-        places = places[np.argsort(serials[places])]
-        serials = serials[places]
-        rows = ends[places] - serials * ring.block_rows
-        return Blocks(serials, rows, streams[places], previous[places], following[places])
-
-    def has_place(self) -> bool:
-        """Whether a block may be recycled that is not promised to anybody."""
-        with self:
-            kept = self.kept()
-            return kept is None or self.has_place_among(kept, self.reserved)
-
-    def has_place_among(self, kept: Mask, promised: int) -> bool:
-        """Whether there is one beside so many that are promised to others. Under this guard."""
-        return not kept.all() and (promised == 0 or self.sure(kept) > promised)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether no row can be written by anybody before a keeper lets a block go."""
-        with self:
-            kept = self.kept()
-            return kept is not None and bool(kept.all()) and max(self.streams.values(), default=-1) < 0
-
-    def take_away(self, place: int) -> None:
-        """No writer goes on in the block in that place: the ring has passed it. Under this guard."""
-        for stream, at in self.streams.items():
-            if at == place:
-                self.streams[stream] = -1
-
-    def sure(self, kept: Mask) -> int:
-        """How many places will not be kept before they are recycled: an open block may still get rows that are."""
-        open_places = {place for place in self.streams.values() if place >= 0 and not kept[place]}
-        return int(np.count_nonzero(~kept)) - len(open_places)
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *error: object) -> None:
-        self._lock.release()
 
 
 class StreamWriter:
@@ -362,9 +284,8 @@ class StreamWriter:
             self.stream: int = ring.next_stream[0]
             ring.next_stream[0] = self.stream + 1
             guard.streams[self.stream] = -1
-        self._serial = -1  # our open block, or -1
-        self._used = 0
-        self._last_serial = -1  # the block before it in our chain
+        self._next = -1  # the index of our next row, in our open block; -1 if we have none
+        self._last = -1  # the index of our last row, -1 if there is none
         self._reserved = 0  # places promised to us
         fields = ring.spec.rows
         self._few = {name: np.empty((_FEW_ROWS, *field.shape), field.dtype) for name, field in fields.items()}
@@ -380,7 +301,15 @@ class StreamWriter:
         Args:
             priorities: float64, of the rows of `columns`; NaN: none given.
         """
-        indices = np.empty(stop - start, np.int64)
+        self._guard.begin_use(self._ring)
+        try:
+            return self._write(columns, start, stop, priorities)
+        finally:
+            self._guard.end_use(self._ring)
+
+    def _write(self, columns: Columns, start: int, stop: int, priorities: Array | None) -> Indices:
+        ring, guard = self._ring, self._guard
+        written: list[Indices] = []
         done = start
         while done < stop:
             try:
@@ -388,28 +317,28 @@ class StreamWriter:
             except WouldBlock:
                 break
             try:
-                n = min(stop - done, self._ring.block_rows - self._used)
-                at = place * self._ring.block_rows + self._used
+                at = self._next % ring.capacity_rows
+                n = min(stop - done, ring.block_rows - at % ring.block_rows)
                 kill_point("ring.write")
-                for name, column in self._ring.columns.items():
+                for name, column in ring.columns.items():
                     column[at : at + n] = columns[name][done : done + n]
-                debug.seal(self._ring, self._ring.spec, self._ring.columns, at, n)
+                debug.seal(ring, ring.spec, ring.columns, at, n)
                 first = self._publish(place, n)
-                for watcher in self._guard.watchers:
+                for watcher in guard.watchers:
                     watcher.written(at, n, None if priorities is None else priorities[done : done + n])
-                if place in self._guard.left:  # the ring passed it by while we wrote
+                if place in guard.left:  # the ring passed it by while we wrote
                     self._tell_left(place)
             finally:
                 self._locks.release(place)
-            indices[done - start : done - start + n] = np.arange(first, first + n)
+            written.append(np.arange(first, first + n))
             done += n
-        return indices[: done - start]
+        return written[0] if len(written) == 1 else np.concatenate([np.empty(0, np.int64), *written])
 
     @property
     def has_open_block(self) -> bool:
         """Whether there is room in a block of ours that nobody has recycled."""
         ring = self._ring
-        return 0 <= self._used < ring.block_rows and self._serial >= max(0, ring.next_serial[0] - ring.blocks)
+        return self._next >= max(0, (ring.next_serial[0] - ring.blocks) * ring.block_rows)
 
     def reserve(self, rows: int) -> bool:
         """Make sure that the next `rows` rows find room; `False`, with nothing changed, if it cannot be promised now.
@@ -425,7 +354,7 @@ class StreamWriter:
                 return True
             # As if we had no open block, which may be taken away before we come to it; but not for the few rows that it
             # has room for: then `write` writes nothing, and we come again.
-            room = self._ring.block_rows - self._used if self.has_open_block else 0
+            room = self._ring.block_rows - self._next % self._ring.block_rows if self.has_open_block else 0
             places = 0 if rows <= room else -(-rows // self._ring.block_rows)
             if self._guard.sure(kept) - self._guard.reserved < places:
                 return False
@@ -452,7 +381,7 @@ class StreamWriter:
         for k, row in enumerate(rows):
             self._row_writer.write(k, row)
         self._few_priorities[0] = priority
-        indices = self.write(self._few, 0, len(rows), self._few_priorities)
+        indices = self.write(self._few, 0, len(rows), None if math.isnan(priority) else self._few_priorities)
         if len(indices) == 0:
             raise WouldBlock("all blocks are kept")
         return int(indices[0])
@@ -467,9 +396,7 @@ class StreamWriter:
 
     def seal(self) -> None:
         """End the open block, full or not: the next row goes into a new one."""
-        if self._serial >= 0 and self._used > 0:
-            self._last_serial = self._serial
-        self._serial = -1
+        self._next = -1
         if self.stream in self._guard.streams:
             self._guard.streams[self.stream] = -1
 
@@ -487,31 +414,37 @@ class StreamWriter:
             rows[list(guard.left)] = 0
             assert ring.rows_now[0] == rows.sum(), ring
             assert rows.sum() <= ring.capacity_rows and ends.max() <= ring.next_serial[0] * ring.block_rows, ring
-            assert 0 <= self._used <= ring.block_rows and self._serial < ring.next_serial[0], ring
+            assert -1 <= self._next < ring.next_serial[0] * ring.block_rows, ring
             assert 0 <= self._reserved <= guard.reserved, ring
 
     def _end_stream(self) -> None:
+        with self._guard:
+            used = self._next % self._ring.block_rows
+            if self.has_open_block and used > 0:
+                self._guard.ended.append(self._next - used)
         self.seal()
-        self._last_serial = -1
+        self._last = -1
         self._guard.streams.pop(self.stream, None)
         for watcher in self._guard.watchers:
             watcher.ended(self.stream)
 
     def _publish(self, place: int, n: int) -> int:
         """Make `n` rows after the used ones visible; the index of the first of them."""
-        ring = self._ring
-        first = self._serial * ring.block_rows + self._used
+        ring, first = self._ring, self._next
         # Rows, then the end. A reader that sees the old end misses the newest rows, which is harmless; the reverse
         # order would show it garbage. The large copies before end with a fence of their own, so that on x86-64 plain
         # stores keep that order.
         order()
-        self._used += n
-        with self._guard:
-            if self._used == ring.block_rows:
-                self._guard.streams[self.stream] = -1
+        self._last = first + n - 1
+        is_full = (first + n) % ring.block_rows == 0
+        self._next = -1 if is_full else first + n
+        guard = self._guard
+        with guard.lock:
+            if is_full:
+                guard.streams[self.stream] = -1
             ring.ends[place] = first + n
             ring.rows_inserted[0] += n
-            if place not in self._guard.left:
+            if place not in guard.left:
                 ring.rows_now[0] += n
         debug.check_step(self)
         return first
@@ -519,11 +452,12 @@ class StreamWriter:
     def _lock_open_block(self) -> int:
         """The place of our open block, with room for a row, and locked exclusively."""
         ring = self._ring
-        if self._serial >= 0 and self._used < ring.block_rows:
-            place = self._serial % ring.blocks
+        if self._next >= 0:
+            serial = self._next // ring.block_rows
+            place = serial % ring.blocks
             if self._locks.try_exclusive(place):
                 # While nobody held it, other writers may have gone once around the ring and recycled it.
-                if self._serial >= ring.next_serial[0] - ring.blocks:
+                if serial >= ring.next_serial[0] - ring.blocks:
                     return place
                 self._locks.release(place)
         self.seal()
@@ -566,10 +500,11 @@ class StreamWriter:
                 ring.rows_now[0] -= ring.block(place)[1]
             ring.ends[place] = -1
             ring._streams[place] = self.stream
-            ring._previous[place] = self._last_serial
+            last_serial = self._last // ring.block_rows  # -1 of -1
+            ring._previous[place] = last_serial
             ring._following[place] = -1
-            last_place = self._last_serial % ring.blocks
-            if self._last_serial >= 0 and ring.block(last_place)[0] == self._last_serial:
+            last_place = last_serial % ring.blocks
+            if last_serial >= 0 and ring.block(last_place)[0] == last_serial:
                 ring._following[last_place] = serial
             self._guard.take_away(place)
             self._guard.streams[self.stream] = place
@@ -579,7 +514,7 @@ class StreamWriter:
         fence()
         for watcher in self._guard.watchers:
             watcher.cleared(place * ring.block_rows, ring.block_rows)
-        self._serial, self._used = serial, 0
+        self._next = serial * ring.block_rows
         kill_point("ring.recycle")
         return place
 

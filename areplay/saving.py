@@ -70,9 +70,14 @@ class Saver:
         if self._is_closed:
             raise Closed("this replay")
         snapshot = self._snapshot()
-        snapshot.take_blocks(self._guard)
         locks, stop, ended = self._ring.block_locks(), Stop(), asyncio.Event()
-        work = Save(path, snapshot, self._guard, locks, self._known.get(path, ""), max_bytes_per_s, progress, stop)
+        self._guard.hold(self._ring, at_once=True)
+        try:
+            snapshot.take_blocks(self._guard)
+            work = Save(path, snapshot, self._guard, locks, self._known.get(path, ""), max_bytes_per_s, progress, stop)
+        except BaseException:
+            self._guard.let_go(self._ring)
+            raise
         self._running[stop] = ended
         try:
             saved = await in_thread("areplay-files", work.run, stop.set)
@@ -86,6 +91,7 @@ class Saver:
                 self._known[path] = work.id
             del self._running[stop]
             ended.set()
+            self._guard.let_go(self._ring)
             locks.close()
         self._saves, self._last = self._saves + 1, (saved, path, time.time())
         logger.debug("saved %d rows into %s, %d bytes in %.1f s", saved.rows, path, saved.bytes_written, saved.seconds)

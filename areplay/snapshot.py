@@ -279,6 +279,8 @@ class Save:
         before = self._before(bool(matches))
         if before is None or before.id != self._known or not len(before.table):
             return is_new
+        if before.block_rows != self._snapshot.ring.block_rows:  # blocks were split: their serials are others
+            return is_new
         at = np.minimum(before.table["serial"].searchsorted(table["serial"]), len(before.table) - 1)
         found = before.table[at]
         is_same = (found["serial"] == table["serial"]) & (found["rows"] == table["rows"])

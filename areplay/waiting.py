@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 WARN_AFTER_S = 5.0
 _LOOK_AGAIN_S = 1.0  # conditions can also change without a doorbell, by a death that nobody could announce
 _FORKED_TURN_S = 0.05
+_POLL_S = 0.001
 TASK_PREFIX = "areplay "
 """Begins the names of all tasks of areplay's own."""
 
@@ -308,6 +309,14 @@ async def ended(opening: asyncio.Task[None] | None) -> None:
     if opening is not None and not opening.done():
         opening.cancel()
         await asyncio.wait({opening})
+
+
+async def poll(is_done: Callable[[], bool]) -> None:
+    """Ask every millisecond, for what others are about to do and nobody announces. Cancelled: it is not asked again."""
+    while True:
+        if is_done():
+            return
+        await asyncio.sleep(_POLL_S)
 
 
 class Naps:

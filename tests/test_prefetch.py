@@ -80,11 +80,13 @@ class Scene:
         learner_fills: bool = True,
     ) -> None:
         self.ring = Ring(SPEC, 4, 8)
-        self.writer = StreamWriter(self.ring, self.ring.block_locks(), RingGuard())
+        self.guard = RingGuard()
+        self.writer = StreamWriter(self.ring, self.ring.block_locks(), self.guard)
         self.supply = Supply(2, False, "last row 0.2 s ago", None)
         self.is_closed = False
         self.batches = Batches(
             self.ring,
+            self.guard,
             Rows(),
             OfTheUser() if selector is None else selector,
             None,

@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 from kit import FailsAt, descriptors_pass_by_pickle, open_descriptors
 
 from areplay import ring as ring_module
+from areplay.block_sizes import default_block_rows
 from areplay.errors import SpecMismatch
 from areplay.locks import BlockLocks
-from areplay.ring import Ring, RingGuard, StreamWriter, default_block_rows
+from areplay.ring import Ring, RingGuard, StreamWriter
 from areplay.spec import Spec
 
 SPEC = Spec(number=((), "int64"), triple=((3,), "float32"))

@@ -340,4 +340,14 @@ ROWS = {
             "tests/test_quiet.py",
         ),
     ),
+    34: Row(
+        "hundreds of streams in a small ring",
+        "at least 0.9 of the capacity can be sampled, or a warning names the knob",
+        (
+            "tests/test_block_sizes.py::test_many_streams_leave_nine_rows_in_ten",
+            "tests/test_block_sizes.py::test_streams_that_come_and_go_leave_nine_rows_in_ten",
+            "tests/test_block_sizes.py::test_items_reach_over_blocks_that_were_split",
+            "tests/test_block_sizes.py::test_blocks_that_somebody_uses_are_not_split",
+        ),
+    ),
 }
