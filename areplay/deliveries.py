@@ -19,7 +19,10 @@ import numpy as np
 
 from areplay import forks
 from areplay.errors import EpochsOver, Stalled
+from areplay.hooks import text_of
+from areplay.identity import identity
 from areplay.item_log import ItemLog
+from areplay.items import Item
 from areplay.options import flag, whole_number
 from areplay.ring import Indices, Mask, Ring, RingGuard
 from areplay.windows import Window
@@ -87,8 +90,9 @@ class Deliveries:
 class LocalDeliveries:
     """Deliveries to `Replay.sample`, one batch a call."""
 
-    def __init__(self, name: str, item: object, deliveries: Deliveries) -> None:
-        self._name, self._item, self._batch_size = name, repr(item), deliveries.batch_size
+    def __init__(self, name: str, item: Item, deliveries: Deliveries) -> None:
+        self._name, self._batch_size = name, deliveries.batch_size
+        self._item, self._identity = item, identity(item, item.window)  # as it was at the first call
         self._deliveries: Deliveries | None = deliveries  # None when it is over
         self._number = 0
         self._origin = forks.current
@@ -105,18 +109,20 @@ class LocalDeliveries:
         deliveries = self._deliveries
         return deliveries is not None and not deliveries.takes_in and deliveries.size(0) == 0
 
-    def next_rows(self, item: object, batch_size: int) -> Indices:
+    def next_rows(self, item: Item, batch_size: int) -> Indices:
         """The rows that the items of the next batch are drawn by.
 
         Raises:
             Stalled: they are not there. EpochsOver: there are no more.
-            ValueError: the item or the size is not that of the first call.
+            ValueError: the item or the size is not that of the first call; another object of the same class and state
+                is the same item.
         """
         deliveries = self._deliveries
-        if batch_size != self._batch_size or repr(item) != self._item:
+        is_same = item is self._item or identity(item, item.window) == self._identity
+        if batch_size != self._batch_size or not is_same:
             raise ValueError(
-                f"{self._name} goes on with batches of {self._batch_size} {self._item}, got {batch_size} "
-                f"{item!r}; use another selector for those"
+                f"{self._name} goes on with batches of {self._batch_size} {text_of(self._item)}, got {batch_size} "
+                f"{text_of(item)}; use another selector for those"
             )
         if deliveries is None:
             raise EpochsOver(self._name)

@@ -51,7 +51,12 @@ def guarded(name: str, hook: Callable[P, T]) -> Callable[P, T]:
 
 
 def text_of(thing: object) -> str:
-    """The `repr` of an object of the user's, for a message: at most 500 characters, and also if its `repr` raises."""
+    """The `repr` of an object of the user's, for a message: at most 500 characters, and also if its `repr` raises.
+
+    The name of its class, if it has no `repr` of its own but one with an address.
+    """
+    if type(thing).__repr__ is object.__repr__:
+        return type(thing).__qualname__
     try:
         text = repr(thing)
     except KeyboardInterrupt:

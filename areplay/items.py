@@ -3,7 +3,8 @@
 An item kind says which rows it needs around the one that it is drawn by, which fields a batch of it has, and how they
 come from the rows. It never decides which rows are drawn (see `areplay.select`) nor whether they are still whole (see
 `areplay.reader`). It runs in the samplers, off the learner's time; areplay's own ones also in a learner that would
-have to wait.
+have to wait. Two objects of one class with equal state are one kind (see `areplay.identity`): a stream of batches goes
+on with either after a checkpoint.
 
 A kind of your own is any object like this, that can be pickled; here the discounted sum of the next five rewards::
 

@@ -127,21 +127,23 @@ class OwnRows:
         rows, written = _length(columns), np.empty(0, np.int64)
         while len(written) < rows:  # once, unless a `Fifo` or `Epochs` began while rows were copied off the loop
             start = len(written)
-            admitted = await self._admit(rows - start, steps_among(columns, start, rows))
+            # The rest in parts for which there will be room: more than half of the ring may never be free at once.
+            stop = rows if start == 0 else min(rows, start + self._ring.capacity_rows // 2)
+            admitted = await self._admit(stop - start, steps_among(columns, start, stop))
             try:
                 if rows * self._ring.spec.row_bytes <= _INLINE_BYTES:
-                    more = self._writer.write(columns, start, rows, priorities)
+                    more = self._writer.write(columns, start, stop, priorities)
                 else:
-                    work = partial(self._writer.write, columns, start, rows, priorities)
+                    work = partial(self._writer.write, columns, start, stop, priorities)
                     more = await in_thread("areplay-rows", work)
             except ResourceUnavailable:  # no thread: nothing was written
-                self._admission.give_back(admitted, steps_among(columns, start, rows))
+                self._admission.give_back(admitted, steps_among(columns, start, stop))
                 raise
             finally:
                 self._writer.unreserve()
                 self._announce()
             written = np.concatenate([written, more])
-            self._admission.give_back(admitted, steps_among(columns, len(written), rows))
+            self._admission.give_back(admitted, steps_among(columns, len(written), stop))
         return written
 
     async def _admit(self, rows: int, steps: int) -> Admitted:

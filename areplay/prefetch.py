@@ -28,6 +28,7 @@ from areplay.debug import verify
 from areplay.deliveries import Deliveries, Delivering, Fifo
 from areplay.errors import ActorFailed, Closed, EpochsOver, SamplerFailed, Stalled
 from areplay.hooks import HookRaised, guarded, text_of
+from areplay.identity import identity
 from areplay.items import Item, Rows
 from areplay.limits import check_descriptors
 from areplay.options import optional_seconds
@@ -59,6 +60,9 @@ class Batches(AsyncIterator[Batch]):
     """A stream of batches: an async context manager and iterator, made by `Replay.batches`.
 
     One coroutine iterates over it. Leaving the context stops its samplers; whoever still waits gets `Closed`.
+
+    Attributes:
+        what: it consists of, the same for every stream of the same, in every run.
     """
 
     def __init__(
@@ -83,6 +87,8 @@ class Batches(AsyncIterator[Batch]):
         number: int,
     ) -> None:
         self._check_open, self._number = check_open, number
+        name = repr(selector) if isinstance(selector, Fifo) else type(selector).__name__
+        self.what = f"{batch_size} {identity(item, item.window)} by {name}"
         self._resumed: Kept | None = None
         self._delivered_before = 0  # by streams before a checkpoint
         self._ring, self._item, self._selector, self._transform = ring, item, selector, transform
@@ -212,20 +218,24 @@ class Batches(AsyncIterator[Batch]):
         resumed = self._resumed
         deliveries.begin(None if resumed is None else resumed.is_over)
 
-    @property
-    def what(self) -> str:
-        """Of what it consists, in words."""
-        selector = repr(self._selector) if isinstance(self._selector, Fifo) else type(self._selector).__name__
-        return f"{self._batch_size} {self._item!r} by {selector}"
-
     def resume(self, kept: Kept) -> None:
-        """Go on where another one of the same was. Call it before it is opened."""
+        """Go on where another one of the same was. Call it before it is opened.
+
+        Raises:
+            HookRaised: a schedule of the selector raised.
+        """
+        if (
+            self._on_delivered is not None
+        ):  # or the batches filled before the next one is taken would have its first value
+            self._on_delivered(kept.batches_delivered)
         self._resumed, self._delivered_before = kept, kept.batches_delivered
 
     def kept(self) -> Kept:
         """What a checkpoint keeps of this stream, as it is now."""
-        limiter = self._limiter.kept() if self._limiter is not None and self._slots is not None else None
-        is_over = None if self._resumed is None else self._resumed.is_over  # it has not begun yet
+        # What it resumes stays as it is until it has begun.
+        limiter, is_over = (None, None) if self._resumed is None else (self._resumed.limiter, self._resumed.is_over)
+        if self._limiter is not None and self._slots is not None:
+            limiter = self._limiter.kept()
         if self._deliveries is not None and self._deliveries.takes_in and self._has_begun:
             is_over = partial(self._deliveries.log.is_over, self._deliveries.log.released)
         return Kept(self.what, self._delivered_before + self._delivered, limiter, is_over)

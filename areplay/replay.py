@@ -495,7 +495,7 @@ class Replay(Checkpointed, Observed):
         if local is None:
             start = self._deliveries(selector, item, batch_size, self._next_number())
             assert start is not None
-            local = LocalDeliveries(repr(selector), item, start())
+            local = LocalDeliveries(text_of(selector), item, start())
             if local.is_hopeless:  # not kept: the next call begins anew, with the rows that are there by then
                 try:
                     return local.next_rows(item, batch_size)

@@ -386,7 +386,10 @@ class Checkpointed(ABC):
         """Let a stream that is not open yet go on where the checkpoint's first of the same was."""
         for kept in self._resumable:
             if kept.what == stream.what:
-                stream.resume(kept)
+                try:
+                    stream.resume(kept)
+                except HookRaised as raised:
+                    deliver(raised)
                 self._resumable.remove(kept)
                 return
 

@@ -142,5 +142,7 @@ class Sequences:
             if getattr(self, name) != (1 if name == "period" else 0):
                 options.append(f"{name}={getattr(self, name)}")
         if self._stacks.frame_stack:
-            options.append(f"frame_stack={self._stacks.frame_stack!r}")
+            options.append(f"frame_stack={self._stacks.frame_stack!r}{self._stacks.pad_text}")
+        if self._first_step_only:
+            options.append(f"first_step_only={sorted(self._first_step_only)}")
         return f"Sequences({', '.join(options)})"

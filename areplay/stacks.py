@@ -37,6 +37,11 @@ class Stacks:
         self.frame_stack = frame_stack
 
     @property
+    def pad_text(self) -> str:
+        """For a `repr`: `pad`, if it is not the default."""
+        return "" if self.pad == PADS[0] else f", pad={self.pad!r}"
+
+    @property
     def back(self) -> int:
         """How many frames before an observation are needed."""
         return max(self._all, *self._each.values(), 1) - 1

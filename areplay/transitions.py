@@ -132,5 +132,6 @@ class Transitions:
         out[:] = np.moveaxis(rewards, 1, -1) @ self._discounts[:-1]
 
     def __repr__(self) -> str:
-        stack = f", frame_stack={self._stacks.frame_stack!r}" if self._stacks.frame_stack else ""
+        stacks = self._stacks
+        stack = f", frame_stack={stacks.frame_stack!r}{stacks.pad_text}" if stacks.frame_stack else ""
         return f"Transitions(n_step={self.n_step}, gamma={self.gamma}{stack})"

@@ -49,7 +49,7 @@ ROOMS_BELOW = [
     {"limits", "block_sizes"},
     {"spec", "options"},
     {"spaces", "forks"},
-    {"errors", "arrays", "hooks", "links", "statistics"},
+    {"errors", "arrays", "hooks", "identity", "links", "statistics"},
 ]
 EXTRAS = {
     "spaces": {"gymnasium"},

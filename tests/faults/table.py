@@ -350,4 +350,16 @@ ROWS = {
             "tests/test_block_sizes.py::test_blocks_that_somebody_uses_are_not_split",
         ),
     ),
+    35: Row(
+        "load, then go on: Fifo, Epochs, limiters, schedules, own items without a repr",
+        "everything goes on where it was",
+        (
+            "tests/processes/test_resumed_streams.py",
+            "tests/test_identity.py",
+            "tests/processes/test_checkpoints.py::test_a_limiter_goes_on_with_its_counts",
+            "tests/test_checkpoint.py::test_draws_go_on_as_if_nothing_had_happened",
+            "tests/test_checkpoint.py::test_seeds_go_on_as_if_nothing_had_happened",
+            "tests/test_checkpoint.py::test_priorities_come_back",
+        ),
+    ),
 }
