@@ -1,8 +1,9 @@
 """Crews: several children of one kind, each kept alive, all stopped in order.
 
 Each place in a crew has a task that starts its child, waits for its end and decides: a child whose coroutine returned
-is done; any other is restarted after a back-off, until it has failed more than `max_restarts` times within a minute
-(None: for ever). A child that `restart` was called for is restarted likewise, whatever it says at its end.
+is done, however long its interpreter takes to end; any other is restarted after a back-off, until it has failed more
+than `max_restarts` times within a minute (None: for ever). A child that `restart` was called for is restarted likewise,
+whatever it says at its end.
 Before a successor starts, `after_exit` brings what the dead one left in order.
 
 Stopping is a ladder, each rung logged: ask, wait `grace_s`, SIGTERM, wait `grace_s`, SIGKILL, reap.
@@ -163,8 +164,12 @@ class Crew:
                 if await self._all_ended():
                     break
                 for child in self._running():
-                    logger.warning("%s (pid %d) has not ended, sending %s", child.name, child.pid, number.name)
-                    child.signal(number)
+                    if child.is_over:  # its interpreter still ends: nothing of a replay's is lost with it
+                        logger.info("%s (pid %d) is done but has not ended: SIGKILL", child.name, child.pid)
+                        child.kill()
+                    else:
+                        logger.warning("%s (pid %d) has not ended, sending %s", child.name, child.pid, number.name)
+                        child.signal(number)
             await self._keeper
         finally:
             for child in self._running():
@@ -181,7 +186,20 @@ class Crew:
     async def _keep(self, started: list[asyncio.Future[None]]) -> None:
         async with asyncio.TaskGroup() as group:
             for member, future in zip(self.members, started, strict=True):
-                group.create_task(self._supervise(member, future), name=f"areplay {self.kind} {member.index}")
+                group.create_task(self._keep_place(member, future), name=f"areplay {self.kind} {member.index}")
+
+    async def _keep_place(self, member: Member, started: asyncio.Future[None]) -> None:
+        """Supervise one place, then wait for the process of a child that has finished. Cancelled: it is killed.
+
+        Exit hooks of the user's may write files while its interpreter ends: until the crew stops, and `grace_s` longer.
+        """
+        try:
+            await self._supervise(member, started)
+            if member.child is not None and member.child.has_finished:
+                await member.child.wait_exit()
+        finally:
+            if member.child is not None:
+                member.child.kill()
 
     async def _supervise(self, member: Member, started: asyncio.Future[None]) -> None:
         """Keep one place filled until its child finishes, fails for good, or the crew stops."""
@@ -211,7 +229,7 @@ class Crew:
                 self._give_up(member, exit_, started)
                 break
             member.restarts += 1
-            back_off_s = _back_off_s(len(member.deaths))
+            back_off_s = _back_off_s(len(member.deaths), most)
             logger.warning(
                 "%s %d (pid %d) ended, restarting it after %.2g s (restart %d, end %d within a minute): %s",
                 self.kind,
@@ -229,7 +247,7 @@ class Crew:
         self._on_change()
 
     async def _run_once(self, member: Member, started: asyncio.Future[None]) -> Exit:
-        """Start a child for this place and wait for its end."""
+        """Start a child for this place and wait for its end; that of its coroutine, if it has finished."""
         index, run = member.index, member.restarts
         child = Child(
             f"{self.kind} {index}",
@@ -249,12 +267,16 @@ class Crew:
                 self._ask(index)
             if member.is_alive and not started.done():
                 started.set_result(None)
-            return await child.wait_exit()
+            await child.wait_over()
+            if child.has_finished and not member.restarted_for:
+                return Exit(child.pid, 0, True, "")
+            return await child.wait_exit_or_kill(self.options.grace_s)
         except Exception as error:  # no child: out of descriptors, or arguments that do not pickle
             return Exit(child.pid, 1, False, f"it could not be started: {error!r}")
         finally:
             member.is_alive = False
-            child.kill()
+            if not child.has_finished:
+                child.kill()
 
     def _give_up(self, member: Member, exit_: Exit, started: asyncio.Future[None]) -> None:
         name = f"{self.kind} {member.index}"
@@ -273,6 +295,12 @@ class Crew:
             pass
 
 
-def _back_off_s(deaths: int) -> float:
-    """Seconds before the next start, after so many ends within a minute."""
-    return min(_LONGEST_BACK_OFF_S, _FIRST_BACK_OFF_S * 2.0 ** min(deaths - 1, 60))
+def _back_off_s(deaths: int, max_restarts: int | None) -> float:
+    """Seconds before the next start, after so many ends within a minute.
+
+    Pauses before `max_restarts` starts take half of that minute at most, or so many could never be reached.
+    """
+    longest = _LONGEST_BACK_OFF_S
+    if max_restarts is not None:
+        longest = min(longest, _RESTART_WINDOW_S / 2 / max(max_restarts, 1))
+    return min(longest, _FIRST_BACK_OFF_S * 2.0 ** min(deaths - 1, 60))

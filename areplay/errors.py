@@ -160,14 +160,21 @@ class Stalled(AreplayError):
 
 
 class ChildFailed(AreplayError):
-    """A child process ended in a way it should not have, more often than `max_restarts` allows."""
+    """A child process ended in a way it should not have, more often than `max_restarts` allows.
 
-    def __init__(self, child: str, pid: int, exit_code: int, restarts: int, details: str) -> None:
+    `exit_code` is negative for the signal that ended it, and None if it is unknown: the kernel does not tell where
+    SIGCHLD is ignored, or where other code in this process collects it with `os.waitpid(-1)`.
+    """
+
+    def __init__(self, child: str, pid: int, exit_code: int | None, restarts: int, details: str) -> None:
         super().__init__(child, pid, exit_code, restarts, details)
         self.child, self.pid, self.exit_code, self.restarts, self.details = child, pid, exit_code, restarts, details
 
     def __str__(self) -> str:
-        how = f"killed by signal {-self.exit_code}" if self.exit_code < 0 else f"exit code {self.exit_code}"
+        if self.exit_code is None:
+            how = "exit code unknown"
+        else:
+            how = f"killed by signal {-self.exit_code}" if self.exit_code < 0 else f"exit code {self.exit_code}"
         again = f" after {self.restarts} restarts, as many as max_restarts allows" if self.restarts else ""
         return f"{self.child} (pid {self.pid}, {how}) failed{again}; mend the cause:\n{self.details}"
 

@@ -4,6 +4,9 @@ A child is a coroutine function run by `aiomultiprocess.Process` (spawn, uvloop)
 nothing else, and no other module imports it: its constructor would start a hidden manager process that outlives a
 killed parent, so a plain namespace is put in its place; its `join` polls, so the kernel tells us of a death (pidfd).
 
+The pidfd alone decides that a child is gone. Its exit code may be unknown: the kernel keeps none if SIGCHLD is ignored,
+and other code in this process may collect it first with `os.waitpid(-1)`.
+
 A child and its parent hold the ends of one socket, which keeps messages whole (SOCK_SEQPACKET): READY, reports, and a
 traceback if the child's code raised. The life of a child:
 
@@ -11,14 +14,10 @@ traceback if the child's code raised. The life of a child:
                     |  no READY within start_timeout_s: killed  ^
                     +-------------------------------------------+
 
-Starting one takes 2 ms of pickling and of waiting until the kernel has given the child memory of its own, and longer if
-its arguments are more than a pipe holds, since it reads them when its interpreter runs. So a thread does it, while the
-learner is at a training step, and not the learner's loop between two of them (docs/decisions/008).
-
-No child outlives its parent: it asks the kernel to be killed with it (PR_SET_PDEATHSIG, which follows the thread that
-started it, so that thread must live until its last child is reaped) and then looks whether the parent is still there.
-It does so before it imports the user's main module, which may take seconds: the request travels inside the process's
-*name*, the first thing that a spawned child unpickles.
+Starting one takes 2 ms of pickling and of waiting until the kernel has given the child memory of its own. So a thread
+does it, while the learner is at a training step, and not the learner's loop between two of them (docs/decisions/008).
+How, and why no child outlives its parent, is in `areplay.launching`. The death signal follows the thread that started
+the child, so that thread must live until its last child is reaped.
 """
 
 from __future__ import annotations
@@ -48,13 +47,17 @@ import uvloop
 from areplay import forks
 from areplay.errors import ResourceUnavailable
 from areplay.kill_points import disarm
+from areplay.launching import Launcher, tie_to_parent
 from areplay.waiting import leave_to_parent, run_to_completion
 
 logger = logging.getLogger(__name__)
 
-READY, REPORT, FAILED, FINISHED = "ready", "report", "failed", "finished"
+READY, REPORT, NOTICE, FAILED, FINISHED = "ready", "report", "notice", "failed", "finished"
 _MAX_MESSAGE_BYTES = 64 << 10  # well below what a socket's buffer takes whole
-DESCRIPTORS_A_CHILD = 4  # in the parent: its socket, its pidfd, and two that multiprocessing keeps
+_REAP_AGAIN_S = 0.05  # a debugger that is attached to a child gets its exit code first
+_MAX_REAPS = 40
+_CODE_FOR_MULTIPROCESSING = 255  # of a child whose exit code is unknown, as in its forkserver
+DESCRIPTORS_A_CHILD = 3  # in the parent: its socket, its pidfd and the pipe whose end is the parent's
 DESCRIPTORS_TO_START = 16  # while one is being started, beside those: pipes, a segment, an event loop
 
 Body = Callable[..., Awaitable[None]]
@@ -66,29 +69,16 @@ class _WithoutManager:
     Namespace = SimpleNamespace
 
 
-class _GuardedName(str):
-    """A process name that, when a child unpickles it, ties the child's life to its parent's and mutes Ctrl-C."""
-
-    parent: int
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        kill, interrupt, ignore = int(signal.SIGKILL), int(signal.SIGINT), int(signal.SIG_IGN)
-        code = (
-            f"(__import__('signal').signal({interrupt}, {ignore}), "
-            f"__import__('signal').pthread_sigmask({int(signal.SIG_UNBLOCK)}, [{interrupt}]), "
-            f"__import__('ctypes').CDLL(None).prctl(1, {kill}, 0, 0, 0), "
-            f"__import__('os').getppid() == {self.parent} or __import__('os')._exit(1), "
-            f"{str(self)!r})[-1]"
-        )
-        return eval, (code,)
-
-
 @dataclass(frozen=True)
 class Exit:
-    """How a child ended: `code` is negative for a signal; `finished` if its coroutine returned; `details` if not."""
+    """How a child ended: `finished` if its coroutine returned, `details` if not.
+
+    `code` is negative for a signal. It is None where the kernel did not tell: SIGCHLD is ignored, or other code in this
+    process collected it.
+    """
 
     pid: int
-    code: int
+    code: int | None
     finished: bool
     details: str
 
@@ -152,11 +142,13 @@ class Child:
         self.pid = 0
         self.exit: Exit | None = None
         self.is_ready = False
+        self.has_finished = False  # its coroutine has returned
         self._body, self._args, self._run, self._on_report = body, args, run, on_report
         self._starter = starter
         self._changed = asyncio.Event()
         self._details = ""
-        self._finished = False
+        self._last_code: int | None = None  # the exit code that its last word announced
+        self._reaps = 0
         self._pidfd = -1
         self._socket: socket.socket | None = None
         self._childs_end: socket.socket | None = None  # until the process has it
@@ -195,11 +187,8 @@ class Child:
         except asyncio.CancelledError:
             self._watch()
             raise
-        except BaseException as error:  # the system's refusal, or arguments that do not pickle
-            if self.pid:
-                self._process.kill()
-                self._process.aio_process.join()
-            self._release()
+        except BaseException as error:  # the system's refusal, or arguments that do not pickle: there is no process
+            self._release(None)
             if isinstance(error, OSError):
                 raise ResourceUnavailable("starting a process", self.name, str(error)) from error
             raise
@@ -207,7 +196,7 @@ class Child:
         logger.info("%s started, pid %d", self.name, self.pid)
         try:
             async with asyncio.timeout(timeout_s):
-                while not self.is_ready and self.exit is None:
+                while not self.is_ready and self.exit is None and not self.is_over:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
@@ -215,6 +204,27 @@ class Child:
             self.kill()
             await self.wait_exit()
         return self.is_ready  # even if it has ended meanwhile: it has begun
+
+    async def wait_over(self) -> None:
+        """Wait until its coroutine has returned or raised, or its process is gone. Cancelled: nothing changed."""
+        while self.exit is None and not self.is_over:
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def wait_exit_or_kill(self, grace_s: float) -> Exit:
+        """How it ended; it is killed after `grace_s`. Cancelled: nothing changed."""
+        try:
+            async with asyncio.timeout(grace_s):
+                return await self.wait_exit()
+        except TimeoutError:
+            logger.info("%s (pid %d) is done but has not ended: SIGKILL", self.name, self.pid)
+            self.kill()
+            return await self.wait_exit()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its coroutine has returned or raised; its interpreter may need longer to end."""
+        return self._last_code is not None
 
     async def wait_exit(self) -> Exit:
         """How it ended, once it has. Cancelled: nothing changed."""
@@ -224,10 +234,19 @@ class Child:
         return self.exit
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal, if the process is still there."""
+        """Send a signal, if the process is still there.
+
+        Where this process may not (one of the two has changed its user), the kernel sends SIGKILL in its place.
+        """
         if self.exit is None and self._pidfd >= 0:
-            with contextlib.suppress(ProcessLookupError):
+            try:
                 signal.pidfd_send_signal(self._pidfd, number)
+            except ProcessLookupError:
+                pass
+            except PermissionError as error:
+                logger.warning("%s (pid %d) cannot be sent %s: %s", self.name, self.pid, number.name, error)
+                if number == signal.SIGKILL:
+                    self._process.aio_process._popen.cut_lifeline()
 
     def kill(self) -> None:
         """Send SIGKILL, if the process is still there."""
@@ -238,27 +257,29 @@ class Child:
         assert self._socket is not None
         loop = asyncio.get_running_loop()
         loop.add_reader(self._socket.fileno(), self._on_message)
-        loop.add_reader(self._pidfd, self._on_exit)
+        if self._pidfd >= 0:
+            loop.add_reader(self._pidfd, self._on_exit)
+        else:
+            loop.call_soon(self._on_exit)
 
     def _prepare(self) -> socket.socket:
         """Make what is not a process yet; the child's end of the socket."""
         parents_end, childs_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket, self._childs_end = parents_end, childs_end
         parents_end.setblocking(False)
-        name = _GuardedName(f"areplay {self.name}")
-        name.parent = os.getpid()
         get_manager = aiomultiprocess.core.get_manager
         aiomultiprocess.core.get_manager = _WithoutManager  # for this one call: others may want their manager
         try:
             self._process = aiomultiprocess.Process(
                 target=_main,
-                name=name,
+                name=f"areplay {self.name}",
                 args=(childs_end, self._body, self._args, self._run),
                 loop_initializer=uvloop.new_event_loop,
                 daemon=True,
             )
         finally:
             aiomultiprocess.core.get_manager = get_manager
+        self._process.aio_process._Popen = Launcher  # before its class's, which may wait for the child
         return childs_end
 
     def _launch(self, childs_end: socket.socket) -> None:
@@ -275,9 +296,11 @@ class Child:
             self._process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        assert self._process.pid is not None
-        self.pid = self._process.pid
-        self._pidfd = os.pidfd_open(self.pid)
+        # multiprocessing waits for its children by their numbers, at each start of another and at exit. It would take
+        # an exit code that is ours, or that of a stranger who has got the number since.
+        multiprocessing_process._children.discard(self._process.aio_process)  # type: ignore[attr-defined]
+        popen = self._process.aio_process._popen
+        self.pid, self._pidfd = popen.pid, popen.sentinel
 
     def _on_message(self) -> None:
         assert self._socket is not None
@@ -298,54 +321,78 @@ class Child:
         if kind == READY:
             self.is_ready = True
         elif kind == FAILED:
-            self._details = payload
+            self._details, self._last_code = payload
         elif kind == FINISHED:
-            self._finished = True
+            self._last_code = 0
+            self.has_finished = True
+        elif kind == NOTICE:
+            logger.info("%s (pid %d): %s", self.name, self.pid, payload)
         else:
             self._on_report(payload)
         self._changed.set()
 
     def _on_exit(self) -> None:
-        code = self._process.exitcode
-        if code is None:  # the kernel says it is gone, so the next look reaps it
+        if self.exit is not None:
+            return
+        loop = asyncio.get_running_loop()
+        has_ended, code = self._reap()
+        if not has_ended and self._reaps < _MAX_REAPS:
+            self._reaps += 1
+            loop.remove_reader(self._pidfd)  # it stays readable
+            loop.call_later(_REAP_AGAIN_S, self._on_exit)
             return
         self._on_message_left()
-        self._release()
+        self._release(code)
+        if code is None or (code == -signal.SIGKILL and self._last_code is not None):  # cut short after its last word
+            code = self._last_code
         details = self._details or self._guess(code)
-        self.exit = Exit(self.pid, code, self._finished and code == 0, details)
-        logger.info("%s (pid %d) ended with %d", self.name, self.pid, code)
+        self.exit = Exit(self.pid, code, self.has_finished, details)
+        logger.info("%s (pid %d) ended with %s", self.name, self.pid, "an unknown code" if code is None else code)
         self._changed.set()
+
+    def _reap(self) -> tuple[bool, int | None]:
+        """Whether the kernel has given up the process, and its exit code, None if it is unknown."""
+        if self._pidfd < 0:
+            return True, None
+        try:
+            result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
+        except OSError:  # ECHILD, or a kernel or sandbox that cannot
+            return True, self._process.aio_process._popen.returncode
+        if result is None:
+            return False, None
+        return True, result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
 
     def _on_message_left(self) -> None:
         """Read what the child said last: its end and its death may be seen in either order."""
         if self._socket is not None:
             self._on_message()
 
-    def _guess(self, code: int) -> str:
-        if self._finished and code == 0:
+    def _guess(self, code: int | None) -> str:
+        if self.has_finished:
             return ""
-        if code < 0:
+        if code is not None and code < 0:
             return f"signal {-code} ended it; kernel log or supervisor may say who sent it"
         if not self.is_ready:
             return (
                 "it ended before it said READY, see its output above; a script that starts actors needs the line "
                 "`if __name__ == '__main__':` around its `areplay.run(...)`"
             )
+        if code is None:
+            return "it ended without a word; SIGCHLD is ignored, or other code in this process collected its exit code"
         return "it ended without a word, by os._exit or in native code"
 
-    def _release(self) -> None:
+    def _release(self, code: int | None) -> None:
         loop = asyncio.get_running_loop()
         if self._pidfd >= 0:
             loop.remove_reader(self._pidfd)
-            os.close(self._pidfd)
             self._pidfd = -1
         if self._socket is not None:
             loop.remove_reader(self._socket.fileno())
             self._socket.close()
             self._socket = None
-        if self.pid:
-            with contextlib.suppress(ValueError):
-                self._process.close()
+        if self.pid:  # closes the pidfd, too
+            self._process.aio_process._popen.returncode = _CODE_FOR_MULTIPROCESSING if code is None else code
+            self._process.close()
 
     def __repr__(self) -> str:
         state = "starting" if not self.is_ready else "running"
@@ -359,6 +406,8 @@ async def _main(end: socket.socket, body: Body, args: tuple[Any, ...], run: int)
     if run > 0:
         disarm()
     channel = Channel(end)
+    if notice := tie_to_parent():
+        channel.send(NOTICE, notice)
     origin, loop = forks.current, asyncio.get_running_loop()
     leave_to_parent(loop)
     task = asyncio.current_task()
@@ -381,14 +430,32 @@ async def _main(end: socket.socket, body: Body, args: tuple[Any, ...], run: int)
         text = "SIGTERM ended it" if terminated else "".join(traceback.format_exception(error))
         with contextlib.suppress(Exception):
             await _end_loop(loop)
-        channel.send(FAILED, text[-_MAX_MESSAGE_BYTES // 2 :])
-        raise SystemExit(_exit_code(error, terminated)) from None
+        code = _exit_code(error, terminated)
+        channel.send(FAILED, (text[-_MAX_MESSAGE_BYTES // 2 :], code))
+        raise SystemExit(code) from None
     else:
         if origin is forks.current:
             await _end_loop(loop)
             channel.send(FINISHED)
     finally:
-        sys.stdout.flush()
+        _flush(channel)
+
+
+def _flush(channel: Channel) -> None:
+    """Write out what was printed. Where that is impossible, say so and drop it, or Python would fail at its end."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        try:
+            stream.flush()
+        except (AttributeError, ValueError):  # None, or closed
+            pass
+        except Exception as error:
+            channel.send(NOTICE, f"what it printed last to {name} is lost: {error!r}")
+            with contextlib.suppress(Exception):
+                null = os.open(os.devnull, os.O_WRONLY)
+                if null != stream.fileno():  # as it is where that was closed
+                    os.dup2(null, stream.fileno())
+                    os.close(null)
 
 
 def _exit_code(error: BaseException, terminated: bool) -> int:

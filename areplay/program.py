@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import uvloop
 
 from areplay import forks
+from areplay.launching import fill_standard_streams
 from areplay.waiting import drop_quietly, leave_to_parent
 
 T = TypeVar("T")
@@ -23,9 +24,12 @@ def run(main: Coroutine[Any, Any, T], *, debug: bool | None = None) -> T:
     One Ctrl-C cancels `main`, so that replays close in order, and `KeyboardInterrupt` is raised; a second one
     interrupts at once. SIGTERM cancels likewise, and `SystemExit(143)` is raised.
 
+    Standard streams that are closed are opened to /dev/null before.
+
     A process that is forked meanwhile gets the handlers from before. If it leaves `main`, by whatever way, that way
     leads out of here at once: the other tasks are not cancelled there, since they are the parent's.
     """
+    fill_standard_streams()
     origin, signals = forks.current, _Signals()
     runner = asyncio.Runner(loop_factory=uvloop.new_event_loop, debug=debug)
     try:

@@ -226,6 +226,8 @@ class Replay(Checkpointed, Observed):
                 that is shorter. It counts as a restart. None: never.
             start_timeout_s: until a process is ready, its imports included.
             grace_s: how long an actor that is asked to end may take, before SIGTERM, and then again before SIGKILL.
+                Also how long its interpreter may take to end, before SIGKILL: from when the function has raised, or
+                from when the group closes, if it has returned.
 
         Raises:
             ValueError, TypeError: an option is not what it should be.

@@ -15,8 +15,8 @@ class ChildExit:
     """How the process of an actor or a sampler ended that should not have ended so."""
 
     pid: int
-    exit_code: int
-    """Negative for the signal that ended it."""
+    exit_code: int | None
+    """Negative for the signal that ended it; None if unknown: the kernel did not tell."""
     details: str
     """Its traceback, or what is known instead; the last 4,000 characters."""
     exited_at_s: float

@@ -44,7 +44,7 @@ ROOMS_BELOW = [
     {"windows", "select", "stacks", "checkpoint"},
     {"priorities", "admission"},
     {"ring", "inbox", "weights", "episodes", "quiet"},
-    {"locks", "doorbell", "segment", "watching", "ring_guard"},
+    {"locks", "doorbell", "segment", "watching", "ring_guard", "launching"},
     {"layout", "fence", "kill_points", "debug", "rate", "manifest"},
     {"limits", "block_sizes"},
     {"spec", "options"},
@@ -146,7 +146,9 @@ def test_one_module_knows_aiomultiprocess(module: str) -> None:
 def test_of_multiprocessing_only_what_survives_a_kill_is_used(module: str) -> None:
     """Spawning and the passing of descriptors. Its locks, queues, events, pools and managers are stuck for ever after
     one SIGKILL; none is imported, or reached through the module."""
-    allowed = {"process": {"current_process", "process", "resource_tracker"}}.get(module, {"reduction"})
+    launching = {"context", "parent_process", "popen_spawn_posix", "reduction", "resource_tracker", "spawn", "util"}
+    of_children = {"launching": launching, "process": {"current_process", "process", "resource_tracker"}}
+    allowed = of_children.get(module, {"reduction"})
     for source, name in imports_of(module):
         if source.split(".")[0] == "multiprocessing":
             assert source in ("multiprocessing", "multiprocessing.reduction")

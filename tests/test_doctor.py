@@ -257,7 +257,7 @@ def test_without_proc_nothing_is_known_and_nothing_breaks(tmp_path: Path, monkey
 
 def test_descriptors_are_enough_for_so_many_actors(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as can be started in fact; and who may raise the limit."""
-    limit = open_descriptors() + checkup.DESCRIPTORS_TO_START + 7 * 20 + 6
+    limit = open_descriptors() + checkup.DESCRIPTORS_TO_START + 6 * 20 + 5
     monkeypatch.setattr(resource, "getrlimit", lambda which: (limit, limit))
     found = checkup.descriptors(Path("/"))
     assert found.meaning == "enough for 20 actors; root can raise it"

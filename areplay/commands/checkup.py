@@ -20,7 +20,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -142,7 +142,8 @@ def _try_pidfd() -> None:
             os.close(descriptor)
     finally:
         os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        with suppress(ChildProcessError):  # SIGCHLD is ignored
+            os.waitpid(child, 0)
 
 
 def _try_eventfd() -> None:

@@ -245,5 +245,6 @@ def _failures(statistics: Answer) -> Iterator[Text]:
     failed = [(name, child["last_failure"]) for name, child in children if child["last_failure"] is not None]
     for name, exit_ in sorted(failed, key=lambda pair: pair[1]["exited_at_s"])[-_MOST_WAITS:]:
         *_, last = exit_["details"].strip().splitlines() or [""]
-        what = f"{name} (pid {exit_['pid']}) ended with {exit_['exit_code']}: {clean(last)}"
+        code = "an unknown code" if exit_["exit_code"] is None else exit_["exit_code"]
+        what = f"{name} (pid {exit_['pid']}) ended with {code}: {clean(last)}"
         yield Text(what, "red", no_wrap=True, overflow="ellipsis")

@@ -52,6 +52,9 @@ ROWS = {
             "tests/processes/test_signals.py::test_no_process_and_no_memory_outlives_a_killed_parent",
             "tests/processes/test_signals.py::test_no_child_outlives_a_parent_that_dies_within_a_write",
             "tests/processes/test_signals.py::test_no_child_outlives_a_parent_that_leaves_without_a_word",
+            "tests/processes/test_signals.py::test_children_without_a_death_signal_do_not_outlive_a_killed_parent",
+            "tests/processes/test_signals.py::test_a_thread_ends_a_child_where_the_kernel_does_not",
+            "tests/processes/test_deaths.py::test_one_that_may_not_be_killed_ends_all_the_same",
             "tests/faults/test_start_and_end.py::test_nothing_of_ours_is_left_in_any_folder",
             "tests/faults/test_start_and_end.py::test_memory_of_a_killed_program_is_mapped_by_nobody",
         ),
@@ -62,6 +65,7 @@ ROWS = {
         (
             "tests/processes/test_signals.py::test_no_process_outlives_its_killed_group",
             "tests/processes/test_signals.py::test_no_child_outlives_a_parent_killed_while_it_starts_them",
+            "tests/processes/test_signals.py::test_a_start_without_a_death_signal_does_not_outlive_a_killed_parent",
             "tests/faults/test_start_and_end.py::test_no_child_outlives_a_death_in_the_first_200_ms_of_its_start",
         ),
     ),
@@ -286,6 +290,23 @@ ROWS = {
             "tests/processes/test_kill_storm.py::test_stopped_processes_can_be_closed",
         ),
     ),
+    26: Row(
+        "SIGCHLD ignored; a foreign waitpid(-1); a child stuck before it reads its arguments, of any size",
+        "death seen by the pidfd, restarted, closing ends; a start ends after start_timeout_s or Ctrl-C",
+        (
+            "tests/processes/test_deaths.py::test_deaths_are_seen_where_sigchld_is_ignored",
+            "tests/processes/test_deaths.py::test_an_exit_code_that_was_stolen_is_unknown",
+            "tests/processes/test_deaths.py::test_last_words_count_where_the_exit_code_is_unknown",
+            "tests/processes/test_deaths.py::test_multiprocessing_does_not_wait_for_our_children",
+            "tests/processes/test_deaths.py::test_a_number_that_a_stranger_has_got_is_not_touched",
+            "tests/processes/test_deaths.py::test_a_debugger_that_is_told_first_does_not_make_the_loop_spin",
+            "tests/processes/test_starter.py::test_a_start_that_is_stuck_before_the_arguments_are_read_ends_in_time",
+            "tests/processes/test_starter.py::test_a_start_that_is_stuck_can_be_cancelled",
+            "tests/processes/test_starter.py::test_arguments_of_any_size_reach_each_successor",
+            "tests/processes/test_starter.py::test_arguments_that_do_not_pickle_leave_nothing",
+            "tests/processes/test_signals.py::test_ctrl_c_ends_a_start_that_is_stuck",
+        ),
+    ),
     27: Row(
         "a fork of the owner, a learner, an actor or a sampler, by whatever makes forks; the child uses, drops, "
         "leaves, exits",
@@ -303,6 +324,18 @@ ROWS = {
             "tests/faults/test_forks.py::test_a_look_from_outside_is_answered_while_a_child_lives",
             "tests/faults/test_forks.py::test_what_a_child_drops_waits_for_no_thread_of_its_parents",
             "tests/test_forks.py",
+        ),
+    ),
+    29: Row(
+        "stdout closed, full, broken; an interpreter that takes long to end",
+        "a child that has finished is finished: no restart, no warning, no wait",
+        (
+            "tests/processes/test_deaths.py::test_one_that_has_returned_is_done_before_its_interpreter_ends",
+            "tests/processes/test_deaths.py::test_closing_lets_exit_hooks_run",
+            "tests/processes/test_deaths.py::test_a_second_cancellation_kills_one_that_ends_late",
+            "tests/processes/test_deaths.py::test_one_that_raised_is_restarted_though_its_interpreter_does_not_end",
+            "tests/processes/test_deaths.py::test_words_that_cannot_be_written_do_not_fail_a_child",
+            "tests/processes/test_signals.py::test_a_program_without_standard_streams_keeps_its_memory_to_itself",
         ),
     ),
     30: Row(

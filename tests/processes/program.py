@@ -7,8 +7,11 @@ it has closed in order.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
+import platform
+import struct
 import sys
 import time
 from contextlib import suppress
@@ -28,16 +31,22 @@ OPTIONS = {
     "row_bytes": 64,
     "prefault": False,
     "cleanup_s": 0.0,  # how long an actor takes to clean up
+    "padding": "",  # for a long command line
+    "death_signal": "",  # actors have it "cleared", or it is "refused" to all children
     **(json.loads(sys.argv[1]) if len(sys.argv) > 1 else {}),
 }
 
 if __name__ == "__mp_main__":
+    if OPTIONS["import_s"]:
+        print("importing", os.getpid(), time.monotonic(), flush=True)
     time.sleep(OPTIONS["import_s"])
 
 
 async def act(actor: areplay.Actor, row_bytes: int, stubborn: bool, cleanup_s: float) -> None:
     """Hand in rows for ever."""
     obs = np.zeros(row_bytes, np.uint8)
+    if OPTIONS["death_signal"] == "cleared":
+        assert ctypes.CDLL(None).prctl(1, 0, 0, 0, 0) == 0
     try:
         while not actor.stopping:
             await actor.add(obs=obs)
@@ -47,6 +56,24 @@ async def act(actor: areplay.Actor, row_bytes: int, stubborn: bool, cleanup_s: f
     finally:
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(cleanup_s)
+
+
+def refuse_death_signals() -> None:
+    """Let the kernel refuse prctl(PR_SET_PDEATHSIG, ...) from now on, to this process and its children."""
+    prctl = {"x86_64": 157, "aarch64": 167}[platform.machine()]
+    program = (  # if it is prctl, and its first argument is 1: EPERM; or else: go on
+        (0x20, 0, 0, 0),
+        (0x15, 0, 3, prctl),
+        (0x20, 0, 0, 16),
+        (0x15, 0, 1, 1),
+        (0x06, 0, 0, 0x00050001),
+        (0x06, 0, 0, 0x7FFF0000),
+    )
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in program))
+    header = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(program), ctypes.addressof(code)))
+    libc = ctypes.CDLL(None)
+    assert libc.prctl(38, 1, 0, 0, 0) == 0, "no new privileges"
+    assert libc.prctl(22, 2, header, 0, 0) == 0, "seccomp"
 
 
 def say(word: str) -> None:
@@ -93,4 +120,6 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    if OPTIONS["death_signal"] == "refused":
+        refuse_death_signals()
     areplay.run(main())

@@ -209,3 +209,12 @@ async def test_a_place_that_cannot_be_cleared_is_given_up(monkeypatch: pytest.Mo
             areplay.ActorFailed, match=r"(?s)this actor has failed.*could not be cleared.*Too many open"
         ):
             await actors.wait()
+
+
+@pytest.mark.parametrize("max_restarts", [0, 1, 3, 18, 100, 5_000])
+async def test_as_many_restarts_as_are_allowed_fit_into_their_minute(max_restarts: int) -> None:
+    """Pauses grow up to a longest one, which is shorter where more restarts are allowed."""
+    pauses = [crew._back_off_s(deaths, max_restarts) for deaths in range(1, max_restarts + 1)]
+    assert pauses == sorted(pauses)
+    assert sum(pauses) <= crew._RESTART_WINDOW_S / 2 + 1e-6
+    assert crew._back_off_s(1_000, None) == crew._LONGEST_BACK_OFF_S

@@ -236,3 +236,82 @@ def test_no_child_outlives_a_parent_that_leaves_without_a_word() -> None:
         assert len(children) == 4
         os.kill(program.process.pid, signal.SIGABRT)
         print(f"all gone after {until_now(lambda: not program.everyone(), GONE_WITHIN_S):.2f} s")
+
+
+def test_ctrl_c_ends_a_start_that_is_stuck() -> None:
+    """Children do not get as far as to read what they were given, which is more than a pipe holds."""
+    with running({"import_s": 1_000.0, "padding": "x" * 100_000, "grace_s": 0.2}) as program:
+        program.wait_for("importing")
+        program.signal_group(signal.SIGINT)
+        code, out, _ = program.ends()
+        assert "closed" in out
+        assert code == -signal.SIGINT
+        assert program.everyone() == set()
+
+
+@pytest.mark.parametrize("death_signal", ["cleared", "refused"])
+def test_children_without_a_death_signal_do_not_outlive_a_killed_parent(death_signal: str) -> None:
+    """A change of credentials clears PR_SET_PDEATHSIG, a sandbox refuses it: then their pipe ties them to their parent,
+    and the kernel sees to it, for they cannot do anything themselves while they are stopped."""
+    with running({"death_signal": death_signal, "stubborn": True, "samplers": 2}) as program:
+        program.wait_for("learning")
+        children = [pid for pid in program.everyone() if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+        assert len(children) == 4
+        for pid in children:
+            os.kill(pid, signal.SIGSTOP)
+        program.process.kill()
+        print(f"all gone after {until_now(lambda: not program.everyone(), GONE_WITHIN_S):.2f} s")
+
+
+def test_a_start_without_a_death_signal_does_not_outlive_a_killed_parent() -> None:
+    """The same while children import the user's main module."""
+    with running({"death_signal": "refused", "import_s": 1_000.0}) as program:
+        program.wait_for("importing")
+        program.process.kill()
+        print(f"all gone after {until_now(lambda: not program.everyone(), GONE_WITHIN_S):.2f} s")
+
+
+WITHOUT_STREAMS = """
+import os, areplay
+from tests.processes import oracle, workers
+
+async def main():
+    if {closes_later}:
+        os.close(1)
+    async with areplay.Replay(oracle.SPEC, 1_000) as replay:
+        assert os.readlink("/proc/self/fd/1").startswith("/memfd:areplay" if {closes_later} else "/dev/null")
+        before = os.pread(1, 64, 0)
+        async with replay.actors(workers.print_and_return, 1, args=("",), max_restarts=0) as actors:
+            await actors.wait()
+        assert os.pread(1, 64, 0) == before
+        assert list(oracle.lives(replay).values()) == [10]
+
+areplay.run(main())
+"""
+
+
+@pytest.mark.parametrize("closes_later", [False, True])
+def test_a_program_without_standard_streams_keeps_its_memory_to_itself(closes_later: bool) -> None:
+    """Its memory may get the number of standard output, but not in a child, where `print` would write into it."""
+    code = WITHOUT_STREAMS.format(closes_later=closes_later)
+    start = 'exec "$@"' if closes_later else 'exec "$@" <&- >&- 2>&-'
+    command = ["sh", "-c", start, "sh", sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
+    assert subprocess.run(command, env=environment, timeout=60.0).returncode == 0
+
+
+def test_a_thread_ends_a_child_where_the_kernel_does_not() -> None:
+    """When the pipe to its parent closes, whatever other threads do."""
+    reader, writer = os.pipe()
+    command = [
+        sys.executable,
+        "-c",
+        f"from areplay.launching import end_with; print(1, flush=True); end_with({reader})",
+    ]
+    with subprocess.Popen(command, pass_fds=[reader], stdout=subprocess.PIPE) as child:
+        os.close(reader)
+        assert child.stdout is not None
+        assert child.stdout.read(1) == b"1"
+        assert child.poll() is None
+        os.close(writer)
+        assert child.wait(timeout=30.0) == -signal.SIGKILL

@@ -6,8 +6,12 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +19,7 @@ import areplay
 from areplay.process import Child, starter
 from areplay.sampler import run_sampler
 
+from . import workers
 from .oracle import OWNER, SPEC, rows
 from .watching import children, threads, until
 
@@ -127,6 +132,63 @@ async def test_the_thread_lives_as_long_as_its_children() -> None:
         async with replay.batches(batch_size=8):
             assert [thread.name for thread in threading.enumerate() if thread.name.startswith(STARTER)]
         assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(STARTER)]
+
+
+class Stuck:
+    """A child that unpickles it gets no further, and does not read what follows."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return time.sleep, (1_000.0,)
+
+
+@pytest.fixture
+def large_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than a pipe holds: it is handed on to each child."""
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "x" * 300_000])
+
+
+@pytest.mark.usefixtures("large_command_line")
+async def test_a_start_that_is_stuck_before_the_arguments_are_read_ends_in_time() -> None:
+    """No thread waits until a child reads: `start_timeout_s` counts for each of several, whatever their size."""
+    before = children()
+    async with areplay.Replay(SPEC, 1_000) as replay:
+        actors = replay.actors(workers.tell_size, 2, args=(Stuck(), bytes(5_000_000)), start_timeout_s=0.5)
+        with pytest.raises(areplay.ActorFailed, match=r"did not say READY within start_timeout_s = 0\.5 s"):
+            await actors.__aenter__()
+        assert children() == before
+
+
+@pytest.mark.usefixtures("large_command_line")
+async def test_a_start_that_is_stuck_can_be_cancelled() -> None:
+    """At once, and nothing is left."""
+    before = children()
+    async with areplay.Replay(SPEC, 1_000) as replay:
+        actors = replay.actors(workers.tell_size, 2, args=(Stuck(), bytes(5_000_000)), start_timeout_s=1_000.0)
+        opening = asyncio.create_task(actors.__aenter__())
+        await until(lambda: len(children() - before) == 2)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        assert children() == before
+
+
+@pytest.mark.usefixtures("large_command_line")
+async def test_arguments_of_any_size_reach_each_successor(tmp_path: Path) -> None:
+    """A child that died is started with the same."""
+    async with (
+        areplay.Replay(SPEC, 1_000) as replay,
+        replay.actors(workers.tell_size, 1, args=(bytes(20_000_000), str(tmp_path))) as actors,
+    ):
+        await actors.wait()
+        sizes = [report.values["size"] for report in actors.reports()]
+        assert sizes == [20_000_000 + len(str(tmp_path))] * 2
+
+
+async def test_arguments_that_do_not_pickle_leave_nothing() -> None:
+    """The error names them; no child, no descriptor and no memory file is left."""
+    async with areplay.Replay(SPEC, 1_000) as replay:
+        with pytest.raises(areplay.ActorFailed, match=r"could not be started.*cannot pickle"):
+            await replay.actors(workers.tell_size, 1, args=(bytes(100_000), threading.Lock())).__aenter__()
 
 
 def _pid_of_a_sampler(batches: areplay.Batches) -> int:

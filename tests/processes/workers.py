@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import signal
 import sys
@@ -474,3 +475,59 @@ async def hand_in_versions(actor: areplay.Actor) -> None:
     while not actor.stopping:
         version, _ = actor.weights.latest()
         await actor.add(version=version)
+
+
+async def return_and_end_late(actor: areplay.Actor, folder: str, seconds: float) -> None:
+    """Ten rows; then its interpreter needs time to end, and writes a file at last."""
+    atexit.register(_write_late, folder, seconds)
+    await hand_in(actor, 10)
+
+
+def _write_late(folder: str, seconds: float) -> None:
+    (Path(folder) / "ending").touch()
+    time.sleep(seconds)
+    (Path(folder) / "ended").touch()
+
+
+async def raise_and_not_end(actor: areplay.Actor, folder: str) -> None:
+    """Raises the first time, and a thread keeps its interpreter from ending; the next one returns."""
+    if not (Path(folder) / "raised").exists():
+        (Path(folder) / "raised").touch()
+        threading.Thread(target=time.sleep, args=(1_000.0,)).start()
+        raise ValueError("enough")
+    await hand_in(actor, 10)
+
+
+async def print_and_return(actor: areplay.Actor, way: str) -> None:
+    """Ten rows, and words to a standard output that is not as it should be."""
+    sys.stdout = os.fdopen(1, "w", closefd=False)  # with a buffer, whatever PYTHONUNBUFFERED says
+    if way == "full":
+        os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+    elif way == "a pipe that nobody reads":
+        reader, writer = os.pipe()
+        os.close(reader)
+        os.dup2(writer, 1)
+    elif way == "its descriptor closed":
+        os.close(1)
+    print("some words")
+    if way == "closed":
+        with suppress(OSError):
+            sys.stdout.close()
+    elif way == "none":
+        sys.stdout = None
+    await hand_in(actor, 10)
+
+
+async def tell_size(actor: areplay.Actor, *args: Any) -> None:
+    """Reports the size of what it was given, then dies the first time and returns the second."""
+    actor.report(size=sum(map(len, args)))
+    await hand_in(actor, 10)
+    (folder,) = [arg for arg in args if isinstance(arg, str)]
+    if not (Path(folder) / "died").exists():
+        (Path(folder) / "died").touch()
+        os._exit(9)
+
+
+async def block(actor: areplay.Actor) -> None:
+    """It neither looks at `stopping` nor lets its loop turn."""
+    time.sleep(1_000)  # noqa: ASYNC251
