@@ -36,8 +36,9 @@ from areplay.errors import AreplayError
 from areplay.fence import order
 from areplay.layout import Layout
 from areplay.links import AHEAD
-from areplay.ring import Indices, Mask, Ring, Watcher
+from areplay.ring import Indices, Mask, Ring, RingGuard, Watcher
 from areplay.segment import Segment
+from areplay.spec import Array
 
 logger = logging.getLogger(__name__)
 
@@ -330,10 +331,13 @@ class PriorityTables(Watcher):
         tables: by exponent; what a checkpoint had. Written by the owner's process, under `_guard`.
     """
 
-    def __init__(self, ring: Ring, tables: dict[float, Priorities]) -> None:
-        self._ring, self._tables = ring, tables
+    def __init__(self, ring: Ring, ring_guard: RingGuard, tables: dict[float, Priorities]) -> None:
+        self._ring, self._ring_guard, self._tables = ring, ring_guard, tables
         self._guard = forks.register_lock(threading.Lock())
-        self._has_failed = False
+        if tables:
+            ring_guard.watch(self)
+        else:
+            ring_guard.on_priorities = self._begin_given
 
     def of_exponent(self, exponent: float) -> Priorities:
         """The table for that exponent, for a selector; its own from now on.
@@ -343,9 +347,7 @@ class PriorityTables(Watcher):
         """
         with self._guard:
             if exponent not in self._tables:
-                made = Priorities(self._ring, exponent)
-                made.begin(self._other())
-                self._tables[exponent] = made
+                self._begin(Priorities(self._ring, exponent))
                 given = self._tables.get(_AS_GIVEN)
                 # Each table costs an update its time, and of exponent 0 no other can be made.
                 if given is not None and exponent not in (_AS_GIVEN, 0) and not given.is_used:
@@ -355,20 +357,15 @@ class PriorityTables(Watcher):
 
     def written(self, at: int, count: int, priorities: Masses | None = None) -> None:
         """See `Watcher.written`."""
-        if not self._tables and (priorities is None or np.logical_and.reduce(np.isnan(priorities))):
-            return
         with self._guard:
-            if not self._tables:
-                self._begin_given()
             for table in self._tables.values():
                 table.written(at, count, priorities)
 
     def cleared(self, at: int, count: int) -> None:
         """See `Watcher.cleared`."""
-        if self._tables:
-            with self._guard:
-                for table in self._tables.values():
-                    table.cleared(at, count)
+        with self._guard:
+            for table in self._tables.values():
+                table.cleared(at, count)
 
     def update(self, indices: Indices, priorities: Masses) -> Mask:
         """Give rows new priorities; which of them are there still, those that are not are left out."""
@@ -382,25 +379,31 @@ class PriorityTables(Watcher):
         for table in self._tables.values():
             table.close()
 
-    def _other(self) -> Priorities | None:
-        """A table that another one can be made of; None if there is none."""
-        return max(
-            (table for table in self._tables.values() if table.exponent > 0),
-            key=lambda table: table.exponent,
-            default=None,
-        )
+    def _begin(self, table: Priorities) -> None:
+        """Take it in, with what another one has of the rows that are there. Under the guard."""
+        others = [other for other in self._tables.values() if other.exponent > 0]
+        if (
+            not self._tables
+        ):  # first of all: a row is there when we look, or its writer tells us and waits for the guard
+            self._ring_guard.watch(self)
+            self._ring_guard.on_priorities = None
+        table.begin(max(others, key=lambda other: other.exponent, default=None))
+        self._tables[table.exponent] = table
 
-    def _begin_given(self) -> None:
-        """Keep priorities from now on, for the first selector. In the thread of the writer, which must not fail."""
-        try:
-            given = Priorities(self._ring, _AS_GIVEN)
-        except AreplayError as error:
-            if not self._has_failed:
-                logger.warning("priorities that rows come with are not kept before a selector asks for them: %s", error)
-            self._has_failed = True
+    def _begin_given(self, priorities: Array) -> None:
+        """Keep priorities from the first one on, for a selector that comes later. In the thread of the writer."""
+        if np.logical_and.reduce(np.isnan(priorities)):
             return
-        given.begin()
-        self._tables[_AS_GIVEN] = given
+        with self._guard:
+            if self._tables:
+                return
+            try:
+                given = Priorities(self._ring, _AS_GIVEN)
+            except AreplayError as error:  # no reason for rows to be lost
+                self._ring_guard.on_priorities = None
+                logger.warning("priorities that rows come with are not kept before a selector asks for them: %s", error)
+                return
+            self._begin(given)
 
 
 class Without:

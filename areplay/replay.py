@@ -169,8 +169,7 @@ class Replay(Checkpointed, Observed):
                 self._priorities = self._loading.fill(ring)
             if self._prefault:
                 ring.segment.prefault(self._on_prefault)
-            self._tables = PriorityTables(ring, self._priorities)
-            self._guard.watch(self._tables)
+            self._tables = PriorityTables(ring, self._guard, self._priorities)
             self._reading_locks = ring.block_locks()
             self._admission = Admission(self._guard)
             self._own_rows = OwnRows(ring, self._guard, self._admission, self._on_rows)

@@ -324,8 +324,11 @@ class StreamWriter:
                     column[at : at + n] = columns[name][done : done + n]
                 debug.seal(ring, ring.spec, ring.columns, at, n)
                 first = self._publish(place, n)
+                part = None if priorities is None else priorities[done : done + n]
+                if part is not None and (on_priorities := guard.on_priorities) is not None:
+                    on_priorities(part)
                 for watcher in guard.watchers:
-                    watcher.written(at, n, None if priorities is None else priorities[done : done + n])
+                    watcher.written(at, n, part)
                 if place in guard.left:  # the ring passed it by while we wrote
                     self._tell_left(place)
             finally:

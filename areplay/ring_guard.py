@@ -10,7 +10,7 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -88,6 +88,7 @@ class RingGuard:
         keepers: their blocks are left for another lap; a writer that finds all of them kept writes nothing.
         reserved: how many places are promised to a writer.
         streams: those that are not ended, each with the place of its open block, -1 if it has none.
+        on_priorities: called, before the watchers, with priorities of rows that were written, while nobody keeps any.
         ended: of streams that ended and left a block in part empty, the index of its first row; oldest first.
         has_given_size: whether the user has said how large blocks are.
     """
@@ -96,6 +97,7 @@ class RingGuard:
         self.left: set[int] = set()
         self.watchers: tuple[Watcher, ...] = ()  # replaced as a whole: other threads go through them meanwhile
         self.keepers: tuple[Keeper, ...] = ()
+        self.on_priorities: Callable[[Array], None] | None = None
         self.reserved = 0
         self.streams: dict[int, int] = {}
         self.ended: deque[int] = deque()
