@@ -108,8 +108,8 @@ class Actor:
         With a spec of steps: one step of one environment, `add(obs=, action=, reward=, terminated=, truncated=,
         next_obs=)` and the extras. `next_obs` may be left out, except where the episode ends: there it is the final
         observation. If it is given, the `obs` of the next call must be the same; an episode that is broken off without
-        `terminated` or `truncated` is refused so. Observations and actions of Dict and Tuple spaces are given as they
-        are, as dicts and tuples.
+        `terminated`, `truncated` or `end_episode()` is refused so. Observations and actions of Dict and Tuple spaces
+        are given as they are, as dicts and tuples.
 
         Or one step of a vector of L environments, each field with an axis of length L in front, always the same L.
         Where an episode ends, its final observation comes as `autoreset_mode` says: "NextStep": in the `obs` of the
@@ -149,6 +149,31 @@ class Actor:
                 await self._put(rows, NO_PRIORITY if priority is None else one_priority(priority))
             else:
                 await self._extend(rows, priority_column(priority, episodes.environments, _length(rows)))
+
+    def end_episode(self, environments: Any = None) -> None:
+        """Break off the episode: the environment raised, or you reset it in the middle. Never waits, writes no row.
+
+        The next `obs` is a first observation, as after a reset: frame stacks are padded there. No transition and no
+        sequence leads from the steps before to those after it; those that are whole before it are drawn. The last step
+        before it makes no transition, since the observation after it is not stored, not even if `next_obs` was given.
+        To keep it, hand it in with `truncated=True` and `next_obs` instead; then nothing has to be broken off.
+
+        Of a vector, `environments` says whose episodes end; the others go on. In autoreset mode NextStep their next
+        `obs` is a first observation, too, and its action counts, also where an episode had ended in the last step. Do
+        reset these environments. Where no step was handed in since the last end, nothing changes.
+
+        It holds for the steps whose `add` or `extend` is called after it.
+
+        Args:
+            environments: of a vector of L: indices from 0 to L - 1, or a mask (L,) of bool; by default all.
+
+        Raises:
+            ValueError: `environments` is neither; or the spec is not one of steps. Nothing has changed.
+        """
+        if self._episodes is None:
+            raise ValueError("end_episode is about steps of environments; make the spec with Spec.steps or from_env")
+        forks.check(self._origin, "this actor")
+        self._episodes.break_off(environments)
 
     def extend(self, columns: Mapping[str, Any], *, priorities: Any = None) -> Coroutine[Any, Any, None]:
         """Hand in n rows at once, waiting until there is room for all of them. When this returns, they are safe.

@@ -18,12 +18,17 @@ Rule: `rows` changes nothing but what `advance` will do; after it either `advanc
 Whoever is asked to hand in a step takes a ticket at once, and shows it when it begins to: a ticket that was not shown
 (its call was cancelled before it began) is a step that got lost.
 
+An episode may be broken off, by an environment that raised or a caller that resets it in the middle. No row is written
+for that. The next row of the environment begins an episode, with a first observation, and is linked to none before it:
+so no item spans the break. It takes effect before the first step whose ticket was taken after it.
+
 Knows nothing of where rows are put.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -69,6 +74,8 @@ class Episodes:
         self._warned: set[str] = set()
         self._is_begun = self._has_gap = False  # a step was handed in; one got lost before that
         self._tickets = self._shown = 0
+        self._breaks: deque[tuple[int, Array | None]] = deque()  # after which ticket; of whom, None: of all
+        self._chosen_early: list[Array] = []  # of whom, before it is known how many there are
         self._is_busy = False
 
     @property
@@ -143,6 +150,7 @@ class Episodes:
         """The rows made last, if any, got lost: what comes next is linked to nothing before it."""
         self._advance = None
         self._expected = None
+        self._chosen_early.clear()
         self._moment = first_moment((self._moment >> 32) + 1, GAP)
         self._is_linked = False
         self._vector = self._vector.cut(self._mode)
@@ -154,6 +162,32 @@ class Episodes:
         self._tickets += 1
         return self._tickets
 
+    def break_off(self, environments: Any = None) -> None:
+        """Break off the episodes of these environments, by default of all: their next steps begin others.
+
+        Args:
+            environments: indices from 0 to L - 1, or an (L,) mask, of a vector of L.
+
+        Raises:
+            ValueError: `environments` is neither. Nothing has changed.
+        """
+        if environments is None:
+            self._breaks.append((self._tickets, None))
+            return
+        count, chosen = self._environments, np.asarray(environments)
+        if chosen.size == 0:
+            return
+        most = MAX_ENVIRONMENTS if count is None else max(1, count)
+        is_mask = chosen.dtype == np.bool_ and chosen.ndim == 1 and (count is None or len(chosen) == most)
+        is_indices = chosen.dtype.kind in "iu" and chosen.ndim <= 1 and 0 <= chosen.min() <= chosen.max() < most
+        if not is_mask and not is_indices:
+            known = "of a vector of L" if count is None else f"of {max(1, count)}"
+            raise ValueError(
+                f"environments must be indices from 0, or a mask of bool, {known} environments, got "
+                f"{str(environments)[:80]}"
+            )
+        self._breaks.append((self._tickets, chosen.copy()))
+
     @contextmanager
     def step(self, ticket: int) -> Iterator[None]:
         """`advance` if what is done in it succeeds, else `cut`. Steps whose tickets were skipped got lost.
@@ -163,6 +197,12 @@ class Episodes:
         """
         if self._is_busy:
             raise RuntimeError("another task hands in steps at this moment; let one do it, side by side as one vector")
+        while self._breaks and self._breaks[0][0] < ticket:
+            after, which = self._breaks.popleft()
+            if after > self._shown:
+                self.cut()
+                self._shown = after
+            self._begin_anew(which)
         if ticket != self._shown + 1:
             self.cut()
         self._shown, self._is_busy = ticket, True
@@ -175,6 +215,20 @@ class Episodes:
             self.advance()
         finally:
             self._is_busy = False
+
+    def _begin_anew(self, chosen: Array | None) -> None:
+        """What comes next of these environments, or of all, is a first observation."""
+        if chosen is not None and self._environments is None:
+            self._chosen_early.append(chosen)
+            return
+        count = self._environments or 0
+        which = np.ones(count, np.bool_) if chosen is None else _mask(chosen, count)
+        if chosen is None or (count == 0 and _mask(chosen, 1).all()):
+            self._expected, self._is_linked, self._has_gap = None, False, False
+            self._moment = first_moment((self._moment >> 32) + 1)
+        self._vector = self._vector.broken_off(which)
+        if self._expected is not None:
+            self._expected = {name: (value, goes_on & ~which) for name, (value, goes_on) in self._expected.items()}
 
     # One environment.
 
@@ -313,7 +367,7 @@ class Episodes:
 
     def _check_continuity(self, rows: Mapping[str, Array]) -> None:
         """Each environment goes on with the observation that the last step announced."""
-        was_reset = np.zeros(self._vector.count, np.bool_)
+        was_reset = self._vector.was_broken_off.copy()
         for name, (expected, goes_on) in (self._expected or {}).items():
             same = _same_rows(expected, rows[name])
             if not (same | ~goes_on).all():
@@ -410,6 +464,9 @@ class Episodes:
             self._vector = _Vector(count)
             if self._has_gap:
                 self._vector = self._vector.cut(self._mode)
+            for chosen in self._chosen_early:
+                self._begin_anew(chosen)
+            self._chosen_early.clear()
         elif self._environments != count:
             before = f"shape ({self._environments},)" if self._environments else "shape ()"
             raise SpecMismatch(
@@ -458,12 +515,23 @@ class _Vector:
         self.begins = np.ones(count, np.bool_)  # the next row begins an episode, or comes after a gap
         self.is_resetting = np.zeros(count, np.bool_)  # NextStep: the next row is a final observation's
         self.is_adrift = np.zeros(count, np.bool_)  # NextStep after a gap: it may be, so it is not used for a step
+        self.was_broken_off = np.zeros(count, np.bool_)  # since the last step
 
     def cut(self, mode: str) -> _Vector:
         """What it is after a gap."""
         after = _Vector(self.count)
         after.moments = self._next_episodes(GAP)
         after.is_adrift[:] = mode == "NextStep"
+        return after
+
+    def broken_off(self, which: NDArray[np.bool_]) -> _Vector:
+        """What it is after these environments were reset in the middle of their episodes, or before their reset."""
+        after = _Vector(self.count)
+        after.stride = self.stride
+        after.moments = np.where(which, self._next_episodes(0), self.moments)
+        after.begins = self.begins | which
+        after.is_resetting, after.is_adrift = self.is_resetting & ~which, self.is_adrift & ~which
+        after.was_broken_off = self.was_broken_off | which
         return after
 
     def link_next_step(self, rows: dict[str, Array], ended: NDArray[np.bool_]) -> _Vector:
@@ -536,6 +604,14 @@ def _merge(flat: dict[str, Any], parts: dict[str, Any]) -> None:
         flat[name] = value
 
 
+def _mask(chosen: Array, count: int) -> NDArray[np.bool_]:
+    """(count,) bool: those of the environments that are chosen, by a mask or by their numbers."""
+    which = np.zeros(count, np.bool_)
+    numbers = np.flatnonzero(chosen) if chosen.dtype == np.bool_ else chosen.ravel()
+    which[numbers[numbers < count]] = True
+    return which
+
+
 def _bytes(field: Field, value: Any) -> bytes:
     if type(value) is np.ndarray and value.dtype == field.dtype and value.shape == field.shape:
         return value.tobytes()
@@ -565,6 +641,6 @@ def _not_continuous(name: str, whose: str) -> SpecMismatch:
         name,
         "the next_obs of the step before",
         f"another observation {whose}".rstrip(),
-        "end an episode with terminated or truncated before you reset; hand in environments stepped side by side as "
-        "one vector; and pass arrays that the environment does not write to later",
+        "end an episode with terminated or truncated before you reset, or call end_episode() if it breaks off; hand in "
+        "environments stepped side by side as one vector; and pass arrays that the environment does not write to later",
     )

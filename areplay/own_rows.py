@@ -56,6 +56,12 @@ class OwnRows:
             raise ValueError("autoreset_mode is about steps of environments; make the spec with Spec.steps or from_env")
         return self._episodes
 
+    def break_off(self, environments: Any) -> None:
+        """See `Replay.end_episode`."""
+        if self._episodes is None:
+            raise ValueError("end_episode is about steps of environments; make the spec with Spec.steps or from_env")
+        self._episodes.break_off(environments)
+
     def add(self, row: dict[str, Any], priority: Any) -> Coroutine[Any, Any, int | Indices]:
         """See `Replay.add`."""
         return self._add(None if self._episodes is None else self._episodes.ticket(), row, priority)

@@ -357,6 +357,14 @@ class Replay(Checkpointed, Observed):
         self._opened()
         return self._own().add(row, priority)
 
+    def end_episode(self, environments: Any = None) -> None:
+        """As `Actor.end_episode`, for the steps that `add` and `extend` take in this process.
+
+        Raises:
+            ValueError: `environments` is no choice of them; or the spec is not one of steps. Nothing has changed.
+        """
+        self._own().break_off(environments)
+
     @property
     def autoreset_mode(self) -> str:
         """As `Actor.autoreset_mode`, for the steps that `add` takes in this process."""

@@ -200,6 +200,130 @@ def test_after_a_gap_one_environment_goes_on_unlinked() -> None:
     assert [moment & 0xFFFFFFFF for moment in stream.column(MOMENT)] == [0, GAP, GAP + 1, GAP + 2, 0]
 
 
+def hand_in(stream: Stream, row: dict[str, Any]) -> None:
+    """A step by a ticket, as actors do."""
+    with stream.episodes.step(stream.episodes.ticket()):
+        made = stream.episodes.rows(row)
+    stream.rows += (
+        [dict(one) for one in made]
+        if isinstance(made, tuple)
+        else [{name: made[name][k] for name in made} for k in range(len(made[MOMENT]))]
+    )
+
+
+def numbers_of(stream: Stream) -> list[int]:
+    """Which step of its episode each row is."""
+    return [moment & 0xFFFFFFFF for moment in stream.column(MOMENT)]
+
+
+@pytest.mark.parametrize("gives_next", [True, False])
+def test_an_episode_that_is_broken_off_leads_nowhere(gives_next: bool) -> None:
+    """No row is written; the next row begins an episode, whatever the step before has announced, by add or extend."""
+    stream = Stream()
+    changes: dict[str, Any] = {} if gives_next else {"next_obs": None}
+    stream.episodes.break_off()
+    hand_in(stream, step(0, **changes))
+    hand_in(stream, step(1, **changes))
+    stream.episodes.break_off()
+    stream.episodes.break_off([0])
+    assert len(stream.rows) == 2
+    hand_in(stream, step(50, **changes))
+    hand_in(stream, step(51, "t"))
+    stream.episodes.break_off()  # there is nothing to break off
+    hand_in(stream, step(70, **changes))
+    assert stream.column(BACK) == [0, 1, 0, 1, 1, 0]
+    assert numbers_of(stream) == [0, 1, 0, 1, 2, 0]
+    assert len({moment >> 32 for moment in stream.column(MOMENT)}) == 3
+    stream.episodes.break_off()
+    columns: dict[str, Any] = {name: [step(80 + k)[name] for k in range(2)] for name in step(0)}
+    with stream.episodes.step(stream.episodes.ticket()):
+        rows, _ = stream.episodes.columns(columns)
+    assert rows[BACK].tolist() == [0, 1] and (rows[MOMENT] & 0xFFFFFFFF).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])
+@pytest.mark.parametrize("chosen", [[1], 1, np.array([False, True, False]), (1,), np.array([1, 1], np.uint8)])
+def test_some_environments_of_a_vector_are_broken_off(mode: str, chosen: Any) -> None:
+    """The others go on as announced; in mode NextStep the next step of those is one, though an episode had ended."""
+    stream = Stream(mode=mode)
+    ends = ".t." if mode == "NextStep" else "..."
+    hand_in(stream, vector([0, 10, 20], "..."))
+    hand_in(stream, vector([1, 11, 21], ends))
+    stream.episodes.break_off(chosen)
+    hand_in(stream, vector([2, 50, 22], "..."))
+    hand_in(stream, vector([3, 51, 23], "..."))
+    assert stream.column(BACK) == [0, 0, 0, 3, 3, 3, 3, 0, 3, 3, 3, 3]
+    assert numbers_of(stream) == [0, 0, 0, 1, 1, 1, 2, 0, 2, 3, 1, 3]
+    assert min(stream.column(AHEAD)) > 0
+    with pytest.raises(SpecMismatch, match=r"of environment 0.*end_episode\(\) if it breaks off"):
+        hand_in(stream, vector([9, 52, 24], "..."))
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])
+def test_after_a_break_that_follows_a_gap_the_beginning_is_known(mode: str) -> None:
+    """Of those that were broken off; a step that gets lost after that leaves a gap again."""
+    stream = Stream(mode=mode)
+    hand_in(stream, vector([0, 10], ".."))
+    stream.episodes.ticket()  # and is lost
+    stream.episodes.break_off([1])
+    hand_in(stream, vector([2, 50], ".."))
+    assert [number == 0 for number in numbers_of(stream)[2:]] == [False, True]
+    stream.episodes.break_off()
+    stream.episodes.ticket()
+    hand_in(stream, vector([4, 60], ".."))
+    assert 0 not in numbers_of(stream)[4:]
+
+
+def test_a_break_holds_from_its_place_among_the_steps_on() -> None:
+    """Those that were asked for before it and are handed in later go on where they were."""
+    stream = Stream()
+    tickets = [stream.episodes.ticket(), stream.episodes.ticket()]
+    stream.episodes.break_off()
+    tickets.append(stream.episodes.ticket())
+    for number, ticket in enumerate(tickets):
+        with stream.episodes.step(ticket):
+            stream.rows += stream.episodes.rows(step(number, next_obs=None))
+    assert stream.column(BACK) == [0, 1, 0] and numbers_of(stream) == [0, 1, 0]
+
+
+def test_environments_may_be_chosen_before_it_is_known_how_many_there_are() -> None:
+    """When the first step got lost: the others' beginnings are not known, and neither is any after another loss."""
+    for loses_again in (False, True):
+        stream = Stream(mode="SameStep")
+        stream.episodes.ticket()
+        stream.episodes.break_off(np.array([False, True]))
+        if loses_again:
+            stream.episodes.ticket()
+        hand_in(stream, vector([0, 10], ".."))
+        assert numbers_of(stream) == [GAP, GAP if loses_again else 0]
+
+
+@pytest.mark.parametrize(
+    "wrong", [[2], [-1], -1, "1", [0.5], np.array([True]), np.zeros((2, 2), np.bool_), [None], {"a": 1}, [[0]]]
+)
+def test_other_choices_of_environments_are_refused(wrong: Any) -> None:
+    """With what is allowed; and nothing is broken off."""
+    stream = Stream(mode="SameStep")
+    hand_in(stream, vector([0, 10], ".."))
+    with pytest.raises(ValueError, match=r"environments must be indices from 0, or a mask of bool, of 2 environments"):
+        stream.episodes.break_off(wrong)
+    stream.episodes.break_off([])
+    stream.episodes.break_off(np.zeros(2, np.bool_))
+    hand_in(stream, vector([1, 11], ".."))
+    assert stream.column(BACK) == [0, 0, 2, 2]
+
+
+def test_a_broken_off_environment_may_begin_as_the_last_one_would_have_gone_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """No warning says that it was not reset."""
+    stream = Stream(mode="Disabled")
+    hand_in(stream, vector([0, 10], ".."))
+    stream.episodes.break_off([1])
+    hand_in(stream, vector([1, 11], ".."))
+    assert caplog.messages == [] and numbers_of(stream) == [0, 0, 1, 0]
+
+
 @pytest.mark.parametrize(
     ("wrong", "field"),
     [

@@ -232,6 +232,32 @@ async def test_a_call_cancelled_while_it_waits_changes_nothing(call: Callable[[O
         await scene.close()
 
 
+async def test_an_episode_is_broken_off_behind_the_steps_that_wait() -> None:
+    """A step that was asked for before it belongs to the old episode, though it is written later."""
+    scene = Scene(STEPS)
+    for number in range(5):
+        await scene.own.add(step(number), None)
+    waiting = asyncio.create_task(scene.own.add(step(5), None))
+    await asleep(waiting, scene)
+    scene.own.break_off(None)
+    after = [asyncio.create_task(scene.own.add(step(number), None)) for number in (50, 51)]
+    for _ in range(3):
+        scene.take_batch()
+    await asyncio.gather(waiting, *after)
+    assert scene.numbers("obs") == [0, 1, 2, 3, 4, 5, 50, 51]
+    assert scene.ring.columns["steps.back"][:8].tolist() == [0, 1, 1, 1, 1, 1, 0, 1]
+    assert (scene.ring.columns["steps.moment"][:8] & 0xFFFFFFFF).tolist() == [0, 1, 2, 3, 4, 5, 0, 1]
+    await scene.close()
+
+
+async def test_rows_of_a_plain_spec_are_in_no_episode() -> None:
+    """There is none to break off."""
+    scene = Scene()
+    with pytest.raises(ValueError, match=r"end_episode is about steps of environments; make the spec with Spec\.steps"):
+        scene.own.break_off(None)
+    await scene.close()
+
+
 async def test_a_step_cancelled_while_it_waits_changes_nothing() -> None:
     """The episode goes on after the gap."""
     scene = Scene(STEPS)

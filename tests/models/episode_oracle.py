@@ -214,7 +214,7 @@ def onward(lane: Lane, which: int, at: int) -> Iterator[tuple[Episode, int]]:
             return
         for time in range(at if number == 0 else 0, len(episode.steps)):
             yield episode, time
-        if not episode.ended:
+        if not episode.ended or len(episode.observations) == len(episode.steps):  # its final one was not handed in
             return
 
 

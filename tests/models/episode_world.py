@@ -130,6 +130,10 @@ class OtherStream:
             rows, which = self._episodes.columns(steps)
             return self._writer.write(rows, 0, len(rows["reward"]))[which]
 
+    def end_episode(self, environments: Any = None) -> None:
+        """As of a replay."""
+        self._episodes.break_off(environments)
+
     def die(self) -> None:
         """The actor is dead, its successor begins."""
         mode = self._episodes.autoreset_mode
@@ -231,6 +235,18 @@ class Player:
             steps = [self._step(k) for k in range(len(self._environments))]
             await self._refused(self._hand.add(**self._call(steps, gives_next=False)))
             self._cut(steps)
+
+    def break_off(self, which: int | None = None) -> None:
+        """An environment, or each of them, is reset in mid-episode, and that is said."""
+        chosen = range(len(self._environments)) if which is None else [which % len(self._environments)]
+        self._hand.end_episode(None if which is None else chosen)
+        for k in chosen:
+            self._environments[k].reset()
+            self._is_adrift[k] = False
+            lane = self._mine[k]
+            if not lane[-1].observations:  # nothing was handed in since the last end, or since what got lost
+                lane.pop()
+            lane.append(Episode())
 
     async def _refused(self, handing_in: Awaitable[Any]) -> None:
         """Hand in what does not fit."""

@@ -76,6 +76,10 @@ class Queue:
                 rows = {name: np.array([field.convert(row[name]) for row in rows]) for name, field in spec.items()}
             self._waiting.append(rows)
 
+    def end_episode(self, environments: Any = None) -> None:
+        """As of an actor."""
+        self._episodes.break_off(environments)
+
     async def extend(self, steps: Any) -> Any:
         """As of an actor."""
         with self._episodes.step(self._episodes.ticket()):
@@ -224,6 +228,10 @@ class ItemLogMachine(RuleBasedStateMachine):
         player = self.players[which % len(self.players)]
         done(player.jump() if jumps else player.lose())
         self.drain()
+
+    @rule(which=st.integers(0, 1), environment=st.none() | st.integers(0, 4))
+    def break_off(self, which: int, environment: int | None) -> None:
+        self.players[which % len(self.players)].break_off(environment)
 
     @rule(which=st.integers(0, 1))
     def seal(self, which: int) -> None:

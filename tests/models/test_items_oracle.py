@@ -72,7 +72,7 @@ def histories(draw: st.DrawFn, kinds: tuple[Kind, ...] = (PLAIN, FRAMES)) -> His
     """Any history."""
     modes = draw(st.lists(st.sampled_from(MODES), min_size=1, max_size=3))
     happening = st.sampled_from(
-        ["play"] * 6 + ["extend"] * 2 + ["die", "lose", "jump", "seal", "seal", "hold", "release"]
+        ["play"] * 6 + ["extend"] * 2 + ["die", "lose", "jump", "break", "break one", "seal", "seal", "hold", "release"]
     )
     return History(
         draw(st.sampled_from(kinds)),
@@ -105,6 +105,8 @@ async def happen(world: World, history: History) -> None:
             player.seal()
         elif what == "jump":
             await player.jump()
+        elif what.startswith("break"):
+            player.break_off(None if what == "break" else amount)
         elif what == "die" and number > 0:
             player.die()
         elif what == "extend" and mode == "one":

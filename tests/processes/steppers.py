@@ -57,6 +57,23 @@ async def step_and_die(actor: areplay.Actor, folder: str, modes: list[str], step
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+BREAKS = {5: 2, 9: None, 10: 0, 23: 1, 31: 0}  # after how many steps; whose, None: of all
+
+
+async def play_and_break_off(player: Player, steps: int, gives_next: bool) -> None:
+    """So many steps, with episodes that break off."""
+    for step in range(steps):
+        if step in BREAKS:
+            player.break_off(BREAKS[step])
+        await player.play(gives_next)
+
+
+async def step_and_break_off(actor: areplay.Actor, modes: list[str], steps: int) -> None:
+    """A real actor whose environments break off."""
+    player = Player(KIND, actor, modes[actor.index], LENGTHS, numbers(actor.index, 0), [])
+    await play_and_break_off(player, steps, gives_next=actor.index % 2 == 0)
+
+
 async def step_until_killed(actor: areplay.Actor, folder: str, modes: list[str]) -> None:
     """Steps for as long as it may, or until a random moment."""
     life = begun(folder, actor.index)

@@ -44,6 +44,9 @@ class Nobody:
 
     autoreset_mode = ""
 
+    def end_episode(self, environments: Any) -> None:
+        """Nothing either."""
+
     async def add(self, **step: Any) -> None:
         """Nothing is returned, as from an actor."""
 
@@ -78,6 +81,30 @@ async def test_items_of_actors_that_died_are_the_oracles(tmp_path: Path) -> None
                 async with replay.batches(item, batch_size=4_000, prefetch=2, timeout_s=60.0) as batches:
                     parts = [(await anext(batches)).copy() for _ in range(8)]
                 check_draws(Joined(parts), *world.valid(valid))
+        finally:
+            world.close()
+
+
+async def test_items_of_actors_whose_episodes_break_off_are_the_oracles() -> None:
+    """In each mode, with and without next_obs: nothing that is drawn spans a break, and all that is whole is drawn."""
+    steps = 40
+    async with areplay.Replay(steppers.KIND.spec, 4_000, block_rows=32, seed=2) as replay:
+        async with replay.actors(steppers.step_and_break_off, 4, args=(MODES, steps)) as actors:
+            await actors.wait()
+        world = World(replay, steppers.KIND)
+        try:
+            handed_in: list[int] = []
+            for actor, mode in enumerate(MODES):
+                lanes: list[Lane] = []
+                player = Player(steppers.KIND, Nobody(), mode, steppers.LENGTHS, steppers.numbers(actor, 0), lanes)
+                await steppers.play_and_break_off(player, steps, gives_next=False)
+                world.lanes += lanes
+                episodes = [episode for lane in lanes for episode in lane]
+                handed_in += [seen["number"] for episode in episodes for seen in episode.observations]
+                assert sum(bool(episode.steps) and not episode.ended for episode in episodes) > 3, "which broke off"
+            assert sorted(handed_in) == sorted(stored(world.ring, steppers.KIND)), "no row more"
+            for item, valid in ITEMS:
+                check_draws(replay.sample(4_096, item), *world.valid(valid))
         finally:
             world.close()
 
