@@ -119,6 +119,11 @@ class Admission:
         return min(limits, default=None)
 
     @property
+    def limiters(self) -> tuple[SamplesPerInsert, ...]:
+        """Those that hold writers back now."""
+        return () if self._is_lifted else self._limiters
+
+    @property
     def has_room(self) -> bool:
         """Whether a step may be inserted."""
         return self._is_lifted or all(limiter.room for limiter in self._limiters)

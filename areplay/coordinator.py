@@ -29,6 +29,7 @@ import uvloop
 from areplay.admission import Admission, steps_among
 from areplay.errors import Closed, ResourceUnavailable, Stalled
 from areplay.inbox import Inbox
+from areplay.links import AHEAD
 from areplay.ring import Ring, RingGuard, StreamWriter
 from areplay.waiting import Sleeper, in_thread, run_to_completion
 
@@ -72,6 +73,7 @@ class Coordinator:
 
     Attributes:
         last_rows_at: `time.monotonic()` when rows came in last; 0.0 before the first.
+        is_writing: whether rows have been admitted that are not yet written. From any thread.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Coordinator:
         on_failure: Callable[[], None],
     ) -> None:
         self.last_rows_at = 0.0
+        self.is_writing = False
         self.failure: BaseException | None = None
         self._ring, self._guard, self._on_rows, self._on_failure = ring, guard, on_rows, on_failure
         self._admission = admission
@@ -139,6 +142,11 @@ class Coordinator:
     def has_rows(self) -> bool:
         """Whether there are rows of actors that are not in the ring yet. From any thread."""
         return any(feed.inbox.used for feed in [*self._feeds.values(), *self._left])
+
+    @property
+    def has_free_rows(self) -> bool:
+        """Whether rows are due in an inbox that no limiter counts: final observations. From any thread."""
+        return any(_begins_with_final(feed.inbox) for feed in [*self._feeds.values(), *self._left])
 
     def held(self) -> list[tuple[Inbox, str, float]]:
         """Each inbox whose rows may not be written yet, its name, and for how many seconds already. From any thread."""
@@ -323,11 +331,16 @@ class Coordinator:
                 self._admitted.wake()  # whose turn is next
 
     def _turn(self) -> _Feed | None:
-        """The first in line who may write a row; others do not wait for one who only lacks a block."""
-        if not self._admission.has_room:
-            return None
-        has_place = self._guard.has_place()
-        return next((feed for feed in self._line if has_place or feed.writer.has_open_block), None)
+        """The first in line who may write a row; others do not wait for one who only lacks a block.
+
+        A final observation needs no room in a limiter. It may complete the item that the learner waits for, so it must
+        not wait behind steps that the limiter lets in only when the learner has taken that.
+        """
+        has_room, has_place = self._admission.has_room, self._guard.has_place()
+        for feed in self._line:
+            if (has_room or _begins_with_final(feed.inbox)) and (has_place or feed.writer.has_open_block):
+                return feed
+        return None
 
     def _reason(self, feed: _Feed) -> str:
         if self._line[0] is not feed or not (why := self._admission.reason()):
@@ -351,16 +364,20 @@ class Coordinator:
         taken = inbox.rows_taken
         if feed.ends:
             stop = min(stop, start + feed.ends[0] - taken)
-        rows, admitted = self._admission.admit_rows(columns, start, stop)
-        written = len(feed.writer.write(columns, start, start + rows, priorities))
-        if written < rows:
-            self._admission.give_back(admitted, steps_among(columns, start + written, start + rows))
-        if admitted.by and self._may_wait != self._admission.rows_that_may_wait(self._ring.capacity_rows):
-            self._bound_waiting()
-        if written:
-            inbox.consume(written)
-            self.last_rows_at = time.monotonic()
-            self._on_rows()
+        self.is_writing = True  # before the rows are admitted: a learner that sees no room left looks at this next
+        try:
+            rows, admitted = self._admission.admit_rows(columns, start, stop)
+            written = len(feed.writer.write(columns, start, start + rows, priorities))
+            if written < rows:
+                self._admission.give_back(admitted, steps_among(columns, start + written, start + rows))
+            if admitted.by and self._may_wait != self._admission.rows_that_may_wait(self._ring.capacity_rows):
+                self._bound_waiting()
+            if written:
+                inbox.consume(written)
+                self.last_rows_at = time.monotonic()
+                self._on_rows()
+        finally:
+            self.is_writing = False
         while feed.ends and feed.ends[0] == taken + written:
             feed.ends.popleft()
             feed.writer.begin_stream()
@@ -368,3 +385,9 @@ class Coordinator:
 
     def _new_writer(self) -> StreamWriter:
         return StreamWriter(self._ring, self._ring.block_locks(), self._guard)
+
+
+def _begins_with_final(inbox: Inbox) -> bool:
+    """Whether the oldest row of an inbox is a final observation."""
+    columns, _, start, stop = inbox.peek()
+    return start < stop and AHEAD in columns and bool(columns[AHEAD][start] < 0)

@@ -28,6 +28,7 @@ from areplay.options import seconds, whole_number
 from areplay.process import Body, Child, Exit, starter
 from areplay.statistics import ChildExit
 from areplay.waiting import run_to_completion
+from areplay.watching import is_stopped
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,18 @@ class Member:
     deaths: deque[float] = field(default_factory=deque)  # monotonic seconds, of the last minute
     failed_at: float = 0.0  # monotonic seconds, when it failed for good
     restarted_for: str = ""  # why its present child was told to end, so that another takes its place
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether its child is stopped, by a signal or a debugger."""
+        return self.is_alive and self.child is not None and is_stopped(self.child.pid)
+
+    def described(self, kind: str) -> str:
+        """Its number, its process, and what keeps that from working, if it is known."""
+        if self.child is None or not self.is_alive:
+            return f"{kind} {self.index} (being started)"
+        state = f", stopped: kill -CONT {self.child.pid} lets it go on" if self.is_stopped else ""
+        return f"{kind} {self.index} (pid {self.child.pid}{state})"
 
     @property
     def is_gone(self) -> bool:

@@ -109,6 +109,11 @@ class LocalDeliveries:
         deliveries = self._deliveries
         return deliveries is not None and not deliveries.takes_in and deliveries.size(0) == 0
 
+    @property
+    def has_batch(self) -> bool:
+        """Whether the next call would get one."""
+        return self._deliveries is not None and self._deliveries.has_batch(self._number)
+
     def next_rows(self, item: Item, batch_size: int) -> Indices:
         """The rows that the items of the next batch are drawn by.
 

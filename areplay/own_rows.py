@@ -10,14 +10,14 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from areplay import forks
 from areplay.admission import Admission, Admitted, steps_among
 from areplay.episodes import Episodes
-from areplay.errors import Closed, ResourceUnavailable, WouldBlock
+from areplay.errors import Closed, ResourceUnavailable, Stalled, WouldBlock
 from areplay.options import NO_PRIORITY, one_priority, priority_column
 from areplay.ring import Indices, Ring, RingGuard, StreamWriter
 from areplay.spec import Array, Columns
@@ -27,18 +27,38 @@ from areplay.waiting import Sleeper, in_thread
 _INLINE_BYTES = 4 << 20  # what `extend` copies on the loop; more is copied in a thread meanwhile
 
 
+class Lacks(NamedTuple):
+    """What a call that waits needs: all of it at once, or it writes nothing."""
+
+    steps: int
+    blocks: bool
+    """Whether it lacks blocks, too: what it found at its last look."""
+    stream: int
+    """That it writes to. It may have an open block, but one that the rows do not fit into."""
+
+
 class OwnRows:
     """The owner's stream.
 
     Args:
         on_rows: called after rows were written.
+        why_hopeless: says why a call that waits now will wait for ever, and what to do; "" if it may go on.
 
     Attributes:
         any_written: whether there ever was a row.
+        is_writing: whether rows have been admitted that are not yet written.
     """
 
-    def __init__(self, ring: Ring, guard: RingGuard, admission: Admission, on_rows: Callable[[], None]) -> None:
-        self.any_written = False
+    def __init__(
+        self,
+        ring: Ring,
+        guard: RingGuard,
+        admission: Admission,
+        on_rows: Callable[[], None],
+        why_hopeless: Callable[[], str] = lambda: "",
+    ) -> None:
+        self.any_written = self.is_writing = False
+        self._why_hopeless = why_hopeless
         self._ring, self._guard, self._admission, self._on_rows = ring, guard, admission, on_rows
         self._episodes = Episodes(ring.spec) if ring.spec.is_steps else None
         self._writer = StreamWriter(ring, ring.block_locks(), guard)
@@ -46,6 +66,7 @@ class OwnRows:
         self._admitted = Sleeper(admission.owner_bell)
         self._waiting_since: float | None = None  # monotonic seconds
         self._lacks_steps, self._lacks_blocks = 1, False  # what the call that waits found at its last look
+        self._refused: tuple[Lacks | None, int] = None, 0  # and how many rows had been inserted by then
         self._is_closing = False
         self._origin = forks.current
 
@@ -74,6 +95,18 @@ class OwnRows:
         """The wait for admission, if there is one at this moment."""
         since, reason = self._waiting_since, self._reason()
         return [] if since is None or not reason else [Wait("owner", reason, time.monotonic() - since)]
+
+    @property
+    def lacks(self) -> Lacks | None:
+        """What the call needs that waits for admission, or that was refused as hopeless when it was the last thing that
+        happened; None if there is none.
+
+        A learner that comes after the refusal would wait for those rows as well.
+        """
+        if self._waiting_since is not None:
+            return Lacks(self._lacks_steps, self._lacks_blocks, self._writer.stream)
+        lacks, inserted = self._refused
+        return lacks if inserted == self._ring.rows_inserted[0] else None
 
     async def close(self) -> None:
         """End the stream, when the call that is being served is done; those that wait get `Closed`."""
@@ -135,7 +168,8 @@ class OwnRows:
             start = len(written)
             # The rest in parts for which there will be room: more than half of the ring may never be free at once.
             stop = rows if start == 0 else min(rows, start + self._ring.capacity_rows // 2)
-            admitted = await self._admit(stop - start, steps_among(columns, start, stop))
+            admitted = await self._admit(stop - start, steps_among(columns, start, stop), may_refuse=start == 0)
+            self.is_writing = True
             try:
                 if rows * self._ring.spec.row_bytes <= _INLINE_BYTES:
                     more = self._writer.write(columns, start, stop, priorities)
@@ -148,20 +182,35 @@ class OwnRows:
             finally:
                 self._writer.unreserve()
                 self._announce()
+                self.is_writing = False
             written = np.concatenate([written, more])
             self._admission.give_back(admitted, steps_among(columns, len(written), stop))
         return written
 
-    async def _admit(self, rows: int, steps: int) -> Admitted:
+    async def _admit(self, rows: int, steps: int, *, may_refuse: bool = True) -> Admitted:
         """Wait until so many rows, so many of them steps, may be written, and count them.
 
         Cancelled: nothing changed. Room for them is reserved, until `unreserve`.
+
+        Args:
+            may_refuse: False for the rest of rows of which some are written.
+
+        Raises:
+            Stalled: they can never be written.
         """
-        admitted = Admitted(0, ())
+        admitted, self._refused = Admitted(0, ()), (None, 0)
         if not self._guard.keepers and not self._admission.limits:
             return admitted
 
         def is_admitted() -> bool:
+            if may_write():
+                return True
+            if may_refuse and (why := self._why_hopeless()):
+                self._refused = self.lacks, self._ring.rows_inserted[0]
+                raise Stalled(f"{self._reason()}; it never can, since {why}")
+            return False
+
+        def may_write() -> bool:
             nonlocal admitted
             self._check_open()
             self._lacks_blocks = not self._writer.reserve(rows)

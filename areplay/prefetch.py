@@ -14,7 +14,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from types import TracebackType
 
@@ -36,10 +36,10 @@ from areplay.own_batches import RELEASE, OwnBatches, may_fill
 from areplay.process import DESCRIPTORS_A_CHILD, DESCRIPTORS_TO_START
 from areplay.rate import MinSize, SamplesPerInsert
 from areplay.ring import Ring, RingGuard
-from areplay.sampler import batches_at_once, run_sampler
+from areplay.sampler import batches_at_once, run_sampler, sampler_statistics, why_unfilled
 from areplay.select import OURS, Selector
 from areplay.slots import FILLING, LENT, READY, Slots
-from areplay.statistics import BatchesStatistics, SamplerStatistics, Wait
+from areplay.statistics import BatchesStatistics, Wait
 from areplay.supply import Kept, Supply
 from areplay.transform import Transform, batch_fields
 from areplay.waiting import Sleeper, Turns, deliver, ended, in_thread, opened, poll, run_to_completion
@@ -210,8 +210,9 @@ class Batches(AsyncIterator[Batch]):
         steps = steps_in(self._ring, self._min_size)
         limiter.open(self._batch_size, steps, self._on_limiter_changed, self._admission.guard)
         self._is_limited = True
-        if self._resumed is not None and self._resumed.limiter is not None:
-            limiter.resume(self._resumed.limiter)
+        kept = self._resumed.limiter if self._resumed is not None else None
+        if kept is not None and limiter.resume(kept) and limiter.has_begun:
+            self._min_size = 1  # its first batch was handed out before the checkpoint
         self._admission.add(limiter)
 
     def _begin_deliveries(self, deliveries: Deliveries) -> None:
@@ -347,27 +348,8 @@ class Batches(AsyncIterator[Batch]):
             slots=len(states),
             filling=states.count(FILLING),
             slots_bytes=slots.size_bytes if slots is not None else 0,
-            samplers=tuple(self._sampler_statistics()),
+            samplers=sampler_statistics(crew, slots) if crew is not None and slots is not None else (),
         )
-
-    def _sampler_statistics(self) -> Iterator[SamplerStatistics]:
-        slots, crew = self._slots, self._crew
-        for member in crew.members if slots is not None and crew is not None else ():
-            assert slots is not None
-            taken = slots.taken(member.index)
-            filled = slots.published(member.index)
-            yield SamplerStatistics(
-                index=member.index,
-                pid=member.child.pid if member.child is not None else 0,
-                is_alive=member.is_alive,
-                restarts=member.restarts,
-                has_finished=member.has_finished,
-                has_failed=member.failure is not None,
-                last_failure=member.last_failure,
-                batches_filled=filled,
-                ready=filled - taken,
-                rows_redrawn=slots.redrawn(member.index),
-            )
 
     def waits(self) -> list[Wait]:
         """The learner's wait, if it waits at this moment."""
@@ -376,6 +358,34 @@ class Batches(AsyncIterator[Batch]):
 
     def _check_process(self) -> None:
         forks.check(self._origin, "this stream of batches")
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether a learner waits for its next batch."""
+        return bool(self._waited[1])
+
+    @property
+    def may_let_rows_in(self) -> bool:
+        """Whether it holds writers back, by its limiter or selector, and a learner could take a batch and let some go
+        on; or it is only being opened or closed."""
+        if self._slots is None or self.is_closed or not (self.delivers or self._is_limited):
+            return False
+        if self._closing is not None or self.is_beginning or not self._needs_rows():
+            return True
+        return self._may_sample and self._slots.count(READY) > 0  # left from when there were items
+
+    @property
+    def is_beginning(self) -> bool:
+        """Whether its selector keeps all blocks while it takes in what is there."""
+        return self.delivers and self._slots is not None and not self._has_begun and not self.is_closed
+
+    @property
+    def may_find_items(self) -> bool:
+        """Whether items may be found without more rows, if none are now: with other priorities, or by a selector of the
+        user's."""
+        if self._slots is None or self.is_closed or not self._is_limited:
+            return False
+        return type(self._selector) not in OURS or bool(getattr(self._selector, "obstacle", ""))
 
     @property
     def delivers(self) -> bool:
@@ -398,13 +408,16 @@ class Batches(AsyncIterator[Batch]):
         # when nobody can recycle any.
         is_full = ring.next_serial[0] > ring.blocks or (self.delivers and self._supply().is_stuck)
         if ring.rows_now[0] >= self._min_size or is_full:
-            with self._gate_guard:
-                if not self.is_closed:
-                    slots.open_gate()
+            self._open_gate()
 
     def tell_failure(self, failure: ActorFailed | None) -> None:
         """Raise it at each further batch; None: no more. Call `look_again` for a learner that waits now."""
         self._actor_failure = failure
+
+    def _open_gate(self) -> None:
+        with self._gate_guard:
+            if self._slots is not None and not self.is_closed:
+                self._slots.open_gate()
 
     def look_again(self) -> None:
         """Let a waiting learner look again: something has changed about samplers or actors. From any thread."""
@@ -532,23 +545,16 @@ class Batches(AsyncIterator[Batch]):
             failure = self._crew.members[self._slots.next_sampler].failure
             if failure is not None:
                 raise copy.copy(failure)
-        if self._deliveries is not None and self._supply().is_stuck:
-            rows = self._ring.rows_inserted[0]
-            if self._needs_rows() and self._supply().is_stuck and rows == self._ring.rows_inserted[0]:
-                if not self._slots.is_open:  # more rows than these will never be there
-                    self.on_rows()
-                    return
-                raise Stalled(
-                    f"{self._reason()}; no more rows can come, since all {self._ring.blocks} blocks hold rows that are "
-                    f"still needed: raise capacity, or lower batch_size"
-                )
-        if self._limiter is not None and not self._limiter.room and self._is_searched_in_vain:
-            raise Stalled(
-                f"{self._reason()}; no more rows can come, since {self._limiter!r} lets none in before a batch is "
-                f"taken: raise min_size_to_sample or error_buffer"
-            )
         if self._needs_rows():
             supply = self._supply()
+            if not self._slots.is_open and supply.is_stuck:  # the ring is full: more rows than these will not be there
+                self._open_gate()
+                return
+            if why := supply.why_barred():
+                self.on_rows()
+                if not self._needs_rows():
+                    return
+                raise Stalled(f"{self._reason()}; no more rows can come, since {why}")
             if supply.is_exhausted or supply.failure is not None:
                 self.on_rows()  # the last of them may have been written between the two looks
                 if not self._needs_rows():
@@ -573,6 +579,8 @@ class Batches(AsyncIterator[Batch]):
         assert self._slots is not None and self._crew is not None
         supply = self._supply()
         alive = f"{supply.actors_alive} actors alive, {supply.last_row}"
+        if held := supply.why_held():
+            alive += f"; {held}"
         rows = self._ring.rows_now[0]
         if not self._slots.is_open:
             return f"learner waits: {rows:,} of {self._min_size:,} rows needed by min_size_to_sample; {alive}"
@@ -599,9 +607,10 @@ class Batches(AsyncIterator[Batch]):
         # The loop gives its batch back before it waits, so other slots that are lent now were taken with `get`.
         is_in_loop = self._current is not None and not self._current.is_released
         remedy = RELEASE if self._slots.count(LENT) > is_in_loop else ""
-        return (
-            f"learner waits for a batch: {self._slots!r}, {self._crew.alive} of {self._samplers} samplers alive{remedy}"
-        )
+        if self._deliveries is not None:
+            unfilled = f"batch {self._delivered + 1} of {text_of(self._selector)}"
+            return f"learner waits: {why_unfilled(self._crew, self._slots, unfilled)}{remedy}"
+        return f"learner waits for a batch: {why_unfilled(self._crew, self._slots)}{remedy}"
 
     def _unpin(self) -> None:
         """If batches went to a device, it may not keep the memory of the slots."""

@@ -210,6 +210,11 @@ class SamplesPerInsert(MinSize):
         self._base = _Base(self.samples_per_insert, self.error_buffer, error, self._inserts, self._samples)
         return True
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether a batch was handed out, perhaps before a checkpoint."""
+        return self._samples > 0
+
     def _buffer_for(self, batch_size: int) -> float:
         if self._has_default_buffer:
             return _default_buffer(self.samples_per_insert, batch_size)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 import weakref
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
@@ -48,8 +47,8 @@ from areplay.saving import Checkpointed, Saver
 from areplay.select import OURS, Selector
 from areplay.snapshot import Snapshot
 from areplay.spec import Spec
+from areplay.standstill import Standstill
 from areplay.statistics import PriorityUpdate
-from areplay.supply import Supply
 from areplay.transform import Transform
 from areplay.waiting import ended, in_thread, leave_to_parent, opened, run_to_completion
 from areplay.weights import Weights
@@ -172,7 +171,9 @@ class Replay(Checkpointed, Observed):
             self._tables = PriorityTables(ring, self._guard, self._priorities)
             self._reading_locks = ring.block_locks()
             self._admission = Admission(self._guard)
-            self._own_rows = OwnRows(ring, self._guard, self._admission, self._on_rows)
+            self._own_rows = OwnRows(
+                ring, self._guard, self._admission, self._on_rows, lambda: self._standstill.why_hopeless()
+            )
         except BaseException:
             for priorities in self._priorities.values():
                 priorities.close()
@@ -180,6 +181,16 @@ class Replay(Checkpointed, Observed):
             raise
         self._saver = Saver(ring, self._guard, self._snapshot)
         self._coordinator = Coordinator(ring, self._guard, self._admission, self._on_rows, self._on_change)
+        self._standstill = Standstill(
+            ring,
+            self._guard,
+            self._admission,
+            self._own_rows,
+            self._coordinator,
+            lambda: self._streams,
+            lambda: list(self._local.values()),
+            lambda: self._groups,
+        )
         self._ring = ring
         self._be_watched()
 
@@ -333,7 +344,7 @@ class Replay(Checkpointed, Observed):
             lambda index, run: self._seeds(_BATCHES, group, index, run),
             optional_seconds("timeout_s", timeout_s),
             crew_options(max_restarts, start_timeout_s, grace_s),
-            self._supply,
+            self._standstill.supply,
             self._opened,
             group,
         )
@@ -353,6 +364,8 @@ class Replay(Checkpointed, Observed):
 
         Raises:
             SpecMismatch: the row does not fit the spec. Nothing was written.
+            Stalled: it would wait for a batch to be taken, and none can be made without more rows. Nothing was written.
+                If a learner waits for that batch it is the learner who gets this error.
         """
         self._opened()
         return self._own().add(row, priority)
@@ -391,6 +404,7 @@ class Replay(Checkpointed, Observed):
         Raises:
             SpecMismatch: a field is missing, extra, or has the wrong shape or dtype. Nothing was written.
             ValueError: more rows than fit, or than a limiter or selector can ever let in at once.
+            Stalled: as of `add`.
         """
         self._opened()
         return self._own().extend(columns, priorities)
@@ -590,22 +604,6 @@ class Replay(Checkpointed, Observed):
 
     def _failure_to_raise(self) -> ActorFailed | None:
         return next((failure for group in self._groups if (failure := group.failure_to_raise) is not None), None)
-
-    def _supply(self) -> Supply:
-        coordinator = self._coordinator_now()
-        alive = sum(group.alive for group in self._groups)
-        failures: list[BaseException] = [failure for group in self._groups for failure in group.failures]
-        last = coordinator.last_rows_at
-        assert self._own_rows is not None
-        exhausted = any(group.is_open for group in self._groups) and alive == 0
-        exhausted = exhausted and not self._own_rows.any_written and not coordinator.has_rows
-        return Supply(
-            actors_alive=alive,
-            is_exhausted=exhausted,
-            last_row=f"last row {time.monotonic() - last:.1f} s ago" if last else "no row from them yet",
-            failure=coordinator.failure or (failures[0] if exhausted and failures else None),
-            is_stuck=self._guard.is_full,
-        )
 
     async def _close(self) -> None:
         await ended(self._opening)

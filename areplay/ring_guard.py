@@ -250,12 +250,16 @@ class RingGuard:
         """Whether there is one beside so many that are promised to others. Under this guard."""
         return not kept.all() and (promised == 0 or self.sure(kept) > promised)
 
-    @property
-    def is_full(self) -> bool:
-        """Whether no row can be written by anybody before a keeper lets a block go."""
+    def is_full(self, besides: int | None = None) -> bool:
+        """Whether no row can be written by anybody before a keeper lets a block go.
+
+        Args:
+            besides: a stream that waits, since what it is to write does not fit into its open block.
+        """
         with self:
             kept = self.kept()
-            return kept is not None and bool(kept.all()) and max(self.streams.values(), default=-1) < 0
+            open_places = [place for stream, place in self.streams.items() if stream != besides]
+            return kept is not None and bool(kept.all()) and max(open_places, default=-1) < 0
 
     def take_away(self, place: int) -> None:
         """No writer goes on in the block in that place: the ring has passed it. Under this guard."""

@@ -9,6 +9,7 @@ import asyncio
 
 import numpy as np
 
+from areplay.crew import Crew
 from areplay.deliveries import Deliveries, Delivering
 from areplay.items import Item
 from areplay.process import READY, Channel
@@ -16,6 +17,7 @@ from areplay.reader import Reader
 from areplay.ring import Ring
 from areplay.select import Prioritized, Selector, Uniform
 from areplay.slots import Slots
+from areplay.statistics import SamplerStatistics
 from areplay.transform import Transform
 from areplay.waiting import Naps, Sleeper, Turns
 
@@ -94,3 +96,38 @@ def batches_at_once(selector: Selector | Delivering, slots: Slots) -> int:
         prefetch = slots.slots - slots.samplers - 1
         return max(1, min(_MOST_AT_ONCE, prefetch // (2 * slots.samplers)))
     return 1
+
+
+def sampler_statistics(crew: Crew, slots: Slots) -> tuple[SamplerStatistics, ...]:
+    """One record a sampler, as the learner's process sees it. From any thread."""
+    found = []
+    for member in crew.members:
+        taken, filled = slots.taken(member.index), slots.published(member.index)
+        found.append(
+            SamplerStatistics(
+                index=member.index,
+                pid=member.child.pid if member.child is not None else 0,
+                is_alive=member.is_alive,
+                restarts=member.restarts,
+                has_finished=member.has_finished,
+                has_failed=member.failure is not None,
+                last_failure=member.last_failure,
+                batches_filled=filled,
+                ready=filled - taken,
+                rows_redrawn=slots.redrawn(member.index),
+            )
+        )
+    return tuple(found)
+
+
+def why_unfilled(crew: Crew, slots: Slots, batch: str = "") -> str:
+    """Say why no batch is ready: how far the samplers are, and which of them are stopped.
+
+    Args:
+        batch: the one that the sampler whose turn it is has to fill, where no other may.
+    """
+    state = f"{slots!r}, {crew.alive} of {slots.samplers} samplers alive"
+    if batch:
+        return f"{crew.members[slots.next_sampler].described('sampler')} has not filled {batch}; {state}"
+    stopped = [member.described("sampler") for member in crew.members if member.is_stopped]
+    return ", ".join([state, *stopped])

@@ -439,6 +439,35 @@ async def test_more_may_wait_while_there_is_much_room(scene: Scene) -> None:
     assert scene.ring.rows_inserted[0] == 22
 
 
+async def test_final_observations_do_not_wait_behind_steps() -> None:
+    """A limiter does not count them, and they may complete the item that the learner waits for."""
+    spec = Spec.steps(obs=((), "int64"), action=((), "int8"))
+    ring, admission, guard = Ring(spec, 32, 4), Admission(RingGuard()), RingGuard()
+    admission.add(limiter(4.0))
+    inboxes = Inboxes(spec, 2, 8)  # of which two rows are taken at a time
+    first, second = (inboxes.inbox(k) for k in range(2))
+    coordinator = Coordinator(ring, guard, admission, lambda: None, lambda: None)
+    for number, inbox in enumerate((first, second)):
+        await coordinator.attach(inbox, f"actor {number}")
+    step = {"obs": 0, "action": 0, "reward": 0.0, "terminated": False, "truncated": False}
+    links = {"steps.moment": 0, "steps.back": 0}
+    first.put(*[step | links | {"steps.ahead": 1}] * 4)
+    await until(lambda: ring.rows_inserted[0] == 4)
+    first.put(step | links | {"steps.ahead": 1})
+    await until(lambda: len(coordinator.held()) == 1)
+    assert not coordinator.has_free_rows
+    second.put(step | links | {"steps.ahead": -1})
+    await until(lambda: ring.rows_inserted[0] == 5)
+    second.put(step | links | {"steps.ahead": -1}, step | links | {"steps.ahead": 1})
+    await until(lambda: ring.rows_inserted[0] == 6 and len(coordinator.held()) == 2)
+    assert (first.used, second.used) == (1, 1)
+    await coordinator.stop()
+    assert ring.rows_inserted[0] == 8
+    inboxes.close()
+    admission.close()
+    ring.segment.close()
+
+
 async def test_stopping_writes_all_that_was_held(scene: Scene) -> None:
     """Of inboxes with and without an actor."""
     await scene.hand_in(0, 10)

@@ -27,6 +27,7 @@ ROOMS_ABOVE = [
     {"metrics"},
     {"replay", "program"},
     {"observed"},
+    {"standstill"},
     {"saving"},
     {"actor", "coordinator", "own_rows", "prefetch"},
     {"sampler"},

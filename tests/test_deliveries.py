@@ -512,7 +512,7 @@ async def test_a_selector_that_is_gone_keeps_nothing() -> None:
     """Nor do epochs that are over: no descriptor, no block."""
     async with areplay.Replay(PLAIN, 64) as replay:
         await replay.extend({"number": np.arange(40)})
-        before = memory_descriptors()
+        before, watchers = memory_descriptors(), replay._guard.watchers
         for _ in range(3):
             replay.sample(8, selector=areplay.Fifo())
             epochs = areplay.Epochs(1)
@@ -524,7 +524,7 @@ async def test_a_selector_that_is_gone_keeps_nothing() -> None:
                 replay.sample(8, selector=epochs)
             gc.collect()
             assert memory_descriptors() == before
-        assert not replay._guard.keepers and not replay._guard.watchers
+        assert not replay._guard.keepers and replay._guard.watchers == watchers
 
 
 async def test_a_large_extend_is_whole_although_a_keeper_comes_in_between(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from areplay.ring import Ring, RingGuard, StreamWriter
 from areplay.select import Uniform
 from areplay.slots import FREE, LENT, READY, Slots
 from areplay.spec import Spec
-from areplay.supply import Supply
+from areplay.supply import Kept, Supply
 
 SPEC = Spec(number=((), "int64"))
 
@@ -606,6 +606,90 @@ async def test_rows_that_are_there_already_open_the_gate_at_once() -> None:
     scene.write(5)
     async with scene.batches:
         assert scene.slots.is_open
+    await scene.close()
+
+
+async def test_a_stream_that_goes_on_after_a_checkpoint_does_not_wait_for_its_first_batch_again() -> None:
+    """Its limiter may let no row in before a batch is taken, and fewer rows may be there than before."""
+    for samples, is_open in ((12, True), (0, False)):
+        scene = Scene(limiter=SamplesPerInsert(1.0, 20, 8.0))
+        scene.write(8)
+        limiter = {"samples_per_insert": 1.0, "min_size_to_sample": 20, "inserts": 28, "samples": samples, "error": 8.0}
+        scene.batches.resume(Kept(scene.batches.what, 3, limiter, None))
+        async with scene.batches:
+            assert scene.slots.is_open == is_open
+        await scene.close()
+
+
+async def test_a_full_ring_of_which_nothing_may_be_overwritten_opens_the_gate() -> None:
+    """Whoever keeps its blocks: there will be no more rows."""
+    scene = Scene(min_size=32)
+    scene.write(30)
+    async with scene.batches as batches:
+        task = asyncio.create_task(batches.get())
+        await ticks(5)
+        assert not scene.slots.is_open
+        scene.supply = Supply(2, False, "", None, is_stuck=True)
+        batches.look_again()
+        await until(lambda: scene.slots.is_open)
+        scene.fill(1)
+        await task
+    await scene.close()
+
+
+async def test_a_standstill_is_told_after_one_more_look() -> None:
+    """With what bars the rows; not if rows came in meanwhile that it needs."""
+    for comes_in in (False, True):
+        scene = Scene(min_size=20)
+        scene.write(8)
+
+        def why(scene: Scene = scene, comes_in: bool = comes_in) -> str:
+            if comes_in:
+                scene.writer.write({"number": np.zeros(12, np.int64)}, 0, 12)
+            scene.supply = Supply(2, False, "", None)
+            return "nobody lets any in"
+
+        scene.supply = Supply(2, False, "", None, why_barred=why)
+        async with scene.batches as batches:
+            if comes_in:
+                task = asyncio.create_task(batches.get())
+                await until(lambda scene=scene: scene.slots.is_open)  # type: ignore[misc]
+                scene.fill(1)
+                await task
+            else:
+                with pytest.raises(Stalled, match=r"8 of 20 rows.*no more rows can come, since nobody lets any in"):
+                    await batches.get()
+        await scene.close()
+
+
+async def test_only_a_stream_with_a_batch_may_let_rows_in() -> None:
+    """One that holds writers up: and also while it closes, since then it holds nobody up."""
+    plain = Scene()
+    plain.write(8)
+    async with plain.batches as batches:
+        assert not batches.may_let_rows_in, "it holds nobody up"
+    await plain.close()
+    limiter = SamplesPerInsert(1.0, 8, 8.0)
+    scene = Scene(limiter=limiter)
+    assert not scene.batches.may_let_rows_in
+    async with scene.batches as batches:
+        assert not batches.may_let_rows_in, "it waits for rows"
+        limiter.insert(8)
+        scene.write(8)
+        assert batches.may_let_rows_in
+        scene.fill(1)
+        slot = scene.slots.lease(0)
+        assert slot is not None
+        scene.slots.abandon(slot, scene.ring.rows_inserted[0])
+        assert batches.may_let_rows_in, "a batch is left"
+        (await batches.get()).release()
+        assert not batches.may_let_rows_in
+        scene.crew.may_stop.clear()
+        closing = asyncio.create_task(batches.close())
+        await until(lambda: batches.may_let_rows_in)
+        scene.crew.may_stop.set()
+        await closing
+        assert not batches.may_let_rows_in
     await scene.close()
 
 

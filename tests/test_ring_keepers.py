@@ -232,7 +232,7 @@ def test_idle_streams_stop_nobody(rig: Rig) -> None:
         rig.write(writer, 1)
     rig.keep()
     newcomer = rig.writer()
-    assert rig.guard.has_place() and not rig.guard.is_full
+    assert rig.guard.has_place() and not rig.guard.is_full()
     assert rig.write(newcomer, 2) == [16, 17]
     assert not idle[0].has_open_block and idle[1].has_open_block
 
@@ -242,17 +242,17 @@ def test_a_ring_is_full_when_nobody_can_write(rig: Rig) -> None:
     writer = rig.writer()
     rig.write(writer, 4)
     keeper = rig.keep(0, 1, 2, 3)
-    assert rig.guard.is_full
+    assert rig.guard.is_full()
     keeper.places.clear()
     rig.write(writer, 2)
     keeper.places |= {0, 1, 2, 3}
-    assert not rig.guard.is_full
+    assert not rig.guard.is_full()
     rig.write(writer, 2)
-    assert rig.guard.is_full
+    assert rig.guard.is_full()
     other = rig.writer()
     keeper.places.discard(2)
     rig.write(other, 1)
-    assert not rig.guard.is_full
+    assert not rig.guard.is_full()
     keeper.places |= {2}
     keeper.places.discard(1)
     rig.write(rig.writer(), 4)
@@ -260,7 +260,7 @@ def test_a_ring_is_full_when_nobody_can_write(rig: Rig) -> None:
     keeper.places.discard(3)
     rig.write(rig.writer(), 4)  # passes the open block of the other
     keeper.places |= {3}
-    assert not other.has_open_block and rig.guard.is_full
+    assert not other.has_open_block and rig.guard.is_full()
 
 
 class Locks:

@@ -191,6 +191,17 @@ ROWS = {
             "tests/faults/test_waiting_for_each_other.py"
             "::test_a_queue_in_order_that_nobody_takes_from_holds_its_writers",
             "tests/faults/test_waiting_for_each_other.py"
+            "::test_a_limiter_and_a_vector_that_wait_for_each_other_are_stalled",
+            "tests/faults/test_waiting_for_each_other.py"
+            "::test_room_for_less_than_a_step_is_no_standstill_while_an_actor_is_alive",
+            "tests/faults/test_waiting_for_each_other.py"
+            "::test_rows_that_do_not_fit_beside_those_that_a_queue_keeps_make_nobody_wait_for_ever",
+            "tests/faults/test_waiting_for_each_other.py"
+            "::test_a_queue_that_keeps_the_blocks_for_its_own_learner_makes_no_other_one_stalled",
+            "tests/faults/test_waiting_for_each_other.py::test_a_queue_that_waits_for_one_sampler_names_it",
+            "tests/test_standstill.py",
+            "tests/test_admission.py::test_final_observations_do_not_wait_behind_steps",
+            "tests/faults/test_waiting_for_each_other.py"
             "::test_a_selector_of_rows_that_are_gone_makes_nobody_wait_without_a_word",
             "tests/faults/test_waiting_for_each_other.py"
             "::test_a_selector_that_draws_what_it_may_not_ends_its_sampler_with_its_words",

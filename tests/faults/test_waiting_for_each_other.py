@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from contextlib import suppress
 
 import numpy as np
@@ -134,6 +136,166 @@ async def test_a_learner_whose_limiter_no_actor_can_open_any_more_is_stalled() -
             while True:
                 await anext(batches)
         assert batches.statistics().batches_delivered == 1
+
+
+STEPS = areplay.Spec.steps(obs=((), "int64"), action=((), "int64"))
+
+
+def vector(width: int, number: int = 0) -> dict[str, np.ndarray]:
+    """A step of so many environments, in which no episode ends."""
+    zeros = np.zeros(width, np.int64)
+    return {"obs": zeros + number, "action": zeros, "reward": zeros, "terminated": zeros > 0, "truncated": zeros > 0}
+
+
+# Of a vector of so many environments the limiter lets so many steps in; then its room is none, or less than a step, or
+# the number that the first batch waits for is not reached.
+ROOM = {
+    "none": (areplay.SamplesPerInsert(1.0, 10, 38.0), 16, r"lets none in before a batch is taken"),
+    "less than a step": (
+        areplay.SamplesPerInsert(1.0, 10, 33.0),
+        16,
+        r"no more than 11 steps in before a batch is taken, and add or extend has 16 at once",
+    ),
+    "too little for min_size": (
+        areplay.SamplesPerInsert(1.0, 130, 40.0),
+        62,
+        r"no more than 46 steps in",
+    ),
+}
+
+
+@pytest.mark.parametrize("limiter, width, said", ROOM.values(), ids=ROOM)
+async def test_a_limiter_and_a_vector_that_wait_for_each_other_are_stalled(
+    limiter: areplay.SamplesPerInsert, width: int, said: str
+) -> None:
+    """The owner's steps, of which all of a vector or none are written: the learner is told, and where no learner waits
+    the owner. Nothing of that step is written. When the stream is closed, it can be."""
+    item = areplay.Transitions(1 if width == 62 else 5)
+
+    async def write(replay: areplay.Replay) -> None:
+        for number in range(100):
+            await replay.add(**vector(width, number))
+
+    async with areplay.Replay(STEPS, 1_024) as replay:
+        replay.autoreset_mode = "Disabled"
+        async with replay.batches(item, 4, limiter=limiter, timeout_s=60.0) as batches:
+            writing = asyncio.create_task(write(replay))
+            with pytest.raises(areplay.Stalled, match=said):
+                await anext(batches)
+            inserted = replay.statistics().rows_inserted
+            assert inserted % width == 0
+            with pytest.raises(areplay.Stalled, match=f"it never can, since .*{said}"):
+                async with asyncio.timeout(60):
+                    await writing
+            with pytest.raises(areplay.Stalled, match="it never can"):
+                await replay.add(**vector(width))
+            with pytest.raises(areplay.Stalled, match=said):  # though no call waits any more
+                await anext(batches)
+            assert replay.statistics().rows_inserted == inserted
+            assert replay.statistics().waits == ()
+        await replay.add(**vector(width))
+
+
+async def test_room_for_less_than_a_step_is_no_standstill_while_an_actor_is_alive() -> None:
+    """It may hand in single steps; those complete items, the learner goes on, and lets the vector in."""
+    limiter = areplay.SamplesPerInsert(1.0, 10, 33.0)
+    async with (
+        areplay.Replay(STEPS, 1_024) as replay,
+        replay.batches(areplay.Transitions(5), 4, limiter=limiter, timeout_s=60.0) as batches,
+        replay.actors(workers.steps_when_told, 1, args=(8,), weights=(weights := areplay.Weights({"w": np.zeros(1)}))),
+    ):
+        for number in range(2):
+            await replay.add(**vector(16, number))
+        waiting = asyncio.create_task(replay.add(**vector(16, 2)))
+        taking = asyncio.create_task(anext(batches))
+        assert batches._slots is not None
+        await until(lambda: batches._slots.all_in_vain(32))  # type: ignore[union-attr]
+        batches.look_again()
+        said = "no Transitions(n_step=5, gamma=0.99) can be made of the 32 rows yet; 1 actors alive"
+        (reason,) = (wait.reason for wait in replay.statistics().waits if wait.who == "learner")
+        assert said in reason and "Replay.add or extend waits" in reason and "SamplesPerInsert" in reason
+        assert not taking.done() and not waiting.done()
+        weights.publish({"w": np.ones(1)})
+        assert len((await taking).indices) == 4
+        for _ in range(3):
+            await anext(batches)
+        await waiting
+
+
+async def test_rows_that_do_not_fit_beside_those_that_a_queue_keeps_make_nobody_wait_for_ever() -> None:
+    """The owner's extend needs two blocks, of which one is free, or none but what is left of its own; the queue lacks
+    items for a batch. Streams that ended have left a row in each of the others."""
+    for actors, said in ((2, "more rows at once than there is room for beside"), (3, "all 4 blocks hold rows")):
+        async with (
+            areplay.Replay(SPEC, 64, block_rows=16) as replay,
+            replay.batches(batch_size=32, selector=areplay.Fifo(), timeout_s=60.0) as batches,
+        ):
+            async with replay.actors(workers.hand_in, actors, args=(1,)) as group:
+                await group.wait()
+            await replay.add(**row(OWNER, 1, 0))
+            waiting = asyncio.create_task(replay.extend(rows(OWNER, 1, 1, 21)))
+            with pytest.raises(areplay.Stalled, match=rf"{actors + 1} of 32 items for a batch of Fifo.*{said}"):
+                await anext(batches)
+            with pytest.raises(areplay.Stalled, match="it never can"):
+                await waiting
+            with pytest.raises(areplay.Stalled, match=said):
+                await anext(batches)
+            assert len(replay) == actors + 1
+
+
+async def test_a_queue_that_keeps_the_blocks_for_its_own_learner_makes_no_other_one_stalled() -> None:
+    """Of two, one has a batch that its learner may take at any time; then rows come in, and the other goes on."""
+    async with (
+        areplay.Replay(SPEC, 64, block_rows=16) as replay,
+        replay.batches(batch_size=8, selector=areplay.Fifo(), timeout_s=60.0) as slow,
+        replay.batches(batch_size=30, selector=areplay.Fifo(), timeout_s=60.0) as quick,
+    ):
+        await replay.extend(rows(OWNER, 1, 0, 32))
+        await replay.extend(rows(OWNER, 1, 32, 62))
+        for _ in range(2):
+            await anext(quick)
+        waiting = asyncio.create_task(replay.extend(rows(OWNER, 1, 62, 92)))
+        taking = asyncio.create_task(anext(quick))
+        await until(lambda: {wait.who for wait in replay.statistics().waits} == {"owner", "learner"})
+        for _ in range(3):
+            quick.look_again()
+            await asyncio.sleep(0.01)
+        assert not taking.done() and not waiting.done()
+        while not waiting.done():
+            await anext(slow)
+            await asyncio.sleep(0)
+        assert (await taking)["number"].tolist() == list(range(60, 90))
+
+
+async def test_a_queue_that_waits_for_one_sampler_names_it() -> None:
+    """Which one, its process, what it has not filled, and that it is stopped; continued, all goes on in order."""
+    async with areplay.Replay(SPEC, 1_024) as replay:
+        await replay.extend(rows(OWNER, 1, 0, 512))
+        fifo = areplay.Fifo()
+        async with replay.batches(batch_size=8, samplers=2, prefetch=2, selector=fifo, timeout_s=60.0) as batches:
+            await until(lambda: batches.statistics().ready >= 2)
+            pid = batches.statistics().samplers[1].pid
+            os.kill(pid, signal.SIGSTOP)
+            seen, taken = [], 0
+
+            def waits() -> str:
+                return " ".join(wait.reason for wait in replay.statistics().waits)
+
+            taking = asyncio.create_task(anext(batches))
+            while "stopped" not in waits():
+                if taking.done():
+                    seen += taking.result()["number"].tolist()
+                    taken, taking = taken + 1, asyncio.create_task(anext(batches))
+                await asyncio.sleep(0.005)
+            said = f"learner waits: sampler 1 (pid {pid}, stopped: kill -CONT {pid} lets it go on) has not filled batch"
+            assert f"{said} {taken + 1} of Fifo()" in waits()
+            os.kill(pid, signal.SIGCONT)
+            while True:
+                seen += (await taking)["number"].tolist()
+                if len(seen) == 512:
+                    break
+                taking = asyncio.create_task(anext(batches))
+            assert seen == list(range(512))
 
 
 async def test_a_selector_of_rows_that_are_gone_makes_nobody_wait_without_a_word() -> None:

@@ -86,3 +86,24 @@ async def step_until_killed(actor: areplay.Actor, folder: str, modes: list[str])
             break
         await player.play(gives_next=False)
         await asyncio.sleep(0.0005)
+
+
+TWO = areplay.Spec.steps(obs=((), "int64"), action=((), "int64"))
+
+
+async def three_steps_and_wait(actor: areplay.Actor, mode: str) -> None:
+    """Three steps of two environments, of which the first one ends with its first step; then it waits for weights."""
+    actor.autoreset_mode = mode
+    obs = np.array([0, 1_000])
+    for number in range(3):
+        ended = np.array([number == 0, False])
+        step = {"obs": obs, "action": obs, "reward": np.zeros(2), "terminated": ended, "truncated": np.zeros(2, bool)}
+        if mode == "Disabled":
+            step["next_obs"] = obs + 1
+        elif number == 0:
+            step["final_obs"] = np.array([1, None], dtype=object)
+        await actor.add(**step)
+        await actor.flush()  # as a slow environment would: step by step
+        obs = np.where(ended, obs + 100, obs + 1)
+    while actor.weights.version < 1 and not actor.stopping:  # noqa: ASYNC110  it is about shared memory
+        await asyncio.sleep(0.005)

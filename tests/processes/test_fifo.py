@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from models.episode_oracle import Item, Lane, Oracle, Stack
 
@@ -313,3 +314,20 @@ async def test_a_limiter_beside_a_fixed_number_of_times_is_refused() -> None:
             ValueError, match="an item spans up to 6 rows, but min_size_to_sample=1 and error_buffer=20"
         ):
             replay.batches(areplay.Transitions(n_step=5), 32, limiter=narrow)
+
+
+@pytest.mark.parametrize("mode", ["SameStep", "Disabled"])
+async def test_an_actor_and_a_learner_that_wait_for_each_other_go_on(mode: str) -> None:
+    """An actor makes three steps of two environments and waits for new weights; the learner gets the two transitions
+    over two steps that are complete by then, though no further step comes, and publishes."""
+    weights = areplay.Weights({"w": np.zeros(1)})
+    async with (
+        asyncio.timeout(60),
+        areplay.Replay(steppers.TWO, 1_024) as replay,
+        replay.batches(areplay.Transitions(n_step=2), 2, selector=areplay.Fifo()) as batches,
+        replay.actors(steppers.three_steps_and_wait, 1, args=(mode,), weights=weights) as actors,
+    ):
+        assert sorted((await anext(batches))["obs"].tolist()) == [0, 1_000]
+        weights.publish({"w": np.ones(1)})
+        await actors.wait()
+        assert batches.statistics().items_left == 0

@@ -298,6 +298,17 @@ async def report_full_inbox(actor: areplay.Actor, count: int) -> None:
                 await asyncio.sleep(0.001)
 
 
+async def steps_when_told(actor: areplay.Actor, count: int) -> None:
+    """Single steps of one episode, once weights were published; then nothing until it is stopped."""
+    while not actor.stopping and actor.weights.version < 1:  # noqa: ASYNC110  it is about shared memory
+        await asyncio.sleep(0.005)
+    for number in range(count):
+        await actor.add(obs=number, action=0, reward=0.0, terminated=False, truncated=False)
+    await actor.flush()
+    while not actor.stopping:  # noqa: ASYNC110  it is about shared memory
+        await asyncio.sleep(0.005)
+
+
 class Remembered:
     """Draws among the rows whose indices it was given, whether they are there or not; in one way or another wrong."""
 
