@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -45,3 +46,43 @@ def test_nothing_is_left_out_of_what_is_built(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (sdist,), (wheel,) = tmp_path.glob("*.tar.gz"), tmp_path.glob("*.whl")
     assert missing_in_sdist(sdist) == missing_in_wheel(wheel) == strangers_in_wheel(wheel) == set()
+
+
+def test_a_clone_beside_a_script_does_not_hide_the_package(tmp_path: Path) -> None:
+    """As the Makefile installs it: a folder of the clone's name beside the script is no package, and is passed over.
+
+    With an import hook, which is what `pip install --editable` makes by default, that folder would be `areplay`.
+    """
+    installing = re.search(r"^INSTALL = .*$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert installing and "editable_mode=compat" in installing[0]
+    site, here = tmp_path / "site", tmp_path / "here"
+    for folder in (site, here / "areplay" / "areplay"):
+        folder.mkdir(parents=True)
+    (site / "__editable__.areplay.pth").write_text(f"{ROOT}\n")  # what it makes
+    (here / "script.py").write_text(
+        f"import site; site.addsitedir({str(site)!r}); import areplay; print(areplay.__file__)"
+    )
+    command = [sys.executable, "-S", here / "script.py"]
+    libraries = os.pathsep.join(path for path in sys.path if path and Path(path) != ROOT)
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": libraries}, capture_output=True, text=True, timeout=60
+    )
+    assert Path(done.stdout.strip()).parent == ROOT / "areplay", done.stderr
+
+
+def test_what_is_installed_first_is_light() -> None:
+    """No library of gigabytes comes with the environment of the first example, nor with that of the tests."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+    def libraries(extra: str) -> set[str]:
+        found = set()
+        for text in extras[extra]:
+            if own := re.match(r"areplay\[(.*)\]", text):
+                found |= set().union(*map(libraries, own[1].split(",")))
+            else:
+                found.add(re.match(r"[\w-]+", text)[0])  # type: ignore[index]
+        return found
+
+    assert libraries("cartpole") == {"gymnasium", "matplotlib", "rich"}
+    assert not libraries("dev") & {"torch", "jax", "ale-py"}
+    assert libraries("all") >= {"torch", "jax", "ale-py"} | libraries("dev")

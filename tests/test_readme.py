@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import areplay
 
@@ -30,6 +31,7 @@ def test_the_readmes_program_learns_the_rule(tmp_path: Path) -> None:
 
 def test_the_readmes_steps_are_what_the_package_takes(tmp_path: Path) -> None:
     """The second block's coroutine runs as an actor with real games, and its two streams give what it says."""
+    pytest.importorskip("ale_py")
     _, block, _ = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     code, _, streams = block.partition("\nreplay.batches")
     shapes = re.findall(r'# batch\["(\w+)"\]: (\(.*?\))', streams)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import logging
 import sys
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ FIELDS = BatchFields(
         "mask": ((3,), "bool"),
     }
 )
+NO_DRIVER = "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU and installed a driver."
 STORED = ("frames", "history", "reward", "mask")
 BATCH_SIZE = 8
 
@@ -127,9 +129,31 @@ def test_devices_without_streams_get_their_copies_at_once(slots: Slots) -> None:
 
 @pytest.mark.parametrize("device", ["cuda:63", "hal9000", "mps:5"])
 def test_a_device_that_is_not_there_is_torchs_own_error(slots: Slots, device: str) -> None:
-    """It knows best what is wrong, and the slots are still as they were."""
-    with pytest.raises((RuntimeError, AssertionError), match=r"(?i)cuda|device|mps"):
+    """It knows best what is wrong, and the slots are still as they were.
+
+    What it says depends on how it was built, and on whether there is a driver.
+    """
+    with pytest.raises((RuntimeError, AssertionError), match=r"(?i)cuda|device|mps|driver"):
         tensors(slots.batch(0), device)
+    assert_same(tensors(slots.batch(0)), dict(slots.batch(0).fields))
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:63"])
+@pytest.mark.parametrize("error", [RuntimeError(NO_DRIVER), AssertionError("Torch not compiled with CUDA enabled")])
+def test_a_build_for_cuda_without_a_driver_is_torchs_own_error(
+    slots: Slots, device: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is on a machine with torch's usual wheel and no GPU. Nothing of a stream is kept for a next try."""
+
+    def refuse() -> None:
+        raise error
+
+    monkeypatch.setattr(torch.cuda, "_initialized", False)
+    monkeypatch.setattr(torch.cuda, "_lazy_init", refuse)
+    for _ in range(2):
+        with pytest.raises(type(error)) as caught:
+            tensors(slots.batch(0), device)
+        assert caught.value is error
     assert_same(tensors(slots.batch(0)), dict(slots.batch(0).fields))
 
 
@@ -462,7 +486,15 @@ def test_a_device_number_that_is_not_there_leaves_nothing(cuda: Cuda, slots: Slo
 
 # To a real device, where there is one.
 
-needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+def has_a_gpu() -> bool:
+    """Whether there is one that torch can use. A build that finds an old or broken driver says so in a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return bool(torch.cuda.is_available())
+
+
+needs_a_gpu = pytest.mark.skipif(not has_a_gpu(), reason="needs a CUDA device")
 
 
 @needs_a_gpu

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from models.parts import machine_in_parts
 
 from areplay import inbox as inbox_module
 from areplay.errors import SpecMismatch, WouldBlock
@@ -212,9 +212,4 @@ class InboxMachine(RuleBasedStateMachine):
             self.inboxes.close()
 
 
-InboxMachine.TestCase.settings = settings(
-    max_examples=80,
-    stateful_step_count=50,
-    print_blob=True,
-)
-TestInbox = InboxMachine.TestCase
+TestInbox = machine_in_parts(InboxMachine, max_examples=80, stateful_step_count=50, print_blob=True)

@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from models.episode_oracle import Lane, Oracle
 from models.episode_world import MODES, PLAIN, Player
+from models.parts import machine_in_parts
 
 from areplay.episodes import Episodes
 from areplay.item_log import ItemLog
@@ -357,10 +358,10 @@ def quiet() -> Iterator[None]:
     logger.setLevel(before)
 
 
-ItemLogMachine.TestCase.settings = settings(
+TestItemLog = machine_in_parts(
+    ItemLogMachine,
     max_examples=40,
     stateful_step_count=25,
     print_blob=True,
     suppress_health_check=[HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
-TestItemLog = ItemLogMachine.TestCase

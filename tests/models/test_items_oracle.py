@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models.episode_oracle import Item, Oracle, Stack
 from models.episode_world import FRAMES, MODES, PLAIN, Kind, Player, World, check_draws
+from models.parts import PARTS, in_parts
 
 import areplay
 from areplay import ring as ring_module
@@ -30,7 +31,7 @@ from areplay.select import Uniform
 from areplay.windows import WindowFinder, Windows
 
 THOROUGH = settings(
-    max_examples=60,
+    max_examples=60 // PARTS,
     print_blob=True,
     suppress_health_check=[HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
@@ -154,9 +155,10 @@ def stacks(draw: st.DrawFn, kind: Kind) -> tuple[Any, Stack]:
     return depths, Stack(depths, pad)
 
 
+@in_parts
 @THOROUGH
 @given(st.data())
-def test_every_transition_is_the_oracles(data: st.DataObject) -> None:
+def test_every_transition_is_the_oracles(part: int, data: st.DataObject) -> None:
     """Any n up to 10, gamma, stack and padding: the valid ones and no other, each field as computed by hand."""
     history = data.draw(histories())
     options = [
@@ -172,9 +174,10 @@ def test_every_transition_is_the_oracles(data: st.DataObject) -> None:
     asyncio.run(lived(history, checks))
 
 
+@in_parts
 @THOROUGH
 @given(st.data())
-def test_every_sequence_is_the_oracles(data: st.DataObject) -> None:
+def test_every_sequence_is_the_oracles(part: int, data: st.DataObject) -> None:
     """Any length, burn-in, period, stack and padding, within episodes or across them."""
     history = data.draw(histories())
     options = []
@@ -218,9 +221,10 @@ def test_every_sequence_is_the_oracles(data: st.DataObject) -> None:
     asyncio.run(lived(history, checks))
 
 
+@in_parts
 @THOROUGH
 @given(histories())
-def test_every_row_is_the_step_that_was_handed_in(history: History) -> None:
+def test_every_row_is_the_step_that_was_handed_in(part: int, history: History) -> None:
     """`Rows`: each step that is there, in each of its fields, and no row of a final observation."""
     asyncio.run(lived(history, lambda world: compare(world, areplay.Rows(), Oracle.rows)))
 
@@ -392,9 +396,10 @@ class Neighbours:
         assert windows.positions.shape == (len(windows), self.window.rows)
 
 
+@in_parts
 @THOROUGH
 @given(st.data())
-def test_every_window_of_a_users_own_item_is_the_oracles(data: st.DataObject) -> None:
+def test_every_window_of_a_users_own_item_is_the_oracles(part: int, data: st.DataObject) -> None:
     """Any reach back and forward, period and least number of steps, within episodes or across them."""
     history = data.draw(histories())
     windows = []

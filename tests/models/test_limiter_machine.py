@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from models.parts import machine_in_parts
 
 import areplay
 from areplay import prefetch as prefetch_module
@@ -382,5 +383,6 @@ class LimiterMachine(RuleBasedStateMachine):
         assert found == {life: numbers for life, numbers in expected.items() if numbers}
 
 
-TestLimiterMachine = LimiterMachine.TestCase
-TestLimiterMachine.settings = settings(max_examples=60, stateful_step_count=30, suppress_health_check=list(HealthCheck))
+TestLimiterMachine = machine_in_parts(
+    LimiterMachine, max_examples=60, stateful_step_count=30, suppress_health_check=list(HealthCheck)
+)

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from models.parts import machine_in_parts
 
 from areplay.errors import SpecMismatch
 from areplay.ring import Ring, RingGuard, StreamWriter
@@ -265,9 +265,4 @@ class RingMachine(RuleBasedStateMachine):
 
 
 logging.getLogger("areplay.ring").disabled = False
-RingMachine.TestCase.settings = settings(
-    max_examples=60,
-    stateful_step_count=40,
-    print_blob=True,
-)
-TestRing = RingMachine.TestCase
+TestRing = machine_in_parts(RingMachine, max_examples=60, stateful_step_count=40, print_blob=True)

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from kit import descriptors_pass_by_pickle
+from models.parts import machine_in_parts
 
 from areplay.items import BatchFields
 from areplay.slots import FILLING, FREE, LENT, READY, Slots
@@ -207,9 +207,4 @@ class SlotsMachine(RuleBasedStateMachine):
             self.slots.close()
 
 
-SlotsMachine.TestCase.settings = settings(
-    max_examples=80,
-    stateful_step_count=50,
-    print_blob=True,
-)
-TestSlots = SlotsMachine.TestCase
+TestSlots = machine_in_parts(SlotsMachine, max_examples=80, stateful_step_count=50, print_blob=True)
