@@ -73,7 +73,7 @@ dist: .venv/dev                ## sdist and wheel in dist/, looked at and tried 
 	@touch $@
 
 .venv/dev: .venv/ready
-	@echo "Installing what the tests need into .venv, once: some 200 MB more."
+	@echo "Installing what the tests need into .venv, once: some 300 MB more."
 	$(INSTALL) '.[dev]'
 	@touch $@
 
