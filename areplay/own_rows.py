@@ -246,7 +246,8 @@ class OwnRows:
         self._on_rows()
 
     def _check_open(self) -> None:
-        forks.check(self._origin, "this replay")
+        if self._origin is not forks.current:
+            forks.check(self._origin, "this replay")
         if self._is_closing:
             raise Closed("this replay")
 
