@@ -23,6 +23,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from areplay import forks
 from areplay.errors import ChildFailed
 from areplay.options import seconds, whole_number
 from areplay.process import Body, Child, Exit, starter
@@ -117,6 +118,7 @@ class Crew:
         self._body, self._arguments, self._failure = body, arguments, failure
         self._ask, self._after_exit, self._on_change, self._on_report = ask, after_exit, on_change, on_report
         self._stopping = asyncio.Event()
+        self._origin = forks.current
         # So many at a time: a hundred that import torch at once would each take longer than start_timeout_s.
         self._starters = asyncio.Semaphore(max(2, os.cpu_count() or 1))
         self._starter = starter(kind)
@@ -227,6 +229,7 @@ class Crew:
             try:
                 await self._after_exit(member.index)
             except Exception as error:  # what it left cannot be brought in order, so it can have no successor
+                self._check_process()
                 details = f"{exit_.details}\nits place could not be cleared: {error!r}"
                 self._give_up(member, Exit(exit_.pid, exit_.code, False, details), started)
                 break
@@ -285,11 +288,16 @@ class Crew:
                 return Exit(child.pid, 0, True, "")
             return await child.wait_exit_or_kill(self.options.grace_s)
         except Exception as error:  # no child: out of descriptors, or arguments that do not pickle
+            self._check_process()
             return Exit(child.pid, 1, False, f"it could not be started: {error!r}")
         finally:
             member.is_alive = False
             if not child.has_finished:
                 child.kill()
+
+    def _check_process(self) -> None:
+        """Raise in a forked child: its copy of the event loop does not run, and any error comes of that."""
+        forks.check(self._origin, f"this crew of {self.kind}s")
 
     def _give_up(self, member: Member, exit_: Exit, started: asyncio.Future[None]) -> None:
         name = f"{self.kind} {member.index}"

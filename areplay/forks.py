@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import signal
 import threading
 from collections.abc import Iterator
@@ -94,17 +93,6 @@ def close(descriptor: int) -> int:
         with suppress(OSError):  # the child's own code has closed it
             os.close(descriptor)
     return -1
-
-
-def replace_epoll(descriptor: int) -> None:
-    """Put a new, empty epoll in the place of an inherited one, so that the child changes nothing of the parent's."""
-    try:
-        if not os.readlink(f"/proc/self/fd/{descriptor}").endswith("[eventpoll]"):
-            return
-        with select.epoll() as fresh:
-            os.dup2(fresh.fileno(), descriptor, inheritable=False)
-    except OSError as error:
-        logger.warning("the event loop of process %d could not be left alone: %s", current.pid, error)
 
 
 class Descriptor:

@@ -48,7 +48,8 @@ from areplay import forks
 from areplay.errors import ResourceUnavailable
 from areplay.kill_points import disarm
 from areplay.launching import Launcher, tie_to_parent
-from areplay.waiting import leave_to_parent, run_to_completion
+from areplay.loops import leave_to_parent
+from areplay.waiting import run_to_completion
 
 logger = logging.getLogger(__name__)
 
@@ -152,6 +153,7 @@ class Child:
         self._pidfd = -1
         self._socket: socket.socket | None = None
         self._childs_end: socket.socket | None = None  # until the process has it
+        self._origin = forks.current
         forks.register(self)
 
     def after_fork(self) -> None:
@@ -176,6 +178,7 @@ class Child:
             ResourceUnavailable: no descriptor or process to be had. Nothing is left.
             Exception: whatever pickling the arguments raised. Nothing is left.
         """
+        forks.check(self._origin, self.name)
         loop = asyncio.get_running_loop()
         try:
             with self._prepare() as childs_end:
@@ -185,9 +188,12 @@ class Child:
                     raise ResourceUnavailable("starting a thread", self.name, str(error)) from error
                 await run_to_completion(launched)
         except asyncio.CancelledError:
-            self._watch()
+            if self._origin is forks.current:
+                self._watch()
             raise
         except BaseException as error:  # the system's refusal, or arguments that do not pickle: there is no process
+            if self._origin is not forks.current:  # or this is a forked child, which has none either
+                raise
             self._release(None)
             if isinstance(error, OSError):
                 raise ResourceUnavailable("starting a process", self.name, str(error)) from error

@@ -13,7 +13,7 @@ import uvloop
 
 from areplay import forks
 from areplay.launching import fill_standard_streams
-from areplay.waiting import drop_quietly, leave_to_parent
+from areplay.loops import abandon, leave_to_parent
 
 T = TypeVar("T")
 
@@ -43,14 +43,7 @@ def run(main: Coroutine[Any, Any, T], *, debug: bool | None = None) -> T:
         if origin is forks.current:
             runner.close()
         else:
-            _abandon(runner.get_loop())
-
-
-def _abandon(loop: asyncio.AbstractEventLoop) -> None:
-    """In a forked child: close its copy of the parent's loop, and run none of the tasks that are left."""
-    for task in asyncio.all_tasks(loop):
-        drop_quietly(task)
-    loop.close()
+            abandon(runner.get_loop())
 
 
 class _Signals:

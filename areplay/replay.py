@@ -50,7 +50,7 @@ from areplay.spec import Spec
 from areplay.standstill import Standstill
 from areplay.statistics import PriorityUpdate
 from areplay.transform import Transform
-from areplay.waiting import ended, in_thread, leave_to_parent, opened, run_to_completion
+from areplay.waiting import ended, in_thread, opened, run_to_completion
 from areplay.weights import Weights
 
 logger = logging.getLogger(__name__)
@@ -133,7 +133,6 @@ class Replay(Checkpointed, Observed):
         if self._opening is not None or self._closing is not None:
             raise Closed("this replay, which was opened before,")
         self._origin = forks.current
-        leave_to_parent(asyncio.get_running_loop())
         self._opening = asyncio.create_task(self._open_off_loop(), name="areplay opens a replay")
         await opened(self._opening, self.close, "this replay")
         return self

@@ -197,6 +197,7 @@ class Checkpoints:
             self._note(error, repr(error))
 
     def _note(self, error: BaseException, text: str) -> None:
+        forks.check(self._origin, "this context of checkpoints")  # a forked child's copy of the loop does not run
         self.failure = error
         logger.error("%s; the checkpoint before is kept, the next save tries again", text)
 

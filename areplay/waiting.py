@@ -5,10 +5,6 @@ a warning who waits for whom and why if it takes long. The condition may raise, 
 that is how a waiter notices that whoever it waits for is gone.
 
 Work that blocks runs in a thread of its own (`in_thread`), and ends before its caller goes on.
-
-A forked child inherits the event loop, and with it the epoll of its parent's: `leave_to_parent` names the loops whose
-copy in a child gets an epoll of its own, so that what unwinds there, or closes the loop, takes nothing out of the
-parent's.
 """
 
 from __future__ import annotations
@@ -19,7 +15,6 @@ import contextvars
 import logging
 import threading
 import time
-import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Generic, NoReturn, TypeVar, cast
@@ -28,6 +23,7 @@ from areplay import forks
 from areplay.doorbell import Doorbell
 from areplay.errors import Closed, ResourceUnavailable, WaitTimeout
 from areplay.hooks import HookRaised
+from areplay.loops import TASK_PREFIX, leave_to_parent
 
 T = TypeVar("T")
 
@@ -35,10 +31,7 @@ logger = logging.getLogger(__name__)
 
 WARN_AFTER_S = 5.0
 _LOOK_AGAIN_S = 1.0  # conditions can also change without a doorbell, by a death that nobody could announce
-_FORKED_TURN_S = 0.05
 _POLL_S = 0.001
-TASK_PREFIX = "areplay "
-"""Begins the names of all tasks of areplay's own."""
 
 
 class Sleeper:
@@ -160,7 +153,8 @@ async def run_to_completion(work: Coroutine[Any, Any, T] | asyncio.Future[T]) ->
     In a child that is forked meanwhile the cancellation is delivered at once: the threads that would finish the work
     are not there.
     """
-    task, origin = asyncio.ensure_future(work), forks.current
+    task = work if asyncio.isfuture(work) else asyncio.create_task(work, name=f"{TASK_PREFIX}completes what was begun")
+    origin = forks.current
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:
@@ -286,6 +280,7 @@ async def opened(opening: asyncio.Task[None], close: Callable[[], Awaitable[None
         WrongProcess: this process was forked meanwhile, and is the child.
         BaseException: what `opening` raised; what a hook raised in it, as `deliver` says.
     """
+    leave_to_parent(asyncio.get_running_loop())
     origin = forks.current
     try:
         await opening
@@ -364,68 +359,3 @@ class Turns:
             return False
         self._last = now
         return True
-
-
-class _InheritedLoop:
-    """What a forked child does with its copy of an event loop."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop, self._thread = weakref.ref(loop), threading.get_ident()
-        forks.register(self)
-
-    def after_fork(self) -> None:
-        """Put an empty epoll in the place of the parent's, and cancel the tasks of areplay's own.
-
-        The tasks see to children, rows and files of the parent's. Cancelled, they end if the loop turns again, which it
-        does where `asyncio.run` ends the other tasks; else nothing of them runs, and they are dropped without a word.
-        """
-        loop = self._loop()
-        if loop is None or loop.is_closed():
-            return
-        descriptor = _epoll_of(loop)
-        if descriptor >= 0:
-            forks.replace_epoll(descriptor)
-        if self._thread != threading.get_ident():
-            return  # the thread that ran it is not there
-        for task in asyncio.all_tasks(loop):
-            if task.get_name().startswith(TASK_PREFIX):
-                task.cancel()
-                drop_quietly(task)
-        _keep_turning(loop)
-
-
-_inherited: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _InheritedLoop] = weakref.WeakKeyDictionary()
-
-
-def leave_to_parent(loop: asyncio.AbstractEventLoop) -> None:
-    """Have children that this process forks leave that loop's epoll, and tasks of areplay's, alone.
-
-    Call it in the thread that runs the loop. May be called again.
-    """
-    if loop not in _inherited:
-        _inherited[loop] = _InheritedLoop(loop)
-
-
-def drop_quietly(task: asyncio.Task[Any]) -> None:
-    """Say nothing if the task is collected before it is done."""
-    task._log_destroy_pending = False  # type: ignore[attr-defined]  # as asyncio.gather does
-
-
-def _epoll_of(loop: asyncio.AbstractEventLoop) -> int:
-    """The descriptor of the loop's epoll; -1 if it has none that is known."""
-    backend = getattr(loop, "_get_backend_id", None)  # uvloop
-    if backend is not None:
-        return int(backend())
-    selector: Any = getattr(loop, "_selector", None)  # asyncio; one without a descriptor shares nothing
-    return int(selector.fileno()) if hasattr(selector, "fileno") else -1
-
-
-def _keep_turning(loop: asyncio.AbstractEventLoop) -> None:
-    """Let a loop that no descriptor wakes any more look for what other threads have handed it."""
-    if not loop.is_closed():
-        loop.call_soon(_nothing)  # uvloop looks when it has something to call
-        loop.call_later(_FORKED_TURN_S, _keep_turning, loop)
-
-
-def _nothing() -> None:
-    pass

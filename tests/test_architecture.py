@@ -34,6 +34,7 @@ ROOMS_ABOVE = [
     {"crew"},
     {"process"},
     {"waiting"},
+    {"loops"},
 ]
 # ------------- nothing below this line imports asyncio -------------
 ROOMS_BELOW = [

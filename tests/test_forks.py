@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import pickle
-import select
 import signal
 import threading
 from collections.abc import Callable
@@ -13,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import uvloop
 
 from areplay import forks
 from areplay.doorbell import EventDescriptor
@@ -21,7 +18,6 @@ from areplay.errors import WrongProcess
 from areplay.layout import Layout
 from areplay.locks import BlockLocks
 from areplay.segment import Segment
-from areplay.waiting import leave_to_parent
 from tests.forked import end, fork, in_child
 
 
@@ -161,73 +157,6 @@ def test_handlers_and_the_signal_mask_are_those_of_before_in_a_child() -> None:
         signal.signal(signal.SIGTERM, before)
         os.close(read)
         os.close(write)
-
-
-@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
-def test_a_child_closes_its_loop_without_taking_anything_from_its_parents(
-    new_loop: Callable[[], asyncio.AbstractEventLoop],
-) -> None:
-    """It runs the tasks that are left to their end, with a thread that hands it something, and closes: the parent's
-    loop still wakes for its descriptors and threads."""
-    loop = new_loop()
-    read, write = os.pipe()
-    heard = []
-
-    async def rest() -> None:
-        await asyncio.sleep(1_000)
-
-    async def wait_in_thread() -> str:
-        return await asyncio.to_thread(lambda: "from a thread")
-
-    async def begin() -> asyncio.Task[None]:
-        leave_to_parent(loop)
-        loop.add_reader(read, lambda: heard.append(os.read(read, 1)))
-        return asyncio.create_task(rest(), name="areplay rests")
-
-    task = loop.run_until_complete(begin())
-
-    def leave() -> tuple[str, bool]:
-        said = loop.run_until_complete(wait_in_thread())
-        loop.run_until_complete(asyncio.gather(task, return_exceptions=True))
-        loop.run_until_complete(loop.shutdown_default_executor())
-        loop.remove_reader(read)
-        loop.close()
-        return said, task.cancelled()
-
-    assert in_child(leave) == ("from a thread", True)
-
-    async def hear() -> None:
-        os.write(write, b"x")
-        async with asyncio.timeout(30.0):
-            while not heard:  # noqa: ASYNC110  the reader of a descriptor sets no event
-                await asyncio.sleep(0.001)
-        assert await wait_in_thread() == "from a thread"
-
-    loop.run_until_complete(hear())
-    assert not task.done()
-    task.cancel()
-    loop.run_until_complete(asyncio.gather(task, return_exceptions=True))
-    loop.remove_reader(read)
-    loop.run_until_complete(loop.shutdown_default_executor())
-    loop.close()
-    for descriptor in (read, write):
-        os.close(descriptor)
-
-
-def test_only_an_epoll_is_replaced() -> None:
-    """Whatever else has that number by now stays."""
-    read, write = os.pipe()
-    forks.replace_epoll(read)
-    os.write(write, b"x")
-    assert os.read(read, 1) == b"x"
-    with select.epoll() as epoll:
-        epoll.register(read, select.EPOLLIN)
-        forks.replace_epoll(epoll.fileno())
-        assert not os.get_inheritable(epoll.fileno())
-        os.write(write, b"x")
-        assert epoll.poll(0.0) == []
-    os.close(read)
-    os.close(write)
 
 
 def _raised(act: Callable[[], object]) -> BaseException | None:

@@ -335,6 +335,7 @@ ROWS = {
             "tests/faults/test_forks.py::test_a_look_from_outside_is_answered_while_a_child_lives",
             "tests/faults/test_forks.py::test_what_a_child_drops_waits_for_no_thread_of_its_parents",
             "tests/test_forks.py",
+            "tests/test_loops.py",
         ),
     ),
     29: Row(
