@@ -58,8 +58,3 @@ def fitting_block_rows(capacity_rows: int, block_rows: int, finest_rows: int, st
     while block_rows > finest_rows and wanted > most_streams(capacity_rows, block_rows):
         block_rows //= 2
     return block_rows
-
-
-def share_unused(capacity_rows: int, block_rows: int, streams: int) -> float:
-    """The share of the capacity that so many streams may leave unused, at most."""
-    return min(1.0, streams * (block_rows - 1) / capacity_rows)

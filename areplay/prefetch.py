@@ -140,7 +140,7 @@ class Batches(AsyncIterator[Batch]):
         check_descriptors(
             f"{self._samplers} samplers", self._samplers * (DESCRIPTORS_A_CHILD + 1) + 1 + DESCRIPTORS_TO_START
         )
-        await poll(lambda: self._ring_guard.hold(self._ring))
+        await poll(lambda is_late: self._ring_guard.hold(self._ring, at_once=is_late))
         self._holds_blocks = True
         fields = guarded("the item", batch_fields)(self._item, self._ring.spec, self._transform)
         # Slots beside the queue's: one for the batch that the learner holds, one for each sampler to fill meanwhile.

@@ -283,7 +283,7 @@ class StreamWriter:
         with guard:
             self.stream: int = ring.next_stream[0]
             ring.next_stream[0] = self.stream + 1
-            guard.streams[self.stream] = -1
+            guard.goes_on_in(self.stream, -1)
         self._next = -1  # the index of our next row, in our open block; -1 if we have none
         self._last = -1  # the index of our last row, -1 if there is none
         self._reserved = 0  # places promised to us
@@ -395,13 +395,14 @@ class StreamWriter:
         with self._guard:
             self.stream = self._ring.next_stream[0]
             self._ring.next_stream[0] = self.stream + 1
-            self._guard.streams[self.stream] = -1
+            self._guard.goes_on_in(self.stream, -1)
 
     def seal(self) -> None:
         """End the open block, full or not: the next row goes into a new one."""
         self._next = -1
-        if self.stream in self._guard.streams:
-            self._guard.streams[self.stream] = -1
+        with self._guard:
+            if self.stream in self._guard.streams:
+                self._guard.goes_on_in(self.stream, -1)
 
     def close(self) -> None:
         """End the stream, and give back the locks."""
@@ -424,10 +425,10 @@ class StreamWriter:
         with self._guard:
             used = self._next % self._ring.block_rows
             if self.has_open_block and used > 0:
-                self._guard.ended.append(self._next - used)
-        self.seal()
-        self._last = -1
-        self._guard.streams.pop(self.stream, None)
+                self._guard.ended.append((self._next - used, self._ring.block_rows - used))
+            if self.stream in self._guard.streams:
+                self._guard.forget_stream(self.stream)
+        self._next = self._last = -1
         for watcher in self._guard.watchers:
             watcher.ended(self.stream)
 
@@ -444,7 +445,7 @@ class StreamWriter:
         guard = self._guard
         with guard.lock:
             if is_full:
-                guard.streams[self.stream] = -1
+                guard.goes_on_in(self.stream, -1)
             ring.ends[place] = first + n
             ring.rows_inserted[0] += n
             if place not in guard.left:
@@ -510,7 +511,7 @@ class StreamWriter:
             if last_serial >= 0 and ring.block(last_place)[0] == last_serial:
                 ring._following[last_place] = serial
             self._guard.take_away(place)
-            self._guard.streams[self.stream] = place
+            self._guard.goes_on_in(self.stream, place)
             if self._reserved:
                 self._reserved -= 1
                 self._guard.reserved -= 1

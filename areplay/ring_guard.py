@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from areplay import forks
-from areplay.block_sizes import FEW_STREAMS, MAX_SHARE_UNUSED, fitting_block_rows, most_streams, share_unused
+from areplay.block_sizes import FEW_STREAMS, MAX_SHARE_UNUSED, fitting_block_rows, most_streams
 from areplay.spec import Array
 
 Indices = NDArray[np.int64]
@@ -89,7 +89,8 @@ class RingGuard:
         reserved: how many places are promised to a writer.
         streams: those that are not ended, each with the place of its open block, -1 if it has none.
         on_priorities: called, before the watchers, with priorities of rows that were written, while nobody keeps any.
-        ended: of streams that ended and left a block in part empty, the index of its first row; oldest first.
+        ended: of streams that ended and left a block in part empty, the index of its first row and how many rows are
+            empty in it; oldest first.
         has_given_size: whether the user has said how large blocks are.
     """
 
@@ -100,7 +101,8 @@ class RingGuard:
         self.on_priorities: Callable[[Array], None] | None = None
         self.reserved = 0
         self.streams: dict[int, int] = {}
-        self.ended: deque[int] = deque()
+        self._open: dict[int, int] = {}  # place -> stream: a ring may have a thousand of them, and pass one every 10 us
+        self.ended: deque[tuple[int, int]] = deque()
         self.has_given_size = False
         self._uses = self._holds = 0  # of blocks: those of a moment, and those of streams of batches
         self._served = 0  # so many streams have nothing to ask for, be it that blocks are small enough or cannot be
@@ -162,7 +164,7 @@ class RingGuard:
     def _fit_blocks(self, ring: GuardedRing) -> None:
         """Make blocks as small as they should be, if nobody uses them. Under this guard."""
         due = (ring.next_serial[0] - ring.blocks) * ring.block_rows
-        while self.ended and self.ended[0] < due:
+        while self.ended and self.ended[0][0] < due:
             self.ended.popleft()
         wanted = self.fitting_rows(ring, len(self.streams))
         is_used = (
@@ -176,33 +178,39 @@ class RingGuard:
         if wanted == ring.block_rows and wanted > ring.finest_rows:
             return
         self._served = max(self._served, streams + streams // 4)
-        self._warn_if_unused(ring, streams, ring.block_rows)
+        self._warn_if_unused(ring, len(self.streams), ring.block_rows)
 
     def _split(self, ring: GuardedRing, block_rows: int) -> None:
         parts, before = ring.block_rows // block_rows, ring.block_rows
-        moved = ring.split(block_rows, {place for place in self.streams.values() if place >= 0})
-        self.streams = {stream: moved.get(place, -1) for stream, place in self.streams.items()}
+        moved = ring.split(block_rows, self._open.keys())
+        self._open = {moved[place]: stream for place, stream in self._open.items()}
+        self.streams = dict.fromkeys(self.streams, -1) | {stream: place for place, stream in self._open.items()}
         self.left = {place * parts + k for place in self.left for k in range(parts)}
         logger.debug("blocks split from %d to %d rows, for %d streams", before, block_rows, len(self.streams))
 
     def _warn_if_unused(self, ring: GuardedRing, streams: int, block_rows: int) -> None:
-        """Say so if that many streams in such blocks may leave much of the ring unused, once for about as many."""
-        share = share_unused(ring.capacity_rows, block_rows, streams)
-        if share <= MAX_SHARE_UNUSED or streams <= max(FEW_STREAMS, self._warned_streams):
+        """Say so if so many streams that write, and those that ended, may leave much of the ring unused.
+
+        Once for about as many.
+        """
+        ended = len(self.ended)
+        unused = streams * (block_rows - 1) + sum(rows for _, rows in self.ended)
+        if unused <= MAX_SHARE_UNUSED * ring.capacity_rows or streams + ended <= max(FEW_STREAMS, self._warned_streams):
             return
-        self._warned_streams = streams + streams // 4
+        self._warned_streams = (streams + ended) * 5 // 4
         if self.has_given_size:
             remedy = f"lower block_rows from {block_rows}, or leave it out"
         elif block_rows > ring.finest_rows:
             remedy = "enter the context of actors before that of batches, or give the replay smaller block_rows"
         else:
-            remedy = f"raise capacity to {math.ceil(streams * (block_rows - 1) / MAX_SHARE_UNUSED):,} or more"
+            remedy = f"raise capacity to {math.ceil(unused / MAX_SHARE_UNUSED):,} or more"
         logger.warning(
-            "%d streams of rows write to a block of %d rows each, so that up to %.0f %% of the %d rows of capacity "
-            "stay unused; %s",
+            "%d streams write to a block of %d rows each%s, so that up to %.0f %% of the %d rows of capacity stay "
+            "unused; %s",
             streams,
             block_rows,
-            100 * share,
+            f", and {ended} have ended within theirs" if ended else "",
+            min(100.0, 100 * unused / ring.capacity_rows),
             ring.capacity_rows,
             remedy,
         )
@@ -258,19 +266,31 @@ class RingGuard:
         """
         with self:
             kept = self.kept()
-            open_places = [place for stream, place in self.streams.items() if stream != besides]
-            return kept is not None and bool(kept.all()) and max(open_places, default=-1) < 0
+            return kept is not None and bool(kept.all()) and not set(self._open.values()) - {besides}
+
+    def goes_on_in(self, stream: int, place: int) -> None:
+        """The open block of a stream is in that place now; -1: it has none. Under this guard."""
+        before = self.streams.get(stream, -1)
+        if before >= 0 and self._open.get(before) == stream:
+            del self._open[before]
+        self.streams[stream] = place
+        if place >= 0:
+            self._open[place] = stream
+
+    def forget_stream(self, stream: int) -> None:
+        """A stream has ended. Under this guard."""
+        self.goes_on_in(stream, -1)
+        del self.streams[stream]
 
     def take_away(self, place: int) -> None:
         """No writer goes on in the block in that place: the ring has passed it. Under this guard."""
-        for stream, at in self.streams.items():
-            if at == place:
-                self.streams[stream] = -1
+        stream = self._open.get(place)
+        if stream is not None:
+            self.goes_on_in(stream, -1)
 
     def sure(self, kept: Mask) -> int:
         """How many places will not be kept before they are recycled: an open block may still get rows that are."""
-        open_places = {place for place in self.streams.values() if place >= 0 and not kept[place]}
-        return int(np.count_nonzero(~kept)) - len(open_places)
+        return int(np.count_nonzero(~kept)) - sum(not kept[place] for place in self._open)
 
     def __enter__(self) -> None:
         self.lock.acquire()

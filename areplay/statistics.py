@@ -230,7 +230,7 @@ class Statistics:
     blocks: int
     """That the ring consists of."""
     block_rows: int
-    """Rows that fit into one."""
+    """Rows that fit into one. Halved, and all counts of blocks doubled, when streams become many."""
     blocks_started: int
     """Since the start; above `blocks`, each one recycled another."""
     priorities_updated: int

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 WARN_AFTER_S = 5.0
 _LOOK_AGAIN_S = 1.0  # conditions can also change without a doorbell, by a death that nobody could announce
-_POLL_S = 0.001
+_POLL_S, _POLLED_S = 0.001, 1.0
 
 
 class Sleeper:
@@ -306,10 +306,17 @@ async def ended(opening: asyncio.Task[None] | None) -> None:
         await asyncio.wait({opening})
 
 
-async def poll(is_done: Callable[[], bool]) -> None:
-    """Ask every millisecond, for what others are about to do and nobody announces. Cancelled: it is not asked again."""
+async def poll(is_done: Callable[[bool], bool]) -> None:
+    """Ask every millisecond for what others are about to do, and do not announce.
+
+    Cancelled: it is not asked again.
+
+    Args:
+        is_done: called with whether a second has gone by, after which it should not insist.
+    """
+    late_at = time.monotonic() + _POLLED_S
     while True:
-        if is_done():
+        if is_done(time.monotonic() > late_at):
             return
         await asyncio.sleep(_POLL_S)
 

@@ -20,7 +20,7 @@ from models.episode_oracle import Stack
 from models.episode_world import PLAIN, World
 
 import areplay
-from areplay.block_sizes import finest_block_rows, fitting_block_rows, most_streams, share_unused
+from areplay.block_sizes import finest_block_rows, fitting_block_rows, most_streams
 from areplay.priorities import Priorities
 from areplay.reader import BatchArrays, Reader
 from areplay.ring import Ring, RingGuard, StreamWriter
@@ -49,7 +49,7 @@ def test_blocks_are_halved_until_they_are_small_enough(blocks: int, rows: int, s
     assert got == rows or streams + ended > most_streams(capacity, rows)
     assert got == finest or streams + ended <= most_streams(capacity, got)
     if capacity >= 50_000 and streams <= 1_000 and not ended:
-        assert share_unused(capacity, got, streams) <= 0.1
+        assert streams * (got - 1) <= 0.1 * capacity
     assert finest >= 4 and capacity // finest <= max(2 * 12 * 1_024, blocks, capacity // 4)
 
 

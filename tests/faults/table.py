@@ -393,6 +393,7 @@ ROWS = {
             "tests/test_block_sizes.py::test_streams_that_come_and_go_leave_nine_rows_in_ten",
             "tests/test_block_sizes.py::test_items_reach_over_blocks_that_were_split",
             "tests/test_block_sizes.py::test_blocks_that_somebody_uses_are_not_split",
+            "tests/processes/test_rows.py::test_blocks_are_split_before_samplers_begin_if_actors_are_many",
         ),
     ),
     35: Row(

@@ -156,3 +156,22 @@ async def test_rows_left_in_an_inbox_are_stored_when_closing() -> None:
         assert replay.statistics().actors[0].waiting_rows == 0
         (count,) = lives(replay).values()
         assert count == replay.statistics().actors[0].rows
+
+
+async def test_blocks_are_split_before_samplers_begin_if_actors_are_many() -> None:
+    """In the order of the README, actors, then batches: samplers know the smaller blocks, and nearly all rows fit."""
+    async with (
+        asyncio.timeout(120),
+        areplay.Replay(SPEC, 512, seed=0) as replay,
+        replay.actors(workers.hand_in_mixed, 6, args=(600,)) as actors,
+        replay.batches(batch_size=64, prefetch=2) as batches,
+    ):
+        assert replay.statistics().block_rows == 4
+        for _ in range(20):
+            assert torn(await anext(batches)) == 0
+        await actors.wait()
+        await until(lambda: replay.statistics().rows_inserted == 6 * 600)
+        assert len(replay) >= 0.9 * 512
+        for _ in range(20):
+            assert torn(await anext(batches)) == 0
+        assert replay.statistics().block_rows == 4
