@@ -69,8 +69,10 @@ class BlockLocks:
         """Give back everything held, and the descriptor. May be called twice."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
-            fcntl.fcntl(descriptor, _F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))  # all bytes
-            os.close(descriptor)
+            try:
+                fcntl.fcntl(descriptor, _F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))  # all bytes
+            finally:
+                os.close(descriptor)
 
     def after_fork(self) -> None:
         """Close the child's descriptor. No unlocking: that would unlock the parent's."""
