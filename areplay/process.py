@@ -35,6 +35,7 @@ import traceback
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import process as multiprocessing_process
 from multiprocessing import resource_tracker
 from types import SimpleNamespace
@@ -49,7 +50,7 @@ from areplay.errors import ResourceUnavailable
 from areplay.kill_points import disarm
 from areplay.launching import Launcher, tie_to_parent
 from areplay.loops import leave_to_parent
-from areplay.waiting import run_to_completion
+from areplay.waiting import Outcome, outcome_of, run_to_completion
 
 logger = logging.getLogger(__name__)
 
@@ -183,10 +184,11 @@ class Child:
         try:
             with self._prepare() as childs_end:
                 try:
-                    launched = loop.run_in_executor(self._starter, self._launch, childs_end)
+                    # As a value: the code of the arguments, which are pickled there, may raise what no future holds.
+                    launched = loop.run_in_executor(self._starter, outcome_of, partial(self._launch, childs_end))
                 except RuntimeError as error:
                     raise ResourceUnavailable("starting a thread", self.name, str(error)) from error
-                await run_to_completion(launched)
+                _check_launched(await run_to_completion(launched))
         except asyncio.CancelledError:
             if self._origin is forks.current:
                 self._watch()
@@ -462,6 +464,16 @@ def _flush(channel: Channel) -> None:
                 if null != stream.fileno():  # as it is where that was closed
                     os.dup2(null, stream.fileno())
                     os.close(null)
+
+
+def _check_launched(outcome: Outcome[None]) -> None:
+    """Raise what starting a process raised; as an `Exception`, since only the arguments' own code raises others."""
+    error = outcome.error
+    if error is not None and (
+        not isinstance(error, Exception) or isinstance(error, StopIteration | StopAsyncIteration)
+    ):
+        raise RuntimeError(f"pickling its arguments raised {type(error).__name__}") from error
+    outcome.result()
 
 
 def _exit_code(error: BaseException, terminated: bool) -> int:

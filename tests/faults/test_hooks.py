@@ -251,6 +251,29 @@ async def act(actor: areplay.Actor, kinds: list[str]) -> None:
     raise ERRORS[kinds[actor.index]]()
 
 
+class Unpicklable:
+    """What cannot reach another process."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def __reduce__(self) -> NoReturn:
+        raise ERRORS[self.kind]()
+
+
+@every_kind
+async def test_what_pickling_raises_is_told(kind: str) -> None:
+    """Of an actor's arguments: it cannot be started, and no process is left. An item's are looked at before."""
+    async with asyncio.timeout(30), Replay(SPEC, 400) as replay:
+        name = "nobody reads" if kind == "OSError" else type(ERRORS[kind]()).__name__
+        with pytest.raises(areplay.ActorFailed, match=rf"could not be started.*{name}"):
+            await replay.actors(act, args=(Unpicklable(kind),)).__aenter__()
+        item = areplay.Rows()
+        item.state = Unpicklable(kind)  # type: ignore[attr-defined]
+        with pytest.raises((ValueError, type(ERRORS[kind]()))):
+            replay.batches(item)
+
+
 IN_CHILDREN = ["GeneratorExit", "StopIteration", "CancelledError", "SystemExit", "Closed"]
 
 
