@@ -54,6 +54,7 @@ ROWS = {
             "tests/processes/test_signals.py::test_no_child_outlives_a_parent_that_leaves_without_a_word",
             "tests/processes/test_signals.py::test_children_without_a_death_signal_do_not_outlive_a_killed_parent",
             "tests/processes/test_signals.py::test_a_thread_ends_a_child_where_the_kernel_does_not",
+            "tests/processes/test_signals.py::test_a_fork_of_a_killed_parent_does_not_keep_children_alive",
             "tests/processes/test_deaths.py::test_one_that_may_not_be_killed_ends_all_the_same",
             "tests/faults/test_start_and_end.py::test_nothing_of_ours_is_left_in_any_folder",
             "tests/faults/test_start_and_end.py::test_memory_of_a_killed_program_is_mapped_by_nobody",

@@ -31,6 +31,7 @@ OPTIONS = {
     "row_bytes": 64,
     "prefault": False,
     "cleanup_s": 0.0,  # how long an actor takes to clean up
+    "forks": False,  # its learner forks a process that lives on
     "padding": "",  # for a long command line
     "death_signal": "",  # actors have it "cleared", or it is "refused" to all children
     **(json.loads(sys.argv[1]) if len(sys.argv) > 1 else {}),
@@ -106,6 +107,9 @@ async def main() -> None:
                 replay.batches(batch_size=8, samplers=OPTIONS["samplers"], grace_s=OPTIONS["grace_s"]) as batches,
             ):
                 taken = 0
+                if OPTIONS["forks"] and os.fork() == 0:
+                    while True:
+                        time.sleep(1_000)  # noqa: ASYNC251
                 try:
                     async for _ in batches:
                         taken += 1

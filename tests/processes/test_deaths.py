@@ -56,6 +56,14 @@ async def test_deaths_are_seen_where_sigchld_is_ignored(ignored: None) -> None:
             await anext(batches)
 
 
+async def test_children_see_the_deaths_of_their_own_children(ignored: None) -> None:
+    """SIGCHLD is as usual in them. What a program is started with there has none of areplay's descriptors."""
+    async with areplay.Replay(SPEC, 10_000) as replay, replay.actors(workers.start_a_program, 1) as actors:
+        await actors.wait()
+        (report,) = actors.reports()
+        assert report.values == {"code": 3, "inheritable": 0}
+
+
 async def test_an_exit_code_that_was_stolen_is_unknown() -> None:
     """The failure says so, and the others go on."""
     async with (
@@ -109,29 +117,22 @@ async def test_a_number_that_a_stranger_has_got_is_not_touched(monkeypatch: pyte
 
 async def test_a_debugger_that_is_told_first_does_not_make_the_loop_spin(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the kernel has no exit code yet, it is asked again after a while, and only so often."""
-    asked: list[int] = []
+    is_told = asyncio.Event()
 
     def not_yet(kind: int, number: int, options: int) -> Any:
-        if options & os.WNOWAIT or len(asked) == 2:
-            return waitid(kind, number, options)
-        asked.append(number)
-        return None
+        return waitid(kind, number, options) if options & os.WNOWAIT or is_told.is_set() else None
 
     waitid = os.waitid
-    async with (
-        areplay.Replay(SPEC, 1_000) as replay,
-        replay.actors(workers.hand_in_until_stopped, 1) as actors,
-    ):
+    monkeypatch.setattr(os, "waitid", not_yet)
+    async with areplay.Replay(SPEC, 1_000) as replay, replay.actors(workers.hand_in_until_stopped, 1) as actors:
         assert actors._crew is not None
         child = actors._crew.members[0].child
         assert child is not None
-        monkeypatch.setattr(os, "waitid", not_yet)
         os.kill(child.pid, signal.SIGKILL)
+        asyncio.get_running_loop().call_later(0.2, is_told.set)
         await until(lambda: child.exit is not None)
         assert child.exit is not None
-        assert child.exit.code == -signal.SIGKILL
-        assert asked[0] == asked[1]
-        await until(lambda: actors.statistics()[0].is_alive)
+        assert child.exit.code == -signal.SIGKILL, "a loop that spins has given up long before"
 
 
 async def test_one_that_has_returned_is_done_before_its_interpreter_ends(

@@ -263,6 +263,17 @@ def test_children_without_a_death_signal_do_not_outlive_a_killed_parent(death_si
         print(f"all gone after {until_now(lambda: not program.everyone(), GONE_WITHIN_S):.2f} s")
 
 
+def test_a_fork_of_a_killed_parent_does_not_keep_children_alive() -> None:
+    """It has no copy of what ties them to their parent."""
+    with running({"death_signal": "cleared", "forks": True}) as program:
+        program.wait_for("learning")
+        children = [pid for pid in program.everyone() if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+        assert len(children) == 3
+        program.process.kill()
+        until_now(lambda: not program.everyone() & set(children), GONE_WITHIN_S)
+        assert len(program.everyone()) >= 1, "the fork lives on"
+
+
 def test_a_start_without_a_death_signal_does_not_outlive_a_killed_parent() -> None:
     """The same while children import the user's main module."""
     with running({"death_signal": "refused", "import_s": 1_000.0}) as program:
@@ -276,14 +287,14 @@ import os, areplay
 from tests.processes import oracle, workers
 
 async def main():
-    if {closes_later}:
-        os.close(1)
     async with areplay.Replay(oracle.SPEC, 1_000) as replay:
-        assert os.readlink("/proc/self/fd/1").startswith("/memfd:areplay" if {closes_later} else "/dev/null")
-        before = os.pread(1, 64, 0)
+        if {closes_later}:
+            os.close(1)
         async with replay.actors(workers.print_and_return, 1, args=("",), max_restarts=0) as actors:
+            assert os.readlink("/proc/self/fd/1").startswith("/memfd:areplay" if {closes_later} else "/dev/null")
+            before = os.pread(1, 64, 0)
             await actors.wait()
-        assert os.pread(1, 64, 0) == before
+            assert os.pread(1, 64, 0) == before
         assert list(oracle.lives(replay).values()) == [10]
 
 areplay.run(main())

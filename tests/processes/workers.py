@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -542,3 +543,14 @@ async def tell_size(actor: areplay.Actor, *args: Any) -> None:
 async def block(actor: areplay.Actor) -> None:
     """It neither looks at `stopping` nor lets its loop turn."""
     time.sleep(1_000)  # noqa: ASYNC251
+
+
+async def start_a_program(actor: areplay.Actor) -> None:
+    """Reports its exit code, and how many descriptors it could have, beside the standard streams."""
+    code = subprocess.run(["sh", "-c", "exit 3"], check=False).returncode  # noqa: ASYNC221
+    numbers = [int(name) for name in os.listdir("/proc/self/fd")]
+    inheritable = 0
+    for number in numbers:
+        with suppress(OSError):  # the one that listed them
+            inheritable += number > 2 and os.get_inheritable(number)
+    actor.report(code=code, inheritable=inheritable)
