@@ -8,7 +8,7 @@ In short::
                 learn(batch["obs"], batch["action"], batch["reward"])
 """
 
-from areplay.actor import Actor, Actors, Report
+from areplay.actor import Actor, Actors
 from areplay.batch import Batch
 from areplay.deliveries import Epochs, Fifo
 from areplay.errors import (
@@ -52,6 +52,7 @@ from areplay.statistics import (
     ChildExit,
     LimiterStatistics,
     PriorityUpdate,
+    Report,
     SamplerStatistics,
     Saved,
     SavesStatistics,

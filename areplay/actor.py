@@ -13,7 +13,6 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -22,20 +21,21 @@ import numpy as np
 from areplay import forks
 from areplay.arrays import Refusal, as_array, remedy_for
 from areplay.crew import Crew, CrewOptions
+from areplay.dropped import Holdings, notice, unless_gone
 from areplay.episodes import Episodes
 from areplay.errors import ActorFailed, Closed, InboxFull, WaitTimeout, WouldBlock
 from areplay.inbox import DESCRIPTORS_AN_INBOX, Inbox, Inboxes
 from areplay.limits import check_descriptors
+from areplay.loops import drop_quietly
 from areplay.options import NO_PRIORITY, one_priority, priority_column
 from areplay.process import DESCRIPTORS_A_CHILD, DESCRIPTORS_TO_START, READY, REPORT, Channel
 from areplay.quiet import Quiet, QuietOptions
 from areplay.spec import Array, Columns, Spec
-from areplay.statistics import ActorStatistics, Wait
+from areplay.statistics import ActorStatistics, Report, Scalar, Wait
 from areplay.waiting import Sleeper, Turns, ended, opened, run_to_completion
 from areplay.weights import Weights
 
 ActorFunction = Callable[..., Awaitable[None]]
-Scalar = float | int | str | bool
 
 logger = logging.getLogger(__name__)
 
@@ -331,21 +331,12 @@ async def run_actor(
             raise
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What an actor sent with `Actor.report`."""
-
-    actor: int
-    time_s: float
-    """When, in seconds since the epoch, as `time.time()`."""
-    values: dict[str, Scalar]
-
-
 class Actors:
     """A group of actors: an async context manager, made by `Replay.actors`. Leaving it stops them in order.
 
     Args:
         raises: whether an actor that failed for good is raised at the learner and on leaving, not only logged.
+        detaching: `detach` as a step of `Holdings`.
         settle: awaited with an index when that actor's process has ended: takes all that it left in its inbox.
         on_change: called when an actor finished or failed for good.
         check_open: raises `Closed` once the replay is closed.
@@ -369,6 +360,7 @@ class Actors:
         attach: Callable[[Inbox, int], Awaitable[None]],
         settle: Callable[[Inbox], Awaitable[None]],
         detach: Callable[[Inbox], Awaitable[None]],
+        detaching: Callable[[Inbox], Callable[[], bool]],
         on_change: Callable[[], None],
         check_open: Callable[[], object],
         number: int,
@@ -378,6 +370,8 @@ class Actors:
         self._function, self._args, self._kwargs = function, args, kwargs
         self._seeds, self._weights, self._timeout_s = seeds, weights, timeout_s
         self._attach, self._settle, self._detach, self._on_change = attach, settle, detach, on_change
+        self._detaching = detaching
+        self._holdings = Holdings("an actor" if count == 1 else f"a group of {count} actors")
         self._options, self._quiet_options, self._raises = options, quiet, raises
         self._quiet = [Quiet(quiet) for _ in range(count)]
         self._reported = [0] * count
@@ -402,6 +396,7 @@ class Actors:
         self._check_open()
         if self._opening is not None or self._closing is not None:
             raise Closed("this group of actors, which was opened before,")
+        self._holdings.begin(self)
         self._opening = asyncio.create_task(self._open(), name="areplay opens actors")
         await opened(self._opening, self.close, "this group of actors")
         return self
@@ -410,25 +405,29 @@ class Actors:
         needed = self._count * (DESCRIPTORS_A_CHILD + DESCRIPTORS_AN_INBOX) + DESCRIPTORS_TO_START
         check_descriptors(f"{self._count} actors", needed)
         self._inboxes = Inboxes(self._spec, self._count, self._inbox_rows)
-        self._inbox = [self._inboxes.inbox(index) for index in range(self._count)]
+        self._inbox = inbox_of = [self._inboxes.inbox(index) for index in range(self._count)]
+        settle, me = self._settle, weakref.ref(self)
         self._crew = Crew(
             "actor",
             self._count,
             run_actor,
-            self._arguments,
+            unless_gone(self._arguments, "this group of actors"),
             self._options,
             ActorFailed,
-            ask=lambda index: self._inbox[index].stop(),
-            after_exit=lambda index: self._settle(self._inbox[index]),
-            on_change=self._member_changed,
-            on_report=self._on_report,
+            ask=lambda index: inbox_of[index].stop(),
+            after_exit=lambda index: settle(inbox_of[index]),
+            on_change=notice(self._member_changed),
+            on_report=lambda index, report: None if (group := me()) is None else group._on_report(index, report),
         )
+        self._holdings.push(self._on_change, self._inboxes.close, *map(self._detaching, self._inbox))
+        self._crew.note(self._holdings)
         for index, inbox in enumerate(self._inbox):
             await self._attach(inbox, index)
         await self._crew.start()
         if self._quiet_options.pause_s is not None:
             watch = _watch_quiet(weakref.ref(self), self._quiet_options.pause_s)
             self._watch = asyncio.create_task(watch, name="areplay quiet actors")
+            drop_quietly(self._watch)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -438,7 +437,7 @@ class Actors:
         Raises:
             ActorFailed: with `on_failure="raise"`, if an actor failed for good and no other error leaves the context.
         """
-        await self.close()
+        await self._holdings.leave(kind, self.close)
         if error is None and self._raises and self.failures:
             raise self.failures[0]
 
@@ -449,6 +448,8 @@ class Actors:
         opened it, this returns at once and does nothing.
         """
         if self._origin is not forks.current:
+            return
+        if await self._holdings.are_lost():
             return
         if self._closing is None:
             self._closing = asyncio.create_task(self._close(), name="areplay closes actors")
@@ -464,7 +465,7 @@ class Actors:
     def is_open(self) -> bool:
         """Whether it has been entered, and not begun to close."""
         self._check_process()
-        return self._crew is not None and self._closing is None
+        return self._crew is not None and self._closing is None and not self._holdings.is_abandoned
 
     def reports(self) -> list[Report]:
         """What the actors reported since the last call, oldest first; at most the newest 10,000."""
@@ -617,6 +618,7 @@ class Actors:
         await ended(self._opening)
         await ended(self._watch)
         if self._crew is None or self._inboxes is None:  # never entered
+            self._holdings.release()
             return
         async with contextlib.AsyncExitStack() as stack:  # from the last line up, each even if another failed
             stack.callback(self._on_change)
@@ -625,6 +627,7 @@ class Actors:
             for inbox in self._inbox:
                 stack.push_async_callback(self._detach, inbox)
             stack.push_async_callback(self._crew.stop)
+        self._holdings.release()
 
 
 async def _watch_quiet(group: weakref.ref[Actors], pause_s: float) -> None:

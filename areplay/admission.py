@@ -74,6 +74,11 @@ class Admission:
             self._limiters = tuple(other for other in self._limiters if other is not limiter)
         self.changed()
 
+    def end(self, limiter: SamplesPerInsert) -> None:
+        """`remove` it, and let another stream have it."""
+        self.remove(limiter)
+        limiter.close()
+
     def lift(self) -> None:
         """Hold nobody back from now on: the replay closes."""
         with self.guard:

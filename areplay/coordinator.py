@@ -189,6 +189,37 @@ class Coordinator:
         except ResourceUnavailable:  # no thread to wait in: it ends soon, and closing has to end
             thread.join()
 
+    def let_go(self) -> bool:
+        """`stop` without an event loop to wait on: whether the thread has ended. Call it again until it has."""
+        self._is_stopped = True
+        self._guard.keep_nothing()
+        self._admission.lift()
+        thread = self._thread
+        if thread is None:
+            return True
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # its loop is closed
+                self._loop.call_soon_threadsafe(self._ending.set)
+        return not thread.is_alive()
+
+    def detaching(self, inbox: Inbox) -> Callable[[], bool]:
+        """`detach` as a step for any thread: whether it is done. Call it again until it is."""
+        begun: list[concurrent.futures.Future[None]] = []
+
+        def is_detached() -> bool:
+            if self.failure is not None or self._ended.done() or self._loop is None:
+                return True
+            if not begun:
+                work = self._detach(inbox)
+                try:
+                    begun.append(asyncio.run_coroutine_threadsafe(work, self._loop))
+                except RuntimeError:  # its loop has just closed
+                    work.close()
+                    return True
+            return begun[0].done()
+
+        return is_detached
+
     def _begin(self) -> concurrent.futures.Future[None]:
         """Start the thread; done when its loop runs."""
         started: concurrent.futures.Future[None] = concurrent.futures.Future()

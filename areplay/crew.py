@@ -24,9 +24,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from areplay import forks
-from areplay.errors import ChildFailed
+from areplay.dropped import Holdings, cancel_if_open
+from areplay.errors import ChildFailed, Closed
+from areplay.loops import drop_quietly
 from areplay.options import seconds, whole_number
-from areplay.process import Body, Child, Exit, starter
+from areplay.process import Body, Child, Exit, Remains, starter
 from areplay.statistics import ChildExit
 from areplay.waiting import run_to_completion
 from areplay.watching import is_stopped
@@ -122,7 +124,9 @@ class Crew:
         # So many at a time: a hundred that import torch at once would each take longer than start_timeout_s.
         self._starters = asyncio.Semaphore(max(2, os.cpu_count() or 1))
         self._starter = starter(kind)
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._remains: list[Remains] = []  # of children that are not reaped
 
     @property
     def alive(self) -> int:
@@ -140,12 +144,15 @@ class Crew:
         Raises:
             ChildFailed: one ended, or said nothing for `start_timeout_s`, before it was ready. None is left.
         """
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         started: list[asyncio.Future[None]] = [loop.create_future() for _ in self.members]
         self._keeper = asyncio.create_task(self._keep(started), name=f"areplay {self.kind}s")
+        drop_quietly(self._keeper)  # with its loop: then the reaper sees to the children
         self._keeper.add_done_callback(lambda keeper: self._starter.shutdown())  # all are reaped, and it has no work
         try:
             await asyncio.gather(*started)
+        except GeneratorExit:  # this task is destroyed with its loop, and cannot wait
+            raise
         except BaseException:
             await run_to_completion(self.stop())
             for future in started:
@@ -190,6 +197,32 @@ class Crew:
             for child in self._running():
                 child.kill()
 
+    def note(self, holdings: Holdings) -> None:
+        """Kill and reap all children, and end the starter's thread, if the owner of `holdings` is dropped."""
+        remains, starter = self._remains, self._starter
+
+        def let_go() -> bool:
+            gone = [each.let_go() for each in remains]
+            if all(gone):
+                starter.shutdown(wait=False)
+            return all(gone)
+
+        holdings.push(let_go)
+        holdings.watched(self)
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The loop of its tasks."""
+        return self._loop
+
+    def unwatch(self) -> None:
+        """Start no more children, and let the loop hear of them no more. On that loop, or when it is closed."""
+        for member in self.members:
+            if member.child is not None:
+                member.child.give_up()
+        if self._keeper is not None:
+            cancel_if_open(self._keeper)
+
     async def _all_ended(self) -> bool:
         assert self._keeper is not None
         done, _ = await asyncio.wait({self._keeper}, timeout=self.options.grace_s)
@@ -201,7 +234,8 @@ class Crew:
     async def _keep(self, started: list[asyncio.Future[None]]) -> None:
         async with asyncio.TaskGroup() as group:
             for member, future in zip(self.members, started, strict=True):
-                group.create_task(self._keep_place(member, future), name=f"areplay {self.kind} {member.index}")
+                work = self._keep_place(member, future)
+                drop_quietly(group.create_task(work, name=f"areplay {self.kind} {member.index}"))
 
     async def _keep_place(self, member: Member, started: asyncio.Future[None]) -> None:
         """Supervise one place, then wait for the process of a child that has finished. Cancelled: it is killed.
@@ -265,15 +299,20 @@ class Crew:
     async def _run_once(self, member: Member, started: asyncio.Future[None]) -> Exit:
         """Start a child for this place and wait for its end; that of its coroutine, if it has finished."""
         index, run = member.index, member.restarts
+        try:
+            arguments = self._arguments(index, run)
+        except Closed:  # the group or stream was dropped
+            return Exit(0, 0, True, "")
         child = Child(
             f"{self.kind} {index}",
             self._body,
-            self._arguments(index, run),
+            arguments,
             run,
             lambda report: self._on_report(index, report),
             self._starter,
         )
         member.child = child
+        self._remains[:] = [*(each for each in self._remains if not each.is_gone), child.remains]
         try:
             async with self._starters:
                 if self._stopping.is_set():

@@ -12,8 +12,8 @@ Written by nobody but the owner's process; what samplers need travels to them wh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -152,6 +152,12 @@ class LocalDeliveries:
         deliveries, self._deliveries = self._deliveries, None
         if deliveries is not None and self._origin is forks.current:
             deliveries.close()
+
+
+def close_each(local: Mapping[Any, LocalDeliveries]) -> None:
+    """Close those of all selectors."""
+    for deliveries in list(local.values()):
+        deliveries.close()
 
 
 @runtime_checkable

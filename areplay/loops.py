@@ -68,7 +68,7 @@ def leave_to_parent(loop: asyncio.AbstractEventLoop) -> None:
 def abandon(loop: asyncio.AbstractEventLoop) -> None:
     """In a forked child: close its copy of the loop, and run none of the tasks that are left."""
     for task in asyncio.all_tasks(loop):
-        _drop_quietly(task)
+        drop_quietly(task)
     loop.close()
 
 
@@ -95,7 +95,7 @@ class _InheritedLoop:
         for task in asyncio.all_tasks(loop):
             if _is_ours(task):
                 task.cancel()
-                _drop_quietly(task)
+                drop_quietly(task)
         _keep_turning(loop)
 
 
@@ -200,7 +200,7 @@ def _is_ours(task: object) -> bool:
     return isinstance(task, asyncio.Task) and task.get_name().startswith(TASK_PREFIX)
 
 
-def _drop_quietly(task: asyncio.Task[Any]) -> None:
+def drop_quietly(task: asyncio.Task[Any]) -> None:
     """Say nothing if the task is collected before it is done."""
     task._log_destroy_pending = False  # type: ignore[attr-defined]  # as asyncio.gather does
 

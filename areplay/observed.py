@@ -19,12 +19,15 @@ from areplay import forks
 from areplay.actor import Actors
 from areplay.admission import Admission
 from areplay.coordinator import Coordinator
+from areplay.dropped import Living, unless_gone
+from areplay.errors import ActorFailed
 from areplay.own_rows import OwnRows
 from areplay.prefetch import Batches
 from areplay.priorities import Priorities
 from areplay.ring import Ring
 from areplay.saving import Saver
 from areplay.spec import Spec
+from areplay.standstill import Standstill
 from areplay.statistics import Statistics, Wait
 from areplay.watching import FORMAT, VERSION, Watchpost
 
@@ -38,13 +41,14 @@ class Observed(ABC):
 
     spec: Spec
     _admission: Admission
+    _standstill: Standstill
 
     def __init__(self) -> None:
         super().__init__()
         self._priorities: dict[float, Priorities] = {}
         self._updated = self._stale = 0  # priorities
-        self._groups: list[Actors] = []
-        self._streams: list[Batches] = []
+        self._groups: Living[Actors] = Living()  # the user's: those that are dropped leave
+        self._streams: Living[Batches] = Living()
         self._saver: Saver | None = None  # these while it is open
         self._coordinator: Coordinator | None = None
         self._own_rows: OwnRows | None = None
@@ -56,7 +60,7 @@ class Observed(ABC):
         """Counts and states at this moment. From any thread."""
         ring = self._opened()
         assert self._saver is not None
-        groups, streams = self._groups, self._streams
+        groups, streams = list(self._groups), list(self._streams)
         batches = tuple(stream.statistics() for stream in streams)
         last_rows_at = self._coordinator_now().last_rows_at
         return Statistics(
@@ -99,7 +103,7 @@ class Observed(ABC):
     def _be_watched(self) -> None:
         """From now on, answer those who ask from outside."""
         self._opened_at = time.time(), time.monotonic()
-        self._watchpost = Watchpost(self._description)
+        self._watchpost = Watchpost(unless_gone(self._description, "this replay"))
 
     def _description(self) -> dict[str, Any]:
         """The answer, ready for JSON; see docs/observing.md. In the thread of the post."""
@@ -115,6 +119,19 @@ class Observed(ABC):
             "spec": {"fields": [_field(self.spec, name) for name in self.spec], "is_steps": self.spec.is_steps},
             "statistics": dataclasses.asdict(self.statistics()),
         }
+
+    def _on_change(self) -> None:
+        failure = self._failure_to_raise()
+        for stream in self._streams:
+            stream.tell_failure(failure)
+            stream.look_again()
+
+    def _failure_to_raise(self) -> ActorFailed | None:
+        return next((failure for group in self._groups if (failure := group.failure_to_raise) is not None), None)
+
+    def _why_hopeless(self) -> str:
+        """Why rows of this process can never be written; "" if they may be."""
+        return self._standstill.why_hopeless()
 
     @abstractmethod
     def _opened(self) -> Ring:

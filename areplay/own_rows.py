@@ -45,6 +45,7 @@ class OwnRows:
         why_hopeless: says why a call that waits now will wait for ever, and what to do; "" if it may go on.
 
     Attributes:
+        writer: of the stream, closed by `close`.
         any_written: whether there ever was a row.
         is_writing: whether rows have been admitted that are not yet written.
     """
@@ -61,7 +62,7 @@ class OwnRows:
         self._why_hopeless = why_hopeless
         self._ring, self._guard, self._admission, self._on_rows = ring, guard, admission, on_rows
         self._episodes = Episodes(ring.spec) if ring.spec.is_steps else None
-        self._writer = StreamWriter(ring, ring.block_locks(), guard)
+        self.writer = StreamWriter(ring, ring.block_locks(), guard)
         self._lock = asyncio.Lock()
         self._admitted = Sleeper(admission.owner_bell)
         self._waiting_since: float | None = None  # monotonic seconds
@@ -104,7 +105,7 @@ class OwnRows:
         A learner that comes after the refusal would wait for those rows as well.
         """
         if self._waiting_since is not None:
-            return Lacks(self._lacks_steps, self._lacks_blocks, self._writer.stream)
+            return Lacks(self._lacks_steps, self._lacks_blocks, self.writer.stream)
         lacks, inserted = self._refused
         return lacks if inserted == self._ring.rows_inserted[0] else None
 
@@ -113,7 +114,17 @@ class OwnRows:
         self._is_closing = True
         self._admitted.wake()
         async with self._lock:
-            self._writer.close()
+            self.writer.close()
+        self._admitted.close()
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The loop that waits for admission, if one ever had to."""
+        return self._admitted.loop
+
+    def unwatch(self) -> None:
+        """Let the loop watch nothing of this any more. On that loop, or anywhere once it is closed."""
+        self._is_closing = True
         self._admitted.close()
 
     async def _add(self, ticket: int | None, row: dict[str, Any], priority: Any) -> int | Indices:
@@ -134,7 +145,7 @@ class OwnRows:
         while True:
             admitted = await self._admit(len(rows), 1)
             try:
-                index = self._writer.write_rows(*rows, priority=given)
+                index = self.writer.write_rows(*rows, priority=given)
             except BaseException as error:
                 self._admission.give_back(admitted, 1)
                 if not isinstance(error, WouldBlock):
@@ -143,7 +154,7 @@ class OwnRows:
                 self._announce()
                 return index
             finally:
-                self._writer.unreserve()
+                self.writer.unreserve()
 
     async def _extend(self, ticket: int | None, columns: Mapping[str, Any], priorities: Any) -> Indices:
         if self._episodes is None or ticket is None:
@@ -172,15 +183,15 @@ class OwnRows:
             self.is_writing = True
             try:
                 if rows * self._ring.spec.row_bytes <= _INLINE_BYTES:
-                    more = self._writer.write(columns, start, stop, priorities)
+                    more = self.writer.write(columns, start, stop, priorities)
                 else:
-                    work = partial(self._writer.write, columns, start, stop, priorities)
+                    work = partial(self.writer.write, columns, start, stop, priorities)
                     more = await in_thread("areplay-rows", work)
             except ResourceUnavailable:  # no thread: nothing was written
                 self._admission.give_back(admitted, steps_among(columns, start, stop))
                 raise
             finally:
-                self._writer.unreserve()
+                self.writer.unreserve()
                 self._announce()
                 self.is_writing = False
             written = np.concatenate([written, more])
@@ -213,7 +224,7 @@ class OwnRows:
         def may_write() -> bool:
             nonlocal admitted
             self._check_open()
-            self._lacks_blocks = not self._writer.reserve(rows)
+            self._lacks_blocks = not self.writer.reserve(rows)
             if self._lacks_blocks:
                 if 2 * rows > self._ring.capacity_rows:
                     raise ValueError(
@@ -227,7 +238,7 @@ class OwnRows:
                 is_done = admitted.steps == steps
             finally:
                 if not is_done:
-                    self._writer.unreserve()
+                    self.writer.unreserve()
             return is_done
 
         self._waiting_since, self._lacks_steps = time.monotonic(), steps

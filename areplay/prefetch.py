@@ -11,21 +11,22 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
 from areplay import forks
 from areplay.admission import Admission, steps_in
-from areplay.batch import Batch
+from areplay.batch import Batch, unpin
 from areplay.crew import Crew, CrewOptions
 from areplay.debug import verify
 from areplay.deliveries import Deliveries, Delivering, Fifo
+from areplay.dropped import Holdings, notice, unless_gone
 from areplay.errors import ActorFailed, Closed, EpochsOver, SamplerFailed, Stalled
 from areplay.hooks import HookRaised, guarded, text_of
 from areplay.identity import identity
@@ -36,7 +37,7 @@ from areplay.own_batches import RELEASE, OwnBatches, may_fill
 from areplay.process import DESCRIPTORS_A_CHILD, DESCRIPTORS_TO_START
 from areplay.rate import MinSize, SamplesPerInsert
 from areplay.ring import Ring, RingGuard
-from areplay.sampler import batches_at_once, run_sampler, sampler_statistics, why_unfilled
+from areplay.sampler import batches_at_once, recover, run_sampler, sampler_statistics, why_unfilled
 from areplay.select import OURS, Selector
 from areplay.slots import FILLING, LENT, READY, Slots
 from areplay.statistics import BatchesStatistics, Wait
@@ -103,6 +104,7 @@ class Batches(AsyncIterator[Batch]):
         self._deliveries: Deliveries | None = None
         self._has_begun = False  # whether they have taken in what was there
         self._is_limited = False  # by our limiter, which is ours from then on
+        self._holdings = Holdings(f"a stream of batches of {self.what}")
         self._actor_failure: ActorFailed | None = None
         # Seconds of waits that are over, and since when the others last: in one, since others may look at any time.
         self._waited: tuple[float, tuple[float, ...]] = 0.0, ()
@@ -132,6 +134,7 @@ class Batches(AsyncIterator[Batch]):
         self._check_open()
         if self._opening is not None or self._closing is not None:
             raise Closed("this stream of batches, which was opened before,")
+        self._holdings.begin(self)
         self._opening = asyncio.create_task(self._open(), name="areplay opens batches")
         await opened(self._opening, self.close, "this stream of batches")
         return self
@@ -141,7 +144,8 @@ class Batches(AsyncIterator[Batch]):
             f"{self._samplers} samplers", self._samplers * (DESCRIPTORS_A_CHILD + 1) + 1 + DESCRIPTORS_TO_START
         )
         await poll(lambda is_late: self._ring_guard.hold(self._ring, at_once=is_late))
-        self._holds_blocks = True
+        self._holds_blocks, holdings = True, self._holdings
+        holdings.push(partial(self._ring_guard.let_go, self._ring))
         fields = guarded("the item", batch_fields)(self._item, self._ring.spec, self._transform)
         # Slots beside the queue's: one for the batch that the learner holds, one for each sampler to fill meanwhile.
         count = self._prefetch + 1 + self._samplers
@@ -150,34 +154,35 @@ class Batches(AsyncIterator[Batch]):
             self._item, self._selector, self._transform, fields, self._batch_size
         )
         self._slots = slots = Slots(fields, self._batch_size, count, self._samplers, in_turn=in_turn, has_own=has_own)
+        holdings.push(slots.close)
         self._give_back = [partial(slots.give_back, slot) for slot in range(count + has_own)]
         if has_own:
             seeds, at_once = self._seeds(self._samplers, 0), batches_at_once(self._selector, slots)
             self._own = OwnBatches(self._ring, slots, self._item, self._selector, seeds, at_once)
+            holdings.push(self._own.close)
         self._ready = Sleeper(slots.learner_bell)
+        holdings.push(partial(unpin, slots.batch(0)), self._admission.changed)
+        holdings.watched(self._ready)
         self._crew = Crew(
             "sampler",
             self._samplers,
             run_sampler,
-            lambda index, run: (
-                self._ring,
-                slots,
-                index,
-                self._item,
-                self._selector,
-                self._transform,
-                self._deliveries,
-                self._seeds(index, run),
-            ),
+            unless_gone(self._arguments, "this stream of batches"),
             self._options,
             SamplerFailed,
             ask=lambda index: slots.stop(),
-            after_exit=self._recover,
-            on_change=self.look_again,
+            after_exit=partial(recover, slots),
+            on_change=notice(self.look_again),
         )
+        self._crew.note(holdings)
         await self._begin_pacing()
         self.on_rows()
         await self._crew.start()
+
+    def _arguments(self, index: int, run: int) -> tuple[Any, ...]:
+        assert self._slots is not None
+        what = self._item, self._selector, self._transform, self._deliveries
+        return (self._ring, self._slots, index, *what, self._seeds(index, run))
 
     async def _begin_pacing(self) -> None:
         """From now on writers wait for the learner, as limiter and selector want."""
@@ -194,6 +199,7 @@ class Batches(AsyncIterator[Batch]):
                 self._admission.withdraw(buffer_steps)
         if self._new_deliveries is not None:
             self._deliveries = self._new_deliveries()
+            self._holdings.push(self._deliveries.close)
             self._deliveries.keep()
             self._admission.changed()
             await in_thread("areplay-deliveries", partial(self._begin_deliveries, self._deliveries))
@@ -208,8 +214,9 @@ class Batches(AsyncIterator[Batch]):
 
     def _begin_limiting(self, limiter: SamplesPerInsert) -> None:
         steps = steps_in(self._ring, self._min_size)
-        limiter.open(self._batch_size, steps, self._on_limiter_changed, self._admission.guard)
+        limiter.open(self._batch_size, steps, notice(self._on_limiter_changed), self._admission.guard)
         self._is_limited = True
+        self._holdings.push(partial(self._admission.end, limiter))
         kept = self._resumed.limiter if self._resumed is not None else None
         if kept is not None and limiter.resume(kept) and limiter.has_begun:
             self._min_size = 1  # its first batch was handed out before the checkpoint
@@ -244,8 +251,7 @@ class Batches(AsyncIterator[Batch]):
     def _end_pacing(self) -> None:
         if self._limiter is not None and self._is_limited:
             self._is_limited = False
-            self._admission.remove(self._limiter)
-            self._limiter.close()
+            self._admission.end(self._limiter)
         if self._deliveries is not None:
             self._deliveries.close()
         self._admission.changed()
@@ -257,7 +263,8 @@ class Batches(AsyncIterator[Batch]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.close()
+        await self._holdings.leave(kind, self.close)
+        self.is_closed = True
 
     async def close(self) -> None:
         """Stop the samplers; whoever waits for a batch gets `Closed`. Leaving the context does it. May be called twice.
@@ -266,6 +273,8 @@ class Batches(AsyncIterator[Batch]):
         opened it, this returns at once and does nothing.
         """
         if self._origin is not forks.current:
+            return
+        if await self._holdings.are_lost():
             return
         if self._closing is None:
             self._closing = asyncio.create_task(self._close(), name="areplay closes batches")
@@ -612,22 +621,12 @@ class Batches(AsyncIterator[Batch]):
             return f"learner waits: {why_unfilled(self._crew, self._slots, unfilled)}{remedy}"
         return f"learner waits for a batch: {why_unfilled(self._crew, self._slots)}{remedy}"
 
-    def _unpin(self) -> None:
-        """If batches went to a device, it may not keep the memory of the slots."""
-        if "areplay.to_torch" in sys.modules:
-            assert self._slots is not None
-            sys.modules["areplay.to_torch"].unpin(self._slots.batch(0))
-
-    async def _recover(self, index: int) -> None:
-        assert self._slots is not None
-        if self._slots.recover(index):
-            logger.warning("sampler %d left a batch half filled; it is not delivered, its slot is free again", index)
-
     async def _close(self) -> None:
         await ended(self._opening)
         if self._slots is None or self._crew is None or self._ready is None:  # never entered, or not in full
             self.is_closed = True
             self._free()
+            self._holdings.release()
             return
         try:
             await self._crew.stop()
@@ -639,8 +638,9 @@ class Batches(AsyncIterator[Batch]):
                 self._current.release()
                 self._current = None
             self._ready.close()
-            self._unpin()
+            unpin(self._slots.batch(0))
             self._free()
+        self._holdings.release()
 
     def _free(self) -> None:
         if self._holds_blocks:

@@ -28,6 +28,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import select
 import signal
 import socket
 import sys
@@ -120,6 +121,52 @@ class Channel:
         return True
 
 
+class Remains:
+    """What the kernel holds for a child, apart from those who wait for it, so that it is let go without them.
+
+    Attributes:
+        is_launching: whether the starter's thread is at it.
+        is_gone: whether nothing is left.
+    """
+
+    def __init__(self) -> None:
+        self.is_launching = self.is_gone = False
+        self.pidfd = -1
+        self.socket: socket.socket | None = None
+        self.process: aiomultiprocess.Process | None = None
+
+    def let_go(self) -> bool:
+        """Kill and reap it: whether that is done. Never waits: call it again until it is.
+
+        In any thread, after `Child.give_up`, or when there is no `Child` any more.
+        """
+        if self.is_launching:
+            return False
+        popen: Any = None if self.process is None else self.process.aio_process._popen
+        if self.pidfd >= 0:
+            try:
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            except PermissionError:
+                popen.cut_lifeline()
+            poll = select.poll()
+            poll.register(self.pidfd, select.POLLIN)
+            if not poll.poll(0):
+                return False
+            with contextlib.suppress(OSError):  # ECHILD: others have reaped it
+                os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)
+            self.pidfd = -1
+        if not self.is_gone:
+            self.is_gone = True
+            if self.socket is not None:
+                self.socket.close()
+            if self.process is not None and popen is not None:  # closes the pidfd, too
+                popen.returncode = _CODE_FOR_MULTIPROCESSING
+                self.process.close()
+        return True
+
+
 class Child:
     """One child process, from its start to its end. Use it on one event loop.
 
@@ -155,6 +202,9 @@ class Child:
         self._socket: socket.socket | None = None
         self._childs_end: socket.socket | None = None  # until the process has it
         self._origin = forks.current
+        self._is_given_up = False
+        self.remains = Remains()
+        self._loop: asyncio.AbstractEventLoop | None = None
         forks.register(self)
 
     def after_fork(self) -> None:
@@ -183,15 +233,19 @@ class Child:
         loop = asyncio.get_running_loop()
         try:
             with self._prepare() as childs_end:
+                self.remains.is_launching = True
                 try:
                     # As a value: the code of the arguments, which are pickled there, may raise what no future holds.
-                    launched = loop.run_in_executor(self._starter, outcome_of, partial(self._launch, childs_end))
+                    launched = loop.run_in_executor(self._starter, outcome_of, partial(self._launch_once, childs_end))
                 except RuntimeError as error:
+                    self.remains.is_launching = False
                     raise ResourceUnavailable("starting a thread", self.name, str(error)) from error
                 _check_launched(await run_to_completion(launched))
         except asyncio.CancelledError:
             if self._origin is forks.current:
                 self._watch()
+            raise
+        except GeneratorExit:  # our task is destroyed with its loop; see `Remains`
             raise
         except BaseException as error:  # the system's refusal, or arguments that do not pickle: there is no process
             if self._origin is not forks.current:  # or this is a forked child, which has none either
@@ -241,12 +295,23 @@ class Child:
             await self._changed.wait()
         return self.exit
 
+    def give_up(self) -> None:
+        """Let the loop hear of it no more, for good; `Remains` is left. On that loop, or when it is closed."""
+        self._is_given_up = True
+        loop, self._loop = self._loop, None
+        if loop is None or loop.is_closed():
+            return
+        for descriptor in (self._pidfd, -1 if self._socket is None else self._socket.fileno()):
+            if descriptor >= 0:
+                loop.remove_reader(descriptor)
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal, if the process is still there.
 
         Where this process may not (one of the two has changed its user), the kernel sends SIGKILL in its place.
         """
-        if self.exit is None and self._pidfd >= 0:
+        is_left = self._is_given_up or (self._loop is not None and self._loop.is_closed())  # to the reaper
+        if self.exit is None and self._pidfd >= 0 and not is_left:
             try:
                 signal.pidfd_send_signal(self._pidfd, number)
             except ProcessLookupError:
@@ -262,8 +327,10 @@ class Child:
 
     def _watch(self) -> None:
         """Hear what it says, and see its end."""
+        if self._is_given_up:
+            return
         assert self._socket is not None
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         loop.add_reader(self._socket.fileno(), self._on_message)
         if self._pidfd >= 0:
             loop.add_reader(self._pidfd, self._on_exit)
@@ -288,7 +355,14 @@ class Child:
         finally:
             aiomultiprocess.core.get_manager = get_manager
         self._process.aio_process._Popen = Launcher  # before its class's, which may wait for the child
+        self.remains.socket, self.remains.process = parents_end, self._process
         return childs_end
+
+    def _launch_once(self, childs_end: socket.socket) -> None:
+        try:
+            self._launch(childs_end)
+        finally:
+            self.remains.is_launching = False
 
     def _launch(self, childs_end: socket.socket) -> None:
         """Start the process. In the starter's thread; the loop looks at nothing of it meanwhile.
@@ -309,6 +383,7 @@ class Child:
         multiprocessing_process._children.discard(self._process.aio_process)  # type: ignore[attr-defined]
         popen = self._process.aio_process._popen
         self.pid, self._pidfd = popen.pid, popen.sentinel
+        self.remains.pidfd = self._pidfd
 
     def _on_message(self) -> None:
         assert self._socket is not None
@@ -390,17 +465,21 @@ class Child:
         return "it ended without a word, by os._exit or in native code"
 
     def _release(self, code: int | None) -> None:
-        loop = asyncio.get_running_loop()
+        self.remains.pidfd = -1
+        loop, self._loop = self._loop, None
         if self._pidfd >= 0:
-            loop.remove_reader(self._pidfd)
+            if loop is not None:
+                loop.remove_reader(self._pidfd)
             self._pidfd = -1
         if self._socket is not None:
-            loop.remove_reader(self._socket.fileno())
+            if loop is not None:
+                loop.remove_reader(self._socket.fileno())
             self._socket.close()
             self._socket = None
         if self.pid:  # closes the pidfd, too
             self._process.aio_process._popen.returncode = _CODE_FOR_MULTIPROCESSING if code is None else code
             self._process.close()
+        self.remains.is_gone = True
 
     def __repr__(self) -> str:
         state = "starting" if not self.is_ready else "running"

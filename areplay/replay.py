@@ -13,6 +13,7 @@ import logging
 import weakref
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
+from operator import methodcaller
 from types import TracebackType
 from typing import Any
 
@@ -29,12 +30,13 @@ from areplay.choices import check_actors, check_sendable, checked_item, checked_
 from areplay.coordinator import Coordinator
 from areplay.crew import crew_options
 from areplay.deliveries import Deliveries, Delivering, LocalDeliveries
-from areplay.errors import ActorFailed, Closed, SpecMismatch, Stalled
+from areplay.dropped import Holdings, notice, unless_gone
+from areplay.errors import Closed, SpecMismatch, Stalled
+from areplay.held import Held
 from areplay.hooks import guarded, text_of
 from areplay.inbox import default_inbox_rows
 from areplay.items import Item
 from areplay.limits import check_memory
-from areplay.observed import Observed
 from areplay.options import flag, fraction, optional_seconds, priority_values, whole_number
 from areplay.own_rows import OwnRows
 from areplay.prefetch import Batches
@@ -59,8 +61,8 @@ _SMALL_BATCH = 4_096  # items that a batch may have even if fewer rows fit
 _OWNER, _ACTORS, _BATCHES, _DELIVERIES = range(4)  # kinds of random generators
 
 
-class Replay(Checkpointed, Observed):
-    """A replay buffer in shared memory: an async context manager.
+class Replay(Checkpointed, Held):
+    """A replay buffer in shared memory: an async context manager. Dropped without being closed, it is let go.
 
     Args:
         spec: the fields of a row.
@@ -111,6 +113,7 @@ class Replay(Checkpointed, Observed):
         self._made = 0  # groups and streams so far, for their seeds
         self._ring: Ring | None = None
         self._local: weakref.WeakKeyDictionary[Delivering, LocalDeliveries] = weakref.WeakKeyDictionary()
+        self._holdings = Holdings(f"a replay of {self.capacity_rows:,} rows")
         self._opening: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
 
@@ -133,6 +136,7 @@ class Replay(Checkpointed, Observed):
         if self._opening is not None or self._closing is not None:
             raise Closed("this replay, which was opened before,")
         self._origin = forks.current
+        self._holdings.begin(self)
         self._opening = asyncio.create_task(self._open_off_loop(), name="areplay opens a replay")
         await opened(self._opening, self.close, "this replay")
         return self
@@ -140,7 +144,7 @@ class Replay(Checkpointed, Observed):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.close()
+        await self._holdings.leave(kind, self.close)
 
     async def close(self) -> None:
         """Close everything that hangs on this replay, and itself; leaving the context does it. May be called twice.
@@ -149,6 +153,8 @@ class Replay(Checkpointed, Observed):
         opened it, this returns at once and does nothing.
         """
         if self._is_foreign:
+            return
+        if await self._holdings.are_lost():
             return
         if self._closing is None:
             self._closing = asyncio.create_task(self._close(), name="areplay closes a replay")
@@ -162,6 +168,7 @@ class Replay(Checkpointed, Observed):
         self._guard.has_given_size = self._has_given_block_rows
         finest_rows = None if self._has_given_block_rows else finest_block_rows(self.capacity_rows, self._block_rows)
         ring = Ring(self.spec, self._blocks, self._block_rows, finest_rows)
+        announce_rows = partial(self._streams.tell, methodcaller("on_rows"))
         try:
             if self._loading is not None:
                 self._priorities = self._loading.fill(ring)
@@ -170,28 +177,29 @@ class Replay(Checkpointed, Observed):
             self._tables = PriorityTables(ring, self._guard, self._priorities)
             self._reading_locks = ring.block_locks()
             self._admission = Admission(self._guard)
-            self._own_rows = OwnRows(
-                ring, self._guard, self._admission, self._on_rows, lambda: self._standstill.why_hopeless()
-            )
+            why_hopeless = unless_gone(self._why_hopeless, "this replay")
+            self._own_rows = OwnRows(ring, self._guard, self._admission, announce_rows, why_hopeless)
         except BaseException:
             for priorities in self._priorities.values():
                 priorities.close()
             ring.segment.close()
             raise
-        self._saver = Saver(ring, self._guard, self._snapshot)
-        self._coordinator = Coordinator(ring, self._guard, self._admission, self._on_rows, self._on_change)
+        self._saver = Saver(ring, self._guard, unless_gone(self._snapshot, "this replay"))
+        self._coordinator = Coordinator(ring, self._guard, self._admission, announce_rows, notice(self._on_change))
+        streams, local, groups = self._streams, self._local, self._groups
         self._standstill = Standstill(
             ring,
             self._guard,
             self._admission,
             self._own_rows,
             self._coordinator,
-            lambda: self._streams,
-            lambda: list(self._local.values()),
-            lambda: self._groups,
+            lambda: streams,
+            lambda: list(local.values()),
+            lambda: groups,
         )
         self._ring = ring
         self._be_watched()
+        self._note_holdings(ring)
 
     def actors(
         self,
@@ -248,7 +256,8 @@ class Replay(Checkpointed, Observed):
             inbox_rows = default_inbox_rows(self.spec)
         least_rows = 2 if self.spec.is_steps else 1  # an episode's last step and its final observation go in together
         group = self._next_number()
-        self._groups = [other for other in self._groups if not other.is_closed]  # and so frees their memory
+        self._groups.leave_out(lambda other: other.is_closed)  # and so frees their memory
+        coordinator, entropy = self._coordinator_now(), self._entropy
         count = whole_number("count", count, at_most=10_000)
         self._guard.warn_of_streams(ring, count)
         actors = Actors(
@@ -258,16 +267,17 @@ class Replay(Checkpointed, Observed):
             self.spec,
             count,
             whole_number("inbox_rows", inbox_rows, at_least=least_rows, at_most=1 << 30),
-            lambda index, run: self._seeds(_ACTORS, group, index, run),
+            lambda index, run: np.random.SeedSequence(entropy, spawn_key=(_ACTORS, group, index, run)),
             weights,
             optional_seconds("timeout_s", timeout_s),
             crew_options(max_restarts, start_timeout_s, grace_s),
             QuietOptions(optional_seconds("quiet_s", quiet_s), optional_seconds("restart_after_s", restart_after_s)),
             on_failure == "raise",
-            attach=lambda inbox, index: self._coordinator_now().attach(inbox, f"actor {index}", is_elastic=is_elastic),
-            settle=lambda inbox: self._coordinator_now().settle(inbox),
-            detach=lambda inbox: self._coordinator_now().detach(inbox),
-            on_change=self._on_change,
+            attach=lambda inbox, index: coordinator.attach(inbox, f"actor {index}", is_elastic=is_elastic),
+            settle=coordinator.settle,
+            detach=coordinator.detach,
+            detaching=coordinator.detaching,
+            on_change=notice(self._on_change),
             check_open=self._opened,
             number=group,
         )
@@ -326,7 +336,8 @@ class Replay(Checkpointed, Observed):
         limiter = checked_limiter(limiter, min_size_to_sample, batch_size, self.capacity_rows, item, selector)
         samplers = whole_number("samplers", samplers, at_most=1_000)
         group = self._next_number()
-        self._streams = [other for other in self._streams if not other.is_closed]  # and so frees their memory
+        self._streams.leave_out(lambda other: other.is_closed)  # and so frees their memory
+        entropy = self._entropy
         stream = Batches(
             ring,
             self._guard,
@@ -340,7 +351,7 @@ class Replay(Checkpointed, Observed):
             limiter,
             self._deliveries(selector, item, batch_size, group),
             self._admission,
-            lambda index, run: self._seeds(_BATCHES, group, index, run),
+            lambda index, run: np.random.SeedSequence(entropy, spawn_key=(_BATCHES, group, index, run)),
             optional_seconds("timeout_s", timeout_s),
             crew_options(max_restarts, start_timeout_s, grace_s),
             self._standstill.supply,
@@ -540,7 +551,7 @@ class Replay(Checkpointed, Observed):
     def _opened(self) -> Ring:
         if self._origin is not forks.current:  # or not opened at all
             self._check_process()
-        if self._ring is None or self._closing is not None:
+        if self._ring is None or self._closing is not None or self._holdings.is_abandoned:
             raise Closed("this replay")
         return self._ring
 
@@ -591,22 +602,10 @@ class Replay(Checkpointed, Observed):
             [(kept.record(), kept.is_over) for kept in streams],
         )
 
-    def _on_rows(self) -> None:
-        for stream in self._streams:
-            stream.on_rows()
-
-    def _on_change(self) -> None:
-        failure = self._failure_to_raise()
-        for stream in self._streams:
-            stream.tell_failure(failure)
-            stream.look_again()
-
-    def _failure_to_raise(self) -> ActorFailed | None:
-        return next((failure for group in self._groups if (failure := group.failure_to_raise) is not None), None)
-
     async def _close(self) -> None:
         await ended(self._opening)
         if self._ring is None:  # never entered
+            self._holdings.release()
             return
         async with contextlib.AsyncExitStack() as stack:  # from the last line up, each even if another failed
             stack.push_async_callback(self._free, self._ring)
@@ -622,17 +621,7 @@ class Replay(Checkpointed, Observed):
                     stack.push_async_callback(stream.close)
             if self._watchpost is not None:
                 stack.callback(self._watchpost.close)
-
-    async def _free(self, ring: Ring) -> None:
-        assert self._own_rows is not None
-        await self._own_rows.close()
-        self._reading_locks.close()
-        self._admission.close()
-        for local in self._local.values():
-            local.close()
-        self._guard.forget(self._tables)
-        self._tables.close()
-        ring.segment.close()
+        self._holdings.release()
 
     def __repr__(self) -> str:
         if self._origin is not None and self._is_foreign:

@@ -6,6 +6,7 @@ With deliveries it is settled what is in each batch: then it also sleeps while n
 from __future__ import annotations
 
 import asyncio
+import logging
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from areplay.slots import Slots
 from areplay.statistics import SamplerStatistics
 from areplay.transform import Transform
 from areplay.waiting import Naps, Sleeper, Turns
+
+logger = logging.getLogger(__name__)
 
 _TURN_S = 0.002  # so often signals are looked at
 _MOST_AT_ONCE = 8
@@ -82,6 +85,12 @@ async def run_sampler(
             slots.abandon(slot, rows_inserted)
             await asyncio.sleep(pause_s)
             pause_s = min(_EMPTY_RING_S[1], 2 * pause_s)
+
+
+async def recover(slots: Slots, index: int) -> None:
+    """In the learner's process: free the slots that a dead sampler was filling."""
+    if slots.recover(index):
+        logger.warning("sampler %d left a batch half filled; it is not delivered, its slot is free again", index)
 
 
 def batches_at_once(selector: Selector | Delivering, slots: Slots) -> int:

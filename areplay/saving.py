@@ -20,8 +20,10 @@ import numpy as np
 
 from areplay import forks
 from areplay.checkpoint import Checkpoint, Progress, Stop
+from areplay.dropped import Holdings, cancel_if_open
 from areplay.errors import AreplayError, CheckpointDamaged, Closed, WouldBlock, WrongProcess
 from areplay.hooks import HookRaised, guarded
+from areplay.loops import drop_quietly
 from areplay.manifest import MANIFEST
 from areplay.options import optional_rate, seconds
 from areplay.prefetch import Batches
@@ -50,6 +52,7 @@ class Saver:
         self._ring, self._guard, self._snapshot = ring, guard, snapshot
         self._known: dict[str, str] = {}  # by directory: the id of the checkpoint whose blocks are ours
         self._running: dict[Stop, asyncio.Event] = {}
+        self._at_work: set[Stop] = set()  # of saves that have a thread
         self._is_closed = False
         self._saves = self._failures = 0
         self._last: tuple[Saved | None, str, float] = None, "", 0.0
@@ -79,8 +82,17 @@ class Saver:
             self._guard.let_go(self._ring)
             raise
         self._running[stop] = ended
+        at_work = self._at_work
+
+        def run() -> Saved:
+            at_work.add(stop)
+            try:
+                return work.run()
+            finally:
+                at_work.discard(stop)
+
         try:
-            saved = await in_thread("areplay-files", work.run, stop.set)
+            saved = await in_thread("areplay-files", run, stop.set)
         except WouldBlock:
             raise Closed("this replay") from None
         except (AreplayError, HookRaised) as error:
@@ -119,13 +131,75 @@ class Saver:
             stop.set()
             await ended.wait()
 
+    def letting_go(self) -> Callable[[], bool]:
+        """A step of `Holdings`: stops what is running, and is done when no thread is at it any more."""
+        at_work = self._at_work
+
+        def let_go() -> bool:
+            for stop in list(at_work):
+                stop.set()
+            return not at_work
+
+        return let_go
+
 
 class Checkpoints:
-    """Saves of a replay every so many seconds: an async context manager, made by `Replay.checkpoints`.
+    """Saves of a replay every so many seconds: an async context manager, made by `Replay.checkpoints`."""
+
+    def __init__(
+        self, every_s: float, save: Callable[..., Coroutine[Any, Any, Saved]], options: dict[str, Any]
+    ) -> None:
+        self._schedule = _Schedule(every_s, save, options)
+        self._holdings = Holdings(f"a context of checkpoints every {every_s:g} s")
+        self._is_entered = False
+        self._origin = forks.current
+
+    @property
+    def last(self) -> Saved | None:
+        """What the last save did that succeeded; None before that."""
+        return self._schedule.last
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Of the last save, if it failed: its error, or what its `on_progress` raised."""
+        return self._schedule.failure
+
+    async def __aenter__(self) -> Checkpoints:
+        """Begin; the first checkpoint is made after `every_s`."""
+        forks.check(self._origin, "this context of checkpoints")
+        if self._is_entered:
+            raise Closed("this context of checkpoints, which was entered before,")
+        self._is_entered = True
+        self._holdings.begin(self)
+        self._schedule.begin()
+        self._holdings.watched(self._schedule)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait for the save that runs, and make one more, as fast as it goes.
+
+        Cancelled meanwhile: what runs is stopped, the checkpoint before is whole. In a process forked from the one that
+        entered it, this returns at once and does nothing.
+        """
+        if self._origin is forks.current:
+            await self._holdings.leave(kind, self._end)
+
+    async def _end(self) -> None:
+        if await self._holdings.are_lost():
+            return
+        try:
+            await self._schedule.end()
+        finally:
+            self._holdings.release()
+
+
+class _Schedule:
+    """What runs for a context of checkpoints, and does not keep it.
 
     Attributes:
-        last: what the last save did that succeeded; None before that.
-        failure: of the last save, if it failed: its error, or what its `on_progress` raised.
+        last, failure: as of `Checkpoints`.
     """
 
     def __init__(
@@ -138,24 +212,24 @@ class Checkpoints:
         self._leaving = asyncio.Event()
         self._origin = forks.current
 
-    async def __aenter__(self) -> Checkpoints:
-        """Begin; the first checkpoint is made after `every_s`."""
-        forks.check(self._origin, "this context of checkpoints")
-        if self._task is not None:
-            raise Closed("this context of checkpoints, which was entered before,")
+    def begin(self) -> None:
+        """Start the task."""
         self._task = asyncio.create_task(self._save_again_and_again(), name="areplay checkpoints")
-        return self
+        drop_quietly(self._task)
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Wait for the save that runs, and make one more, as fast as it goes.
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The task's."""
+        return None if self._task is None else self._task.get_loop()
 
-        Cancelled meanwhile: what runs is stopped, the checkpoint before is whole. In a process forked from the one that
-        entered it, this returns at once and does nothing.
-        """
-        if self._origin is not forks.current:
-            return
+    def unwatch(self) -> None:
+        """Save nothing more, and let the replay go. On the task's loop, or anywhere once that is closed."""
+        self._save = _gone
+        if self._task is not None:
+            cancel_if_open(self._task)
+
+    async def end(self) -> None:
+        """See `Checkpoints.__aexit__`."""
         assert self._task is not None
         self._leaving.set()
         try:
@@ -200,6 +274,10 @@ class Checkpoints:
         forks.check(self._origin, "this context of checkpoints")  # a forked child's copy of the loop does not run
         self.failure = error
         logger.error("%s; the checkpoint before is kept, the next save tries again", text)
+
+
+async def _gone(*_: object, **__: object) -> Saved:
+    raise Closed("this replay")
 
 
 class Loading:

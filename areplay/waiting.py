@@ -105,6 +105,15 @@ class Sleeper:
             if self._waiters == 0:
                 self._bell.disarm()
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The loop that watches the doorbell, until `close`."""
+        return self._loop
+
+    def unwatch(self) -> None:
+        """`close`, as a `Watcher`."""
+        self.close()
+
     def wake(self) -> None:
         """Let every waiter look at its condition again. Call it on the loop of the waiters."""
         for future in self._asleep:
@@ -234,6 +243,10 @@ async def in_thread(name: str, work: Callable[[], T], on_cancel: Callable[[], ob
             cancelled = error
             if on_cancel is not None:
                 on_cancel()
+        except GeneratorExit:  # our task is destroyed with its loop, and cannot wait
+            if on_cancel is not None:
+                on_cancel()
+            raise
     thread.join()  # which only has to return: after that nothing holds what it has worked on
     outcome = done.result()
     try:
@@ -294,6 +307,8 @@ async def opened(opening: asyncio.Task[None], close: Callable[[], Awaitable[None
     except HookRaised as raised:
         await close()
         deliver(raised)
+    except GeneratorExit:  # our task is destroyed with its loop, and cannot wait
+        raise
     except BaseException:
         await close()
         raise

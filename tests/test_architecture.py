@@ -26,6 +26,7 @@ ROOMS_ABOVE = [
     {"__init__"},
     {"metrics"},
     {"replay", "program"},
+    {"held"},
     {"observed"},
     {"standstill"},
     {"saving"},
@@ -33,7 +34,7 @@ ROOMS_ABOVE = [
     {"sampler"},
     {"crew"},
     {"process"},
-    {"waiting"},
+    {"waiting", "dropped"},
     {"loops"},
 ]
 # ------------- nothing below this line imports asyncio -------------

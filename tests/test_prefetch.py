@@ -17,6 +17,7 @@ from areplay import waiting as waiting_module
 from areplay.admission import Admission
 from areplay.batch import Batch
 from areplay.crew import CrewOptions
+from areplay.dropped import Holdings
 from areplay.errors import BatchReleased, Closed, DescriptorLimitExceeded, SamplerFailed, Stalled, WaitTimeout
 from areplay.items import Rows
 from areplay.prefetch import Batches
@@ -44,6 +45,9 @@ class Crew:
         self.may_stop = asyncio.Event()
         self.may_stop.set()
         crews.append(self)
+
+    def note(self, holdings: Holdings) -> None:
+        """It has no children."""
 
     async def start(self) -> None:
         """As the real one."""
@@ -905,12 +909,12 @@ async def test_a_half_filled_batch_of_a_dead_sampler_is_told(caplog: pytest.LogC
     scene = Scene()
     async with scene.batches as batches:
         scene.write(10)
-        await batches._recover(0)
+        await scene.crew.after_exit(0)
         assert caplog.messages == []
         assert scene.slots.lease(0) is not None
         (record,) = [batches.statistics()]
         assert (record.filling, record.slots, record.number) == (1, 5, 3)
-        await batches._recover(0)
+        await scene.crew.after_exit(0)
         assert caplog.messages == ["sampler 0 left a batch half filled; it is not delivered, its slot is free again"]
         assert batches.statistics().filling == 0
     await scene.close()

@@ -829,7 +829,8 @@ async def test_rows_are_announced_when_they_can_be_drawn() -> None:
             pass
 
     async with areplay.Replay(SPEC, 64) as replay:
-        replay._streams.append(Stream())  # type: ignore[arg-type]
+        stream = Stream()
+        replay._streams.append(stream)  # type: ignore[arg-type]
         await replay.add(**row(0))
         await replay.extend(columns(1, 5))
         assert seen == [1, 6]

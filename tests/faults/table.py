@@ -339,6 +339,21 @@ ROWS = {
             "tests/test_loops.py",
         ),
     ),
+    28: Row(
+        "replays, streams, groups dropped without close, in any thread, in the middle of a call, at interpreter exit",
+        "collected: children ended, descriptors, threads, mappings back; a warning names what was dropped",
+        (
+            "tests/faults/test_dropped.py::test_replays_that_are_dropped_again_and_again_leave_nothing",
+            "tests/faults/test_dropped.py::test_what_is_dropped_in_a_circle_waits_for_the_collector_only",
+            "tests/faults/test_dropped.py::test_the_finalizer_takes_no_lock",
+            "tests/faults/test_dropped.py::test_a_dropped_stream_leaves_its_replay_to_others",
+            "tests/faults/test_dropped.py::test_a_coroutine_that_is_destroyed_lets_go",
+            "tests/faults/test_dropped.py::test_no_loop_is_needed",
+            "tests/faults/test_dropped.py::test_a_learner_that_waits_is_dropped_with_its_loop",
+            "tests/faults/test_dropped.py::test_at_the_end_of_the_interpreter",
+            "tests/faults/test_dropped.py",
+        ),
+    ),
     29: Row(
         "stdout closed, full, broken; an interpreter that takes long to end",
         "a child that has finished is finished: no restart, no warning, no wait",
