@@ -149,7 +149,7 @@ class InboxFull(WaitTimeout):
 
 
 class Stalled(AreplayError):
-    """A wait that can never end: whoever it waited for is gone."""
+    """A wait that can never end: what it waits for is gone, or waits for the caller."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)

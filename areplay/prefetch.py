@@ -381,6 +381,8 @@ class Batches(AsyncIterator[Batch]):
             return False
         if self._closing is not None or self.is_beginning or not self._needs_rows():
             return True
+        if self._deliveries is not None:  # a gate that is shut opens for a learner that finds the ring full
+            return self._deliveries.has_batch(self._delivered)
         return self._may_sample and self._slots.count(READY) > 0  # left from when there were items
 
     @property
@@ -559,17 +561,13 @@ class Batches(AsyncIterator[Batch]):
             if not self._slots.is_open and supply.is_stuck:  # the ring is full: more rows than these will not be there
                 self._open_gate()
                 return
-            if why := supply.why_barred():
-                self.on_rows()
-                if not self._needs_rows():
-                    return
-                raise Stalled(f"{self._reason()}; no more rows can come, since {why}")
-            if supply.is_exhausted or supply.failure is not None:
-                self.on_rows()  # the last of them may have been written between the two looks
-                if not self._needs_rows():
-                    return
-                reason = f"{self._reason()}; no more rows can come"
-                raise Stalled(f"{reason}: {supply.failure}" if supply.failure else reason) from supply.failure
+            why = supply.why_barred()
+            if not (why or supply.is_exhausted or supply.failure is not None):
+                return
+            self.on_rows()  # the last of them may have been written between the two looks
+            if self._needs_rows():
+                why = f", since {why}" if why else f": {supply.failure}" if supply.failure else ""
+                raise Stalled(f"{self._reason()}; no more rows can come{why}") from supply.failure
 
     @property
     def _is_searched_in_vain(self) -> bool:

@@ -85,7 +85,7 @@ class Standstill:
             is_exhausted=exhausted,
             last_row=f"last row {time.monotonic() - last:.1f} s ago" if last else "no row from them yet",
             failure=coordinator.failure or (failures[0] if exhausted and failures else None),
-            is_stuck=self._guard.is_full() and not any(stream.is_beginning for stream in self._streams()),
+            is_stuck=self._is_full and not any(stream.is_beginning for stream in self._streams()),
             why_held=self.why_held,
             why_barred=self.why_barred,
         )
@@ -124,6 +124,23 @@ class Standstill:
             return ""
         return self.why_barred()
 
+    @property
+    def _are_blocks_kept(self) -> bool:
+        """Whether all blocks are kept, and none is open for rows that wait or may come."""
+        lacks = self._own_rows.lacks
+        return self._guard.is_full(lacks.stream if lacks is not None and lacks.blocks else None)
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether no more rows fit into the ring before a batch is taken."""
+        lacks = self._own_rows.lacks
+        return self._are_blocks_kept or (lacks is not None and lacks.blocks and not self._may_others_write)
+
+    @property
+    def _may_others_write(self) -> bool:
+        """Whether there are actors, or rows of theirs."""
+        return self._coordinator.has_rows or any(group.alive for group in self._groups())
+
     def _what_bars_rows(self) -> str:
         """Say what keeps every process from writing a row before a batch is taken, and what to do; "" if nothing does.
 
@@ -134,10 +151,10 @@ class Standstill:
         for limiter in limiters:
             if not limiter.room:
                 return f"{limiter!r} lets none in before a batch is taken: raise min_size_to_sample or error_buffer"
-        if self._guard.is_full(lacks.stream if lacks is not None and lacks.blocks else None):
+        if self._are_blocks_kept:
             blocks = self._ring.blocks
             return f"all {blocks} blocks hold rows that are still needed: raise capacity, or lower batch_size"
-        if lacks is None or any(group.alive for group in self._groups()) or self._coordinator.has_rows:
+        if lacks is None or self._may_others_write:
             return ""
         for limiter in limiters:
             if limiter.room < lacks.steps:

@@ -115,8 +115,10 @@ def test_too_few_free_blocks_bar_a_call_that_needs_more() -> None:
     scene.limiters.clear()
     waits_for(scene, 20, blocks=True)
     assert "more rows at once than there is room for" in scene.why
+    assert scene.standstill.supply().is_stuck, "so the ring is as full as it will be"
     scene.group.alive = 1
     assert scene.why == "", "an actor may fill the block that is free"
+    assert not scene.standstill.supply().is_stuck
 
 
 ENDS: dict[str, Callable[[Scene], object]] = {

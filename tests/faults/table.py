@@ -199,6 +199,8 @@ ROWS = {
             "::test_rows_that_do_not_fit_beside_those_that_a_queue_keeps_make_nobody_wait_for_ever",
             "tests/faults/test_waiting_for_each_other.py"
             "::test_a_queue_that_keeps_the_blocks_for_its_own_learner_makes_no_other_one_stalled",
+            "tests/faults/test_waiting_for_each_other.py"
+            "::test_a_full_ring_is_enough_for_the_first_batch_though_a_step_does_not_fit",
             "tests/faults/test_waiting_for_each_other.py::test_a_queue_that_waits_for_one_sampler_names_it",
             "tests/test_standstill.py",
             "tests/test_admission.py::test_final_observations_do_not_wait_behind_steps",

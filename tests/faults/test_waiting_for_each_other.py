@@ -243,6 +243,26 @@ async def test_rows_that_do_not_fit_beside_those_that_a_queue_keeps_make_nobody_
             assert len(replay) == actors + 1
 
 
+@pytest.mark.parametrize("is_late", [False, True])
+async def test_a_full_ring_is_enough_for_the_first_batch_though_a_step_does_not_fit(is_late: bool) -> None:
+    """The learner waits for as many rows as the ring has; the next step of ten does not fit beside those that the queue
+    keeps. Whoever comes first: batches come, and the step is written."""
+    async with (
+        areplay.Replay(STEPS, 256, block_rows=16) as replay,
+        replay.batches(batch_size=8, selector=areplay.Fifo(), min_size_to_sample=256, timeout_s=60.0) as batches,
+    ):
+        replay.autoreset_mode = "Disabled"
+        for number in range(25):
+            await replay.add(**vector(10, number))
+        waiting = asyncio.create_task(replay.add(**vector(10, 25)))
+        if is_late:
+            await until(lambda: any(wait.who == "owner" for wait in replay.statistics().waits))
+        while not waiting.done():
+            await anext(batches)
+            await asyncio.sleep(0)
+        assert len(await waiting) == 10
+
+
 async def test_a_queue_that_keeps_the_blocks_for_its_own_learner_makes_no_other_one_stalled() -> None:
     """Of two, one has a batch that its learner may take at any time; then rows come in, and the other goes on."""
     async with (
