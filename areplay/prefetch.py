@@ -543,6 +543,8 @@ class Batches(AsyncIterator[Batch]):
 
     def _raise_if_failed(self) -> None:
         """Rather an error than a learner that goes on for days with the rows it has."""
+        if self._actor_failure is not None:
+            raise copy.copy(self._actor_failure)
         failure = self._supply().failure
         if failure is not None:
             raise Stalled(f"no more rows can come: {failure}") from failure

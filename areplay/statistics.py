@@ -133,7 +133,7 @@ class SavesStatistics:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Somebody who waits at this moment."""
+    """A process or task that waits at this moment, or an actor that hands in nothing or has failed for good."""
 
     who: str
     """"learner", "actor 3", or "owner" for `Replay.add` and `extend`."""
