@@ -543,10 +543,8 @@ class Batches(AsyncIterator[Batch]):
 
     def _raise_if_failed(self) -> None:
         """Rather an error than a learner that goes on for days with the rows it has."""
-        if self._actor_failure is not None:
-            raise copy.copy(self._actor_failure)
         failure = self._supply().failure
-        if failure is not None:
+        if failure is not None and self._actor_failure is None:  # which `_lend` raises, as the user asked
             raise Stalled(f"no more rows can come: {failure}") from failure
 
     def _raise_if_hopeless(self) -> None:

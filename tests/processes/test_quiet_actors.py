@@ -155,6 +155,16 @@ async def test_one_failed_actor_is_raised_where_the_user_says_so() -> None:
             await anext(batches)  # that group is closed
 
 
+async def test_the_last_actors_failure_is_raised_as_asked_for_too() -> None:
+    """ActorFailed, and not that no more rows can come: the same error whichever actor it is."""
+    async with areplay.Replay(SPEC, 10_000) as replay:
+        group = replay.actors(workers.hand_in_and_fail, 1, args=(50,), max_restarts=0, on_failure="raise")
+        with pytest.raises(areplay.ActorFailed, match="this actor has failed"):
+            async with replay.batches(batch_size=8, prefetch=2) as batches, group:
+                async for _ in batches:
+                    pass
+
+
 async def test_a_learner_that_waits_is_told_of_one_failed_actor() -> None:
     """Though the others live, and more rows may come; an error of the user's own is not replaced on leaving."""
     async with areplay.Replay(SPEC, 10_000) as replay:
