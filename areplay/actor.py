@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 
 from areplay import forks
-from areplay.arrays import Refusal, as_array, remedy_for
+from areplay.arrays import detached, own_columns
 from areplay.crew import Crew, CrewOptions
 from areplay.dropped import Holdings, notice, unless_gone
 from areplay.episodes import Episodes
 from areplay.errors import ActorFailed, Closed, InboxFull, WaitTimeout, WouldBlock
-from areplay.inbox import DESCRIPTORS_AN_INBOX, Inbox, Inboxes
+from areplay.inbox import DESCRIPTORS_AN_INBOX, Inbox, Inboxes, waiting_rows
 from areplay.limits import check_descriptors
 from areplay.loops import drop_quietly
-from areplay.options import NO_PRIORITY, one_priority, priority_column
+from areplay.options import NO_PRIORITY, one_priority, plain_scalar, priority_column
 from areplay.process import DESCRIPTORS_A_CHILD, DESCRIPTORS_TO_START, READY, REPORT, Channel
 from areplay.quiet import Quiet, QuietOptions
 from areplay.spec import Array, Columns, Spec
@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 MAX_REPORTS = 10_000
 _STOPPING_S = 0.2  # so long an actor that was asked to stop still waits for room
 _QUIET_GRACE_S = 1.0  # at most, from SIGTERM to SIGKILL, for an actor that hands nothing in
+_TURN_BYTES_S = 100e6  # copied for turns of the loop: a hundredth of what memory takes, so they cost 1 % at most
 _TURN_S = 0.002  # an actor that never waits lets its loop turn so often, for its other tasks and for cancellation
 
 
@@ -72,6 +73,7 @@ class Actor:
         self._episodes = Episodes(spec) if spec.is_steps else None
         self._room = Sleeper(inbox.room_bell)
         self._turns = Turns(_TURN_S)
+        self._row_bytes = spec.row_bytes
         self._origin = forks.current
 
     @property
@@ -119,8 +121,12 @@ class Actor:
         `priority=` is what a `Prioritized` selector begins with for this row, (L,) of a vector; else the largest one so
         far.
 
-        Cancelled while waiting: the row has not been handed in. A step that was not handed in, for whatever reason,
-        leaves a gap: the steps before and after it are kept, no item spans it.
+        The row gets the values that its arrays hold when the call begins to run: at `await`, or when a task made of it
+        first runs. An observation that comes in the memory of the one before, with other values, is refused if
+        `next_obs` does not vouch for it: an environment that reuses its array has overwritten `obs` by then.
+
+        Cancelled while waiting: the row has not been handed in, nor any row of a vector's step. A step that was not
+        handed in, for whatever reason, leaves a gap: the steps before and after it are kept, no item spans it.
 
         Args:
             row: each field of the spec, of its shape and dtype; plain numbers are taken by value. Tensors of torch or
@@ -129,7 +135,8 @@ class Actor:
         Raises:
             RuntimeError: another task of this actor is handing in a step; one does it, and in their order.
             Closed: it was waiting for room, and is asked to stop. Nothing was handed in; let it end the function.
-            SpecMismatch: a field is missing, extra, or does not fit. Nothing was handed in; the actor can go on.
+            SpecMismatch: a field is missing, extra, or does not fit; or a vector's step, of L rows or with final
+                observations of 2 L, exceeds `inbox_rows`. Nothing was handed in; the actor can go on.
             InboxFull: no room came within the `timeout_s` given to `Replay.actors`.
         """
         if self._episodes is None:
@@ -137,18 +144,19 @@ class Actor:
         return self._add_step(self._episodes, self._episodes.ticket(), row, priority)
 
     async def _add_row(self, row: dict[str, Any], priority: Any) -> None:
+        self._check_process()
         given = NO_PRIORITY if priority is None else one_priority(priority)
-        await self._turn()
         await self._put((row,), given)
 
     async def _add_step(self, episodes: Episodes, ticket: int, step: dict[str, Any], priority: Any) -> None:
+        self._check_process()
         with episodes.step(ticket):
-            await self._turn()
             rows = episodes.rows(step)
             if isinstance(rows, tuple):
                 await self._put(rows, NO_PRIORITY if priority is None else one_priority(priority))
             else:
-                await self._extend(rows, priority_column(priority, episodes.environments, _length(rows)))
+                episodes.check_width(self._inbox.inbox_rows)
+                await self._extend(rows, priority_column(priority, episodes.environments, _length(rows)), step)
 
     def end_episode(self, environments: Any = None) -> None:
         """Break off the episode: the environment raised, or you reset it in the middle. Never waits, writes no row.
@@ -178,8 +186,10 @@ class Actor:
     def extend(self, columns: Mapping[str, Any], *, priorities: Any = None) -> Coroutine[Any, Any, None]:
         """Hand in n rows at once, waiting until there is room for all of them. When this returns, they are safe.
 
-        Cancelled while waiting, or killed: all of them or none, if n is at most `inbox_rows`; of more, a prefix of
-        whole inboxes may have been handed in.
+        Cancelled while waiting, killed, or ended by `InboxFull` or `Closed`: all of them or none, if they are at most
+        `inbox_rows`, each final observation counted as a row. Of more, the first ones may have been handed in, a
+        multiple of `inbox_rows`; of steps, a gap follows them. They get the values that `add` takes. A list of
+        observations that are all one array is refused.
 
         Args:
             columns: field name -> array of shape `(n, *field.shape)`, dtype as in the spec, n at least 1. With a spec
@@ -196,16 +206,15 @@ class Actor:
         return self._extend_steps(self._episodes, self._episodes.ticket(), columns, priorities)
 
     async def _extend_rows(self, columns: Mapping[str, Any], priorities: Any) -> None:
+        self._check_process()
         rows, arrays = self._spec.convert_columns(columns)
-        given = priority_column(priorities, rows, rows)
-        await self._turn()
-        await self._extend(arrays, given)
+        await self._extend(arrays, priority_column(priorities, rows, rows), columns)
 
     async def _extend_steps(self, episodes: Episodes, ticket: int, columns: Mapping[str, Any], priorities: Any) -> None:
+        self._check_process()
         with episodes.step(ticket):
-            await self._turn()
             steps, at = episodes.columns(columns)
-            await self._extend(steps, priority_column(priorities, len(at), _length(steps), at))
+            await self._extend(steps, priority_column(priorities, len(at), _length(steps), at), None)
 
     async def flush(self) -> None:
         """Wait until every row handed in so far can be sampled. Cancelled: nothing is lost.
@@ -227,9 +236,7 @@ class Actor:
             TypeError: a value is no scalar, nor an array or tensor of one.
         """
         forks.check(self._origin, "this actor")
-        scalars: dict[str, Scalar] = {}
-        for name, value in values.items():
-            scalars[name] = _scalar(name, value)
+        scalars = {name: plain_scalar(f"report {name}=", value) for name, value in values.items()}
         self._channel.send_nowait(REPORT, (time.time(), scalars))
 
     def _steps(self) -> Episodes:
@@ -238,28 +245,47 @@ class Actor:
             raise ValueError("autoreset_mode is about steps of environments; make the spec with Spec.steps or from_env")
         return self._episodes
 
-    async def _turn(self) -> None:
+    def _check_process(self) -> None:
         if self._origin is not forks.current:
             forks.check(self._origin, "this actor")
-        if self._turns.is_due():
-            await asyncio.sleep(0)
-            forks.check(self._origin, "this actor")  # another task may have forked
 
     async def _put(self, rows: tuple[Mapping[str, Any], ...], priority: float) -> None:
-        """Hand in a row, or two, together."""
-        try:
-            self._inbox.put(*rows, priority=priority)
-        except WouldBlock:
-            await self._wait_room(len(rows))
-            self._inbox.put(*rows, priority=priority)
+        """Hand in a row, or two, together. What the caller writes to its arrays meanwhile does not reach them."""
+        if self._turns.is_due():
+            rows = tuple(detached(row) for row in rows)
+            await asyncio.sleep(0)
+            self._check_process()  # another task may have forked
+        while True:
+            try:
+                self._inbox.put(*rows, priority=priority)
+                return
+            except WouldBlock:
+                rows = tuple(detached(row) for row in rows)
+                await self._wait_room(len(rows))
 
-    async def _extend(self, columns: Columns, priorities: Array | None) -> None:
-        """Hand in checked columns, together if they fit into the inbox."""
+    async def _extend(self, columns: Columns, priorities: Array | None, given: Mapping[str, Any] | None) -> None:
+        """Hand in checked columns, together if they fit into the inbox.
+
+        Args:
+            given: what the caller handed in, if `columns` may share memory with it; `None` if they do not.
+        """
         rows = _length(columns)
+        # A turn of the loop costs a copy here, and of many rows a dear one: so it comes later then.
+        if self._turns.is_due(0 if given is None else rows * self._row_bytes / _TURN_BYTES_S):
+            if given is not None:
+                columns, given = own_columns(columns, given), None
+            await asyncio.sleep(0)
+            self._check_process()
         for start in range(0, rows, self._inbox.inbox_rows):
             stop = min(rows, start + self._inbox.inbox_rows)
-            await self._wait_room(stop - start)
-            self._inbox.extend(columns, start, stop, priorities)
+            while True:
+                try:
+                    self._inbox.extend(columns, start, stop, priorities)
+                    break
+                except WouldBlock:
+                    if given is not None:
+                        columns, given = own_columns(columns, given), None
+                    await self._wait_room(stop - start)
 
     async def _wait_room(self, rows: int) -> None:
         if self._inbox.room < rows:
@@ -286,28 +312,6 @@ class Actor:
 
 def _length(columns: Columns) -> int:
     return len(next(iter(columns.values())))
-
-
-def _scalar(name: str, value: object) -> Scalar:
-    scalar = value
-    if hasattr(value, "__array__"):  # numpy's and torch's scalars, and arrays
-        array = as_array(value)
-        scalar = array.item() if not isinstance(array, Refusal) and array.size == 1 else value
-    if isinstance(scalar, (float, int, str, bool)):
-        return scalar
-    remedy = remedy_for(value)
-    what = f"must be a number, a bool or a str, got {type(value).__name__}" + (f"; {remedy}" if remedy else "")
-    raise TypeError(f"report {name}= {what}")
-
-
-def waiting_rows(inbox: Inbox) -> str:
-    """How many rows of an inbox wait, in words."""
-    if inbox.may_wait == inbox.inbox_rows:
-        return f"{inbox.used:,} of {inbox.inbox_rows:,} rows of its inbox are not yet taken"
-    return (
-        f"{inbox.used:,} rows of its inbox are not yet taken, {inbox.may_wait:,} may wait while a limiter or selector "
-        f"holds rows back"
-    )
 
 
 async def run_actor(

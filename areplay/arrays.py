@@ -9,7 +9,7 @@ Knows neither fields nor specs, and imports no library of arrays but numpy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,7 +72,8 @@ def exactly(given: Array, dtype: np.dtype[Any]) -> Array | None:
             given = shorter
         converted = given.astype(dtype)
         if given.dtype.kind in "fc":
-            survives = bool(np.array_equal(np.isfinite(given), np.isfinite(converted)))
+            finite = np.isfinite(converted)  # if all are, all were
+            survives = bool(finite.all()) or bool(np.array_equal(np.isfinite(given), finite))
         else:
             survives = given.dtype.kind == "b" or _whole_numbers_survive(given, converted)
     return converted if survives else None
@@ -103,32 +104,46 @@ def detached(value: Any) -> Any:
     return value if isinstance(array, Refusal) or array.dtype == object else array.copy()
 
 
-def is_own(array: Array, given: object) -> bool:
-    """Whether `array`, which `as_array` or a conversion made of `given`, has a memory that the caller cannot reach."""
-    if isinstance(given, (list, tuple)):
-        return True
-    return isinstance(given, np.ndarray) and array is not given and not np.may_share_memory(array, given)
-
-
-def is_read_only(array: Array) -> bool:
-    """Whether neither `array` nor an array that it is a view of can be written to."""
-    base: Any = array
-    while isinstance(base, np.ndarray):
-        if base.flags.writeable:
-            return False
-        base = base.base
-    return True
+def own_columns(columns: Mapping[str, Array], given: Mapping[str, Any]) -> dict[str, Array]:
+    """`columns`, which were made of what the caller gave, with a memory that the caller cannot write to."""
+    return {
+        name: column if _is_own(column, given.get(name)) or _is_read_only(column) else column.copy()
+        for name, column in columns.items()
+    }
 
 
 def share_memory(one: object, other: object) -> bool:
-    """Whether writing to `one` may change `other`: the same object, or arrays whose memories overlap."""
+    """Whether writing to `one` may change `other`: one object that can change, or arrays whose memories overlap.
+
+    Lists are compared part by part, tensors as the arrays that they are.
+    """
+    return _meet(one, other, np.may_share_memory)
+
+
+def is_same_memory(one: object, other: object) -> bool:
+    """Whether both are one object that can change, or arrays that begin at the same address, with the same strides."""
+    return _meet(one, other, _begin_alike)
+
+
+def _meet(one: object, other: object, arrays_do: Callable[[Array, Array], bool]) -> bool:
     if one is other:
         return not isinstance(one, _FIXED)
-    if not (isinstance(one, np.ndarray) and isinstance(other, np.ndarray)):
-        return False
+    if type(one) is not np.ndarray or type(other) is not np.ndarray:
+        if isinstance(one, _FIXED) or isinstance(other, _FIXED):
+            return False
+        if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+            return any(_meet(mine, others, arrays_do) for mine, others in zip(one, other, strict=False))
+        one, other = as_array(one), as_array(other)
+        if isinstance(one, Refusal) or isinstance(other, Refusal):
+            return False
     if one.base is None and other.base is None:  # two arrays, each with a memory of its own
         return False
-    return np.may_share_memory(one, other)
+    return arrays_do(one, other)
+
+
+def _begin_alike(one: Array, other: Array) -> bool:
+    mine, others = one.__array_interface__, other.__array_interface__
+    return bool(mine["data"] == others["data"] and one.strides == other.strides and one.nbytes > 0)
 
 
 def has_masked(value: object) -> bool:
@@ -169,6 +184,21 @@ def torch_tensor_in(value: object, depth: int = 8) -> Any:
     kinds = type(value).__mro__
     is_tensor = any(kind.__name__ == "Tensor" and kind.__module__.split(".")[0] == "torch" for kind in kinds)
     return value if is_tensor else None
+
+
+def _is_own(array: Array, given: object) -> bool:
+    if isinstance(given, (list, tuple)):
+        return True
+    return isinstance(given, np.ndarray) and array is not given and not np.may_share_memory(array, given)
+
+
+def _is_read_only(array: Array) -> bool:
+    base: Any = array
+    while isinstance(base, np.ndarray):  # a view may be read-only, and what it is a view of not
+        if base.flags.writeable:
+            return False
+        base = base.base
+    return True
 
 
 def _whole_numbers_survive(given: Array, converted: Array) -> bool:

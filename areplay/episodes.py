@@ -39,8 +39,10 @@ from numpy.typing import NDArray
 
 from areplay.arrays import Refusal, as_array
 from areplay.errors import SpecMismatch
-from areplay.links import AHEAD, BACK, GAP, MAX_ENVIRONMENTS, MOMENT, episodes_of, first_moment, first_moments
+from areplay.links import AHEAD, BACK, GAP, MAX_ENVIRONMENTS, MOMENT, first_moment, first_moments
+from areplay.observation_memory import HandedIn, ObservationMemory
 from areplay.spec import Array, Columns, Field, Spec
+from areplay.vector_links import VectorLinks
 
 AUTORESET_MODES = ("NextStep", "SameStep", "Disabled")
 
@@ -63,13 +65,17 @@ class Episodes:
         self._next_fields = {name: replace(spec[name], name=f"next_{name}") for name in spec.observations}
         self._final_fields = {name: replace(spec[name], name=f"final_{name}") for name in spec.observations}
         self._final = {name: np.zeros(field.shape, field.dtype) for name, field in spec.items()}
+        self._names = dict.fromkeys(spec).keys()  # compared with a row's, in C; a Mapping's keys are not
         self._is_nested = any("." in name for name in spec)
         self._mode, self._mode_is_given = AUTORESET_MODES[0], False
         self._environments: int | None = None  # 0: one that is no vector; None: not known yet
         self._moment = 0  # of the next row, if there is one environment
         self._is_linked = False  # whether the row before it belongs to its episode
-        self._vector = _Vector(0)
+        self._vector = VectorLinks(0)
         self._expected: dict[str, Any] | None = None  # what the next observation must be, if that is known
+        self._memory = ObservationMemory(spec)
+        self._handed: HandedIn = {}
+        self._has_ended = False  # the last step ended the episode of the one environment
         self._advance: Callable[[], None] | None = None
         self._warned: set[str] = set()
         self._is_begun = self._has_gap = False  # a step was handed in; one got lost before that
@@ -101,35 +107,50 @@ class Episodes:
         """L, if the steps come from a vector of L environments; 0 if they come from one, or before the first step."""
         return self._environments or 0
 
-    def rows(self, step: Row) -> Rows | Columns:
+    def rows(self, step: Row, given: Row | None = None) -> Rows | Columns:
         """The rows of one step: of one environment as one row, or two at an episode's end; of a vector as columns.
+
+        Values that need no conversion are not copied.
+
+        Args:
+            given: the step in the caller's own memory, if `step` is a copy of it.
 
         Raises:
             SpecMismatch: the step does not fit the spec, or does not go on where the last one ended.
         """
-        fields = self._flat(step) if self._is_nested else dict(step)
+        fields = self._fields_of(step)
         next_obs = self._take_next(fields)
         final_obs = fields.pop("final_obs", None)
-        if fields.keys() != self._spec.keys():
+        if fields.keys() != self._names:
             self._spec.check_names(fields)
+        theirs, their_next = fields, next_obs
+        if given is not None:
+            theirs = self._fields_of(given)
+            their_next = self._take_next(theirs)
         terminated = fields["terminated"]
         shape: tuple[int, ...] = () if type(terminated) is bool else self._shape_of(terminated)
         self._check_environments(shape)
         if shape == ():
             if final_obs is not None:
                 raise SpecMismatch("final_obs", "a vector of environments", "one", "pass next_obs= at an episode's end")
-            return self._rows_of_one(fields, next_obs)
-        return self._rows_of_vector(fields, next_obs, final_obs, shape[0])
+            return self._rows_of_one(fields, next_obs, self._remembered(fields, theirs, their_next, shape))
+        return self._rows_of_vector(fields, next_obs, final_obs, shape[0], theirs, their_next)
 
-    def columns(self, steps: Row) -> tuple[Columns, NDArray[np.intp]]:
+    def columns(self, steps: Row, given: Row | None = None) -> tuple[Columns, NDArray[np.intp]]:
         """The rows of n consecutive steps of one environment, and which of them are the steps'.
+
+        They share no memory with what was given.
+
+        Args:
+            given: the steps in the caller's own memory, if `steps` is a copy of them.
 
         Raises:
             SpecMismatch: the steps do not fit the spec, or do not go on where the last one ended.
         """
-        fields = self._flat(steps) if self._is_nested else dict(steps)
+        fields = self._fields_of(steps)
         next_obs = self._take_next(fields)
         count, arrays = self._spec.convert_columns(fields)
+        self._memory.check_each(fields if given is None else self._fields_of(given))
         self._check_environments(())
         if next_obs is not None:
             next_obs = {name: self._next_fields[name].convert(value, (count,)) for name, value in next_obs.items()}
@@ -226,13 +247,14 @@ class Episodes:
         if chosen is None or (count == 0 and _mask(chosen, 1).all()):
             self._expected, self._is_linked, self._has_gap = None, False, False
             self._moment = first_moment((self._moment >> 32) + 1)
+            self._has_ended = count == 0
         self._vector = self._vector.broken_off(which)
         if self._expected is not None:
             self._expected = {name: (value, goes_on & ~which) for name, (value, goes_on) in self._expected.items()}
 
     # One environment.
 
-    def _rows_of_one(self, row: dict[str, Any], next_obs: dict[str, Any] | None) -> Rows:
+    def _rows_of_one(self, row: dict[str, Any], next_obs: dict[str, Any] | None, handed: HandedIn) -> Rows:
         if self._expected is not None:
             for name, expected in self._expected.items():
                 if _bytes(self._spec[name], row[name]) != expected:
@@ -247,6 +269,7 @@ class Episodes:
 
             def go_on() -> None:
                 self._moment, self._is_linked, self._expected = moment + 1, True, expected
+                self._handed, self._has_ended = handed, False
 
             self._advance = go_on
             return (row,)
@@ -259,6 +282,7 @@ class Episodes:
 
         def begin() -> None:
             self._moment, self._is_linked, self._expected = first_moment((moment >> 32) + 1), False, None
+            self._handed, self._has_ended = handed, True
 
         self._advance = begin
         return row, final
@@ -318,6 +342,7 @@ class Episodes:
 
         def go_on() -> None:
             self._moment, self._is_linked, self._expected = after, linked, expected
+            self._handed = {}
 
         self._advance = go_on
         return columns
@@ -325,7 +350,13 @@ class Episodes:
     # A vector of environments.
 
     def _rows_of_vector(
-        self, step: dict[str, Any], next_obs: dict[str, Any] | None, final_obs: object, count: int
+        self,
+        step: dict[str, Any],
+        next_obs: dict[str, Any] | None,
+        final_obs: object,
+        count: int,
+        theirs: dict[str, Any],
+        their_next: dict[str, Any] | None,
     ) -> Columns:
         # Scalars are judged by value, as those of one environment are: gymnasium's rewards are float64 in a vector.
         rows = {
@@ -338,6 +369,7 @@ class Episodes:
                 for name, value in next_obs.items()
             }
         self._check_continuity(rows)
+        handed = self._remembered(rows, theirs, their_next, (count,))
         vector = self._vector
         ended = rows["terminated"] | rows["truncated"]
         if ended.any() and not self._mode_is_given:
@@ -360,7 +392,7 @@ class Episodes:
         )
 
         def go_on() -> None:
-            self._vector, self._expected = after, expected
+            self._vector, self._expected, self._handed = after, expected, handed
 
         self._advance = go_on
         return rows
@@ -453,6 +485,21 @@ class Episodes:
 
     # What both need.
 
+    def _remembered(self, values: Row, theirs: Row, their_next: Row | None, axes: tuple[int, ...]) -> HandedIn:
+        return self._memory.look(self._handed, values, theirs, their_next, axes, begins=self._has_ended)
+
+    def check_width(self, inbox_rows: int) -> None:
+        """Raise `SpecMismatch` if a step may have more rows than an inbox: it could be handed in by parts only."""
+        count = self.environments
+        needed = count if self._mode == "NextStep" else 2 * count  # in the other modes all episodes may end at once
+        if needed > inbox_rows:
+            raise SpecMismatch(
+                "terminated",
+                f"a vector whose step fits into the inbox of {inbox_rows:,} rows",
+                f"{count:,} environments (mode {self._mode}), up to {needed:,} rows a step",
+                f"start these actors with inbox_rows={needed} or more",
+            )
+
     def _check_environments(self, shape: tuple[int, ...]) -> None:
         """The number of environments is that of the first step."""
         if len(shape) > 1 or (shape and not 1 <= shape[0] <= MAX_ENVIRONMENTS):
@@ -461,7 +508,7 @@ class Episodes:
         count = shape[0] if shape else 0
         if self._environments is None:
             self._environments = count
-            self._vector = _Vector(count)
+            self._vector = VectorLinks(count)
             if self._has_gap:
                 self._vector = self._vector.cut(self._mode)
             for chosen in self._chosen_early:
@@ -497,86 +544,15 @@ class Episodes:
             raise SpecMismatch(f"next_{missing[0]}", str(self._spec[missing[0]]), "nothing", "give all of next_obs")
         return taken
 
+    def _fields_of(self, step: Row) -> dict[str, Any]:
+        return self._flat(step) if self._is_nested else dict(step)
+
     def _flat(self, step: Row) -> dict[str, Any]:
         """A step with the parts of nested observations and actions under dotted names."""
         flat: dict[str, Any] = {}
         for name, value in step.items():
             _merge(flat, {name: value} if name in self._spec or name == "final_obs" else _parts(name, value))
         return flat
-
-
-class _Vector:
-    """Where the next row of each of L environments belongs: the moments, and which row before it is linked to it."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.moments = first_moments(np.arange(count, dtype=np.int64))
-        self.stride = count  # rows from one step to the next
-        self.begins = np.ones(count, np.bool_)  # the next row begins an episode, or comes after a gap
-        self.is_resetting = np.zeros(count, np.bool_)  # NextStep: the next row is a final observation's
-        self.is_adrift = np.zeros(count, np.bool_)  # NextStep after a gap: it may be, so it is not used for a step
-        self.was_broken_off = np.zeros(count, np.bool_)  # since the last step
-
-    def cut(self, mode: str) -> _Vector:
-        """What it is after a gap."""
-        after = _Vector(self.count)
-        after.moments = self._next_episodes(GAP)
-        after.is_adrift[:] = mode == "NextStep"
-        return after
-
-    def broken_off(self, which: NDArray[np.bool_]) -> _Vector:
-        """What it is after these environments were reset in the middle of their episodes, or before their reset."""
-        after = _Vector(self.count)
-        after.stride = self.stride
-        after.moments = np.where(which, self._next_episodes(0), self.moments)
-        after.begins = self.begins | which
-        after.is_resetting, after.is_adrift = self.is_resetting & ~which, self.is_adrift & ~which
-        after.was_broken_off = self.was_broken_off | which
-        return after
-
-    def link_next_step(self, rows: dict[str, Array], ended: NDArray[np.bool_]) -> _Vector:
-        """Link the rows of a step; what comes after it."""
-        count, is_final = self.count, self.is_resetting | self.is_adrift
-        rows[MOMENT] = self.moments
-        rows[AHEAD] = np.where(is_final, -count, count).astype(np.int16)
-        rows[BACK] = np.where(self.begins, 0, count).astype(np.int16)
-        after = _Vector(count)
-        after.begins = is_final
-        after.moments = np.where(
-            is_final, np.where(self.is_adrift, self._next_episodes(GAP), self._next_episodes(0)), self.moments + 1
-        )
-        after.is_resetting = ended & ~self.is_adrift
-        after.is_adrift = ended & self.is_adrift
-        return after
-
-    def link_finals(
-        self, rows: dict[str, Array], finals: dict[str, Array], ended: NDArray[np.bool_]
-    ) -> tuple[dict[str, Array], _Vector]:
-        """The linked rows of a step and the final observations after them; what comes after that."""
-        count, which = self.count, np.flatnonzero(ended)
-        extra, ranks = len(which), np.arange(len(which))
-        ahead = np.full(count + extra, count + extra)
-        ahead[which] = count - which + ranks  # to the row of the final observation, and from there to the next step
-        ahead[count:] = -(extra - ranks + which)
-        back = np.where(self.begins, 0, self.stride)
-        moments = self.moments
-        if extra:
-            back = np.concatenate([back, ahead[which]])
-            moments = np.concatenate([moments, moments[which] + 1])
-            rows = {
-                name: np.concatenate(
-                    [column, finals[name] if name in finals else np.zeros((extra, *column.shape[1:]), column.dtype)]
-                )
-                for name, column in rows.items()
-            }
-        rows |= {MOMENT: moments, AHEAD: ahead.astype(np.int16), BACK: back.astype(np.int16)}
-        after = _Vector(count)
-        after.begins, after.stride = ended, count + extra
-        after.moments = np.where(ended, self._next_episodes(0), self.moments + 1)
-        return rows, after
-
-    def _next_episodes(self, number: int) -> NDArray[np.int64]:
-        return first_moments(episodes_of(self.moments) + self.count, number)
 
 
 def _parts(name: str, value: Any) -> dict[str, Any]:

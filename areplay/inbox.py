@@ -52,6 +52,16 @@ def default_inbox_rows(spec: Spec) -> int:
     return min(_MAX_ROWS, max(_MIN_ROWS, _TARGET_BYTES // spec.row_bytes))
 
 
+def waiting_rows(inbox: Inbox) -> str:
+    """How many rows of an inbox wait, in words."""
+    if inbox.may_wait == inbox.inbox_rows:
+        return f"{inbox.used:,} of {inbox.inbox_rows:,} rows of its inbox are not yet taken"
+    return (
+        f"{inbox.used:,} rows of its inbox are not yet taken, {inbox.may_wait:,} may wait while a limiter or selector "
+        f"holds rows back"
+    )
+
+
 class Inboxes:
     """The inboxes of one group of actors, in one segment. Pickles into an actor that is being spawned."""
 

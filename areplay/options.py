@@ -80,6 +80,30 @@ def real_number(value: object) -> float:
         return math.inf if number > 0 else -math.inf  # type: ignore[operator]
 
 
+def plain_scalar(name: str, value: object) -> float | int | str | bool:
+    """`value` as a number, bool or str of Python's, if it is one, or an array or tensor of one; else `TypeError`."""
+    scalar = value
+    if hasattr(value, "__array__"):  # numpy's and torch's scalars, and arrays
+        array = as_array(value)
+        scalar = array.item() if not isinstance(array, Refusal) and array.size == 1 else value
+    if isinstance(scalar, (float, int, str, bool)):
+        return scalar
+    remedy = remedy_for(value)
+    what = f"must be a number, a bool or a str, got {type(value).__name__}" + (f"; {remedy}" if remedy else "")
+    raise TypeError(f"{name} {what}")
+
+
+def row_indices(indices: object) -> NDArray[np.int64]:
+    """(B,) int64, if they are whole numbers, else `ValueError`."""
+    names = as_array(indices)
+    if isinstance(names, Refusal):
+        raise ValueError(f"indices: expected (B,) int64, got {names.got}; {names.remedy or 'give batch.indices'}")
+    if names.dtype.kind not in "iu" or names.ndim != 1:
+        got = f"shape {names.shape} of {names.dtype}"
+        raise ValueError(f"indices: expected (B,) int64, got {got}; give those of the batch, batch.indices")
+    return names.astype(np.int64, copy=False)
+
+
 def one_priority(value: Any) -> float:
     """`value` as a float, if it is a finite number that a float64 holds: a whole number is not rounded.
 

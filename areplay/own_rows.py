@@ -2,6 +2,9 @@
 
 One call at a time: each waits for those before it, and until its rows may be written (see `areplay.admission`). Then it
 writes them in one step, all or none.
+
+Rule: a call writes the values that its arrays hold when it begins to run. Before it suspends, it copies what the caller
+could still change; a call that does not have to wait copies nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import numpy as np
 
 from areplay import forks
 from areplay.admission import Admission, Admitted, steps_among
+from areplay.arrays import detached, own_columns
 from areplay.episodes import Episodes
 from areplay.errors import Closed, ResourceUnavailable, Stalled, WouldBlock
 from areplay.options import NO_PRIORITY, one_priority, priority_column
@@ -24,7 +28,10 @@ from areplay.spec import Array, Columns
 from areplay.statistics import Wait
 from areplay.waiting import Sleeper, in_thread
 
-_INLINE_BYTES = 4 << 20  # what `extend` copies on the loop; more is copied in a thread meanwhile
+_INLINE_BYTES = 4 << 20  # what `extend` writes on the loop; more is written in a thread meanwhile
+# So much is copied first, at some 10 GB/s, since the caller may write to its arrays while the thread reads them. Beyond
+# it a second copy may be more memory than there is: it is written on the loop.
+_COPIED_BYTES = 1 << 30
 
 
 class Lacks(NamedTuple):
@@ -64,6 +71,7 @@ class OwnRows:
         self._episodes = Episodes(ring.spec) if ring.spec.is_steps else None
         self.writer = StreamWriter(ring, ring.block_locks(), guard)
         self._lock = asyncio.Lock()
+        self._calls = 0  # that hand in rows, and have not returned
         self._admitted = Sleeper(admission.owner_bell)
         self._waiting_since: float | None = None  # monotonic seconds
         self._lacks_steps, self._lacks_blocks = 1, False  # what the call that waits found at its last look
@@ -128,22 +136,33 @@ class OwnRows:
         self._admitted.close()
 
     async def _add(self, ticket: int | None, row: dict[str, Any], priority: Any) -> int | Indices:
-        async with self._lock:
-            self._check_open()
-            if self._episodes is None or ticket is None:
-                return await self._add_few((row,), priority)
-            with self._episodes.step(ticket):
-                rows = self._episodes.rows(row)
-                if isinstance(rows, tuple):
-                    return await self._add_few(rows, priority)
-                count, length = self._episodes.environments, _length(rows)
-                return (await self._write(rows, priority_column(priority, count, length)))[:count]
+        given = row
+        if self._calls:  # this call waits for another: the caller may write to its arrays meanwhile
+            row, priority = detached(row), detached(priority)
+        self._calls += 1
+        try:
+            async with self._lock:
+                self._check_open()
+                if self._episodes is None or ticket is None:
+                    return await self._add_few((row,), priority)
+                with self._episodes.step(ticket):
+                    rows = self._episodes.rows(row, None if row is given else given)
+                    if isinstance(rows, tuple):
+                        return await self._add_few(rows, priority)
+                    count, length = self._episodes.environments, _length(rows)
+                    self._check_fits(length)
+                    return (await self._write(rows, priority_column(priority, count, length), row))[:count]
+        finally:
+            self._calls -= 1
 
     async def _add_few(self, rows: tuple[Mapping[str, Any], ...], priority: Any) -> int:
         """Write a step, and perhaps the final observation after it."""
         given = NO_PRIORITY if priority is None else one_priority(priority)
         while True:
-            admitted = await self._admit(len(rows), 1)
+            admitted = self._admit_nowait(len(rows), 1)
+            if admitted is None:
+                rows = tuple(detached(row) for row in rows)
+                admitted = await self._admit(len(rows), 1)
             try:
                 index = self.writer.write_rows(*rows, priority=given)
             except BaseException as error:
@@ -157,32 +176,55 @@ class OwnRows:
                 self.writer.unreserve()
 
     async def _extend(self, ticket: int | None, columns: Mapping[str, Any], priorities: Any) -> Indices:
-        if self._episodes is None or ticket is None:
-            rows, arrays = self._ring.spec.convert_columns(columns)
-            self._check_fits(rows)
-            given = priority_column(priorities, rows, rows)
+        is_alone = self._calls == 0
+        self._calls += 1
+        try:
+            if self._episodes is None or ticket is None:
+                rows, arrays = self._ring.spec.convert_columns(columns)
+                self._check_fits(rows)
+                given = priority_column(priorities, rows, rows)
+                if not is_alone:
+                    arrays = own_columns(arrays, columns)
+                async with self._lock:
+                    self._check_open()
+                    return await self._write(arrays, given, columns if is_alone else None)
+            theirs = columns
+            if not is_alone:
+                columns, priorities = detached(columns), detached(priorities)
             async with self._lock:
                 self._check_open()
-                return await self._write(arrays, given)
-        async with self._lock:
-            self._check_open()
-            with self._episodes.step(ticket):
-                steps, which = self._episodes.columns(columns)
-                self._check_fits(_length(steps))
-                given = priority_column(priorities, len(which), _length(steps), which)
-                return (await self._write(steps, given))[which]
+                with self._episodes.step(ticket):
+                    steps, which = self._episodes.columns(columns, None if is_alone else theirs)
+                    self._check_fits(_length(steps))
+                    given = priority_column(priorities, len(which), _length(steps), which)
+                    return (await self._write(steps, given, None))[which]
+        finally:
+            self._calls -= 1
 
-    async def _write(self, columns: Columns, priorities: Array | None) -> Indices:
-        """Write checked columns, off the loop if there are many bytes. Once begun, cancelling does not stop it."""
+    async def _write(self, columns: Columns, priorities: Array | None, given: Mapping[str, Any] | None) -> Indices:
+        """Write checked columns, off the loop if there are many bytes. Once begun, cancelling does not stop it.
+
+        Args:
+            given: what the caller handed in, if `columns` may share memory with it; `None` if they do not. What the
+                caller writes to its arrays after the first suspension does not reach the rows.
+        """
         rows, written = _length(columns), np.empty(0, np.int64)
+        size_bytes = rows * self._ring.spec.row_bytes
+        if given is not None and _INLINE_BYTES < size_bytes <= _COPIED_BYTES:
+            columns, given = own_columns(columns, given), None
         while len(written) < rows:  # once, unless a `Fifo` or `Epochs` began while rows were copied off the loop
             start = len(written)
             # The rest in parts for which there will be room: more than half of the ring may never be free at once.
             stop = rows if start == 0 else min(rows, start + self._ring.capacity_rows // 2)
-            admitted = await self._admit(stop - start, steps_among(columns, start, stop), may_refuse=start == 0)
+            steps = steps_among(columns, start, stop)
+            admitted = self._admit_nowait(stop - start, steps)
+            if admitted is None:
+                if given is not None:
+                    columns, given = own_columns(columns, given), None
+                admitted = await self._admit(stop - start, steps, may_refuse=start == 0)
             self.is_writing = True
             try:
-                if rows * self._ring.spec.row_bytes <= _INLINE_BYTES:
+                if given is not None or size_bytes <= _INLINE_BYTES:
                     more = self.writer.write(columns, start, stop, priorities)
                 else:
                     work = partial(self.writer.write, columns, start, stop, priorities)
@@ -198,10 +240,33 @@ class OwnRows:
             self._admission.give_back(admitted, steps_among(columns, len(written), stop))
         return written
 
-    async def _admit(self, rows: int, steps: int, *, may_refuse: bool = True) -> Admitted:
-        """Wait until so many rows, so many of them steps, may be written, and count them.
+    def _admit_nowait(self, rows: int, steps: int) -> Admitted | None:
+        """Count so many rows, so many of them steps, as written, if they may be now; else `None`, and nothing changed.
 
-        Cancelled: nothing changed. Room for them is reserved, until `unreserve`.
+        Room for them is reserved, until `unreserve`.
+        """
+        self._refused = None, 0
+        if not self._guard.keepers and not self._admission.limits:
+            return Admitted(0, ())
+        self._lacks_blocks = not self.writer.reserve(rows)
+        if self._lacks_blocks:
+            if 2 * rows > self._ring.capacity_rows:
+                raise ValueError(
+                    f"{rows:,} rows at once are more than half of capacity_rows = {self._ring.capacity_rows:,}, "
+                    f"while Fifo() or Epochs() keeps rows; hand them in in smaller parts"
+                )
+            return None
+        is_done = False
+        try:
+            admitted = self._admission.admit(steps, all_or_none=True)
+            is_done = admitted.steps == steps
+        finally:
+            if not is_done:
+                self.writer.unreserve()
+        return admitted if is_done else None
+
+    async def _admit(self, rows: int, steps: int, *, may_refuse: bool = True) -> Admitted:
+        """Wait until `_admit_nowait` succeeds; what it counted. Cancelled: nothing changed.
 
         Args:
             may_refuse: False for the rest of rows of which some are written.
@@ -209,9 +274,7 @@ class OwnRows:
         Raises:
             Stalled: they can never be written.
         """
-        admitted, self._refused = Admitted(0, ()), (None, 0)
-        if not self._guard.keepers and not self._admission.limits:
-            return admitted
+        admitted: Admitted | None = None
 
         def is_admitted() -> bool:
             if may_write():
@@ -224,28 +287,15 @@ class OwnRows:
         def may_write() -> bool:
             nonlocal admitted
             self._check_open()
-            self._lacks_blocks = not self.writer.reserve(rows)
-            if self._lacks_blocks:
-                if 2 * rows > self._ring.capacity_rows:
-                    raise ValueError(
-                        f"{rows:,} rows at once are more than half of capacity_rows = {self._ring.capacity_rows:,}, "
-                        f"while Fifo() or Epochs() keeps rows; hand them in in smaller parts"
-                    )
-                return False
-            is_done = False
-            try:
-                admitted = self._admission.admit(steps, all_or_none=True)
-                is_done = admitted.steps == steps
-            finally:
-                if not is_done:
-                    self.writer.unreserve()
-            return is_done
+            admitted = self._admit_nowait(rows, steps)
+            return admitted is not None
 
         self._waiting_since, self._lacks_steps = time.monotonic(), steps
         try:
             await self._admitted.wait(is_admitted, self._reason)
         finally:
             self._waiting_since = None
+        assert admitted is not None
         return admitted
 
     def _reason(self) -> str:
@@ -265,7 +315,7 @@ class OwnRows:
     def _check_fits(self, rows: int) -> None:
         capacity = self._ring.capacity_rows
         if rows > capacity:
-            raise ValueError(f"extend takes at most capacity_rows = {capacity:,} rows, got {rows:,}")
+            raise ValueError(f"a call takes at most capacity_rows = {capacity:,} rows, got {rows:,}; raise capacity")
 
 
 def _length(columns: Columns) -> int:

@@ -22,7 +22,6 @@ import numpy as np
 from areplay import forks
 from areplay.actor import ActorFunction, Actors
 from areplay.admission import Admission
-from areplay.arrays import Refusal, as_array
 from areplay.batch import Batch
 from areplay.block_sizes import default_block_rows, finest_block_rows
 from areplay.checkpoint import Checkpoint, Stop
@@ -37,7 +36,7 @@ from areplay.hooks import guarded, text_of
 from areplay.inbox import default_inbox_rows
 from areplay.items import Item
 from areplay.limits import check_memory
-from areplay.options import flag, fraction, optional_seconds, priority_values, whole_number
+from areplay.options import flag, fraction, optional_seconds, priority_values, row_indices, whole_number
 from areplay.own_rows import OwnRows
 from areplay.prefetch import Batches
 from areplay.priorities import PriorityTables
@@ -372,10 +371,13 @@ class Replay(Checkpointed, Held):
         Waits for another `add` or `extend`, and where a limiter or selector lets no row in before the learner takes a
         batch. Cancelled meanwhile: nothing was written.
 
+        The row gets the values that its arrays hold when the call begins to run, see `Actor.add`.
+
         Raises:
             SpecMismatch: the row does not fit the spec. Nothing was written.
             Stalled: it would wait for a batch to be taken, and none can be made without more rows. Nothing was written.
                 If a learner waits for that batch it is the learner who gets this error.
+            ValueError: a step of the vector has more rows than fit.
         """
         self._opened()
         return self._own().add(row, priority)
@@ -400,7 +402,10 @@ class Replay(Checkpointed, Held):
     def extend(self, columns: Mapping[str, Any], *, priorities: Any = None) -> Coroutine[Any, Any, Indices]:
         """Write n rows from this process, all or none; their indices, (n,) int64.
 
-        Waits as `add` does, until all of them may be written. More than a few megabytes are copied off the loop.
+        Waits as `add` does, until all of them may be written. More than a few megabytes are written off the loop.
+
+        The rows get the values that the columns hold when the call begins to run: so columns of 4 MiB to 1 GiB are
+        copied first (0.1 s a GiB), unless they are read-only or converted; larger ones are written on the loop.
         Cancelled before the copy begins: none were written; meanwhile: all of them, and the cancellation is delivered
         after that. (If a stream with `Fifo` or `Epochs` is opened during the copy, it may have to wait for room in
         between.)
@@ -484,15 +489,7 @@ class Replay(Checkpointed, Held):
         ring = self._opened()
         if not self._priorities:
             raise ValueError("update_priorities has no effect: pass selector=Prioritized(...) to batches() or sample()")
-        names = as_array(indices)
-        if isinstance(names, Refusal):
-            raise ValueError(f"indices: expected (B,) int64, got {names.got}; {names.remedy or 'give batch.indices'}")
-        if names.dtype.kind not in "iu" or names.ndim != 1:
-            raise ValueError(
-                f"indices: expected (B,) int64, got shape {names.shape} of {names.dtype}; give those of the batch, "
-                f"batch.indices"
-            )
-        names = names.astype(np.int64, copy=False)
+        names = row_indices(indices)
         try:
             values = priority_values(priorities, len(names), fraction("max_mean_mix", max_mean_mix), mask)
         except SpecMismatch as mismatch:  # there is no spec here, and nothing that is stored

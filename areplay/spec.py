@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from areplay import links
-from areplay.arrays import KINDS, Refusal, as_array, exactly, is_own, is_read_only, shown, torch_tensor_in
+from areplay.arrays import KINDS, Refusal, as_array, exactly, shown, torch_tensor_in
 from areplay.arrays import Array as Array
 from areplay.errors import SpecMismatch
 
@@ -199,10 +199,6 @@ class Spec(Mapping[str, Field]):
         if rows == 0:
             raise SpecMismatch(next(iter(self._fields)), "at least 1 row", "0 rows", "leave the call out")
         return rows, {name: field.convert(columns[name], (rows,)) for name, field in self._fields.items()}
-
-    def is_detached(self, arrays: Columns, columns: Mapping[str, object]) -> bool:
-        """Whether nothing that the caller does can change `arrays`, which `convert_columns` made of `columns`."""
-        return all(is_own(array, columns[name]) or is_read_only(array) for name, array in arrays.items())
 
     def check_names(self, row: Mapping[str, object]) -> None:
         """Raise `SpecMismatch` if `row` has not exactly the fields of this spec, `TypeError` if it is no mapping."""

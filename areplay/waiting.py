@@ -374,10 +374,14 @@ class Turns:
         self.period_s = period_s
         self._last = 0.0
 
-    def is_due(self) -> bool:
-        """Whether it is time for `await asyncio.sleep(0)`; if so, the caller must do that."""
+    def is_due(self, at_least_s: float = 0.0) -> bool:
+        """Whether it is time for `await asyncio.sleep(0)`; if so, the caller must do that.
+
+        Args:
+            at_least_s: seconds between two turns, if that is more than `period_s`: for a caller whose turns cost much.
+        """
         now = time.monotonic()
-        if now - self._last < self.period_s:
+        if now - self._last < max(self.period_s, at_least_s):
             return False
         self._last = now
         return True

@@ -176,6 +176,85 @@ async def test_more_rows_than_an_inbox_has_go_in_by_pieces(scene: Scene) -> None
     await task
 
 
+@pytest.mark.parametrize("held_by", ["a full inbox", "a turn of the loop"])
+@pytest.mark.parametrize("how", ["add", "extend", "more than an inbox"])
+async def test_what_the_arrays_held_when_the_call_began_is_handed_in(scene: Scene, held_by: str, how: str) -> None:
+    """Whatever is written to them while it waits."""
+    if held_by == "a full inbox":
+        scene.actor._turns.period_s = 1_000.0
+        await scene.fill()
+    else:
+        scene.actor._turns.period_s = 0.0
+    first = scene.coordinator.used
+    rows = {"add": 1, "extend": 3, "more than an inbox": 9}[how]
+    given = row(first) if how == "add" else columns(first, rows)
+    given["number"] = np.array(given["number"])
+    task = asyncio.create_task(scene.actor.add(**given) if how == "add" else scene.actor.extend(given))
+    await ticks(1)
+    assert not task.done()
+    for array in given.values():
+        array[...] = -1
+    assert await scene.take_all(first + rows) == list(range(first + rows))
+    await task
+
+
+async def test_a_vectors_arrays_may_change_while_it_waits_for_room() -> None:
+    """Its values are those of the call, as they are of a step of one environment."""
+    spec = Spec.steps(obs=((2,), "float32"), action=((), "int64"))
+    inboxes = Inboxes(spec, 1, 4)
+    coordinator, seeds = inboxes.inbox(0), np.random.SeedSequence(5)
+    for axes in ((2,), ()):
+        actor = Actor(Channel(), spec, inboxes.inbox(0), 0, seeds, None, None)  # type: ignore[arg-type]
+        actor._turns.period_s = 1_000.0
+
+        def step(axes: tuple[int, ...] = axes) -> dict[str, Any]:
+            given = {"obs": np.full((*axes, 2), 3, np.float32), "action": np.full(axes, 4)}
+            flags = {"terminated": np.zeros(axes, bool), "truncated": np.zeros(axes, bool)}
+            return given | flags | {"reward": np.ones(axes, np.float32)}
+
+        while coordinator.room >= max(1, *axes, 0):
+            await actor.add(**step())
+        given = step()
+        task = asyncio.create_task(actor.add(**given))
+        await ticks(3)
+        assert not task.done()
+        for array in given.values():
+            array[...] = 1
+        coordinator.consume(coordinator.used)
+        await task
+        rows, _, start, stop = coordinator.peek()
+        assert rows["obs"][start:stop].tolist() == [[3, 3]] * max(1, *axes, 0)
+        assert rows["action"][start:stop].tolist() == [4] * max(1, *axes, 0)
+        assert not rows["terminated"][start:stop].any()
+        coordinator.consume(stop - start)
+        actor._room.close()
+    inboxes.close()
+
+
+@pytest.mark.parametrize(("mode", "fits"), [("NextStep", 8), ("SameStep", 4), ("Disabled", 4)])
+async def test_a_vector_of_which_a_step_may_not_fit_is_refused_at_the_first_step(mode: str, fits: int) -> None:
+    """Cancelled, it could leave a part of a step behind; the error names the option. What fits is taken."""
+    spec = Spec.steps(obs=((), "float32"), action=((), "int64"))
+    inboxes = Inboxes(spec, 1, 8)
+    for count in (fits + 1, fits):
+        actor = Actor(Channel(), spec, inboxes.inbox(0), 0, np.random.SeedSequence(5), None, None)  # type: ignore[arg-type]
+        actor.autoreset_mode = mode
+        given = {"obs": np.zeros(count), "action": np.zeros(count, int), "reward": np.zeros(count)}
+        given |= {"terminated": np.ones(count, bool), "truncated": np.zeros(count, bool)}
+        given |= {"final_obs": list(np.ones(count))} if mode == "SameStep" else {"next_obs": np.ones(count)}
+        if mode == "NextStep":
+            del given["next_obs"]
+        if count > fits:
+            with pytest.raises(SpecMismatch, match="inbox_rows=") as caught:
+                await actor.add(**given)
+            assert caught.value.field == "terminated" and inboxes.inbox(0).used == 0
+        else:
+            await actor.add(**given)
+            assert inboxes.inbox(0).used == 8
+        actor._room.close()
+    inboxes.close()
+
+
 @pytest.mark.parametrize("how", ["add", "extend"])
 async def test_no_room_in_time_is_inbox_full_and_hands_in_nothing(hasty: Scene, how: str) -> None:
     """The message says who waits for whom, how full, and the knob; the actor can go on."""

@@ -50,6 +50,7 @@ ROOMS_BELOW = [
     {"locks", "doorbell", "segment", "watching", "ring_guard", "launching"},
     {"layout", "fence", "kill_points", "debug", "rate", "manifest"},
     {"limits", "block_sizes"},
+    {"observation_memory", "vector_links"},
     {"spec", "options"},
     {"spaces", "forks"},
     {"errors", "arrays", "hooks", "identity", "links", "statistics"},

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from areplay.arrays import Refusal, as_array, detached, exactly, is_own, is_read_only, plain, share_memory, shown
+from areplay.arrays import Refusal, as_array, detached, exactly, own_columns, plain, share_memory, shown
 
 BIG = (1 << 53) + 1  # the first whole number that float64 lacks
 WHOLE = [np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64]
@@ -204,12 +204,24 @@ def test_who_else_can_write_to_an_array() -> None:
     assert not share_memory(5, 5) and not share_memory("a", "a")
     numbers = [1, 2]
     assert share_memory(numbers, numbers)
-    assert is_own(array.astype(np.float32), array) and is_own(np.asarray(numbers), numbers)
-    assert not is_own(array, array) and not is_own(array[:2], array) and not is_own(array, Raises())
-    assert not is_read_only(array)
-    frozen = array.copy()
+
+
+def test_columns_of_ones_own_are_copied_only_where_they_have_to_be() -> None:
+    """A conversion has a memory of its own already, and what is read-only down to its base nobody writes to."""
+    array, frozen, numbers = np.zeros(4), np.zeros(4), [1.0, 2.0]
     frozen.flags.writeable = False
-    assert is_read_only(frozen) and is_read_only(frozen[1:])
     through_a_view = array[:]
     through_a_view.flags.writeable = False
-    assert not is_read_only(through_a_view)
+    fixed = {"converted": array.astype(np.float32), "frozen": frozen, "its view": frozen[1:], "list": np.array(numbers)}
+    kept = own_columns(fixed, {"converted": array, "frozen": frozen, "its view": frozen, "list": numbers})
+    assert all(kept[name] is column for name, column in fixed.items())
+    loose = {
+        "array": array,
+        "view": array[:2],
+        "seen through": through_a_view,
+        "wrapped": array,
+        "not given": array[1:],
+    }
+    given = {"array": array, "view": array, "seen through": through_a_view, "wrapped": memoryview(array)}
+    for name, column in own_columns(loose, given).items():
+        assert not np.may_share_memory(column, array), name

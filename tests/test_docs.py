@@ -108,7 +108,7 @@ HIDDEN = {
     "Batches": {"delivers", "is_closed", "kept", "look_again", "on_rows", "resume", "tell_failure", "waits", "what"},
     "Windows": {"blocks", "changed", "joined", "part", "places", "unchanged"},
     "Field": {"convert"},
-    "Spec": {"check_names", "convert_columns", "is_detached", "described", "description", "differences"},
+    "Spec": {"check_names", "convert_columns", "described", "description", "differences"},
 }
 """Methods that are there for areplay itself; of an item or selector they are those of the protocol that it follows."""
 

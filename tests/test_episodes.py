@@ -57,7 +57,7 @@ class Stream:
         """Hand in one step."""
         made = self.episodes.rows(row)
         if isinstance(made, tuple):
-            self.rows += [dict(one) for one in made]
+            self.rows += [{name: np.asarray(value).copy() for name, value in one.items()} for one in made]
         else:
             self.rows += [{name: made[name][k] for name in made} for k in range(len(made[MOMENT]))]
         self.episodes.advance()
@@ -565,3 +565,200 @@ def test_what_is_nested_must_come_nested() -> None:
     assert lstm.column("lstm.h") == [1.0]
     with pytest.raises(SpecMismatch, match="several lengths"):
         Stream().add(step(0, terminated=[True, [False]]))
+
+
+# Observations that come in the memory of those before.
+
+REUSED = "memory of its own"
+
+
+def quietly(number: int, ends: str = "", **changed: Any) -> dict[str, Any]:
+    """A step that does not tell its next observation, but at the end."""
+    row = step(number, ends, **changed)
+    return row if ends else {name: value for name, value in row.items() if name != "next_obs"}
+
+
+class InPlace:
+    """An environment that has one array for its observations, handed out as it is or as `wrap` makes it."""
+
+    def __init__(self, shape: tuple[int, ...] = (2,), wrap: Any = lambda array: array) -> None:
+        self.array, self.count, self.wrap = np.zeros(shape, np.float32), 0, wrap
+
+    def step(self) -> Any:
+        """The next observation, written over the one before."""
+        self.count += 1
+        self.array[...] = self.count
+        return self.wrap(self.array)
+
+
+WRAPS: dict[str, Any] = {
+    "the array": lambda array: array,
+    "a view of it": lambda array: array[:],
+    "a list of views": lambda array: [array[0, ...], array[1, ...]],
+    "what has its memory": memoryview,
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.parametrize("tells", [False, True])
+def test_an_environment_that_overwrites_its_observations_is_noticed(wrap: str, tells: bool) -> None:
+    """At the second step, with and without the next observation; again after that, and nothing is linked to it."""
+    env, stream = InPlace(wrap=WRAPS[wrap]), Stream()
+    obs, number = env.wrap(env.array), 0
+    for attempt in range(4):
+        next_obs = env.step()
+        given = quietly(0, obs=obs) | ({"next_obs": next_obs} if tells else {})
+        if attempt == 0:
+            stream.add(given)
+        elif attempt == 1 or not tells:
+            with pytest.raises(SpecMismatch, match=REUSED if not tells else "copy|step before") as caught:
+                stream.add(given)
+            assert caught.value.field == "obs"
+            stream.episodes.cut()
+        obs, number = next_obs, number + 1
+    assert len(stream.rows) == 1
+
+
+def test_a_tensor_that_is_overwritten_is_noticed() -> None:
+    """Also if each step hands out another view of it."""
+    torch = pytest.importorskip("torch")
+    tensor, stream = torch.zeros(2), Stream()
+    stream.add(quietly(0, obs=tensor[:]))
+    tensor += 1
+    with pytest.raises(SpecMismatch, match=REUSED):
+        stream.add(quietly(0, obs=tensor[:]))
+
+
+def test_a_large_observation_that_is_overwritten_is_noticed_a_step_later() -> None:
+    """It is not copied before it has come in the same memory twice."""
+    spec = Spec.steps(obs=((5_000,), "uint8"), action=((), "int64"))
+    stream, obs = Stream(spec), np.zeros(5_000, np.uint8)
+    row = {"obs": obs, "action": 0, "reward": 0.0, "terminated": False, "truncated": False}
+    for attempt in range(3):
+        obs += 1
+        if attempt < 2:
+            stream.add(row)
+        else:
+            with pytest.raises(SpecMismatch, match=REUSED):
+                stream.add(row)
+
+
+def test_one_step_episodes_that_overwrite_their_observations_are_noticed() -> None:
+    """`obs` and `next_obs` are one array there, and no continuity tells it."""
+    env, stream = InPlace(), Stream()
+    obs = env.step()
+    stream.add(step(0, "t", obs=obs, next_obs=env.step()))
+    env.step()
+    with pytest.raises(SpecMismatch, match=REUSED):
+        stream.add(step(0, "t", obs=obs, next_obs=env.step()))
+
+
+def test_memory_that_is_used_rightly_is_taken() -> None:
+    """A constant, two arrays in turn, views along a longer array, a copy that `next_obs` vouches for, a part that
+    changes when the episode does, new arrays at an address that was used before, and numbers."""
+    constant = np.ones(2, np.float32)
+    stream = Stream()
+    for _ in range(3):
+        stream.add(quietly(0, obs=constant))
+    pair, stream = [np.zeros(2, np.float32), np.zeros(2, np.float32)], Stream()
+    for number in range(6):
+        pair[number % 2][:] = number
+        stream.add(quietly(0, obs=pair[number % 2]))
+    assert stream.column("obs") == list(range(6))
+    frames, stream = np.arange(9, dtype=np.float32), Stream()
+    for number in range(6):
+        stream.add(quietly(0, obs=frames[number : number + 2]))
+    own, stream = np.zeros(2, np.float32), Stream()
+    for number in range(6):
+        own[:] = number
+        stream.add(step(number, "t" if number == 3 else "", obs=own))
+    assert stream.column("obs") == [0, 1, 2, 3, 4, 4, 5]
+    goal, stream = np.zeros((2, 2), np.uint8), Stream(NESTED)
+    for number in range(6):
+        obs, next_obs = ({"camera": goal, "speed": np.float32(n)} for n in (number, number + 1))
+        row = {"obs": obs, "action": (3,), "reward": 1.0, "terminated": number % 2 == 1, "truncated": False}
+        stream.add(row | ({"next_obs": next_obs} if number % 2 else {}))
+        if number % 2:
+            goal += 1
+    stream = Stream()
+    for number in range(50):
+        stream.add(quietly(0, obs=np.full(2, number, np.float32)))
+    scalar = Stream(Spec.steps(obs=((), "int64"), action=((), "int64")))
+    for number in (3, 3, 4, 4):
+        scalar.add({"obs": number, "action": 0, "reward": 0.0, "terminated": False, "truncated": False})
+    assert scalar.column("obs") == [3, 3, 4, 4]
+
+
+def test_a_part_that_is_overwritten_within_an_episode_is_noticed() -> None:
+    """Though the others are new arrays."""
+    stream, camera = Stream(NESTED), np.zeros((2, 2), np.uint8)
+    row = {"action": (3,), "reward": 1.0, "terminated": False, "truncated": False}
+    stream.add(row | {"obs": {"camera": camera, "speed": np.float32(0)}})
+    camera += 1
+    with pytest.raises(SpecMismatch, match=REUSED) as caught:
+        stream.add(row | {"obs": {"camera": camera, "speed": np.float32(1)}})
+    assert caught.value.field == "obs.camera"
+
+
+def test_only_the_step_before_counts() -> None:
+    """Steps that came together, from other memory, are between."""
+    stream, obs = Stream(), np.zeros(2, np.float32)
+    stream.add(quietly(0, obs=obs))
+    given = {name: np.repeat(np.asarray(value)[None], 2, axis=0) for name, value in quietly(1).items()}
+    given["reward"] = np.zeros(2, np.float32)
+    given["tag"] = np.zeros(2, np.int32)
+    stream.episodes.columns(given)
+    stream.episodes.advance()
+    obs += 3
+    stream.add(quietly(3, obs=obs))
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])
+def test_a_vector_that_overwrites_its_observations_is_noticed(mode: str) -> None:
+    """In each mode, if nothing tells the next observation."""
+    stream, obs = Stream(mode=mode), np.zeros((2, 2), np.float32)
+    given = vector([0, 1], "..", obs=obs)
+    del given["next_obs"]
+    stream.add(given)
+    stream.add(given)
+    obs += 1
+    for _ in range(2):
+        with pytest.raises(SpecMismatch, match=REUSED):
+            stream.add(given)
+        stream.episodes.cut()
+    stream.add(given | {"obs": obs.copy()})
+
+
+def test_the_memory_of_the_caller_counts_where_a_copy_is_handed_in() -> None:
+    """A call that had to wait before copied its arrays."""
+    stream, obs = Stream(), np.zeros(2, np.float32)
+    for number in range(2):
+        obs[:] = number
+        row = quietly(0, obs=obs)
+        copy = row | {"obs": obs.copy()}
+        if number == 0:
+            stream.episodes.rows(copy, row)
+            stream.episodes.advance()
+        else:
+            with pytest.raises(SpecMismatch, match=REUSED):
+                stream.episodes.rows(copy, row)
+
+
+def test_a_list_of_one_observation_many_times_is_refused() -> None:
+    """An environment that overwrites its observations leaves the last one in each place of such a list."""
+    array = np.zeros(2, np.float32)
+    given = {"action": np.arange(3), "reward": np.zeros(3), "tag": np.zeros(3, np.int32)}
+    given |= {"reward": np.zeros(3, np.float32), "terminated": np.zeros(3, bool), "truncated": np.zeros(3, bool)}
+    for same in ([array] * 3, [array[:] for _ in range(3)], [array.copy(), array, array]):
+        for theirs in (None, given | {"obs": same}):
+            obs = same if theirs is None else [one.copy() for one in same]
+            with pytest.raises(SpecMismatch, match=REUSED) as caught:
+                Episodes(SPEC).columns(given | {"obs": obs}, theirs)
+            assert caught.value.field == "obs"
+    frames = np.zeros(4, np.float32)
+    for fine in (
+        [array.copy() for _ in range(3)],
+        [frames[k : k + 2] for k in range(3)],
+        [[0.0, 0.0]] * 1 + [[1, 1], [2, 2]],
+    ):
+        Episodes(SPEC).columns(given | {"obs": fine})

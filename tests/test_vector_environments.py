@@ -614,6 +614,33 @@ async def test_observations_that_the_environment_overwrites_are_refused(replay: 
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.value)
+@pytest.mark.parametrize("kind", [SyncVectorEnv, AsyncVectorEnv])
+async def test_vectors_that_do_not_copy_are_refused_without_next_obs(
+    replay: areplay.Replay, mode: AutoresetMode, kind: Any
+) -> None:
+    """The loop of the how-to, in each mode: the second step is refused, and so are all after it."""
+    with closing(kind([Counting] * 3, copy=False, autoreset_mode=mode)) as envs:
+        replay.autoreset_mode = mode
+        obs, _ = envs.reset(seed=SEED)
+        for number in range(4):
+            next_obs, reward, terminated, truncated, info = envs.step(np.zeros(3, np.int64))
+            step = {"obs": obs, "action": np.zeros(3, np.int64), "reward": reward}
+            step |= {"terminated": terminated, "truncated": truncated, "final_obs": info.get("final_obs")}
+            if mode == AutoresetMode.DISABLED:
+                step |= {"next_obs": next_obs, "final_obs": None}
+            if number == 0:
+                await replay.add(**step)
+            else:
+                with refused(replay, "obs", "memory of its own|does not write to later"):
+                    await replay.add(**step)
+                if mode == AutoresetMode.DISABLED:
+                    break
+            obs = next_obs
+            if mode == AutoresetMode.DISABLED:
+                envs.reset(options={"reset_mask": terminated | truncated})
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.value)
 async def test_a_refused_step_leaves_a_gap_and_nothing_else(replay: areplay.Replay, mode: AutoresetMode) -> None:
     """All that is sampled later is true: no transition spans the step that was not handed in."""
     steps, lost = 60, {7, 8, 30}

@@ -579,6 +579,18 @@ def test_a_turn_is_due_once_a_period(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [True, False, False, True, False, False, True, False, False]
 
 
+def test_a_turn_that_costs_much_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller says how much later; the period stays the least."""
+    now = 100.0
+    monkeypatch.setattr(waiting_module.time, "monotonic", lambda: now)
+    turns = Turns(0.02)
+    assert turns.is_due(5.0)
+    now += 1.0
+    assert not turns.is_due(5.0) and turns.is_due(0.5)
+    now += 0.01
+    assert not turns.is_due(0.001)
+
+
 def test_naps_grow_with_the_time_napped_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is as long as all before it, within bounds: whoever naps notices a change at most half as late as it took
     to come. After about 0.1 s it is time for a doorbell; a reset begins anew."""

@@ -403,6 +403,20 @@ ROWS = {
             "tests/test_quiet.py",
         ),
     ),
+    33: Row(
+        "arrays that change while a call waits, or are reused for the next step",
+        "what they held when the call began to run is stored, or it is refused",
+        (
+            "tests/faults/test_changing_arrays.py",
+            "tests/test_actor.py::test_what_the_arrays_held_when_the_call_began_is_handed_in",
+            "tests/test_actor.py::test_a_vectors_arrays_may_change_while_it_waits_for_room",
+            "tests/test_episodes.py::test_an_environment_that_overwrites_its_observations_is_noticed",
+            "tests/test_episodes.py::test_one_step_episodes_that_overwrite_their_observations_are_noticed",
+            "tests/test_episodes.py::test_a_list_of_one_observation_many_times_is_refused",
+            "tests/test_vector_environments.py::test_vectors_that_do_not_copy_are_refused_without_next_obs",
+            "tests/test_vector_environments.py::test_observations_that_the_environment_overwrites_are_refused",
+        ),
+    ),
     34: Row(
         "hundreds of streams in a small ring",
         "at least 0.9 of the capacity can be sampled, or a warning names the knob",
