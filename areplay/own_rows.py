@@ -230,8 +230,10 @@ class OwnRows:
                     work = partial(self.writer.write, columns, start, stop, priorities)
                     more = await in_thread("areplay-rows", work)
             except ResourceUnavailable:  # no thread: nothing was written
-                self._admission.give_back(admitted, steps_among(columns, start, stop))
-                raise
+                if start == 0:
+                    self._admission.give_back(admitted, steps_among(columns, start, stop))
+                    raise
+                more = self.writer.write(columns, start, stop, priorities)  # all or none, and some are written
             finally:
                 self.writer.unreserve()
                 self._announce()

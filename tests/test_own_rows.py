@@ -14,7 +14,7 @@ from kit import cancel_at_every_tick, memory_descriptors, ticks, until
 from areplay import own_rows as own_rows_module
 from areplay import waiting as waiting_module
 from areplay.admission import Admission
-from areplay.errors import Closed, SpecMismatch
+from areplay.errors import Closed, ResourceUnavailable, SpecMismatch
 from areplay.own_rows import OwnRows
 from areplay.rate import SamplesPerInsert
 from areplay.ring import Mask, Ring, RingGuard, StreamWriter
@@ -315,6 +315,27 @@ async def test_a_misfit_gives_back_what_it_was_admitted(limits: bool, keeps: boo
     assert scene.untouched() == before
     assert scene.told == 1
     await scene.own.add(row(1), None)
+    await scene.close()
+
+
+async def test_without_a_thread_nothing_stays_admitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that are copied off the loop, where no thread can be had: as often as one likes."""
+    monkeypatch.setattr(own_rows_module, "_INLINE_BYTES", 0)
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    scene = Scene(keeps=True)
+    await scene.own.add(row(0), None)
+    before = scene.untouched()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        for _ in range(10):
+            with pytest.raises(ResourceUnavailable, match="can't start new thread"):
+                await scene.own.extend(columns(1, 3), None)
+    assert scene.untouched() == before
+    await scene.own.extend(columns(1, 3), None)
+    assert scene.numbers() == [0, 1, 2, 3]
     await scene.close()
 
 

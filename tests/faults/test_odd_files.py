@@ -27,7 +27,8 @@ import areplay
 from areplay import Replay
 from areplay.checkpoint import Checkpoint
 from areplay.commands import main
-from areplay.manifest import MOST_BYTES, manifest_checksum
+from areplay.inbox import Inboxes
+from areplay.manifest import MOST_BYTES, allocated, manifest_checksum
 
 STEPS = areplay.Spec.steps(obs=((2,), "float32"), action=((), "int64"))
 MANIFEST = "manifest.json"
@@ -243,11 +244,15 @@ async def test_a_value_of_a_manifest_that_cannot_be(tmp_path: Path, capsys: pyte
 async def test_a_number_that_is_none(text: str, tmp_path: Path) -> None:
     """JSON's grammar knows some, and Python's reader more, that no computer has."""
     await saved(tmp_path)
-    manifest = manifest_of(tmp_path)
-    manifest["version"] = "here"
-    (tmp_path / MANIFEST).write_text(json.dumps(manifest).replace('"here"', text))
-    with pytest.raises(areplay.CheckpointDamaged, match=r"manifest\.json cannot be understood"):
-        await Replay.load(tmp_path)
+    for table in (lambda manifest: manifest, lambda manifest: manifest["masses"][0]):
+        manifest = manifest_of(tmp_path)
+        manifest["crc32"] = manifest_checksum(json.loads(json.dumps(manifest | {"x": 0})))
+        table(manifest)["largest"] = "here"
+        (tmp_path / "odd").mkdir(exist_ok=True)
+        (tmp_path / "odd" / MANIFEST).write_text(json.dumps(manifest).replace('"here"', text))
+        with pytest.raises(areplay.CheckpointDamaged, match=r"manifest\.json cannot be understood") as caught:
+            await Replay.load(tmp_path / "odd")
+        assert "checksum" not in str(caught.value)
 
 
 async def test_odd_files_in_the_way_of_a_save(tmp_path: Path) -> None:
@@ -346,6 +351,30 @@ async def test_no_thread_can_be_started(tmp_path: Path, monkeypatch: pytest.Monk
         assert len(replay) == 0 and not (tmp_path / "there").exists()
         assert len(await replay.extend(rows)) == 80
         monkeypatch.setattr(threading.Thread, "start", refuse)  # and closing goes on without one
+
+
+async def test_closing_needs_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the thread that has written the actors' rows is waited for in one, where there is one."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with asyncio.timeout(60), Replay(STEPS, 200) as replay:
+        inbox = Inboxes(STEPS, 1, 8)
+        await replay._coordinator_now().attach(inbox.inbox(0), "actor 0")
+        thread = replay._coordinator_now()._thread
+        assert thread is not None and thread.is_alive()
+        await replay._coordinator_now().detach(inbox.inbox(0))
+        inbox.close()
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert not thread.is_alive()
+
+
+def test_what_no_machine_has_is_not_allocated(tmp_path: Path) -> None:
+    """Neither what is compared with the memory that is left, nor what the kernel refuses."""
+    for size in (1 << 46, 1 << 62):
+        with pytest.raises(areplay.MemoryLimitExceeded, match=r"blocks-1\.npy of the checkpoint in"):
+            allocated(str(tmp_path), "blocks-1.npy", size)
 
 
 def test_a_checkpoint_that_is_told_to_stop(tmp_path: Path) -> None:
