@@ -642,7 +642,7 @@ class Batches(AsyncIterator[Batch]):
 
     def _free(self) -> None:
         if self._holds_blocks:
-            self._ring_guard.let_go(self._ring)
+            self._ring_guard.let_go()
         for part in (self._own, self._slots):
             if part is not None:
                 part.close()

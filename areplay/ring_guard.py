@@ -144,12 +144,10 @@ class RingGuard:
             self._holds += 1
             return True
 
-    def let_go(self, ring: GuardedRing) -> None:
-        """End what `hold` began."""
+    def let_go(self) -> None:
+        """End what `hold` began. The next use, or the next who holds, splits blocks if that is due."""
         with self:
             self._holds -= 1
-            if self._is_split_due and not self._holds:
-                self._fit_blocks(ring)
 
     def warn_of_streams(self, ring: GuardedRing, more_streams: int) -> None:
         """Say so if so many more streams would leave much of the ring unused."""

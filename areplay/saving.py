@@ -79,7 +79,7 @@ class Saver:
             snapshot.take_blocks(self._guard)
             work = Save(path, snapshot, self._guard, locks, self._known.get(path, ""), max_bytes_per_s, progress, stop)
         except BaseException:
-            self._guard.let_go(self._ring)
+            self._guard.let_go()
             raise
         self._running[stop] = ended
         at_work = self._at_work
@@ -103,7 +103,7 @@ class Saver:
                 self._known[path] = work.id
             del self._running[stop]
             ended.set()
-            self._guard.let_go(self._ring)
+            self._guard.let_go()
             locks.close()
         self._saves, self._last = self._saves + 1, (saved, path, time.time())
         logger.debug("saved %d rows into %s, %d bytes in %.1f s", saved.rows, path, saved.bytes_written, saved.seconds)

@@ -202,6 +202,20 @@ async def test_few_streams_have_blocks_of_the_default_size() -> None:
         assert given_one.statistics().block_rows == 512
 
 
+@on_one_loop
+async def test_streams_that_ended_count_for_a_lap() -> None:
+    """After it the blocks that they left are others', so blocks need not be smaller for them."""
+    async with areplay.Replay(SPEC, 1 << 18) as replay:
+        assert replay._ring is not None
+        for _ in range(3):
+            for _ in range(15):
+                writer = StreamWriter(replay._ring, replay._ring.block_locks(), replay._guard)
+                writer.write({"x": np.arange(3)}, 0, 3)
+                writer.close()
+            await replay.extend({"x": np.arange(1 << 18)})
+        assert replay.statistics().block_rows == 1_024
+
+
 ITEMS: list[tuple[Any, Callable[[Any], dict[int, Any]]]] = [
     (areplay.Transitions(n_step=3, gamma=0.5), lambda oracle: oracle.transitions(3, 0.5, Stack())),
     (areplay.Sequences(8, period=3), lambda oracle: oracle.sequences(8, 0, 3, Stack())),
@@ -248,6 +262,23 @@ def check(ring: Ring, item: Any, expected: set[int]) -> None:
     assert reader.fill(out)
     assert set(out.indices.tolist()) == expected
     locks.close()
+
+
+async def test_a_save_after_a_split_takes_no_block_of_the_save_before(tmp_path: Path) -> None:
+    """The names of blocks are others then, though a small one may have the serial and the length of a large one."""
+    async with areplay.Replay(SPEC, 4_096, seed=0) as replay:
+        await replay.extend({"x": np.arange(36)})  # two blocks of 16, and 4 in the third
+        await replay.save(tmp_path)
+        assert replay._ring is not None
+        writers = [StreamWriter(replay._ring, replay._ring.block_locks(), replay._guard) for _ in range(100)]
+        await replay.add(x=36)
+        assert replay.statistics().block_rows == 4
+        await replay.save(tmp_path)
+        for writer in writers:
+            writer.close()
+    async with await areplay.Replay.load(tmp_path) as replay:
+        batch = replay.sample(4_000)
+        assert batch["x"].tolist() == batch.indices.tolist() and set(batch.indices.tolist()) == set(range(37))
 
 
 async def test_priorities_and_indices_of_rows_outlive_a_split() -> None:
