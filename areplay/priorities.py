@@ -159,7 +159,7 @@ class Priorities(Watcher):
         masses = self.masses.take(at).astype(np.float64)
         is_there &= masses > 0
         if without is not None:
-            is_there &= ~np.isin(at, without.positions)
+            is_there &= ~np.isin(at, without.positions)  # the last child of a group, by rounding
         masses /= total
         if np.count_nonzero(is_there) < len(is_there):
             return indices[is_there], masses[is_there]

@@ -303,6 +303,7 @@ def test_priorities_given_before_a_table_exists_are_in_each_that_is_made(exponen
     write(2, None)
     for number, exponent in enumerate(exponents):
         tables.of_exponent(exponent).new_exponent(0.0)
+        write(1, None)
         check(exponent)
         name = max(expected) - number
         assert tables.update(np.array([name]), np.array([50.0 + number])).all()
