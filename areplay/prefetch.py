@@ -145,7 +145,7 @@ class Batches(AsyncIterator[Batch]):
         )
         await poll(lambda is_late: self._ring_guard.hold(self._ring, at_once=is_late))
         self._holds_blocks, holdings = True, self._holdings
-        holdings.push(partial(self._ring_guard.let_go, self._ring))
+        holdings.push(self._ring_guard.let_go)
         fields = guarded("the item", batch_fields)(self._item, self._ring.spec, self._transform)
         # Slots beside the queue's: one for the batch that the learner holds, one for each sampler to fill meanwhile.
         count = self._prefetch + 1 + self._samplers
