@@ -160,6 +160,14 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
+def told(error: Exception) -> str:
+    """What an exception of another library says, in one line; its type, if it cannot be asked."""
+    try:
+        return " ".join(str(error).split())[:200]
+    except Exception:
+        return type(error).__name__
+
+
 def remedy_for(value: object) -> str:
     """What to do with a value that is no array, such as a tensor that requires a gradient; "" for all others."""
     given = as_array(value)
@@ -239,11 +247,7 @@ def _refusal_of(value: object, error: Exception) -> Refusal:
             return Refusal(
                 f"a {type(tensor).__name__}", "give a numpy array, for example tensor.detach().cpu().numpy()"
             )
-    try:
-        reason = " ".join(str(error).split())[:200]
-    except Exception:
-        reason = type(error).__name__
-    return Refusal(f"{type(value).__name__} that is no array ({reason})", "")
+    return Refusal(f"{type(value).__name__} that is no array ({told(error)})", "")
 
 
 def _refusal_of_tensor(tensor: Any) -> Refusal:

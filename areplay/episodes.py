@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from areplay.arrays import Refusal, as_array
+from areplay.arrays import Refusal, as_array, shown
 from areplay.errors import SpecMismatch
 from areplay.links import AHEAD, BACK, GAP, MAX_ENVIRONMENTS, MOMENT, first_moment, first_moments
 from areplay.observation_memory import HandedIn, ObservationMemory
@@ -96,8 +96,8 @@ class Episodes:
     @autoreset_mode.setter
     def autoreset_mode(self, mode: object) -> None:
         name = getattr(mode, "value", mode)
-        if name not in AUTORESET_MODES:
-            raise ValueError(f"autoreset_mode must be one of {', '.join(AUTORESET_MODES)}, got {mode!r}")
+        if not isinstance(name, str) or name not in AUTORESET_MODES:
+            raise ValueError(f"autoreset_mode must be one of {', '.join(AUTORESET_MODES)}, got {shown(mode)}")
         if self._environments is not None and name != self._mode:
             raise ValueError(f"autoreset_mode is {self._mode} since the first step; set it before that")
         self._mode, self._mode_is_given = name, True
@@ -195,17 +195,19 @@ class Episodes:
         if environments is None:
             self._breaks.append((self._tickets, None))
             return
-        count, chosen = self._environments, np.asarray(environments)
+        count, chosen = self._environments, as_array(environments)
+        most = MAX_ENVIRONMENTS if count is None else max(1, count)
+        if isinstance(chosen, Refusal):
+            raise ValueError(f"environments must be indices from 0, or a mask, got {chosen.got}; {chosen.remedy}")
         if chosen.size == 0:
             return
-        most = MAX_ENVIRONMENTS if count is None else max(1, count)
         is_mask = chosen.dtype == np.bool_ and chosen.ndim == 1 and (count is None or len(chosen) == most)
         is_indices = chosen.dtype.kind in "iu" and chosen.ndim <= 1 and 0 <= chosen.min() <= chosen.max() < most
         if not is_mask and not is_indices:
             known = "of a vector of L" if count is None else f"of {max(1, count)}"
             raise ValueError(
                 f"environments must be indices from 0, or a mask of bool, {known} environments, got "
-                f"{str(environments)[:80]}"
+                f"{shown(environments)}"
             )
         self._breaks.append((self._tickets, chosen.copy()))
 

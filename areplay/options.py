@@ -21,10 +21,10 @@ def whole_number(name: str, value: object, *, at_least: int = 1, at_most: int | 
     allowed = f"a whole number of at least {at_least}" + ("" if at_most is None else f" and at most {at_most:,}")
     number = plain(value)
     if isinstance(number, bool) or not isinstance(number, numbers.Integral):
-        raise _refused(f"{name} must be {allowed}", value)
+        raise refused(f"{name} must be {allowed}", value)
     number = int(number)
     if number < at_least or (at_most is not None and number > at_most):
-        raise _refused(f"{name} must be {allowed}", value)
+        raise refused(f"{name} must be {allowed}", value)
     return number
 
 
@@ -32,7 +32,7 @@ def flag(name: str, value: object) -> bool:
     """`value`, if it is a bool, else `ValueError`."""
     claim = plain(value)
     if not isinstance(claim, (bool, np.bool_)):
-        raise _refused(f"{name} must be True or False", value)
+        raise refused(f"{name} must be True or False", value)
     return bool(claim)
 
 
@@ -42,7 +42,7 @@ def fraction(name: str, value: object) -> float:
         return value
     number = real_number(value)
     if not 0 <= number <= 1:
-        raise _refused(f"{name} must be a number from 0 to 1", value)
+        raise refused(f"{name} must be a number from 0 to 1", value)
     return number
 
 
@@ -50,7 +50,7 @@ def seconds(name: str, value: object, *, positive: bool = True) -> float:
     """`value` as a float number of seconds, if it is a finite real number above (or, if not `positive`, at least) 0."""
     number = real_number(value)
     if not (0 < number < math.inf or (number == 0 and not positive)):
-        raise _refused(f"{name} must be a number of seconds {'above' if positive else 'of at least'} 0", value)
+        raise refused(f"{name} must be a number of seconds {'above' if positive else 'of at least'} 0", value)
     return number
 
 
@@ -65,7 +65,7 @@ def optional_rate(name: str, value: object) -> float | None:
         return None
     number = real_number(value)
     if not number > 0:
-        raise _refused(f"{name} must be a number above 0, or None", value)
+        raise refused(f"{name} must be a number above 0, or None", value)
     return number
 
 
@@ -183,6 +183,7 @@ def priority_column(
     return column
 
 
-def _refused(allowed: str, value: object) -> ValueError:
+def refused(allowed: str, value: object) -> ValueError:
+    """The error that says what is allowed, what came, and what to do with a tensor that has no array."""
     remedy = remedy_for(value)
     return ValueError(f"{allowed}, got {shown(value)}" + (f"; {remedy}" if remedy else ""))

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 from areplay import forks
-from areplay.options import real_number, whole_number
+from areplay.options import real_number, refused, whole_number
 from areplay.statistics import LimiterStatistics
 
 
@@ -314,7 +314,7 @@ class SamplesPerInsert(MinSize):
 def _positive(name: str, value: object) -> float:
     number = real_number(value)
     if not 0 < number < math.inf:
-        raise ValueError(f"{name} must be a number above 0, got {value!r}")
+        raise refused(f"{name} must be a number above 0", value)
     return number
 
 

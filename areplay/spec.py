@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from areplay import links
-from areplay.arrays import KINDS, Refusal, as_array, exactly, shown, torch_tensor_in
+from areplay.arrays import KINDS, Refusal, as_array, exactly, shown, told, torch_tensor_in
 from areplay.arrays import Array as Array
 from areplay.errors import SpecMismatch
 
@@ -348,14 +348,16 @@ def as_field(name: str, given: object) -> Field:
     try:
         shape, dtype_like = cast(tuple[tuple[int, ...], DTypeLike], given)
         axes = tuple(shape)
-    except (TypeError, ValueError):
-        raise ValueError(f"field {name!r} must be (shape, dtype), such as ((4,), 'float32'), got {given!r}") from None
+    except Exception:  # whatever an object raises that is gone through as if it were a tuple
+        raise ValueError(
+            f"field {name!r} must be (shape, dtype), such as ((4,), 'float32'), got {shown(given)}"
+        ) from None
     if any(isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1 for n in axes):
-        raise ValueError(f"field {name!r}: each axis must be a whole number of at least 1, got shape {shape!r}")
+        raise ValueError(f"field {name!r}: each axis must be a whole number of at least 1, got shape {shown(shape)}")
     try:
         dtype = np.dtype(dtype_like)
-    except TypeError as error:
-        raise ValueError(f"field {name!r}: {error}; use a name such as 'float32'") from None
+    except Exception as error:
+        raise ValueError(f"field {name!r}: {told(error)}; use a name such as 'float32'") from None
     if dtype.kind not in KINDS:
         raise ValueError(f"field {name!r}: {dtype} cannot be shared; use a bool, integer, float or complex dtype")
     if not dtype.isnative:

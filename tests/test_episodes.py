@@ -762,3 +762,17 @@ def test_a_list_of_one_observation_many_times_is_refused() -> None:
         [[0.0, 0.0]] * 1 + [[1, 1], [2, 2]],
     ):
         Episodes(SPEC).columns(given | {"obs": fine})
+
+
+def test_a_tensor_chooses_environments_and_what_is_no_array_does_not() -> None:
+    """A ValueError that says what to do, and nothing has changed."""
+    torch = pytest.importorskip("torch")
+    stream = Stream(mode="Disabled")
+    stream.add(vector([0, 10], ".."))
+    stream.episodes.break_off(torch.tensor([True, False]))
+    stream.episodes.break_off(torch.tensor([1]))
+    for wrong in (torch.zeros(2, requires_grad=True), torch.zeros(2, device="meta")):
+        with pytest.raises(ValueError, match=r"environments must be .*\.detach\(\)\.cpu\(\)"):
+            stream.episodes.break_off(wrong)
+    with pytest.raises(ValueError, match="autoreset_mode must be"):
+        Episodes(SPEC).autoreset_mode = np.zeros(2)

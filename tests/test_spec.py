@@ -107,6 +107,27 @@ def test_a_field_that_cannot_be_shared_is_refused(given: Any, said: str) -> None
     assert "'bad'" in str(caught.value)
 
 
+class Raises:
+    """Whatever it is asked for, it raises something of its own."""
+
+    def __iter__(self) -> Any:
+        raise RuntimeError("no")
+
+    def __repr__(self) -> str:
+        raise RuntimeError("nor that")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [Raises(), (Raises(), "int8"), ((Raises(),), "int8"), ((), Raises())],
+    ids=["field", "shape", "axis", "dtype"],
+)
+def test_an_object_that_raises_is_no_field(given: Any) -> None:
+    """A ValueError like any other, however odd the object."""
+    with pytest.raises(ValueError, match="'bad'"):
+        Spec(bad=given)
+
+
 def test_a_dtype_that_numpy_does_not_know_is_a_value_error() -> None:
     """A misspelt dtype is a wrong option like any other, and the message names the field."""
     with pytest.raises(ValueError, match="'bad'"):
