@@ -26,6 +26,7 @@ from typing import Any
 
 import uvloop
 
+from areplay import forks
 from areplay.admission import Admission, steps_among
 from areplay.errors import Closed, ResourceUnavailable, Stalled
 from areplay.inbox import Inbox
@@ -100,8 +101,9 @@ class Coordinator:
         self._started: concurrent.futures.Future[None] | None = None
         self._ended: concurrent.futures.Future[None] = concurrent.futures.Future()  # the thread, for whatever reason
         self._is_stopped = False
+        self._origin = forks.current
         self._may_wait: int | None = None  # rows in all inboxes together, as it was said last
-        self._bounds_guard = threading.Lock()  # two threads may bound what waits at the same time
+        self._bounds_guard = forks.register_lock(threading.Lock())  # two threads may bound what waits at the same time
         admission.on_change, admission.take_waiting = self._bound_waiting, self._take_waiting
 
     async def attach(self, inbox: Inbox, name: str, *, is_elastic: bool = False) -> None:
@@ -174,6 +176,8 @@ class Coordinator:
 
         May be called twice.
         """
+        if self._origin is not forks.current:  # a forked child has no such thread
+            return
         self._is_stopped = True
         self._guard.keep_nothing()
         self._admission.lift()
@@ -234,7 +238,8 @@ class Coordinator:
 
     async def _in_thread(self, work: Coroutine[Any, Any, None]) -> None:
         """Run `work` on the coordinator's loop, to its end even if cancelled meanwhile."""
-        if self.failure is not None or self._thread is None or self._loop is None:
+        is_foreign = self._origin is not forks.current  # a forked child, which has no such thread
+        if is_foreign or self.failure is not None or self._thread is None or self._loop is None:
             work.close()
             return
         try:

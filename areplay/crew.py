@@ -175,7 +175,7 @@ class Crew:
 
         Cancelled: all children that are left are killed, and reaped by and by.
         """
-        if self._keeper is None:
+        if self._keeper is None or self._origin is not forks.current:  # a forked child has no such processes
             return
         self._stopping.set()
         try:

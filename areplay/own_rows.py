@@ -119,6 +119,8 @@ class OwnRows:
 
     async def close(self) -> None:
         """End the stream, when the call that is being served is done; those that wait get `Closed`."""
+        if self._origin is not forks.current:
+            return
         self._is_closing = True
         self._admitted.wake()
         async with self._lock:

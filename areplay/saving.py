@@ -126,6 +126,8 @@ class Saver:
 
     async def close(self) -> None:
         """Stop what is running; whoever waits for it gets `Closed`, and the checkpoint before is whole."""
+        if self._origin is not forks.current:  # a forked child, where the threads that save are not
+            return
         self._is_closed = True
         for stop, ended in list(self._running.items()):
             stop.set()

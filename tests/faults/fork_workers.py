@@ -144,7 +144,7 @@ async def main():
     async with areplay.Replay(SPEC, 5_000) as replay:
         async with (
             replay.checkpoints(sys.argv[2], 0.2),
-            replay.actors(act, 1) as actors,
+            replay.actors(act, 3) as actors,
             replay.batches(batch_size=8, prefetch=4, selector=areplay.Fifo(), timeout_s=50.0) as batches,
         ):
             before = pids(replay)
@@ -163,6 +163,15 @@ async def main():
                 for _ in range(5):
                     await anext(batches)
             assert pids(replay) == before, (before, pids(replay))
+            closing = asyncio.create_task(actors.close())
+            for _ in range(3):
+                await asyncio.sleep(0)
+            pid = fork()
+            if pid == 0:
+                sys.stderr = open(os.devnull, "w")
+                sys.exit(7)
+            print("while it closes", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+            await closing
     return "parent"
 
 if __name__ == "__main__":
