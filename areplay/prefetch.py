@@ -392,8 +392,8 @@ class Batches(AsyncIterator[Batch]):
 
     @property
     def may_find_items(self) -> bool:
-        """Whether items may be found without more rows, if none are now: with other priorities, or by a selector of the
-        user's."""
+        """Whether items may be found without more rows though there are no items now: with other priorities, or by a
+        user's selector."""
         if self._slots is None or self.is_closed or not self._is_limited:
             return False
         return type(self._selector) not in OURS or bool(getattr(self._selector, "obstacle", ""))
@@ -607,7 +607,7 @@ class Batches(AsyncIterator[Batch]):
                 return f"learner waits: {text_of(self._selector)}: {obstacle}; {alive}"
             if rows and type(self._selector) not in OURS:
                 return (
-                    f"learner waits: {text_of(self._selector)} has drawn none of the {rows:,} rows that makes "
+                    f"learner waits: {text_of(self._selector)} has drawn no row, of {rows:,}, that makes "
                     f"{text_of(self._item)} yet; {alive}"
                 )
             return f"learner waits: no {text_of(self._item)} can be made of the {rows:,} rows yet; {alive}"

@@ -67,9 +67,10 @@ class SamplesPerInsert(MinSize):
         samples_per_insert: how often each step is sampled on average; above 0.
         min_size_to_sample: rows that must be there before the first batch, counted as by `MinSize`; in e it stands for
             so many steps.
-        error_buffer: by how many samples either side may be ahead. At least
-            `(batch_size + samples_per_insert) / 2`, or both could wait for each other; one of some batches lets both
-            sides run smoothly. By default sixteen batches, and sixteen inserts.
+        error_buffer: by how many samples either side may be ahead. At least `(batch_size + samples_per_insert) / 2`, or
+            both could wait for each other; one of some batches lets both sides run smoothly. `Replay.add` writes a step
+            of a vector of L environments as a whole: L inserts at once. By default sixteen batches, and sixteen
+            inserts.
 
     Raises:
         ValueError: an option is not such a number.

@@ -375,7 +375,7 @@ class Replay(Checkpointed, Held):
 
         Raises:
             SpecMismatch: the row does not fit the spec. Nothing was written.
-            Stalled: it would wait for a batch to be taken, and none can be made without more rows. Nothing was written.
+            Stalled: it would wait for a batch that cannot be made without more rows. Nothing was written.
                 If a learner waits for that batch it is the learner who gets this error.
             ValueError: a step of the vector has more rows than fit.
         """
@@ -460,7 +460,7 @@ class Replay(Checkpointed, Held):
             if len(self):
                 what = f"{len(self):,} rows of which no {text_of(item)} can be made"
             if len(self) and type(chosen) not in OURS:
-                what = f"{len(self):,} rows, of which {text_of(chosen)} drew none that makes {text_of(item)}"
+                what = f"{len(self):,} rows, of which {text_of(chosen)} drew no row that makes {text_of(item)}"
             if len(self) and (obstacle := getattr(chosen, "obstacle", "")):
                 raise Stalled(f"sample() by {text_of(chosen)}: {obstacle}")
             raise Stalled(f"sample() on {what}; add some first, or use batches(), which waits for them")

@@ -1,8 +1,8 @@
 """Standstill: whether writers and learners wait for each other, so that no row can be written any more.
 
-Writers wait for a batch to be taken where a limiter lets no more steps in, or where a `Fifo` or `Epochs` keeps the
-blocks. Learners wait for rows of which a batch can be made. Where no stream that holds writers up has a batch, and none
-of the writers can go on, none of these waits ends: whoever waits is told, by `Stalled`.
+Writers wait for a batch to be taken: where a limiter lets no more steps in, or where a `Fifo` or `Epochs` keeps the
+blocks. Learners wait for rows of which a batch can be made. These waits never end if no stream that holds writers up
+has a batch, and no writer can go on. Then `Stalled` is raised.
 
 Rule: certain, or not said. A process that may still write a row, or take a batch, ends a standstill. So do rows that
 were admitted, until they are written and samplers have looked for items among them.
@@ -40,7 +40,7 @@ class Stream(Protocol):
 
     @property
     def may_find_items(self) -> bool:
-        """Whether items may be found without more rows, if none are now."""
+        """Whether items may be found without more rows though there are no items now."""
         ...
 
     @property
@@ -91,7 +91,7 @@ class Standstill:
         )
 
     def why_held(self) -> str:
-        """Say which rows wait at this moment, and for what; "" if none do. From any thread."""
+        """Say which rows wait at this moment, and for what; "" if no row waits. From any thread."""
         for wait in self._own_rows.waits():
             return wait.reason
         held = self._coordinator.held()
@@ -126,7 +126,7 @@ class Standstill:
 
     @property
     def _are_blocks_kept(self) -> bool:
-        """Whether all blocks are kept, and none is open for rows that wait or may come."""
+        """Whether all blocks are kept, and no block is open for rows that wait or may come."""
         lacks = self._own_rows.lacks
         return self._guard.is_full(lacks.stream if lacks is not None and lacks.blocks else None)
 
@@ -145,7 +145,7 @@ class Standstill:
         """Say what keeps every process from writing a row before a batch is taken, and what to do; "" if nothing does.
 
         Rows of actors are written one by one: where there is room for one, they go on. A call of this process writes
-        all of its rows at once, or none: it may wait where there is room, but less than it needs.
+        all of its rows at once or nothing: it may wait where there is room, but less than it needs.
         """
         limiters, lacks = self._admission.limiters, self._own_rows.lacks
         for limiter in limiters:

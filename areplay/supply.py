@@ -22,7 +22,7 @@ class Supply:
     is_stuck: bool = False
     """All who have rows wait for a block, and all blocks are kept."""
     why_held: Callable[[], str] = lambda: ""
-    """Says which rows wait at this moment, and for what; "" if none do."""
+    """Says which rows wait at this moment, and for what; "" if no row waits."""
     why_barred: Callable[[], str] = lambda: ""
     """Says why no process can write a row before a batch is taken that no stream has, and what to do; "" if one can."""
 

@@ -626,7 +626,7 @@ async def test_a_stream_that_goes_on_after_a_checkpoint_does_not_wait_for_its_fi
 
 
 async def test_a_full_ring_of_which_nothing_may_be_overwritten_opens_the_gate() -> None:
-    """Whoever keeps its blocks: there will be no more rows."""
+    """No more rows will be there, whichever stream keeps its blocks."""
     scene = Scene(min_size=32)
     scene.write(30)
     async with scene.batches as batches:

@@ -85,7 +85,7 @@ def test_less_room_than_a_call_needs_at_once_bars_it() -> None:
 
 
 def test_full_blocks_bar_everybody() -> None:
-    """But one who has an open block; the call that waits has one in vain."""
+    """But a writer with an open block; that of the call that waits is too small."""
     scene = Scene()
     scene.limiters.clear()
     assert scene.why == ""

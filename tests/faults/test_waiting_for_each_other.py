@@ -246,7 +246,7 @@ async def test_rows_that_do_not_fit_beside_those_that_a_queue_keeps_make_nobody_
 @pytest.mark.parametrize("is_late", [False, True])
 async def test_a_full_ring_is_enough_for_the_first_batch_though_a_step_does_not_fit(is_late: bool) -> None:
     """The learner waits for as many rows as the ring has; the next step of ten does not fit beside those that the queue
-    keeps. Whoever comes first: batches come, and the step is written."""
+    keeps. Batches come and the step is written, also where the learner comes late."""
     async with (
         areplay.Replay(STEPS, 256, block_rows=16) as replay,
         replay.batches(batch_size=8, selector=areplay.Fifo(), min_size_to_sample=256, timeout_s=60.0) as batches,
@@ -325,11 +325,11 @@ async def test_a_selector_of_rows_that_are_gone_makes_nobody_wait_without_a_word
         await replay.extend(rows(OWNER, 1, 0, 64))
         await replay.extend(rows(OWNER, 1, 64, 96))
         selector = workers.Remembered([3, 5, 130])
-        with pytest.raises(areplay.Stalled, match=r"64 rows, of which Remembered\(\) drew none that makes Rows\(\)"):
+        with pytest.raises(areplay.Stalled, match=r"64 rows, of which Remembered\(\) drew no row that makes Rows\(\)"):
             replay.sample(16, selector=selector)
         async with replay.batches(batch_size=8, selector=selector, grace_s=20.0) as batches:
             taking = asyncio.create_task(anext(batches))
-            said = r"learner waits: Remembered() has drawn none of the 64 rows that makes Rows() yet"
+            said = r"learner waits: Remembered() has drawn no row, of 64, that makes Rows() yet"
             await until(lambda: any(said in wait.reason for wait in replay.statistics().waits))
             await replay.extend(rows(OWNER, 1, 96, 140))
             assert set((await taking).indices.tolist()) == {130}
