@@ -187,8 +187,9 @@ class Crew:
                     break
                 for child in self._running():
                     if child.is_over:  # its interpreter still ends: nothing of a replay's is lost with it
-                        logger.info("%s (pid %d) is done but has not ended: SIGKILL", child.name, child.pid)
-                        child.kill()
+                        if child.over_s >= self.options.grace_s or number == signal.SIGKILL:
+                            logger.info("%s (pid %d) is done but has not ended: SIGKILL", child.name, child.pid)
+                            child.kill()
                     else:
                         logger.warning("%s (pid %d) has not ended, sending %s", child.name, child.pid, number.name)
                         child.signal(number)

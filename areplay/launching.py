@@ -174,6 +174,8 @@ def _open_pidfd(pid: int) -> int:
     except ChildProcessError:  # none of ours: the child was reaped by others, and this one has got its number
         os.close(pidfd)
         return -1
+    except OSError:  # Linux 5.3, or a sandbox
+        pass
     return pidfd
 
 

@@ -32,6 +32,7 @@ import select
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -197,6 +198,7 @@ class Child:
         self._changed = asyncio.Event()
         self._details = ""
         self._last_code: int | None = None  # the exit code that its last word announced
+        self._over_at = 0.0  # monotonic seconds, when it said its last word
         self._reaps = 0
         self._pidfd = -1
         self._socket: socket.socket | None = None
@@ -287,6 +289,11 @@ class Child:
     def is_over(self) -> bool:
         """Whether its coroutine has returned or raised; its interpreter may need longer to end."""
         return self._last_code is not None
+
+    @property
+    def over_s(self) -> float:
+        """For how long its coroutine has been over."""
+        return time.monotonic() - self._over_at if self.is_over else 0.0
 
     async def wait_exit(self) -> Exit:
         """How it ended, once it has. Cancelled: nothing changed."""
@@ -405,8 +412,9 @@ class Child:
             self.is_ready = True
         elif kind == FAILED:
             self._details, self._last_code = payload
+            self._over_at = time.monotonic()
         elif kind == FINISHED:
-            self._last_code = 0
+            self._last_code, self._over_at = 0, time.monotonic()
             self.has_finished = True
         elif kind == NOTICE:
             logger.info("%s (pid %d): %s", self.name, self.pid, payload)
@@ -438,8 +446,14 @@ class Child:
         if self._pidfd < 0:
             return True, None
         try:
-            result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
-        except OSError:  # ECHILD, or a kernel or sandbox that cannot
+            try:
+                result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
+            except ChildProcessError:
+                raise
+            except OSError:  # Linux 5.3, or a sandbox
+                reaped, status = os.waitpid(self.pid, os.WNOHANG)
+                return bool(reaped), os.waitstatus_to_exitcode(status) if reaped else None
+        except ChildProcessError:  # it is lost, unless multiprocessing has just been asked for its children
             return True, self._process.aio_process._popen.returncode
         if result is None:
             return False, None

@@ -255,6 +255,16 @@ def test_without_proc_nothing_is_known_and_nothing_breaks(tmp_path: Path, monkey
     assert names == [finding.name for finding in findings()]
 
 
+def test_a_death_is_seen_where_sigchld_is_ignored() -> None:
+    """As by areplay itself: the finding is that of any other machine."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        (found,) = [finding for finding in findings() if finding.name == "pidfd"]
+        assert (found.status, found.value) == ("ok", "works")
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def test_descriptors_are_enough_for_so_many_actors(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as can be started in fact; and who may raise the limit."""
     limit = open_descriptors() + checkup.DESCRIPTORS_TO_START + 6 * 20 + 5

@@ -88,6 +88,9 @@ def test_the_picture_shows_the_state_in_lines_that_fit() -> None:
     assert re.search(r"learner +waits 1\.5 s +for rows", text)
     assert "actor 0 (pid 16) ended with -9: signal 9 ended it" in text
     assert max(map(len, text.splitlines())) <= 100
+    unknown = answer()
+    unknown["statistics"]["actors"][0]["last_failure"]["exit_code"] = None
+    assert "actor 0 (pid 16) ended with an unknown code: signal 9 ended it" in shown(unknown)
 
 
 def test_the_picture_of_a_large_run_fits() -> None:

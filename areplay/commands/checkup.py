@@ -141,8 +141,8 @@ def _try_pidfd() -> None:
         finally:
             os.close(descriptor)
     finally:
-        os.kill(child, signal.SIGKILL)
-        with suppress(ChildProcessError):  # SIGCHLD is ignored
+        with suppress(ProcessLookupError, ChildProcessError):  # it is reaped already where SIGCHLD is ignored
+            os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
 
 

@@ -313,7 +313,10 @@ ROWS = {
             "tests/processes/test_deaths.py::test_last_words_count_where_the_exit_code_is_unknown",
             "tests/processes/test_deaths.py::test_multiprocessing_does_not_wait_for_our_children",
             "tests/processes/test_deaths.py::test_a_number_that_a_stranger_has_got_is_not_touched",
+            "tests/processes/test_deaths.py::test_a_kernel_that_cannot_wait_for_a_pidfd_tells_the_code_all_the_same",
             "tests/processes/test_deaths.py::test_a_debugger_that_is_told_first_does_not_make_the_loop_spin",
+            "tests/processes/test_deaths.py::test_children_see_the_deaths_of_their_own_children",
+            "tests/test_doctor.py::test_a_death_is_seen_where_sigchld_is_ignored",
             "tests/processes/test_starter.py::test_a_start_that_is_stuck_before_the_arguments_are_read_ends_in_time",
             "tests/processes/test_starter.py::test_a_start_that_is_stuck_can_be_cancelled",
             "tests/processes/test_starter.py::test_arguments_of_any_size_reach_each_successor",
@@ -362,6 +365,7 @@ ROWS = {
         (
             "tests/processes/test_deaths.py::test_one_that_has_returned_is_done_before_its_interpreter_ends",
             "tests/processes/test_deaths.py::test_closing_lets_exit_hooks_run",
+            "tests/processes/test_deaths.py::test_exit_hooks_have_their_time_from_when_an_actor_has_returned",
             "tests/processes/test_deaths.py::test_a_second_cancellation_kills_one_that_ends_late",
             "tests/processes/test_deaths.py::test_one_that_raised_is_restarted_though_its_interpreter_does_not_end",
             "tests/processes/test_deaths.py::test_words_that_cannot_be_written_do_not_fail_a_child",

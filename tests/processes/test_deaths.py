@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 import areplay
+from areplay.crew import Crew
 
 from . import workers
 from .oracle import OWNER, SPEC, lives, rows
@@ -115,6 +117,23 @@ async def test_a_number_that_a_stranger_has_got_is_not_touched(monkeypatch: pyte
     assert len(opened) == 2
 
 
+async def test_a_kernel_that_cannot_wait_for_a_pidfd_tells_the_code_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Linux 5.3, or a sandbox."""
+
+    def refuse(kind: int, number: int, options: int) -> Any:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "waitid", refuse)
+    async with areplay.Replay(SPEC, 1_000) as replay, replay.actors(workers.hand_in_until_stopped, 1) as actors:
+        os.kill(actors.statistics()[0].pid, signal.SIGKILL)
+        await until(lambda: actors.statistics()[0].restarts == 1)
+        failure = actors.statistics()[0].last_failure
+        assert failure is not None
+        assert failure.exit_code == -signal.SIGKILL
+
+
 async def test_a_debugger_that_is_told_first_does_not_make_the_loop_spin(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the kernel has no exit code yet, it is asked again after a while, and only so often."""
     is_told = asyncio.Event()
@@ -156,6 +175,29 @@ async def test_one_that_has_returned_is_done_before_its_interpreter_ends(
 
 async def test_closing_lets_exit_hooks_run(tmp_path: Path) -> None:
     """They may have files to write: there is `grace_s` for them."""
+    async with (
+        areplay.Replay(SPEC, 10_000) as replay,
+        replay.actors(workers.return_and_end_late, 1, args=(str(tmp_path), 0.3), grace_s=30.0),
+    ):
+        pass
+    assert (tmp_path / "ended").exists()
+
+
+async def test_exit_hooks_have_their_time_from_when_an_actor_has_returned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that returns when `grace_s` is almost over is not killed then."""
+    looks: list[bool] = []
+
+    async def almost_over(crew: Crew) -> bool:
+        looks.append(True)
+        if len(looks) == 1:
+            await until((tmp_path / "ending").exists)
+            return False
+        return await all_ended(crew)
+
+    all_ended = Crew._all_ended
+    monkeypatch.setattr(Crew, "_all_ended", almost_over)
     async with (
         areplay.Replay(SPEC, 10_000) as replay,
         replay.actors(workers.return_and_end_late, 1, args=(str(tmp_path), 0.3), grace_s=30.0),
