@@ -322,3 +322,29 @@ async def test_without_a_thread_there_is_an_error_and_stopping_works(
             await scene.coordinator.attach(scene.inbox[0], "actor 0")
     await scene.coordinator.detach(scene.inbox[0])
     await scene.coordinator.stop()
+
+
+async def test_rows_between_admission_and_ring_are_told_of(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before they are admitted, until all streams were told of them; also where the write fails."""
+    seen: list[bool] = []
+    coordinator, admission = scene.coordinator, scene.coordinator._admission
+    admit, on_rows = admission.admit_rows, coordinator._on_rows
+
+    def looking(work: Any) -> Any:
+        def look(*what: Any) -> Any:
+            seen.append(coordinator.is_writing)
+            return work(*what)
+
+        return look
+
+    monkeypatch.setattr(admission, "admit_rows", looking(admit))
+    monkeypatch.setattr(coordinator, "_on_rows", looking(on_rows))
+    await coordinator.attach(scene.inbox[0], "actor 0")
+    assert not coordinator.is_writing
+    scene.hand_in(0, 3)
+    await until(lambda: scene.told > 0 and not coordinator.is_writing)
+    assert seen[-2:] == [True, True]
+    monkeypatch.setattr(admission, "admit_rows", lambda *what: 1 / 0)
+    scene.hand_in(0, 3)
+    await until(lambda: scene.failed > 0)
+    assert not coordinator.is_writing

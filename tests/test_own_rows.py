@@ -14,7 +14,7 @@ from kit import cancel_at_every_tick, memory_descriptors, ticks, until
 from areplay import own_rows as own_rows_module
 from areplay import waiting as waiting_module
 from areplay.admission import Admission
-from areplay.errors import Closed, ResourceUnavailable, SpecMismatch
+from areplay.errors import Closed, ResourceUnavailable, SpecMismatch, Stalled
 from areplay.own_rows import OwnRows
 from areplay.rate import SamplesPerInsert
 from areplay.ring import Mask, Ring, RingGuard, StreamWriter
@@ -514,3 +514,44 @@ async def test_a_spec_without_steps_has_no_episodes(scene: Scene) -> None:
     """Asked for, it says what to make."""
     with pytest.raises(ValueError, match=r"Spec\.steps or from_env"):
         _ = scene.own.episodes
+
+
+async def test_rows_that_are_copied_off_the_loop_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From their admission until the streams were told; the room that they take is taken by then, no item is there."""
+    monkeypatch.setattr(own_rows_module, "_INLINE_BYTES", 0)
+    scene = Scene()
+    seen: list[tuple[bool, int]] = []
+    write = scene.own.writer.write
+
+    def looked_at(*what: Any) -> Any:
+        seen.append((scene.own.is_writing, scene.limiter.room))
+        return write(*what)
+
+    monkeypatch.setattr(scene.own.writer, "write", looked_at)
+    await scene.own.extend(columns(0, 5), None)
+    assert seen == [(True, 0)] and not scene.own.is_writing
+    await scene.close()
+
+
+async def test_what_a_call_lacks_is_known_while_it_waits_and_after_it_was_refused() -> None:
+    """A learner that comes later would wait for those rows as well; not any more when rows came in, or the next call
+    begins. Nothing of a refused call is written."""
+    scene, hopeless = Scene(), ""
+    await scene.fill()
+    scene.own._why_hopeless = lambda: hopeless
+    assert scene.own.lacks is None
+    waiting = asyncio.create_task(scene.own.extend(columns(5, 2), None))
+    await ticks(3)
+    assert scene.own.lacks is not None and (scene.own.lacks.steps, scene.own.lacks.blocks) == (2, False)
+    hopeless = "nobody takes a batch"
+    before = scene.untouched()
+    scene.admission.ring()
+    with pytest.raises(Stalled, match="it never can, since nobody takes a batch"):
+        await waiting
+    assert scene.untouched() == before and scene.own.waits() == []
+    assert scene.own.lacks is not None and scene.own.lacks.steps == 2
+    hopeless = ""
+    scene.take_batch()
+    await scene.own.add(row(5), None)
+    assert scene.own.lacks is None
+    await scene.close()
