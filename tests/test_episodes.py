@@ -268,6 +268,7 @@ def test_after_a_break_that_follows_a_gap_the_beginning_is_known(mode: str) -> N
     stream.episodes.break_off([1])
     hand_in(stream, vector([2, 50], ".."))
     assert [number == 0 for number in numbers_of(stream)[2:]] == [False, True]
+    assert [ahead > 0 for ahead in stream.column(AHEAD)[2:]] == [mode != "NextStep", True]
     stream.episodes.break_off()
     stream.episodes.ticket()
     hand_in(stream, vector([4, 60], ".."))

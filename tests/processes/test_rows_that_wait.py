@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import areplay
+from areplay import coordinator
 
 from . import workers
 from .oracle import SPEC, lives
@@ -34,20 +36,19 @@ async def all_wait(actors: areplay.Actors) -> None:
     await until(lambda: all(record.waited_s > 0.05 for record in actors.statistics()))
 
 
-@pytest.mark.parametrize(("count", "each"), [(1, 32), (2, 16)])
-async def test_actors_that_a_limiter_holds_share_what_may_wait(count: int, each: int) -> None:
+async def test_actors_that_a_limiter_holds_share_what_may_wait() -> None:
     """As many steps as its buffer spans, and a few of each actor at least; the wait says so."""
     async with (
         areplay.Replay(SPEC, 10_000) as replay,
         replay.batches(batch_size=BATCH_SIZE, limiter=limiter()) as batches,
-        replay.actors(workers.hand_in_until_stopped, count) as actors,
+        replay.actors(workers.hand_in_until_stopped, 2) as actors,
     ):
         await all_wait(actors)
-        assert waiting(actors) == [each] * count
-        for _ in range(10):
+        assert waiting(actors) == [16, 16]
+        for _ in range(5):
             (await batches.get(30.0)).release()
             await all_wait(actors)
-            assert max(waiting(actors)) <= each
+            assert max(waiting(actors)) <= 16
         assert len(replay) > 17
 
 
@@ -106,6 +107,18 @@ async def test_what_may_wait_follows_limiters_that_come_change_and_go() -> None:
         await other.close()
         before = replay.statistics().rows_inserted
         await until(lambda: replay.statistics().rows_inserted > before + 20_000)
+
+
+async def test_what_waits_when_a_limiter_comes_is_let_in_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would wait for the limiter, and all that is made later behind it. Here it would linger in its inbox."""
+    monkeypatch.setattr(coordinator, "LINGER_S", 1_000.0)
+    async with (
+        areplay.Replay(SPEC, 10_000) as replay,
+        replay.actors(workers.hang, 1, args=("wait", str(tmp_path)), quiet_s=None, grace_s=0.2) as actors,
+    ):
+        await until(lambda: waiting(actors) == [10])
+        async with replay.batches(batch_size=BATCH_SIZE, limiter=limiter()):
+            assert len(replay) == 10
 
 
 async def test_more_rows_at_once_than_may_wait_are_handed_in_together() -> None:
