@@ -6,7 +6,6 @@ An actor knows its inbox and nothing behind it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
 import time
@@ -21,7 +20,7 @@ import numpy as np
 from areplay import forks
 from areplay.arrays import detached, own_columns
 from areplay.crew import Crew, CrewOptions
-from areplay.dropped import Holdings, notice, unless_gone
+from areplay.dropped import Holdings, InOrder, notice, unless_gone
 from areplay.episodes import Episodes
 from areplay.errors import ActorFailed, Closed, InboxFull, WaitTimeout, WouldBlock
 from areplay.inbox import DESCRIPTORS_AN_INBOX, Inbox, Inboxes, waiting_rows
@@ -624,7 +623,7 @@ class Actors:
         if self._crew is None or self._inboxes is None:  # never entered
             self._holdings.release()
             return
-        async with contextlib.AsyncExitStack() as stack:  # from the last line up, each even if another failed
+        async with InOrder() as stack:  # from the last line up, each even if another failed
             stack.callback(self._on_change)
             stack.callback(self._gone.set)
             stack.callback(self._inboxes.close)

@@ -121,6 +121,9 @@ class Holdings:
         loop = None if self._loop is None else self._loop()
         if self._loop is not None and (loop is None or loop.is_closed()):
             self.abandon("")
+        if not can_wait(sys.exc_info()[0]):
+            self.abandon("")
+            return True
         while self.is_abandoned and not self.is_done:  # noqa: ASYNC110  the reaper must not need this loop
             await asyncio.sleep(_LOOK_AGAIN_S[0])
         return self.is_abandoned
@@ -340,6 +343,37 @@ class _Reaper:
             elif holdings.is_done:
                 self._leave(holdings)
         return left, None in found
+
+
+class InOrder(contextlib.AsyncExitStack):
+    """Closes in order. Where its task is destroyed with its loop, it leaves the rest to the reaper."""
+
+    def push_async_callback(  # type: ignore[override]
+        self, callback: Callable[P, Awaitable[object]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> None:
+        """As of `AsyncExitStack`."""
+
+        async def call() -> None:
+            try:
+                await callback(*args, **kwargs)
+            except GeneratorExit:
+                self.pop_all()
+                raise
+
+        super().push_async_callback(call)
+
+
+class Once:
+    """A step that closing in order takes as well, whichever comes first."""
+
+    def __init__(self, step: Callable[[], object]) -> None:
+        self._step: Callable[[], object] | None = step
+
+    def __call__(self) -> None:
+        """Take it, if it was not taken before."""
+        step, self._step = self._step, None
+        if step is not None:
+            step()
 
 
 def can_wait(kind: type[BaseException] | None = None) -> bool:

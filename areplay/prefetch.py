@@ -26,7 +26,7 @@ from areplay.batch import Batch, unpin
 from areplay.crew import Crew, CrewOptions
 from areplay.debug import verify
 from areplay.deliveries import Deliveries, Delivering, Fifo
-from areplay.dropped import Holdings, notice, unless_gone
+from areplay.dropped import Holdings, InOrder, Once, notice, unless_gone
 from areplay.errors import ActorFailed, Closed, EpochsOver, SamplerFailed, Stalled
 from areplay.hooks import HookRaised, guarded, text_of
 from areplay.identity import identity
@@ -93,7 +93,8 @@ class Batches(AsyncIterator[Batch]):
         self._resumed: Kept | None = None
         self._delivered_before = 0  # by streams before a checkpoint
         self._ring, self._item, self._selector, self._transform = ring, item, selector, transform
-        self._seeds, self._supply, self._ring_guard, self._holds_blocks = seeds, supply, ring_guard, False
+        self._seeds, self._supply, self._ring_guard = seeds, supply, ring_guard
+        self._let_blocks_go = Once(lambda: None)  # there are none yet
         on_delivered = getattr(selector, "on_delivered", None)
         self._on_delivered = None if on_delivered is None else guarded("the schedule of the selector", on_delivered)
         self._batch_size, self._samplers, self._prefetch = batch_size, samplers, prefetch
@@ -140,12 +141,11 @@ class Batches(AsyncIterator[Batch]):
         return self
 
     async def _open(self) -> None:
-        check_descriptors(
-            f"{self._samplers} samplers", self._samplers * (DESCRIPTORS_A_CHILD + 1) + 1 + DESCRIPTORS_TO_START
-        )
+        needed = self._samplers * (DESCRIPTORS_A_CHILD + 1) + 1 + DESCRIPTORS_TO_START
+        check_descriptors(f"{self._samplers} samplers", needed)
         await poll(lambda is_late: self._ring_guard.hold(self._ring, at_once=is_late))
-        self._holds_blocks, holdings = True, self._holdings
-        holdings.push(self._ring_guard.let_go)
+        self._let_blocks_go, holdings = Once(self._ring_guard.let_go), self._holdings
+        holdings.push(self._let_blocks_go)
         fields = guarded("the item", batch_fields)(self._item, self._ring.spec, self._transform)
         # Slots beside the queue's: one for the batch that the learner holds, one for each sampler to fill meanwhile.
         count = self._prefetch + 1 + self._samplers
@@ -626,23 +626,24 @@ class Batches(AsyncIterator[Batch]):
             self._free()
             self._holdings.release()
             return
-        try:
-            await self._crew.stop()
-        finally:
-            with self._gate_guard:
-                self.is_closed = True
-            self._end_pacing()
-            if self._current is not None:
-                self._current.release()
-                self._current = None
-            self._ready.close()
-            unpin(self._slots.batch(0))
-            self._free()
+        async with InOrder() as stack:
+            stack.callback(self._close_queue, self._slots, self._ready)
+            stack.push_async_callback(self._crew.stop)
         self._holdings.release()
 
+    def _close_queue(self, slots: Slots, ready: Sleeper) -> None:
+        with self._gate_guard:
+            self.is_closed = True
+        self._end_pacing()
+        if self._current is not None:
+            self._current.release()
+            self._current = None
+        ready.close()
+        unpin(slots.batch(0))
+        self._free()
+
     def _free(self) -> None:
-        if self._holds_blocks:
-            self._ring_guard.let_go()
+        self._let_blocks_go()
         for part in (self._own, self._slots):
             if part is not None:
                 part.close()

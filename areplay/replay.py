@@ -8,7 +8,6 @@ memory goes with its last view.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import weakref
 from collections.abc import Callable, Coroutine, Mapping
@@ -29,7 +28,7 @@ from areplay.choices import check_actors, check_sendable, checked_item, checked_
 from areplay.coordinator import Coordinator
 from areplay.crew import crew_options
 from areplay.deliveries import Deliveries, Delivering, LocalDeliveries
-from areplay.dropped import Holdings, notice, unless_gone
+from areplay.dropped import Holdings, InOrder, notice, unless_gone
 from areplay.errors import Closed, SpecMismatch, Stalled
 from areplay.held import Held
 from areplay.hooks import guarded, text_of
@@ -604,7 +603,7 @@ class Replay(Checkpointed, Held):
         if self._ring is None:  # never entered
             self._holdings.release()
             return
-        async with contextlib.AsyncExitStack() as stack:  # from the last line up, each even if another failed
+        async with InOrder() as stack:  # from the last line up, each even if another failed
             stack.push_async_callback(self._free, self._ring)
             assert self._saver is not None
             stack.push_async_callback(self._saver.close)

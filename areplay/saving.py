@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import time
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -151,7 +152,8 @@ class Checkpoints:
     def __init__(
         self, every_s: float, save: Callable[..., Coroutine[Any, Any, Saved]], options: dict[str, Any]
     ) -> None:
-        self._schedule = _Schedule(every_s, save, options)
+        self._save = save  # it holds the replay, for as long as the user holds this context
+        self._schedule = _Schedule(every_s, weakref.ref(save), options)
         self._holdings = Holdings(f"a context of checkpoints every {every_s:g} s")
         self._is_entered = False
         self._origin = forks.current
@@ -205,7 +207,7 @@ class _Schedule:
     """
 
     def __init__(
-        self, every_s: float, save: Callable[..., Coroutine[Any, Any, Saved]], options: dict[str, Any]
+        self, every_s: float, save: weakref.ref[Callable[..., Coroutine[Any, Any, Saved]]], options: dict[str, Any]
     ) -> None:
         self.last: Saved | None = None
         self.failure: BaseException | None = None
@@ -225,8 +227,7 @@ class _Schedule:
         return None if self._task is None else self._task.get_loop()
 
     def unwatch(self) -> None:
-        """Save nothing more, and let the replay go. On the task's loop, or anywhere once that is closed."""
-        self._save = _gone
+        """Save nothing more. On the task's loop, or anywhere once that is closed."""
         if self._task is not None:
             cancel_if_open(self._task)
 
@@ -259,7 +260,12 @@ class _Schedule:
 
     async def _save_once(self, options: dict[str, Any]) -> None:
         try:
-            self.last = await self._save(**options)
+            save = self._save()
+            if save is None:  # the context was dropped: the reaper has this task cancelled
+                return
+            work = save(**options)
+            del save  # it would hold the replay
+            self.last = await work
             self.failure = None
         except (Closed, WrongProcess):  # of the replay: those that on_progress raises are a `HookRaised`
             raise
@@ -276,10 +282,6 @@ class _Schedule:
         forks.check(self._origin, "this context of checkpoints")  # a forked child's copy of the loop does not run
         self.failure = error
         logger.error("%s; the checkpoint before is kept, the next save tries again", text)
-
-
-async def _gone(*_: object, **__: object) -> Saved:
-    raise Closed("this replay")
 
 
 class Loading:

@@ -296,7 +296,7 @@ def run_in(loop: asyncio.AbstractEventLoop, opened: Opened, folder: Path) -> Non
 
 
 @both_loops
-@pytest.mark.parametrize("closed", ["before", "after", "never"])
+@pytest.mark.parametrize("closed", ["before", "after", "never", "after another thread has dropped it"])
 def test_no_loop_is_needed(
     new_loop: Callable[[], asyncio.AbstractEventLoop],
     closed: str,
@@ -311,7 +311,13 @@ def test_no_loop_is_needed(
     run_in(loop, opened, tmp_path)
     if closed == "before":
         loop.close()
+    held = [opened]
     del opened
+    if closed == "after another thread has dropped it":  # which leaves the descriptors to the loop's next turn
+        in_another_thread(held.clear)
+        until_now(lambda: len(dropped._reaper.held) == 4 and all(each.is_abandoned for each in dropped._reaper.held))
+        loop.close()
+    held.clear()
     if closed == "after":
         until_now(lambda: not children())
         loop.close()
@@ -352,6 +358,33 @@ def test_a_learner_that_waits_is_dropped_with_its_loop(
     streams.clear()
     loop.close()
     del task, loop
+    until_now(nothing_held)
+    assert complaints == []
+
+
+@both_loops
+def test_closing_that_is_destroyed_is_finished_by_the_reaper(
+    new_loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop is closed while closing waits for an actor that does not end: Python complains of nothing."""
+    nothing_held = accounting()
+    complaints: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+
+    async def live(opened: Opened) -> None:
+        async with areplay.Replay(SPEC, 1_000) as opened.replay:
+            opened.actors = opened.replay.actors(workers.stop_slowly, args=(["blocks its loop"],), grace_s=100.0)
+            opened.batches = opened.replay.batches(batch_size=4, prefetch=2)
+            async with opened.actors, opened.batches:
+                await anext(opened.batches)
+
+    loop, opened = new_loop(), Opened()
+    loop.set_exception_handler(lambda loop, context: None)  # of the test's own task
+    task = loop.create_task(live(opened))
+    while not hasattr(opened, "actors") or opened.actors._closing is None:
+        loop.run_until_complete(asyncio.sleep(0.001))
+    loop.close()
+    del task, loop, opened
     until_now(nothing_held)
     assert complaints == []
 
@@ -451,7 +484,7 @@ async def test_a_forked_child_that_drops_lets_nothing_go() -> None:
     opened = Opened()
     opened.replay = await areplay.Replay(SPEC, 1_000).__aenter__()
     opened.actors = await opened.replay.actors(workers.hand_in_until_stopped, args=(0.001,)).__aenter__()
-    held = [opened]
+    held, holdings = [opened], opened.actors._holdings
     before = children()
     pid = os.fork()
     if pid == 0:
@@ -459,7 +492,7 @@ async def test_a_forked_child_that_drops_lets_nothing_go() -> None:
         del opened
         gc.collect()
         dropped._at_exit()
-        os._exit(0)
+        os._exit(holdings.is_abandoned)
     assert os.waitpid(pid, 0)[1] == 0  # noqa: ASYNC222  it lives for a moment
     rows_now = len(opened.replay)
     await until(lambda: len(opened.replay) > rows_now + 20)
