@@ -191,7 +191,9 @@ class Priorities(Watcher):
         with self._guard:
             is_there = self._ring.committed(indices)
             # A block that was left for another lap is out of every reader's range, though its rows are whole.
-            is_there &= indices >= self._ring.names()[0]
+            first = self._ring.names()[0]
+            if np.minimum.reduce(indices, initial=first) < first:
+                is_there &= indices >= first
             if np.count_nonzero(is_there) < len(is_there):
                 positions, masses = positions[is_there], masses[is_there]
             if len(masses):
@@ -368,9 +370,10 @@ class PriorityTables(Watcher):
                 table.cleared(at, count)
 
     def update(self, indices: Indices, priorities: Masses) -> Mask:
-        """Give rows new priorities; which of them are there still, those that are not are left out."""
-        is_there = np.ones(len(indices), np.bool_)
-        for table in list(self._tables.values()):
+        """As `Priorities.update`, in all tables; there is one at least."""
+        first, *others = list(self._tables.values())
+        is_there = first.update(indices, priorities)
+        for table in others:
             is_there &= table.update(indices, priorities)
         return is_there
 

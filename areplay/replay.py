@@ -500,7 +500,7 @@ class Replay(Checkpointed, Held):
         return PriorityUpdate(updated, len(names) - updated)
 
     def __len__(self) -> int:
-        """Rows that can be sampled now."""
+        """Rows that are there, final observations among them. `Uniform` and `Prioritized` draw from these alone."""
         rows: int = self._opened().rows_now[0]
         return rows
 

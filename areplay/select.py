@@ -120,7 +120,10 @@ def weigh(probabilities: Masses, exponent: float, out: NDArray[np.float32]) -> N
 
 
 class Uniform:
-    """Every committed row that has not been overwritten, each with the same probability, with replacement."""
+    """Every committed row that has not been overwritten, each with the same probability, with replacement.
+
+    That is 1 / rows, final observations counted; items have the same probability among themselves.
+    """
 
     def draw(self, ring: Ring, count: int, rng: np.random.Generator) -> tuple[Indices, Masses | float]:
         """See `Selector.draw`."""
@@ -163,7 +166,8 @@ class Prioritized:
         importance_sampling_exponent: of the weights; 0: all are 1; 1: the bias is made up for in full. Or a schedule:
             a function of the batches delivered so far. Assigned to in the learner's process while samplers run, it is
             used from their next batch on.
-        uniform_sample_probability: the share of rows that are drawn uniformly instead.
+        uniform_sample_probability: the share of draws that are uniform over all rows instead. A row by which no item
+            can be made is drawn again, by the same chances.
 
     Raises:
         ValueError: one of them is not a number from 0 to 1.
