@@ -177,9 +177,9 @@ class Actor:
         Raises:
             ValueError: `environments` is neither; or the spec is not one of steps. Nothing has changed.
         """
+        forks.check(self._origin, "this actor")
         if self._episodes is None:
             raise ValueError("end_episode is about steps of environments; make the spec with Spec.steps or from_env")
-        forks.check(self._origin, "this actor")
         self._episodes.break_off(environments)
 
     def extend(self, columns: Mapping[str, Any], *, priorities: Any = None) -> Coroutine[Any, Any, None]:

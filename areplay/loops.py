@@ -34,7 +34,7 @@ _SYS_IO_URING_SETUP = 425  # on every architecture
 _NO_MMAP = 1 << 14
 _SQES_OFFSET = 0x1000_0000
 _MAP_FIXED = 0x10
-_MAPPED = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) \S+ (\d+) +anon_inode:\[io_uring\]")
+_MASKS = re.compile(r"SqMask:\s*0x([0-9a-f]+)\b.*CqMask:\s*0x([0-9a-f]+)\b.*SqThread:\s*-1\b", re.DOTALL)
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
@@ -88,7 +88,7 @@ class _InheritedLoop:
         if descriptor >= 0:
             replace_epoll(descriptor)
         if hasattr(loop, "_get_backend_id"):
-            replace_io_urings()
+            _replace_io_urings_once()
         if self._thread != threading.get_ident():
             return  # the thread that ran it is not there
         _silence(loop)
@@ -121,19 +121,32 @@ def replace_io_urings() -> None:
     """
     try:
         mapped: dict[int, list[tuple[int, int, int]]] = {}
-        for match in _MAPPED.finditer(Path("/proc/self/maps").read_text()):
-            start, end, offset = (int(word, 16) for word in match.groups()[:3])
-            mapped.setdefault(int(match[4]), []).append((start, end - start, offset))
+        with open("/proc/self/maps") as maps:
+            lines = [line.split() for line in maps if line.endswith("anon_inode:[io_uring]\n")]
+        for places, _, offset, _, inode, _ in lines:
+            start, end = (int(place, 16) for place in places.split("-"))
+            mapped.setdefault(int(inode), []).append((start, end - start, int(offset, 16)))
         rings: dict[int, list[int]] = {}
         for name in os.listdir("/proc/self/fd") if mapped else ():
             descriptor = int(name)
-            if _is_io_uring(descriptor) and (inode := os.fstat(descriptor).st_ino) in mapped:
-                rings.setdefault(inode, []).append(descriptor)
-        for inode, descriptors in rings.items():
+            if _is_io_uring(descriptor) and (number := os.fstat(descriptor).st_ino) in mapped:
+                rings.setdefault(number, []).append(descriptor)
+        for number, descriptors in rings.items():
             if len(descriptors) == 1:
-                _replace_io_uring(descriptors[0], mapped[inode])
+                _replace_io_uring(descriptors[0], mapped[number])
     except OSError as error:
         logger.warning("process %d shares an io_uring with its parent: %s", os.getpid(), error)
+
+
+_replaced_in: forks.Origin | None = None
+
+
+def _replace_io_urings_once() -> None:
+    """Replace those of all loops: each loop of this process asks for it."""
+    global _replaced_in
+    if _replaced_in is not forks.current:
+        _replaced_in = forks.current
+        replace_io_urings()
 
 
 def _is_io_uring(descriptor: int) -> bool:
@@ -146,7 +159,7 @@ def _is_io_uring(descriptor: int) -> bool:
 def _replace_io_uring(descriptor: int, mapped: list[tuple[int, int, int]]) -> None:
     """Put a new ring of the same size in its place: descriptor, mappings, and libuv's table of slots."""
     about = Path(f"/proc/self/fdinfo/{descriptor}").read_text()
-    masks = re.search(r"SqMask:\s*0x([0-9a-f]+)\b.*CqMask:\s*0x([0-9a-f]+)\b.*SqThread:\s*-1\b", about, re.DOTALL)
+    masks = _MASKS.search(about)
     if masks is None:  # or the kernel has a thread for it, as libuv wants it for files if it is told so
         return
     sq_entries, cq_entries = (int(mask, 16) + 1 for mask in masks.groups())

@@ -40,6 +40,8 @@ async def uses_in_a_fork(actor: areplay.Actor) -> None:
             "add": lambda: actor.add(x=1),
             "extend": lambda: actor.extend({"x": [1]}),
             "flush": lambda: actor.flush(),
+            "end_episode": lambda: actor.end_episode(),
+            "autoreset_mode": lambda: actor.autoreset_mode,
             "report": lambda: actor.report(x=1),
             "stopping": lambda: actor.stopping,
             "weights": lambda: actor.weights,

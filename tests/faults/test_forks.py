@@ -74,6 +74,7 @@ async def test_every_use_of_a_learners_objects_is_a_typed_error(tmp_path: Path) 
                     "actors": lambda: replay.actors(fork_workers.idle),
                     "batches": replay.batches,
                     "autoreset_mode": lambda: replay.autoreset_mode,
+                    "end_episode": lambda: replay.end_episode(),
                     "enter replay": replay.__aenter__,
                     "enter actors": actors.__aenter__,
                     "enter batches": batches.__aenter__,
