@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from areplay.options import NO_PRIORITY, one_priority, priority_column
 from areplay.ring import Indices, Ring, RingGuard, StreamWriter
 from areplay.spec import Array, Columns
 from areplay.statistics import Wait
-from areplay.waiting import Sleeper, in_thread
+from areplay.waiting import Sleeper, outcome_of, run_to_completion
 
 _INLINE_BYTES = 4 << 20  # what `extend` writes on the loop; more is written in a thread meanwhile
 # So much is copied first, at some 10 GB/s, since the caller may write to its arrays while the thread reads them. Beyond
@@ -76,6 +77,7 @@ class OwnRows:
         self._waiting_since: float | None = None  # monotonic seconds
         self._lacks_steps, self._lacks_blocks = 1, False  # what the call that waits found at its last look
         self._refused: tuple[Lacks | None, int] = None, 0  # and how many rows had been inserted by then
+        self._copier: ThreadPoolExecutor | None = None
         self._is_closing = False
         self._origin = forks.current
 
@@ -125,6 +127,8 @@ class OwnRows:
         self._admitted.wake()
         async with self._lock:
             self.writer.close()
+        if self._copier is not None:
+            self._copier.shutdown()  # it has no work, so it only has to return
         self._admitted.close()
 
     @property
@@ -230,7 +234,7 @@ class OwnRows:
                     more = self.writer.write(columns, start, stop, priorities)
                 else:
                     work = partial(self.writer.write, columns, start, stop, priorities)
-                    more = await in_thread("areplay-rows", work)
+                    more = await self._off_loop(work)
             except ResourceUnavailable:  # no thread: nothing was written
                 if start == 0:
                     self._admission.give_back(admitted, steps_among(columns, start, stop))
@@ -268,6 +272,24 @@ class OwnRows:
             if not is_done:
                 self.writer.unreserve()
         return admitted if is_done else None
+
+    async def _off_loop(self, work: Callable[[], Indices]) -> Indices:
+        """What `work` returns, in a thread that stays for the next: to start one takes as long as to copy a megabyte.
+
+        To its end even if cancelled meanwhile; then the cancellation is delivered.
+
+        Raises:
+            ResourceUnavailable: no thread can be started. The work has not begun.
+        """
+        if self._copier is None:
+            self._copier = ThreadPoolExecutor(1, "areplay-rows")
+        try:
+            done = asyncio.get_running_loop().run_in_executor(self._copier, outcome_of, work)
+        except RuntimeError as error:
+            copier, self._copier = self._copier, None
+            copier.shutdown(wait=False, cancel_futures=True)  # the work is in its queue, and a thread might come
+            raise ResourceUnavailable("starting a thread", "Replay.extend", str(error)) from error
+        return (await run_to_completion(done)).result()
 
     async def _admit(self, rows: int, steps: int, *, may_refuse: bool = True) -> Admitted:
         """Wait until `_admit_nowait` succeeds; what it counted. Cancelled: nothing changed.

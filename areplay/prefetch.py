@@ -52,6 +52,8 @@ _TURN_S, _OWN_TURN_S = 0.02, 0.001
 Not more often, since a turn after a training step, with caches cold, costs 40 us; rows come in without it. The second
 is for a learner that fills its batches itself, and would otherwise have slept and let others run."""
 
+_SCHEDULE = "the schedule of the selector"  # a hook of the user's
+
 _SPIN_S = 0.0001
 """How long a learner that found no batch ready looks again, letting its loop turn, before it sleeps. Small batches
 come every 30 us, and a sleep costs both sides about as much."""
@@ -95,8 +97,7 @@ class Batches(AsyncIterator[Batch]):
         self._ring, self._item, self._selector, self._transform = ring, item, selector, transform
         self._seeds, self._supply, self._ring_guard = seeds, supply, ring_guard
         self._let_blocks_go = Once(lambda: None)  # there are none yet
-        on_delivered = getattr(selector, "on_delivered", None)
-        self._on_delivered = None if on_delivered is None else guarded("the schedule of the selector", on_delivered)
+        self._on_delivered = getattr(selector, "on_delivered", None)
         self._batch_size, self._samplers, self._prefetch = batch_size, samplers, prefetch
         self._learner_fills = learner_fills
         self._min_size, self._timeout_s, self._options = limiter.min_size_to_sample, timeout_s, options
@@ -232,10 +233,8 @@ class Batches(AsyncIterator[Batch]):
         Raises:
             HookRaised: a schedule of the selector raised.
         """
-        if (
-            self._on_delivered is not None
-        ):  # or the batches filled before the next one is taken would have its first value
-            self._on_delivered(kept.batches_delivered)
+        if self._on_delivered is not None:  # or the batches that are filled first would have a schedule's first value
+            guarded(_SCHEDULE, self._on_delivered)(kept.batches_delivered)
         self._resumed, self._delivered_before = kept, kept.batches_delivered
 
     def kept(self) -> Kept:
@@ -483,9 +482,9 @@ class Batches(AsyncIterator[Batch]):
         if self._on_delivered is not None:
             try:
                 self._on_delivered(self._delivered_before + self._delivered + 1)
-            except BaseException:  # a schedule of the user's
+            except BaseException as error:
                 self._give_back[slot]()
-                raise
+                raise HookRaised(_SCHEDULE, error) from error
         self._delivered += 1
         if self._limiter is not None:
             self._limiter.sample()
