@@ -14,9 +14,9 @@ Shared words of each inbox (int64, a cache line each):
     stopping   1 when the actor is to end. Written by the learner's process.
     waits_since   CLOCK_MONOTONIC, in ns, since when the actor has been waiting for room, or 0. Written by the actor,
                   for statistics only.
-    withheld   rows of the inbox that stay free while other rows wait in it. Written by the learner's process, where
-               rows are held back, so that no more of them grow old here than are soon let in. A stale read costs a
-               few rows that wait longer, or a look more.
+    may_wait   rows up to which further ones may join those that wait, at most inbox_rows. Written by the learner's
+               process: less where rows are held back, so that no more of them grow old here than are soon let in. A
+               stale read costs a few rows that wait longer, or a look more.
 
 head <= tail <= head + inbox_rows at every instant. The rows from head to tail belong to the coordinator, the others to
 the actor.
@@ -43,7 +43,7 @@ from areplay.spec import Array, RowWriter, Spec
 _TARGET_BYTES = 16 << 20  # tens of milliseconds at 20,000 Atari rows a second, and still small beside the ring
 _MAX_ROWS = 8_192
 _MIN_ROWS = 16
-_WORDS = 9
+_WORDS, _MAY_WAIT = 9, 8  # how many, and which of them
 DESCRIPTORS_AN_INBOX = 3  # two doorbells, and the block locks of the coordinator for it
 
 
@@ -71,6 +71,7 @@ class Inboxes:
         columns["priorities"] = ((count, inbox_rows), np.dtype(np.float64))
         layout = Layout("inboxes", {"words": ((count, _WORDS, WORDS_A_LINE), np.int64), **columns})
         self._segment = Segment(layout, f"{count} inboxes of {inbox_rows:,} rows of {spec.row_bytes:,} bytes")
+        self._segment.arrays["words"][:, _MAY_WAIT, 0] = inbox_rows
         self._events: list[EventDescriptor] = []  # of each inbox the coordinator's, then the actor's
         try:
             for k in range(2 * count):
@@ -117,7 +118,7 @@ class Inbox:
         self._tail, self._head, self._wake_at, self._hurry = (word(words, k) for k in range(4))
         self.rows_bell = Doorbell(rows_event, word(words, 4))
         self.room_bell = Doorbell(room_event, word(words, 5))
-        self._stopping, self._waits_since, self._withheld = (word(words, k) for k in (6, 7, 8))
+        self._stopping, self._waits_since, self._may_wait = (word(words, k) for k in (6, 7, _MAY_WAIT))
         self._writer = RowWriter(spec, columns)
         self._waits_since[0] = 0  # a predecessor may have died while it waited
 
@@ -136,7 +137,7 @@ class Inbox:
     @property
     def may_wait(self) -> int:
         """Rows up to which further ones may join those that wait."""
-        rows: int = self.inbox_rows - self._withheld[0]
+        rows: int = self._may_wait[0]
         return rows
 
     @property
@@ -179,7 +180,7 @@ class Inbox:
             SpecMismatch: a row does not fit the spec. Either way nothing was put.
         """
         tail, count = self._tail[0], len(rows)
-        if tail - self._head[0] + count > self.inbox_rows - self._withheld[0] and self.room < count:
+        if tail - self._head[0] + count > self._may_wait[0] and self.room < count:
             raise WouldBlock("the inbox is full")
         kill_point("add.before")
         for k, row in enumerate(rows):
@@ -199,7 +200,7 @@ class Inbox:
             WouldBlock: there is not room for all of them. Nothing was put.
         """
         tail, count = self._tail[0], stop - start
-        if tail - self._head[0] + count > self.inbox_rows - self._withheld[0] and self.room < count:
+        if tail - self._head[0] + count > self._may_wait[0] and self.room < count:
             raise WouldBlock("the inbox is full")
         kill_point("add.before")
         at = tail % self.inbox_rows
@@ -258,9 +259,9 @@ class Inbox:
 
     def limit_waiting(self, rows: int) -> None:
         """Let at most `rows` rows wait, or as many as are put at once into an empty inbox. From any thread."""
-        withheld, before = max(0, self.inbox_rows - rows), self._withheld[0]
-        self._withheld[0] = withheld
-        if withheld < before:
+        before = self._may_wait[0]
+        self._may_wait[0] = min(rows, self.inbox_rows)
+        if self._may_wait[0] > before:
             self.room_bell.ring()
 
     @property
