@@ -108,6 +108,7 @@ class RingGuard:
         self._served = 0  # so many streams have nothing to ask for, be it that blocks are small enough or cannot be
         self._is_split_due = False
         self._warned_streams = 0
+        self._unsaid: list[tuple[object, ...]] = []  # warnings: a log that is slow must not hold up the writers
         self.lock = forks.register_lock(threading.Lock())  # for those in a hurry; others enter the guard itself
 
     def begin_use(self, ring: GuardedRing) -> None:
@@ -119,6 +120,8 @@ class RingGuard:
             if len(self.streams) + len(self.ended) > self._served:
                 self._fit_blocks(ring)
             self._uses += 1
+        if self._unsaid:
+            self._say()
 
     def end_use(self, ring: GuardedRing) -> None:
         """Blocks may be split again, for all that this one cares."""
@@ -126,6 +129,8 @@ class RingGuard:
             self._uses -= 1
             if self._is_split_due and not self._uses:
                 self._fit_blocks(ring)
+        if self._unsaid:
+            self._say()
 
     def use(self, ring: GuardedRing) -> BlockUse:
         """`begin_use` and `end_use`, as a context."""
@@ -139,10 +144,10 @@ class RingGuard:
         """
         with self:
             self._fit_blocks(ring)
-            if self._is_split_due and self._uses and not (at_once or self._holds or self.keepers):
-                return False
-            self._holds += 1
-            return True
+            is_held = not self._is_split_due or not self._uses or at_once or self._holds > 0 or bool(self.keepers)
+            self._holds += is_held
+        self._say()
+        return is_held
 
     def let_go(self) -> None:
         """End what `hold` began. The next use, or the next who holds, splits blocks if that is due."""
@@ -154,6 +159,7 @@ class RingGuard:
         with self:
             streams = len(self.streams) + more_streams
             self._warn_if_unused(ring, streams, ring.block_rows if self._holds else self.fitting_rows(ring, streams))
+        self._say()
 
     def fitting_rows(self, ring: GuardedRing, streams: int) -> int:
         """How large blocks should be for so many streams that write."""
@@ -187,9 +193,9 @@ class RingGuard:
         logger.debug("blocks split from %d to %d rows, for %d streams", before, block_rows, len(self.streams))
 
     def _warn_if_unused(self, ring: GuardedRing, streams: int, block_rows: int) -> None:
-        """Say so if so many streams that write, and those that ended, may leave much of the ring unused.
+        """Have it said if so many streams that write, and those that ended, may leave much of the ring unused.
 
-        Once for about as many.
+        Once for about as many. Under this guard.
         """
         ended = len(self.ended)
         unused = streams * (block_rows - 1) + sum(rows for _, rows in self.ended)
@@ -202,16 +208,22 @@ class RingGuard:
             remedy = "enter the context of actors before that of batches, or give the replay smaller block_rows"
         else:
             remedy = f"raise capacity to {math.ceil(unused / MAX_SHARE_UNUSED):,} or more"
-        logger.warning(
-            "%d streams write to a block of %d rows each%s, so that up to %.0f %% of the %d rows of capacity stay "
-            "unused; %s",
-            streams,
-            block_rows,
-            f", and {ended} have ended within theirs" if ended else "",
-            min(100.0, 100 * unused / ring.capacity_rows),
-            ring.capacity_rows,
-            remedy,
-        )
+        share = min(100.0, 100 * unused / ring.capacity_rows)
+        others = f", and {ended} have ended within theirs" if ended else ""
+        self._unsaid.append((streams, block_rows, others, share, ring.capacity_rows, remedy))
+
+    def _say(self) -> None:
+        """Log the warnings, not under the guard."""
+        while self._unsaid:
+            with self:
+                said = self._unsaid[:1]
+                del self._unsaid[:1]
+            for values in said:
+                logger.warning(
+                    "%d streams write to a block of %d rows each%s, so that up to %.0f %% of the %d rows of capacity "
+                    "stay unused; %s",
+                    *values,
+                )
 
     def watch(self, watcher: Watcher) -> None:
         """Tell it of the rows that come and go from now on."""
