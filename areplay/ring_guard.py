@@ -195,17 +195,20 @@ class RingGuard:
     def _warn_if_unused(self, ring: GuardedRing, streams: int, block_rows: int) -> None:
         """Have it said if so many streams that write, and those that ended, may leave much of the ring unused.
 
-        Once for about as many. Under this guard.
+        Again when they are twice as many. Under this guard.
         """
         ended = len(self.ended)
         unused = streams * (block_rows - 1) + sum(rows for _, rows in self.ended)
         if unused <= MAX_SHARE_UNUSED * ring.capacity_rows or streams + ended <= max(FEW_STREAMS, self._warned_streams):
             return
-        self._warned_streams = (streams + ended) * 5 // 4
+        self._warned_streams = 2 * (streams + ended)
+        smaller = fitting_block_rows(ring.capacity_rows, block_rows, ring.finest_rows, streams + ended, 0)
         if self.has_given_size:
             remedy = f"lower block_rows from {block_rows}, or leave it out"
-        elif block_rows > ring.finest_rows:
-            remedy = "enter the context of actors before that of batches, or give the replay smaller block_rows"
+        elif smaller < block_rows and ended > streams:  # restarts: samplers hold the size, whoever was first
+            remedy = f"give the replay block_rows={smaller}"
+        elif smaller < block_rows:
+            remedy = f"enter the context of actors before that of batches, or give the replay block_rows={smaller}"
         else:
             remedy = f"raise capacity to {math.ceil(unused / MAX_SHARE_UNUSED):,} or more"
         share = min(100.0, 100 * unused / ring.capacity_rows)
