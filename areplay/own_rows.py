@@ -156,7 +156,6 @@ class OwnRows:
                     if isinstance(rows, tuple):
                         return await self._add_few(rows, priority)
                     count, length = self._episodes.environments, _length(rows)
-                    self._check_fits(length)
                     return (await self._write(rows, priority_column(priority, count, length), row))[:count]
         finally:
             self._calls -= 1
@@ -341,7 +340,7 @@ class OwnRows:
     def _check_fits(self, rows: int) -> None:
         capacity = self._ring.capacity_rows
         if rows > capacity:
-            raise ValueError(f"a call takes at most capacity_rows = {capacity:,} rows, got {rows:,}; raise capacity")
+            raise ValueError(f"extend takes at most capacity_rows = {capacity:,} rows, got {rows:,}; raise capacity")
 
 
 def _length(columns: Columns) -> int:

@@ -376,7 +376,6 @@ class Replay(Checkpointed, Held):
             SpecMismatch: the row does not fit the spec. Nothing was written.
             Stalled: it would wait for a batch that cannot be made without more rows. Nothing was written.
                 If a learner waits for that batch it is the learner who gets this error.
-            ValueError: a step of the vector has more rows than fit.
         """
         self._opened()
         return self._own().add(row, priority)

@@ -104,7 +104,7 @@ class OtherStream:
     def __init__(self, replay: areplay.Replay) -> None:
         assert replay._ring is not None
         self._spec = replay.spec
-        self._writer = StreamWriter(replay._ring, replay._ring.block_locks(), replay._guard)
+        self.writer = StreamWriter(replay._ring, replay._ring.block_locks(), replay._guard)
         self._episodes = Episodes(replay.spec)
 
     @property
@@ -121,14 +121,14 @@ class OtherStream:
         with self._episodes.step(self._episodes.ticket()):
             rows = self._episodes.rows(step)
             if isinstance(rows, tuple):
-                return self._writer.write_rows(*rows)
-            return self._writer.write(rows, 0, len(rows["reward"]))[: len(step["reward"])]
+                return self.writer.write_rows(*rows)
+            return self.writer.write(rows, 0, len(rows["reward"]))[: len(step["reward"])]
 
     async def extend(self, steps: Mapping[str, Any]) -> Any:
         """As of a replay."""
         with self._episodes.step(self._episodes.ticket()):
             rows, which = self._episodes.columns(steps)
-            return self._writer.write(rows, 0, len(rows["reward"]))[which]
+            return self.writer.write(rows, 0, len(rows["reward"]))[which]
 
     def end_episode(self, environments: Any = None) -> None:
         """As of a replay."""
@@ -137,13 +137,13 @@ class OtherStream:
     def die(self) -> None:
         """The actor is dead, its successor begins."""
         mode = self._episodes.autoreset_mode
-        self._writer.begin_stream()
+        self.writer.begin_stream()
         self._episodes = Episodes(self._spec)
         self._episodes.autoreset_mode = mode
 
     def close(self) -> None:
         """Give the locks back."""
-        self._writer.close()
+        self.writer.close()
 
 
 class Player:
@@ -184,7 +184,7 @@ class Player:
 
     def seal(self) -> None:
         """The next row goes into a new block, as when a reader holds the open one for a moment."""
-        getattr(self._hand, "_own_rows", self._hand)._writer.seal()
+        getattr(self._hand, "_own_rows", self._hand).writer.seal()
 
     async def play(self, gives_next: bool) -> None:
         """One step of each environment, handed in."""
