@@ -41,6 +41,9 @@ class Crew:
         self.alive = 1
         self.failures: list[BaseException] = []
 
+    def note(self, holdings: object) -> None:
+        """It has no children."""
+
     async def start(self) -> None:
         """As the real one."""
 
