@@ -116,8 +116,9 @@ async def test_a_limiter_of_an_item_of_ones_own_goes_on(tmp_path: Path) -> None:
             assert before is not None and before.samples == 40
             await replay.save(tmp_path)
     async with await Replay.load(tmp_path) as replay:
-        replay.batches(Pairs(), 10, limiter=limiter())
+        stream = replay.batches(Pairs(), 10, limiter=limiter())
         await replay.save(tmp_path)
+        del stream  # until then: a stream that is dropped is none
     async with (
         await Replay.load(tmp_path) as replay,
         replay.batches(Pairs(), 10, limiter=limiter(), prefetch=1) as batches,
