@@ -192,11 +192,13 @@ async def test_a_dropped_stream_leaves_its_replay_to_others(
     del opened.actors
     await until(lambda: actor not in children())
     await until(lambda: replay.statistics().rows_inserted == 100 + inbox.rows_put, what="all that was handed in")
+    await until(lambda: not replay._coordinator_now()._feeds, what="no inbox that is watched")
     assert replay.statistics().actors == ()
     assert len(warnings_of_drops()) == 2
     async with replay.batches(batch_size=8) as batches:
         assert torn(await anext(batches)) == 0
     await opened.checkpoints.__aexit__(None, None, None)
+    assert replay._guard._holds == 0, "blocks may be split again"
     await replay.close()
     assert warnings_of_drops() == []
 
@@ -443,6 +445,14 @@ async def main(folder):
 if __name__ == "__main__":
     if "run" in sys.argv:
         areplay.run(main(sys.argv[1]))
+    elif "lasting" in sys.argv:
+        def last():
+            loop = asyncio.new_event_loop()
+            kept.append(loop.run_until_complete(areplay.Replay(SPEC, 1_000).__aenter__()))
+            loop.close()
+            threading.main_thread().join()
+            print(len(kept[-1]), flush=True)
+        threading.Thread(target=last).start()
     elif "thread" in sys.argv:
         loop = asyncio.new_event_loop()
         threading.Thread(target=loop.run_forever, daemon=True).start()
@@ -452,29 +462,51 @@ if __name__ == "__main__":
         loop.run_until_complete(main(sys.argv[1]))
         if "closed" in sys.argv:
             loop.close()
+        if "save" in sys.argv:
+            kept.append(loop.create_task(kept[0].save(sys.argv[1] + "-2", max_bytes_per_s=1)))
+            loop.run_until_complete(asyncio.sleep(0.05))
+            kept[-1]._log_destroy_pending = False
     if "raise" in sys.argv:
         raise SystemExit(3)
 """
 
 
+def end_of_program(how: tuple[str, ...], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run it in a process of its own."""
+    script = folder / "program.py"
+    script.write_text(PROGRAM)
+    command = [sys.executable, str(script), str(folder / "checkpoint"), *how]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH", ""), os.getcwd()])}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+
+
+def complain_of_nothing(said: str) -> None:
+    """Python, asyncio and areplay see no error."""
+    for word in ("Traceback", "Exception", "Error", "destroyed", "never awaited"):
+        assert word not in said
+
+
 @pytest.mark.parametrize(
-    "how", [("run",), ("run", "circle"), ("thread",), ("still",), ("closed", "raise")], ids=" ".join
+    "how", [("run",), ("run", "circle"), ("thread",), ("still", "save"), ("closed", "raise")], ids=" ".join
 )
 def test_at_the_end_of_the_interpreter(how: tuple[str, ...], tmp_path: Path) -> None:
     """With everything open, whatever became of the loop: no traceback, a warning for each, and no child, when the
-    process ends, with the exit code that the program wants."""
-    script = tmp_path / "program.py"
-    script.write_text(PROGRAM)
-    command = [sys.executable, str(script), str(tmp_path / "checkpoint"), *how]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH", ""), os.getcwd()])}
-    said = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    process ends, with the exit code that the program wants. A save that would take hours is not waited for."""
+    said = end_of_program(how, tmp_path)
     assert said.returncode == (3 if "raise" in how else 0), said.stderr
     pids = [int(word) for word in said.stdout.split()]
     assert len(pids) == 2
     until_now(lambda: not any(is_running(pid) for pid in pids))
     assert said.stderr.count("`async with`") == 4, said.stderr
-    for word in ("Traceback", "Exception", "Error", "destroyed", "never awaited"):
-        assert word not in said.stderr
+    complain_of_nothing(said.stderr)
+
+
+def test_a_thread_that_outlives_the_main_one_goes_on(tmp_path: Path) -> None:
+    """What it uses is let go after it has ended, which the interpreter waits for."""
+    said = end_of_program(("lasting",), tmp_path)
+    assert (said.returncode, said.stdout) == (0, "0\n"), said.stderr
+    assert said.stderr.count("`async with`") == 1, said.stderr
+    complain_of_nothing(said.stderr)
 
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])
