@@ -307,8 +307,6 @@ async def opened(opening: asyncio.Task[None], close: Callable[[], Awaitable[None
     except HookRaised as raised:
         await close()
         deliver(raised)
-    except GeneratorExit:  # our task is destroyed with its loop, and cannot wait
-        raise
     except BaseException:
         await close()
         raise
