@@ -14,7 +14,7 @@ Knows nothing of episodes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -25,22 +25,17 @@ from areplay.spec import Spec
 _SMALL_BYTES = 4_096  # an observation that is copied to be compared: some tenth of a microsecond
 
 
-class Remembered(NamedTuple):
-    """An observation as the caller gave it, and its bytes at that time; `None` if it is large and was not copied."""
-
-    value: Any
-    content: bytes | None
-
-
-HandedIn = Mapping[str, Remembered]
-"""The observations of a step by their names; empty if `next_obs` vouches for those of the next."""
+HandedIn = Mapping[str, tuple[Any, bytes | None]]
+"""The observations of a step by name: `(as the caller gave it, its bytes at that time)`, or `None` for the bytes of a
+large one that was not copied. Empty if `next_obs` vouches for those of the next step."""
 
 
 class ObservationMemory:
     """Compares the observations of a step with those of the step before."""
 
     def __init__(self, spec: Spec) -> None:
-        self._spec = spec
+        self._spec, self._names = spec, spec.observations
+        self._dtypes = {name: spec[name].dtype for name in spec.observations}
 
     def look(
         self,
@@ -63,40 +58,39 @@ class ObservationMemory:
         Raises:
             SpecMismatch: an observation comes in the memory of the one before, where other values are by now.
         """
-        names = self._spec.observations
+        names = self._names
         is_told = their_next is not None and not any(share_memory(theirs[name], their_next[name]) for name in names)
         if is_told and not before:
             return before
-        again = [name for name in names if name in before and share_memory(theirs[name], before[name].value)]
+        again = [name for name in names if name in before and share_memory(theirs[name], before[name][0])]
         # A part of an observation, such as a goal, may be changed in place when the next episode begins.
         if again and (len(again) == len(names) or not begins):
             for name in again:
-                content = before[name].content
-                if content is not None and self._content(name, before[name].value, axes) != content:
+                value, content = before[name]
+                if content is not None and self._content(name, value, axes) != content:
                     raise _reused(name)
         if is_told:
             return {}
-        handed = {}
+        handed: dict[str, tuple[Any, bytes | None]] = {}
         for name in names:
             value, content = theirs[name], None
             # A large observation is copied only if it comes in the same memory for the second time.
             if name in again or not isinstance(value, np.ndarray) or value.nbytes <= _SMALL_BYTES:
                 content = self._content(name, values[name], axes)
-            handed[name] = Remembered(value, content)
+            handed[name] = (value, content)
         return handed
 
     def check_each(self, columns: Mapping[str, Any]) -> None:
         """Raise `SpecMismatch` for a list of observations that are one array: it holds the last of them n times."""
-        for name in self._spec.observations:
+        for name in self._names:
             column = columns.get(name)
             if isinstance(column, (list, tuple)) and any(map(is_same_memory, column, column[1:])):
                 raise _reused(name)
 
     def _content(self, name: str, value: Any, axes: tuple[int, ...]) -> bytes:
-        field = self._spec[name]
-        if type(value) is np.ndarray and value.dtype == field.dtype:
+        if type(value) is np.ndarray and value.dtype == self._dtypes[name]:
             return value.tobytes()
-        return field.convert(value, axes, by_value=True).tobytes()
+        return self._spec[name].convert(value, axes, by_value=True).tobytes()
 
 
 def _reused(name: str) -> SpecMismatch:
