@@ -42,6 +42,7 @@ from areplay.prefetch import Batches
 from areplay.program import run
 from areplay.rate import MinSize, SamplesPerInsert
 from areplay.replay import Replay
+from areplay.reports import Report
 from areplay.saving import Checkpoints
 from areplay.select import Prioritized, Selector, Uniform
 from areplay.sequences import Sequences
@@ -52,7 +53,6 @@ from areplay.statistics import (
     ChildExit,
     LimiterStatistics,
     PriorityUpdate,
-    Report,
     SamplerStatistics,
     Saved,
     SavesStatistics,

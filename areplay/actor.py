@@ -29,8 +29,9 @@ from areplay.loops import drop_quietly
 from areplay.options import NO_PRIORITY, one_priority, plain_scalar, priority_column
 from areplay.process import DESCRIPTORS_A_CHILD, DESCRIPTORS_TO_START, READY, REPORT, Channel
 from areplay.quiet import Quiet, QuietOptions
+from areplay.reports import Report, Scalar
 from areplay.spec import Array, Columns, Spec
-from areplay.statistics import ActorStatistics, Report, Scalar, Wait
+from areplay.statistics import ActorStatistics, Wait
 from areplay.waiting import Sleeper, Turns, ended, opened, run_to_completion
 from areplay.weights import Weights
 

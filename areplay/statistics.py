@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-Scalar = float | int | str | bool
-
 
 @dataclass(frozen=True, slots=True)
 class ChildExit:
@@ -253,13 +251,3 @@ class Statistics:
     """When an actor's rows came in last; 0.0 before the first."""
     saves: SavesStatistics
     """Of checkpoints."""
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What an actor sent with `Actor.report`."""
-
-    actor: int
-    time_s: float
-    """When, in seconds since the epoch, as `time.time()`."""
-    values: dict[str, Scalar]

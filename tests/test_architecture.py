@@ -53,7 +53,7 @@ ROOMS_BELOW = [
     {"observation_memory", "vector_links"},
     {"spec", "options"},
     {"spaces", "forks"},
-    {"errors", "arrays", "hooks", "identity", "links", "statistics"},
+    {"errors", "arrays", "hooks", "identity", "links", "reports", "statistics"},
 ]
 EXTRAS = {
     "spaces": {"gymnasium"},

@@ -1249,7 +1249,7 @@ async def test_checkpoints_of_a_closed_replay_end(tmp_path: Path, caplog: pytest
     """It is said once."""
     async with Replay(SPEC, 960, block_rows=32) as replay, replay.checkpoints(tmp_path, every_s=0.02) as checkpoints:
         await replay.close()
-        await until(lambda: checkpoints._task is not None and checkpoints._task.done())
+        await until(lambda: checkpoints._schedule._task is not None and checkpoints._schedule._task.done())
         assert isinstance(checkpoints.failure, areplay.Closed)
     said = [record.message for record in caplog.records if record.name == "areplay.saving"]
     assert len(said) == 1 and said[0].endswith("; the checkpoint before is kept, there will be no more of them")
