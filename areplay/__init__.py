@@ -8,9 +8,13 @@ In short::
                 learn(batch["obs"], batch["action"], batch["reward"])
 """
 
+from areplay._checkpoint.service import Checkpoints
+from areplay._ingest.reports import Report
+from areplay._sampling.batch_plan import Epochs, Fifo
+from areplay._storage.windows import Window, Windows
 from areplay.actor import Actor, Actors
 from areplay.batch import Batch
-from areplay.deliveries import Epochs, Fifo
+from areplay.batches import Batches
 from areplay.errors import (
     ActorFailed,
     AreplayError,
@@ -37,15 +41,14 @@ from areplay.errors import (
     WouldBlock,
     WrongProcess,
 )
-from areplay.items import Item, Rows, View
-from areplay.prefetch import Batches
-from areplay.program import run
-from areplay.rate import MinSize, SamplesPerInsert
+from areplay.items.item import Item, Rows, View
+from areplay.items.sequences import Sequences
+from areplay.items.transform import Transform
+from areplay.items.transitions import Transitions
+from areplay.limiters import MinSize, SamplesPerInsert
 from areplay.replay import Replay
-from areplay.reports import Report
-from areplay.saving import Checkpoints
-from areplay.select import Prioritized, Selector, Uniform
-from areplay.sequences import Sequences
+from areplay.runner import run
+from areplay.selectors.selector import Prioritized, Selector, Uniform
 from areplay.spec import Field, Spec
 from areplay.statistics import (
     ActorStatistics,
@@ -59,10 +62,7 @@ from areplay.statistics import (
     Statistics,
     Wait,
 )
-from areplay.transform import Transform
-from areplay.transitions import Transitions
 from areplay.weights import Weights
-from areplay.windows import Window, Windows
 
 __version__ = "0.1.0"
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from areplay.commands import main
+from areplay.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

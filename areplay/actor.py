@@ -17,22 +17,22 @@ from typing import Any
 
 import numpy as np
 
-from areplay import forks
-from areplay.arrays import detached, own_columns
-from areplay.crew import Crew, CrewOptions
-from areplay.dropped import Holdings, InOrder, notice, unless_gone
-from areplay.episodes import Episodes
+from areplay._base import forks
+from areplay._base.arrays import detached, own_columns
+from areplay._base.validation import NO_PRIORITY, one_priority, plain_scalar, priority_column
+from areplay._ingest.episodes import Episodes
+from areplay._ingest.inbox import DESCRIPTORS_AN_INBOX, Inbox, Inboxes, waiting_rows
+from areplay._ingest.quiet import Quiet, QuietOptions
+from areplay._ingest.reports import Report, Scalar
+from areplay._processes.child import DESCRIPTORS_A_CHILD, DESCRIPTORS_TO_START, READY, REPORT, Channel
+from areplay._processes.dropped import Holdings, InOrder, notice, unless_gone
+from areplay._processes.event_loops import drop_quietly
+from areplay._processes.supervisor import Crew, CrewOptions
+from areplay._processes.waiter import Sleeper, Turns, ended, opened, run_to_completion
+from areplay._shm.resource_limits import check_descriptors
 from areplay.errors import ActorFailed, Closed, InboxFull, WaitTimeout, WouldBlock
-from areplay.inbox import DESCRIPTORS_AN_INBOX, Inbox, Inboxes, waiting_rows
-from areplay.limits import check_descriptors
-from areplay.loops import drop_quietly
-from areplay.options import NO_PRIORITY, one_priority, plain_scalar, priority_column
-from areplay.process import DESCRIPTORS_A_CHILD, DESCRIPTORS_TO_START, READY, REPORT, Channel
-from areplay.quiet import Quiet, QuietOptions
-from areplay.reports import Report, Scalar
 from areplay.spec import Array, Columns, Spec
 from areplay.statistics import ActorStatistics, Wait
-from areplay.waiting import Sleeper, Turns, ended, opened, run_to_completion
 from areplay.weights import Weights
 
 ActorFunction = Callable[..., Awaitable[None]]

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from areplay import forks
+from areplay._base import forks
+from areplay._sampling.reader import BatchArrays
+from areplay._storage.ring import Indices
 from areplay.errors import BatchReleased
-from areplay.reader import BatchArrays
-from areplay.ring import Indices
 from areplay.spec import Array
 
 if TYPE_CHECKING:
     import jax
     import torch
 
-    from areplay.to_torch import Transfer
+    from areplay._sampling.torch import Transfer
 
 
 class Batch(Mapping[str, Array]):
@@ -74,7 +74,7 @@ class Batch(Mapping[str, Array]):
             TypeError: torch lacks the dtype of a field; names it.
             BatchReleased: the batch was given back.
         """
-        from areplay.to_torch import tensors
+        from areplay._sampling.torch import tensors
 
         return tensors(self._whole(), device, self._transfers.append)
 
@@ -91,7 +91,7 @@ class Batch(Mapping[str, Array]):
             TypeError: jax lacks the dtype of a field; names it.
             BatchReleased: the batch was given back.
         """
-        from areplay.to_jax import arrays
+        from areplay._sampling.jax import arrays
 
         return arrays(self._whole(), device, copy=copy)
 
@@ -145,5 +145,5 @@ class Batch(Mapping[str, Array]):
 
 def unpin(arrays: BatchArrays) -> None:
     """Before their memory is given back: if batches in it went to a device, that may not keep it."""
-    if "areplay.to_torch" in sys.modules:
-        sys.modules["areplay.to_torch"].unpin(arrays)
+    if "areplay._sampling.torch" in sys.modules:
+        sys.modules["areplay._sampling.torch"].unpin(arrays)

@@ -18,39 +18,39 @@ from typing import Any
 
 import numpy as np
 
-from areplay import forks
+from areplay._base import forks
+from areplay._base.hooks import guarded, text_of
+from areplay._base.validation import flag, fraction, optional_seconds, priority_values, row_indices, whole_number
+from areplay._checkpoint.reader import Checkpoint, Stop
+from areplay._checkpoint.service import Checkpointed, Saver
+from areplay._checkpoint.writer import Snapshot
+from areplay._ingest.admission import Admission
+from areplay._ingest.coordinator import Coordinator
+from areplay._ingest.inbox import default_inbox_rows
+from areplay._ingest.local_writer import OwnRows
+from areplay._ingest.quiet import QuietOptions
+from areplay._processes.dropped import Holdings, InOrder, notice, unless_gone
+from areplay._processes.supervisor import crew_options
+from areplay._processes.waiter import ended, in_thread, opened, run_to_completion
+from areplay._sampling.batch_plan import Deliveries, Delivering, LocalDeliveries
+from areplay._sampling.reader import BatchArrays, Reader
+from areplay._sampling.requests import check_actors, check_sendable, checked_item, checked_limiter
+from areplay._sampling.standstill import Standstill
+from areplay._shm.resource_limits import check_memory
+from areplay._status.held import Held
+from areplay._storage.block_sizes import default_block_rows, finest_block_rows
+from areplay._storage.priorities import PriorityTables
+from areplay._storage.ring import MIN_BLOCKS, Indices, Ring, RingGuard
 from areplay.actor import ActorFunction, Actors
-from areplay.admission import Admission
 from areplay.batch import Batch
-from areplay.block_sizes import default_block_rows, finest_block_rows
-from areplay.checkpoint import Checkpoint, Stop
-from areplay.choices import check_actors, check_sendable, checked_item, checked_limiter
-from areplay.coordinator import Coordinator
-from areplay.crew import crew_options
-from areplay.deliveries import Deliveries, Delivering, LocalDeliveries
-from areplay.dropped import Holdings, InOrder, notice, unless_gone
+from areplay.batches import Batches
 from areplay.errors import Closed, SpecMismatch, Stalled
-from areplay.held import Held
-from areplay.hooks import guarded, text_of
-from areplay.inbox import default_inbox_rows
-from areplay.items import Item
-from areplay.limits import check_memory
-from areplay.options import flag, fraction, optional_seconds, priority_values, row_indices, whole_number
-from areplay.own_rows import OwnRows
-from areplay.prefetch import Batches
-from areplay.priorities import PriorityTables
-from areplay.quiet import QuietOptions
-from areplay.rate import MinSize
-from areplay.reader import BatchArrays, Reader
-from areplay.ring import MIN_BLOCKS, Indices, Ring, RingGuard
-from areplay.saving import Checkpointed, Saver
-from areplay.select import OURS, Selector
-from areplay.snapshot import Snapshot
+from areplay.items.item import Item
+from areplay.items.transform import Transform
+from areplay.limiters import MinSize
+from areplay.selectors.selector import OURS, Selector
 from areplay.spec import Spec
-from areplay.standstill import Standstill
 from areplay.statistics import PriorityUpdate
-from areplay.transform import Transform
-from areplay.waiting import ended, in_thread, opened, run_to_completion
 from areplay.weights import Weights
 
 logger = logging.getLogger(__name__)

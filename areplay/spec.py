@@ -19,9 +19,9 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import DTypeLike
 
-from areplay import links
-from areplay.arrays import KINDS, Refusal, as_array, exactly, shown, told, torch_tensor_in
-from areplay.arrays import Array as Array
+from areplay._base import episode_links as links
+from areplay._base.arrays import KINDS, Refusal, as_array, exactly, shown, told, torch_tensor_in
+from areplay._base.arrays import Array as Array
 from areplay.errors import SpecMismatch
 
 Columns = Mapping[str, Array]
@@ -168,7 +168,7 @@ class Spec(Mapping[str, Field]):
             TypeError: not a gymnasium environment.
             ExtraMissing: gymnasium is not installed.
         """
-        from areplay.spaces import env_fields
+        from areplay._base.spaces import env_fields
 
         obs, action = env_fields(env)
         return cls.steps(obs=obs, action=action, **extras)

@@ -18,12 +18,12 @@ from types import MappingProxyType
 
 import numpy as np
 
-from areplay import forks
-from areplay.arrays import Refusal, as_array
+from areplay._base import forks
+from areplay._base.arrays import Refusal, as_array
+from areplay._shm.layout import WORDS_A_LINE, Layout, word
+from areplay._shm.memory_order import fence, order
+from areplay._shm.segment import Segment
 from areplay.errors import SpecMismatch
-from areplay.fence import fence, order
-from areplay.layout import WORDS_A_LINE, Layout, word
-from areplay.segment import Segment
 from areplay.spec import Array, Field
 
 _COPIES = 3

@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 
 import areplay
-from areplay.reader import BatchArrays, Reader
+from areplay._sampling.reader import BatchArrays, Reader
 from benchmarks.flows import wait_rows
 from benchmarks.harness.figures import Figure, Target, medians, ratios
 from benchmarks.harness.options import Options

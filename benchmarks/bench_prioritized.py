@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 import areplay
-from areplay.priorities import Masses, Priorities
-from areplay.ring import Indices, Ring
-from areplay.select import weigh
+from areplay._storage.priorities import Masses, Priorities
+from areplay._storage.ring import Indices, Ring
+from areplay.selectors.selector import weigh
 from benchmarks.flows import wait_rows
 from benchmarks.harness.figures import Figure, Target, medians, ratios
 from benchmarks.harness.options import Options

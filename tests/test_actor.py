@@ -1,4 +1,4 @@
-"""Tests of `areplay.actor.Actor`: a user's side of an inbox, with the coordinator played by the test.
+"""Tests of `actor.Actor`: a user's side of an inbox, with the coordinator played by the test.
 
 Groups of actors are processes: see `processes/`.
 """
@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from kit import cancel_at_every_tick, other_task, ticks, until
 
-from areplay import waiting as waiting_module
+from areplay._ingest.inbox import Inboxes
+from areplay._processes import waiter as waiting_module
+from areplay._processes.child import REPORT
 from areplay.actor import Actor
 from areplay.errors import InboxFull, SpecMismatch, WaitTimeout
-from areplay.inbox import Inboxes
-from areplay.process import REPORT
 from areplay.spec import Spec
 from areplay.weights import Weights
 
@@ -349,7 +349,7 @@ async def test_a_long_wait_is_said(
     monkeypatch.setattr(waiting_module, "_LOOK_AGAIN_S", 0.005)
     monkeypatch.setattr(waiting_module, "WARN_AFTER_S", 0.01)
     await scene.fill()
-    with caplog.at_level(logging.WARNING, "areplay.waiting"):
+    with caplog.at_level(logging.WARNING, "areplay._processes.waiter"):
         task = asyncio.create_task(scene.actor.add(**row(4)))
         await until(lambda: bool(caplog.records))
         scene.take()

@@ -1,4 +1,4 @@
-"""Tests of `areplay.admission`: how many rows may be written, and who is woken to look again."""
+"""Tests of `_ingest.admission`: how many rows may be written, and who is woken to look again."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from models.episode_world import MODES, Player
 from models.episode_world import PLAIN as WORLD
 
 import areplay
-from areplay import waiting as waiting_module
-from areplay.admission import Admission, steps_among, steps_in
-from areplay.coordinator import Coordinator
-from areplay.inbox import Inboxes
-from areplay.links import AHEAD
-from areplay.rate import SamplesPerInsert
-from areplay.ring import Ring, RingGuard
+from areplay._base.episode_links import AHEAD
+from areplay._ingest.admission import Admission, steps_among, steps_in
+from areplay._ingest.coordinator import Coordinator
+from areplay._ingest.inbox import Inboxes
+from areplay._processes import waiter as waiting_module
+from areplay._storage.ring import Ring, RingGuard
+from areplay.limiters import SamplesPerInsert
 from areplay.spec import Spec
 
 

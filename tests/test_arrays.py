@@ -1,4 +1,4 @@
-"""Tests of `areplay.arrays`: what comes in is the very values that were given, or refused with a remedy.
+"""Tests of `_base.arrays`: what comes in is the very values that were given, or refused with a remedy.
 
 torch and jax are asked for where a test is about their arrays; without them those tests are skipped.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from areplay.arrays import Refusal, as_array, detached, exactly, own_columns, plain, share_memory, shown
+from areplay._base.arrays import Refusal, as_array, detached, exactly, own_columns, plain, share_memory, shown
 
 BIG = (1 << 53) + 1  # the first whole number that float64 lacks
 WHOLE = [np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64]

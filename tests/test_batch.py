@@ -1,4 +1,4 @@
-"""Tests of `areplay.batch`."""
+"""Tests of `batch`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from areplay._sampling.reader import BatchArrays
 from areplay.batch import Batch
 from areplay.errors import BatchReleased
-from areplay.items import BatchFields
-from areplay.reader import BatchArrays
+from areplay.items.item import BatchFields
 
 
 def arrays() -> BatchArrays:

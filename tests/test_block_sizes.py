@@ -1,4 +1,4 @@
-"""Tests of `areplay.block_sizes`, and of blocks that are split as streams become more.
+"""Tests of `_storage.block_sizes`, and of blocks that are split as streams become more.
 
 The oracle is what was written: which rows are the newest, and what each of them holds. It knows nothing of blocks.
 """
@@ -20,11 +20,11 @@ from models.episode_oracle import Stack
 from models.episode_world import PLAIN, World
 
 import areplay
-from areplay.block_sizes import finest_block_rows, fitting_block_rows, most_streams
-from areplay.priorities import Priorities
-from areplay.reader import BatchArrays, Reader
-from areplay.ring import Ring, RingGuard, StreamWriter
-from areplay.select import Uniform
+from areplay._sampling.reader import BatchArrays, Reader
+from areplay._storage.block_sizes import finest_block_rows, fitting_block_rows, most_streams
+from areplay._storage.priorities import Priorities
+from areplay._storage.ring import Ring, RingGuard, StreamWriter
+from areplay.selectors.selector import Uniform
 
 SPEC = areplay.Spec(x=((), "int64"))
 
@@ -314,7 +314,7 @@ async def test_blocks_that_somebody_uses_are_not_split(user: str, caplog: pytest
             assert ring.block_rows == 16
             return writers
 
-        with caplog.at_level(logging.WARNING, "areplay.ring_guard"):
+        with caplog.at_level(logging.WARNING, "areplay._storage.registry"):
             if user == "samplers":
                 async with asyncio.timeout(60), replay.batches(batch_size=8) as batches:
                     writers = await with_many()

@@ -1,4 +1,4 @@
-"""Tests of `areplay.checkpoint`, `areplay.snapshot` and `areplay.saving`, as far as they need no other process.
+"""Tests of `_checkpoint.reader`, `areplay._checkpoint.writer` and `areplay._checkpoint.service`, as far as they need no other process.
 
 What is on disk is read by an oracle that shares no code with them (`checkpoint_oracle`).
 """
@@ -26,11 +26,13 @@ from checkpoint_oracle import Columns, block_files, check_files, columns_of, man
 from kit import memory_descriptors, open_descriptors, until
 
 import areplay
-from areplay import Replay, saving, snapshot
-from areplay.checkpoint import Checkpoint, Stop
-from areplay.locks import BlockLocks
-from areplay.manifest import manifest_checksum
-from areplay.ring import StreamWriter, Watcher
+from areplay import Replay
+from areplay._checkpoint import service as saving
+from areplay._checkpoint import writer as snapshot
+from areplay._checkpoint.manifest import manifest_checksum
+from areplay._checkpoint.reader import Checkpoint, Stop
+from areplay._shm.range_locks import BlockLocks
+from areplay._storage.ring import StreamWriter, Watcher
 
 SPEC = areplay.Spec(x=((), "float64"), pair=((2, 3), "uint8"), flag=((), "bool"), z=((2,), "complex64"))
 STEPS = areplay.Spec.steps(obs=((2,), "float32"), action=((), "int64"), extra=((), "float64"))
@@ -739,7 +741,7 @@ async def test_a_disk_that_fails_leaves_the_checkpoint_before(
                 return real(*args)
 
             with monkeypatch.context() as patch:
-                patch.setattr(f"areplay.snapshot.os.{call}", fails)
+                patch.setattr(f"areplay._checkpoint.writer.os.{call}", fails)
                 try:
                     await replay.save(tmp_path)
                 except areplay.CheckpointFailed as error:
@@ -1202,10 +1204,12 @@ async def test_checkpoints_every_so_often_and_at_the_end(tmp_path: Path, caplog:
             whole = manifest.read_bytes()
             await until(lambda: manifest.read_bytes() != whole)
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("areplay.snapshot.os.write", lambda *_: exec("raise OSError(28, 'full')"))
+                patch.setattr("areplay._checkpoint.writer.os.write", lambda *_: exec("raise OSError(28, 'full')"))
                 await until(lambda: checkpoints.failure is not None)
             assert isinstance(checkpoints.failure, areplay.CheckpointFailed)
-            assert logging.ERROR in [record.levelno for record in caplog.records if record.name == "areplay.saving"]
+            assert logging.ERROR in [
+                record.levelno for record in caplog.records if record.name == "areplay._checkpoint.service"
+            ]
             await until(lambda: checkpoints.failure is None)
             await replay.extend(columns(200, 300))
         check_files(tmp_path / "here")
@@ -1251,7 +1255,7 @@ async def test_checkpoints_of_a_closed_replay_end(tmp_path: Path, caplog: pytest
         await replay.close()
         await until(lambda: checkpoints._schedule._task is not None and checkpoints._schedule._task.done())
         assert isinstance(checkpoints.failure, areplay.Closed)
-    said = [record.message for record in caplog.records if record.name == "areplay.saving"]
+    said = [record.message for record in caplog.records if record.name == "areplay._checkpoint.service"]
     assert len(said) == 1 and said[0].endswith("; the checkpoint before is kept, there will be no more of them")
 
 

@@ -1,4 +1,4 @@
-"""Tests of `areplay.coordinator`, with inboxes whose actors are in this very process."""
+"""Tests of `_ingest.coordinator`, with inboxes whose actors are in this very process."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from kit import cancel_at_every_tick, memory_descriptors, ticks, until
 
-from areplay import coordinator as coordinator_module
-from areplay import waiting as waiting_module
-from areplay.admission import Admission
-from areplay.coordinator import Coordinator
+from areplay._ingest import coordinator as coordinator_module
+from areplay._ingest.admission import Admission
+from areplay._ingest.coordinator import Coordinator
+from areplay._ingest.inbox import Inboxes
+from areplay._processes import waiter as waiting_module
+from areplay._storage.ring import Ring, RingGuard, StreamWriter
 from areplay.errors import Closed, ResourceUnavailable, Stalled
-from areplay.inbox import Inboxes
-from areplay.ring import Ring, RingGuard, StreamWriter
 from areplay.spec import Spec
 
 SPEC = Spec(actor=((), "int64"), number=((), "int64"))
@@ -272,7 +272,7 @@ async def test_a_failure_is_kept_and_announced(
     await scene.coordinator.attach(scene.inbox[1], "actor 1")
     assert memory_descriptors() == descriptors + 2
     monkeypatch.setattr(StreamWriter, "write", fail)
-    with caplog.at_level(logging.ERROR, "areplay.coordinator"):
+    with caplog.at_level(logging.ERROR, "areplay._ingest.coordinator"):
         scene.hand_in(0, 8)
         await until(lambda: scene.failed == 1)
     assert isinstance(scene.coordinator.failure, Broken)

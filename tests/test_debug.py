@@ -1,4 +1,4 @@
-"""Tests of `areplay.debug`: whole programs with and without AREPLAY_DEBUG, which is looked at on import."""
+"""Tests of `_base.debug`: whole programs with and without AREPLAY_DEBUG, which is looked at on import."""
 
 from __future__ import annotations
 

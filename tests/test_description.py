@@ -1,4 +1,4 @@
-"""Tests of `areplay.commands.description`, and of `areplay top` with answers that are none: no traceback, one line."""
+"""Tests of `cli.description`, and of `areplay top` with answers that are none: no traceback, one line."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_top import answer, shown
 
-from areplay.commands import main
-from areplay.commands.description import checked
+from areplay._status.server import MAX_ANSWER_BYTES, Post
+from areplay.cli import main
+from areplay.cli.description import checked
 from areplay.errors import NotWatchable
-from areplay.watching import MAX_ANSWER_BYTES, Post
 
 WATCHDOG_S = 30.0
 EVIL = "\x1b[2J\r\x00\ud800[red]" * 3
@@ -180,7 +180,7 @@ def test_several_are_listed_with_what_is_wrong(
 ) -> None:
     """One that is none does no harm to the list."""
     with saying(HOSTILE["nothing but the head"]) as post:
-        monkeypatch.setattr("areplay.commands.top.posts", lambda: [post, Post(post.pid, 997, post.uid)])
+        monkeypatch.setattr("areplay.cli.top.posts", lambda: [post, Post(post.pid, 997, post.uid)])
         assert main(["top", str(post.pid)]) == 2
     assert f"{post}  what it says is no description of a replay that can be shown: pid is missing" in (
         capsys.readouterr().err

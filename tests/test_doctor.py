@@ -23,8 +23,9 @@ from kit import open_descriptors
 from test_limits import GIB, Machine
 
 import areplay
-from areplay.commands import checkup, doctor, main
-from areplay.commands.checkup import Finding, findings
+from areplay.cli import checks as checkup
+from areplay.cli import doctor, main
+from areplay.cli.checks import Finding, findings
 from tests.processes.watching import children
 
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -347,7 +348,7 @@ def test_people_get_a_line_a_finding(
     has_rich: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """None is wrapped at 100 columns, with rich and without; the verdict comes last."""
-    monkeypatch.setattr("areplay.commands.showing.has_rich", lambda: has_rich)
+    monkeypatch.setattr("areplay.cli.terminal.has_rich", lambda: has_rich)
     monkeypatch.setattr(checkup, "memory_limits", lambda root: iter(()))
     found = list(findings())
     assert main(["doctor"]) == 0

@@ -1,4 +1,4 @@
-"""Tests of `areplay.doorbell`: no ring is lost, none is made in vain."""
+"""Tests of `_shm.doorbell`: no ring is lost, none is made in vain."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit import FailsAt, descriptors_pass_by_pickle, open_descriptors
 
-from areplay import doorbell as doorbell_module
-from areplay.doorbell import Doorbell, EventDescriptor
+from areplay._shm import doorbell as doorbell_module
+from areplay._shm.doorbell import Doorbell, EventDescriptor
 from areplay.errors import ResourceUnavailable
 
 

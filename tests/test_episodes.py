@@ -1,4 +1,4 @@
-"""Tests of `areplay.episodes`: the rows that steps become, and how they are linked."""
+"""Tests of `_ingest.episodes`: the rows that steps become, and how they are linked."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from areplay.episodes import Episodes
+from areplay._base.episode_links import AHEAD, BACK, GAP, MAX_ENVIRONMENTS, MOMENT
+from areplay._ingest.episodes import Episodes
 from areplay.errors import SpecMismatch
-from areplay.links import AHEAD, BACK, GAP, MAX_ENVIRONMENTS, MOMENT
 from areplay.spec import Spec
 
 SPEC = Spec.steps(obs=((2,), "float32"), action=((), "int64"), tag=((), "int32"))

@@ -1,4 +1,4 @@
-"""Tests of `areplay.errors`."""
+"""Tests of `errors`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of `areplay.forks`."""
+"""Tests of `_base.forks`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from areplay import forks
-from areplay.doorbell import EventDescriptor
+from areplay._base import forks
+from areplay._shm.doorbell import EventDescriptor
+from areplay._shm.layout import Layout
+from areplay._shm.range_locks import BlockLocks
+from areplay._shm.segment import Segment
 from areplay.errors import WrongProcess
-from areplay.layout import Layout
-from areplay.locks import BlockLocks
-from areplay.segment import Segment
 from tests.forked import end, fork, in_child
 
 

@@ -1,4 +1,4 @@
-"""Tests of `areplay.identity`: one name for one state, in every process and every run, and others for others."""
+"""Tests of `_base.identity`: one name for one state, in every process and every run, and others for others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import areplay
-from areplay.identity import identity
+from areplay._base.identity import identity
 
 
 class Mode(enum.Enum):

@@ -1,4 +1,4 @@
-"""Tests of `areplay.inbox`: what is published is safe, in order, once. Histories of any length are in `models/`."""
+"""Tests of `_ingest.inbox`: what is published is safe, in order, once. Histories of any length are in `models/`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit import FailsAt, descriptors_pass_by_pickle, open_descriptors
 
-from areplay import inbox as inbox_module
+from areplay._ingest import inbox as inbox_module
+from areplay._ingest.inbox import Inbox, Inboxes, default_inbox_rows
 from areplay.errors import ResourceUnavailable, SpecMismatch, WouldBlock
-from areplay.inbox import Inbox, Inboxes, default_inbox_rows
 from areplay.spec import Spec
 
 SPEC = Spec(number=((), "int64"), pair=((2,), "float32"))

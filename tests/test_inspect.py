@@ -15,9 +15,9 @@ import pytest
 from checkpoint_oracle import block_files, manifest_of
 
 import areplay
-from areplay.checkpoint import Checkpoint
-from areplay.commands import main
-from areplay.manifest import manifest_checksum
+from areplay._checkpoint.manifest import manifest_checksum
+from areplay._checkpoint.reader import Checkpoint
+from areplay.cli import main
 
 SPEC = areplay.Spec.steps(obs=((2, 3), "float32"), action=((), "int64"))
 
@@ -187,7 +187,7 @@ async def test_a_save_may_replace_what_is_being_verified(
         checkpoint = Checkpoint(str(tmp_path))
         await add(100)
         await replay.save(tmp_path)
-    monkeypatch.setattr("areplay.commands.inspect.Checkpoint", lambda path: found.pop(0))
+    monkeypatch.setattr("areplay.cli.inspect.Checkpoint", lambda path: found.pop(0))
     found = [checkpoint, Checkpoint(str(tmp_path))]
     status, document, _ = inspected(tmp_path, capsys, "--verify")
     assert (status, document["damages"], document["save"]) == (0, [], 2)
@@ -201,7 +201,7 @@ def test_people_are_shown_the_same(
     shown = []
     monkeypatch.setattr(time, "time", lambda: 1_900_000_000.0)  # the same age
     for has_rich in (True, False):
-        monkeypatch.setattr("areplay.commands.showing.has_rich", lambda has_rich=has_rich: has_rich)
+        monkeypatch.setattr("areplay.cli.terminal.has_rich", lambda has_rich=has_rich: has_rich)
         monkeypatch.chdir(saved.parent)
         assert main(["inspect", saved.name]) == 0
         shown.append([line.rstrip() for line in capsys.readouterr().out.splitlines()])

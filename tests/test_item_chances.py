@@ -16,8 +16,8 @@ from models.episode_oracle import Item, Oracle, Stack
 from models.episode_world import PLAIN, World, critical_chi_square
 
 import areplay
-from areplay.reader import BatchArrays, Reader
-from areplay.select import Uniform
+from areplay._sampling.reader import BatchArrays, Reader
+from areplay.selectors.selector import Uniform
 
 DRAWS = 24_000
 SEED = 20_240_607

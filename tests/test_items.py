@@ -1,4 +1,4 @@
-"""Tests of `areplay.items`."""
+"""Tests of `items.item`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import areplay
-from areplay import items
-from areplay.items import BatchFields, Fields, Rows, View
-from areplay.ring import Ring, RingGuard, StreamWriter
+from areplay._storage.ring import Ring, RingGuard, StreamWriter
+from areplay._storage.windows import Window, WindowFinder, Windows
+from areplay.items import item as items
+from areplay.items.item import BatchFields, Fields, Rows, View
 from areplay.spec import Array, Spec
-from areplay.windows import Window, WindowFinder, Windows
 
 SPEC = Spec(obs=((2, 3), "uint8"), reward=((), "float32"), done=((), "bool"), z=((1,), "complex128"))
 
@@ -70,7 +70,7 @@ def test_a_stale_name_copies_something_and_does_not_fail(ring: Ring) -> None:
 
 
 class NextRewards:
-    """The example of the docstring of `areplay.items`: the discounted sum of the next five rewards."""
+    """The example of the docstring of `areplay.items.item`: the discounted sum of the next five rewards."""
 
     window = Window(forward=4)
 

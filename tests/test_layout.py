@@ -1,4 +1,4 @@
-"""Tests of `areplay.layout`: every process sees the same bytes in the same place."""
+"""Tests of `_shm.layout`: every process sees the same bytes in the same place."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from areplay._shm.layout import Layout, word, words_of
 from areplay.errors import LayoutMismatch
-from areplay.layout import Layout, word, words_of
 
 ARRAYS: dict[str, Any] = {
     "words": ((2, 8), np.int64),

@@ -1,4 +1,4 @@
-"""Tests of `areplay.metrics`: everything that the statistics count is there, under names that Prometheus likes."""
+"""Tests of `metrics`: everything that the statistics count is there, under names that Prometheus likes."""
 
 from __future__ import annotations
 

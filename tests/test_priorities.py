@@ -1,4 +1,4 @@
-"""Tests of `areplay.priorities`: masses, their sums, and what is drawn by them."""
+"""Tests of `_storage.priorities`: masses, their sums, and what is drawn by them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from areplay.episodes import Episodes
-from areplay.priorities import Priorities, PriorityTables
-from areplay.ring import Ring, RingGuard, StreamWriter
+from areplay._ingest.episodes import Episodes
+from areplay._storage.priorities import Priorities, PriorityTables
+from areplay._storage.ring import Ring, RingGuard, StreamWriter
+from areplay._storage.windows import Window, WindowFinder
 from areplay.spec import Spec
-from areplay.windows import Window, WindowFinder
 
 SPEC = Spec(x=((), "int64"))
 NONE = float("nan")

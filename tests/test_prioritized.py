@@ -11,7 +11,7 @@ from kit import until
 from scipy import stats
 
 import areplay
-from areplay.windows import Windows
+from areplay._storage.windows import Windows
 
 SPEC = areplay.Spec.steps(obs=((), "int64"), action=((), "int64"))
 PLAIN = areplay.Spec(x=((), "int64"))

@@ -1,4 +1,4 @@
-"""Tests of `areplay.quiet`: what is concluded from the counts of one actor. The clock is the test's."""
+"""Tests of `_ingest.quiet`: what is concluded from the counts of one actor. The clock is the test's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from areplay.quiet import Quiet, QuietOptions
+from areplay._ingest.quiet import Quiet, QuietOptions
 
 
 class Scene:

@@ -1,4 +1,4 @@
-"""Tests of `areplay.reader`: whole rows only, whatever the writer does meanwhile.
+"""Tests of `_sampling.reader`: whole rows only, whatever the writer does meanwhile.
 
 The doubles here play the writer: an item that lets rows be overwritten before, in the middle of or after its copying,
 and a selector that says exactly what is drawn.
@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from areplay import reader as reader_module
-from areplay import ring as ring_module
-from areplay.episodes import Episodes
-from areplay.items import BatchFields, Fields, Rows
-from areplay.reader import ROUNDS_WITHOUT_LOCK, BatchArrays, Reader
-from areplay.ring import Indices, Ring, RingGuard, StreamWriter
-from areplay.select import Uniform
+from areplay._ingest.episodes import Episodes
+from areplay._sampling import reader as reader_module
+from areplay._sampling.reader import ROUNDS_WITHOUT_LOCK, BatchArrays, Reader
+from areplay._storage import ring as ring_module
+from areplay._storage.ring import Indices, Ring, RingGuard, StreamWriter
+from areplay._storage.windows import Window, Windows
+from areplay.items.item import BatchFields, Fields, Rows
+from areplay.selectors.selector import Uniform
 from areplay.spec import Array, Spec
-from areplay.windows import Window, Windows
 
 SPEC = Spec(a=((), "int64"), b=((2,), "float32"))
 

@@ -1,4 +1,4 @@
-"""Tests of `areplay.replay`, as far as they need no other process: the owner's rows, draws, counts and closing."""
+"""Tests of `replay`, as far as they need no other process: the owner's rows, draws, counts and closing."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ import uvloop
 from kit import FailsAt, cancel_at_every_tick, memory_descriptors, open_descriptors, ticks, until
 
 import areplay
-from areplay import own_rows
-from areplay import segment as segment_module
+from areplay._ingest import local_writer as own_rows
+from areplay._shm import segment as segment_module
 
 SPEC = areplay.Spec(number=((), "int64"), pair=((2,), "float32"))
 
@@ -189,7 +189,7 @@ async def test_more_actors_than_blocks_allow_are_warned_of(
 ) -> None:
     """Each leaves some of a block unused. The knob is named: capacity, the block size, or what is opened first."""
     async with areplay.Replay(SPEC, capacity, block_rows=block_rows) as replay:
-        with caplog.at_level(logging.WARNING, "areplay.ring_guard"):
+        with caplog.at_level(logging.WARNING, "areplay._storage.registry"):
             replay.actors(explore, count)
         assert bool(caplog.records) == bool(remedy) and remedy in caplog.text
 

@@ -1,4 +1,4 @@
-"""Tests of `areplay.ring`: names of rows, life of blocks, what readers can see at every instant of a write.
+"""Tests of `_storage.ring`: names of rows, life of blocks, what readers can see at every instant of a write.
 
 What any sequence of writes leaves is in `models/test_ring_machine.py`.
 """
@@ -20,11 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit import FailsAt, descriptors_pass_by_pickle, open_descriptors
 
-from areplay import ring as ring_module
-from areplay.block_sizes import default_block_rows
+from areplay._shm.range_locks import BlockLocks
+from areplay._storage import ring as ring_module
+from areplay._storage.block_sizes import default_block_rows
+from areplay._storage.ring import Ring, RingGuard, StreamWriter
 from areplay.errors import SpecMismatch
-from areplay.locks import BlockLocks
-from areplay.ring import Ring, RingGuard, StreamWriter
 from areplay.spec import Spec
 
 SPEC = Spec(number=((), "int64"), triple=((3,), "float32"))

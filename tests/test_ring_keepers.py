@@ -1,4 +1,4 @@
-"""Tests of `areplay.ring` where blocks are kept: they are left for another lap, and writers write what there is room
+"""Tests of `_storage.ring` where blocks are kept: they are left for another lap, and writers write what there is room
 for."""
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from areplay.locks import BlockLocks
-from areplay.ring import Mask, Ring, RingGuard, StreamWriter, Watcher
+from areplay._shm.range_locks import BlockLocks
+from areplay._storage.ring import Mask, Ring, RingGuard, StreamWriter, Watcher
 from areplay.spec import Spec
 
 SPEC = Spec(number=((), "int64"))

@@ -1,4 +1,4 @@
-"""Tests of `areplay.sampler`, with its coroutine running beside the test instead of in a process of its own."""
+"""Tests of `_sampling.sampler`, with its coroutine running beside the test instead of in a process of its own."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from kit import ticks, until
 
-from areplay import reader as reader_module
-from areplay import waiting as waiting_module
-from areplay.items import BatchFields, Rows
-from areplay.process import READY as SAID_READY
-from areplay.ring import Ring, RingGuard, StreamWriter
-from areplay.sampler import batches_at_once, run_sampler
-from areplay.select import Prioritized, Selector, Uniform
-from areplay.slots import FILLING, FREE, READY, Slots
+from areplay._processes import waiter as waiting_module
+from areplay._processes.child import READY as SAID_READY
+from areplay._sampling import reader as reader_module
+from areplay._sampling.sampler import batches_at_once, run_sampler
+from areplay._sampling.slots import FILLING, FREE, READY, Slots
+from areplay._storage.ring import Ring, RingGuard, StreamWriter
+from areplay.items.item import BatchFields, Rows
+from areplay.selectors.selector import Prioritized, Selector, Uniform
 from areplay.spec import Spec
 
 SPEC = Spec(number=((), "int64"), pair=((2,), "float32"))

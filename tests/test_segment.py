@@ -1,4 +1,4 @@
-"""Tests of `areplay.segment`: sealed, allocated, shared, and given back whole when something fails."""
+"""Tests of `_shm.segment`: sealed, allocated, shared, and given back whole when something fails."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from kit import FailsAt, PassedDescriptor, descriptors_pass_by_pickle, open_descriptors
 
-from areplay import segment as segment_module
+from areplay._shm import segment as segment_module
+from areplay._shm.layout import Layout
+from areplay._shm.segment import Segment
 from areplay.errors import Closed, LayoutMismatch, MemoryLimitExceeded, ResourceUnavailable
-from areplay.layout import Layout
-from areplay.segment import Segment
 
 LAYOUT = Layout("ring", {"rows": ((1_000, 64), np.uint8), "words": ((4,), np.int64)})
 
@@ -43,7 +43,7 @@ def test_fresh_memory_is_zero_and_behind_its_header() -> None:
 
 def test_its_birth_and_its_end_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
     """At INFO, by the process that made it; those that attach to it, and one that could not be made, say nothing."""
-    caplog.set_level(logging.INFO, "areplay.segment")
+    caplog.set_level(logging.INFO, "areplay._shm.segment")
     with descriptors_pass_by_pickle(), fresh_segment() as segment:
         twin = pickle.loads(pickle.dumps(segment))
         twin.close()

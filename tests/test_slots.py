@@ -1,4 +1,4 @@
-"""Tests of `areplay.slots`: one owner in every state but FREE. Histories of any length are in `models/`."""
+"""Tests of `_sampling.slots`: one owner in every state but FREE. Histories of any length are in `models/`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from kit import FailsAt, descriptors_pass_by_pickle, open_descriptors
 
-from areplay import slots as slots_module
+from areplay._sampling import slots as slots_module
+from areplay._sampling.reader import BatchArrays
+from areplay._sampling.slots import FILLING, FREE, LENT, READY, Slots
 from areplay.errors import ResourceUnavailable
-from areplay.items import BatchFields
-from areplay.reader import BatchArrays
-from areplay.slots import FILLING, FREE, LENT, READY, Slots
+from areplay.items.item import BatchFields
 from areplay.spec import Field
 
 FIELDS = {"obs": Field("obs", (3,), np.dtype("float32")), "done": Field("done", (), np.dtype("bool"))}

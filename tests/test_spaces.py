@@ -1,4 +1,4 @@
-"""Tests of `areplay.spaces`: what an environment sees and does, as shapes and dtypes, or a refusal that says where."""
+"""Tests of `_base.spaces`: what an environment sees and does, as shapes and dtypes, or a refusal that says where."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from areplay._base.spaces import env_fields
 from areplay.errors import AreplayError, ExtraMissing
-from areplay.spaces import env_fields
 from areplay.spec import Field
 
 BOX = spaces.Box(-1, 1, (3,), np.float32)

@@ -1,4 +1,4 @@
-"""Tests of `areplay.spec`: what fits a spec, what is refused, and that what is stored is stored bit for bit."""
+"""Tests of `spec`: what fits a spec, what is refused, and that what is stored is stored bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of `areplay.standstill`: it is said only where it is certain. Real streams are in `faults/`."""
+"""Tests of `_sampling.standstill`: it is said only where it is certain. Real streams are in `faults/`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from areplay.own_rows import Lacks
-from areplay.standstill import Standstill
+from areplay._ingest.local_writer import Lacks
+from areplay._sampling.standstill import Standstill
 
 
 class Limiter:

@@ -1,4 +1,4 @@
-"""Tests of `areplay.statistics`, and of what a replay puts into the records."""
+"""Tests of `statistics`, and of what a replay puts into the records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of `areplay.to_jax`: a batch as jax arrays, copies that stay as they are, or the memory of the batch."""
+"""Tests of `_sampling.jax`: a batch as jax arrays, copies that stay as they are, or the memory of the batch."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from areplay._sampling.jax import arrays as jax_arrays
+from areplay._sampling.reader import BatchArrays
+from areplay._sampling.slots import Slots
 from areplay.errors import ExtraMissing
-from areplay.items import BatchFields, View
-from areplay.reader import BatchArrays
-from areplay.slots import Slots
-from areplay.to_jax import arrays as jax_arrays
+from areplay.items.item import BatchFields, View
 
 jax = pytest.importorskip("jax")
 

@@ -1,4 +1,4 @@
-"""Tests of `areplay.to_torch`: the memory of a batch as tensors, and its way to a device.
+"""Tests of `_sampling.torch`: the memory of a batch as tensors, and its way to a device.
 
 There is hardly ever a GPU where these run: `Cuda` plays one, as slow as a test likes. The last tests want a real one.
 """
@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from areplay import to_torch
+from areplay._sampling import torch as to_torch
+from areplay._sampling.reader import BatchArrays
+from areplay._sampling.slots import Slots
+from areplay._sampling.torch import Transfer, tensors, unpin
 from areplay.errors import ExtraMissing
-from areplay.items import BatchFields, View
-from areplay.reader import BatchArrays
-from areplay.slots import Slots
-from areplay.to_torch import Transfer, tensors, unpin
+from areplay.items.item import BatchFields, View
 
 torch = pytest.importorskip("torch")
 

@@ -19,11 +19,12 @@ from rich.console import Console
 from test_statistics import WHOLE
 
 import areplay
-from areplay.commands import main, showing, top
-from areplay.commands.picture import command_of, picture
-from areplay.commands.top import rates
+from areplay._status.server import ask, posts
+from areplay.cli import main, top
+from areplay.cli import terminal as showing
+from areplay.cli.picture import command_of, picture
+from areplay.cli.top import rates
 from areplay.errors import Closed, NotWatchable
-from areplay.watching import ask, posts
 
 SPEC = areplay.Spec(x=((), "int64"))
 
@@ -321,8 +322,8 @@ def test_ctrl_c_ends_every_command_quietly(monkeypatch: pytest.MonkeyPatch, caps
         raise KeyboardInterrupt
 
     monkeypatch.setattr(top, "posts", interrupt)
-    monkeypatch.setattr("areplay.commands.checkup.findings", interrupt)
-    monkeypatch.setattr("areplay.commands.inspect.Checkpoint", interrupt)
+    monkeypatch.setattr("areplay.cli.checks.findings", interrupt)
+    monkeypatch.setattr("areplay.cli.inspect.Checkpoint", interrupt)
     for arguments in (["top"], ["doctor"], ["inspect", "somewhere"]):
         assert main(arguments) == 130
     assert capsys.readouterr() == ("", "")

@@ -1,4 +1,4 @@
-"""Tests of `areplay.transform`: functions over assembled batches, in this process and in samplers."""
+"""Tests of `items.transform`: functions over assembled batches, in this process and in samplers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import areplay
-from areplay.items import BatchFields
+from areplay.items.item import BatchFields
 
 SPEC = areplay.Spec.steps(obs=((3,), "uint8"), action=((), "int64"))
 

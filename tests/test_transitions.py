@@ -1,4 +1,4 @@
-"""Tests of `areplay.transitions`: options, fields, and a few windows worked out by hand. The rest is the oracle's."""
+"""Tests of `items.transitions`: options, fields, and a few windows worked out by hand. The rest is the oracle's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import areplay
-from areplay.items import BatchFields
+from areplay.items.item import BatchFields
 
 SPEC = areplay.Spec.steps(obs=((), "uint8"), action=((), "int64"), tag=((2,), "float32"))
 STEPS = 5

@@ -1,4 +1,4 @@
-"""Tests of `areplay.weights`: one whole version, always, for everybody."""
+"""Tests of `weights`: one whole version, always, for everybody."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def test_weights_that_cannot_be_made_leave_nothing(call: str, monkeypatch: pytes
 
 def test_three_copies_must_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is three times the arrays that counts."""
-    monkeypatch.setattr("areplay.limits.available_memory", lambda root: (3 << 20, "a test"))
+    monkeypatch.setattr("areplay._shm.resource_limits.available_memory", lambda root: (3 << 20, "a test"))
     Weights({"w": np.zeros((1 << 20) - 200, np.uint8)}).close()
     with pytest.raises(MemoryLimitExceeded):
         Weights({"w": np.zeros((1 << 20) + 1, np.uint8)})

@@ -1,4 +1,4 @@
-"""Tests of `areplay.windows`. What the windows are is held by the oracle in `tests/models`; here the two ways to them
+"""Tests of `_storage.windows`. What the windows are is held by the oracle in `tests/models`; here the two ways to them
 are held against each other, and what a writer does meanwhile."""
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from areplay.episodes import Episodes
-from areplay.ring import Ring, RingGuard, StreamWriter
+from areplay._ingest.episodes import Episodes
+from areplay._storage.ring import Ring, RingGuard, StreamWriter
+from areplay._storage.windows import Window, WindowFinder, Windows, _Walk
 from areplay.spec import Spec
-from areplay.windows import Window, WindowFinder, Windows, _Walk
 
 SPEC = Spec.steps(obs=((), "int64"), action=((), "int8"))
 

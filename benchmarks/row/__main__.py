@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from areplay.limits import available_memory
-from areplay.options import seconds
+from areplay._base.validation import seconds
+from areplay._shm.resource_limits import available_memory
 from benchmarks.harness.options import Options, Progress
 from benchmarks.harness.panels import Measurement
 from benchmarks.harness.runner import run_each

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import areplay
-from areplay.limits import available_memory
+from areplay._shm.resource_limits import available_memory
 from benchmarks.flows import Rates, delivered_per_s, ingested_per_s, rates_at_once, warm_batches
 from benchmarks.harness.figures import Figure
 from benchmarks.harness.options import Options, Progress

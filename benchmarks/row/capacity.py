@@ -13,8 +13,8 @@ from dataclasses import replace
 import numpy as np
 
 import areplay
-from areplay.limits import available_memory
-from areplay.select import weigh
+from areplay._shm.resource_limits import available_memory
+from areplay.selectors.selector import weigh
 from benchmarks.flows import delivered_per_s, warm_batches
 from benchmarks.harness.figures import Figure
 from benchmarks.harness.options import Options, Progress

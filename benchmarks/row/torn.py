@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import areplay
-from areplay.debug import row_checksums
+from areplay._base.debug import row_checksums
 from benchmarks.flows import wait_rows
 from benchmarks.harness.figures import Figure
 from benchmarks.harness.options import Options, Progress

@@ -18,10 +18,11 @@ from pathlib import Path
 
 from rich.console import Console, RenderableType
 
-from areplay.commands import checkup, doctor
-from areplay.commands.picture import picture
-from areplay.commands.top import rates
-from areplay.watching import ask, posts
+from areplay._status.server import ask, posts
+from areplay.cli import checks as checkup
+from areplay.cli import doctor
+from areplay.cli.picture import picture
+from areplay.cli.top import rates
 
 HERE = Path(__file__).parent
 EXAMPLE = HERE.parent.parent / "examples" / "cartpole.py"

@@ -46,8 +46,8 @@ from typing import Any
 import numpy as np
 
 import areplay
-from areplay import crew
-from areplay.crew import Member
+from areplay._processes import supervisor as crew
+from areplay._processes.supervisor import Member
 from tests.processes.oracle import SPEC, torn
 from tests.processes.watching import children, shared_memory_bytes, threads, until_now
 

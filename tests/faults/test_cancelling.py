@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 import areplay
-from areplay import waiting
-from areplay.slots import LENT, READY
+from areplay._processes import waiter as waiting
+from areplay._sampling.slots import LENT, READY
 from tests.processes import workers
 from tests.processes.oracle import OWNER, SPEC, row, rows, torn
 from tests.processes.watching import children, until

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import areplay
-from areplay import own_rows
-from areplay.ring import StreamWriter
+from areplay._ingest import local_writer as own_rows
+from areplay._storage.ring import StreamWriter
 from tests.processes.watching import until
 
 pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])

@@ -18,7 +18,7 @@ import pytest
 import uvloop
 
 import areplay
-from areplay import dropped
+from areplay._processes import dropped
 from tests.faults.storm import Resources
 from tests.processes import workers
 from tests.processes.oracle import OWNER, SPEC, row, rows, torn
@@ -58,8 +58,8 @@ def warnings_of_drops(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str
     """What was said of drops since the last call."""
 
     def take() -> list[str]:
-        messages = [each.getMessage() for each in caplog.records if each.name == "areplay.dropped"]
-        levels = {each.levelno for each in caplog.records if each.name == "areplay.dropped"}
+        messages = [each.getMessage() for each in caplog.records if each.name == "areplay._processes.dropped"]
+        levels = {each.levelno for each in caplog.records if each.name == "areplay._processes.dropped"}
         caplog.clear()
         assert levels <= {logging.WARNING}
         return messages
@@ -157,7 +157,7 @@ async def test_the_finalizer_takes_no_lock(tmp_path: Path) -> None:
     await opened.open(tmp_path, has_children=False)
     replay = opened.replay
     locks = [handler.guard, replay._guard.lock, replay._admission.guard, dropped._reaper._lock]
-    logging.getLogger("areplay.dropped").addHandler(handler)
+    logging.getLogger("areplay._processes.dropped").addHandler(handler)
     try:
         opened.itself = opened  # type: ignore[attr-defined]
         del opened, replay
@@ -167,7 +167,7 @@ async def test_the_finalizer_takes_no_lock(tmp_path: Path) -> None:
             gc.collect()
         await until(nothing_held)
     finally:
-        logging.getLogger("areplay.dropped").removeHandler(handler)
+        logging.getLogger("areplay._processes.dropped").removeHandler(handler)
 
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])

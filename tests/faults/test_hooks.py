@@ -21,8 +21,8 @@ from kit import memory_descriptors, until
 
 import areplay
 from areplay import Replay
+from areplay._storage.windows import Windows
 from areplay.spec import Array
-from areplay.windows import Windows
 
 SPEC = areplay.Spec(x=((64,), "float32"))
 X = np.arange(64 * 400, dtype=np.float32).reshape(400, 64)
@@ -117,7 +117,7 @@ async def test_checkpoints_go_on_whatever_on_progress_raises(
         async with replay.checkpoints(tmp_path, every_s=0.01, on_progress=on_progress) as checkpoints:
             await until(lambda: checkpoints.last is not None)
             assert checkpoints.failure is None
-    (record,) = [record for record in caplog.records if record.name == "areplay.saving"]
+    (record,) = [record for record in caplog.records if record.name == "areplay._checkpoint.service"]
     assert record.levelno == logging.ERROR and type(error).__name__ in record.message
     assert "the next save tries again" in record.message
 

@@ -102,12 +102,14 @@ def limited_group() -> Iterator[Path]:
     try:
         group.mkdir()
     except OSError as error:
-        pytest.skip(f"a limit needs a memory cgroup, which cannot be made here: {error}; see tests/test_limits.py")
+        pytest.skip(
+            f"a limit needs a memory cgroup, which cannot be made here: {error}; see tests/test_resource_limits.py"
+        )
     try:
         (group / limit_file).write_text(str(256 << 20))
     except OSError as error:
         group.rmdir()
-        pytest.skip(f"the memory controller is missing in {base}: {error}; see tests/test_limits.py")
+        pytest.skip(f"the memory controller is missing in {base}: {error}; see tests/test_resource_limits.py")
     yield group
     with suppress(OSError):
         group.rmdir()

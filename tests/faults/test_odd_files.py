@@ -25,10 +25,10 @@ from checkpoint_oracle import check_files, manifest_of
 
 import areplay
 from areplay import Replay
-from areplay.checkpoint import Checkpoint
-from areplay.commands import main
-from areplay.inbox import Inboxes
-from areplay.manifest import MOST_BYTES, allocated, manifest_checksum
+from areplay._checkpoint.manifest import MOST_BYTES, allocated, manifest_checksum
+from areplay._checkpoint.reader import Checkpoint
+from areplay._ingest.inbox import Inboxes
+from areplay.cli import main
 
 STEPS = areplay.Spec.steps(obs=((2,), "float32"), action=((), "int64"))
 MANIFEST = "manifest.json"
@@ -379,7 +379,7 @@ def test_what_no_machine_has_is_not_allocated(tmp_path: Path) -> None:
 
 def test_a_checkpoint_that_is_told_to_stop(tmp_path: Path) -> None:
     """Also while its tables are read."""
-    from areplay.checkpoint import Stop
+    from areplay._checkpoint.reader import Stop
 
     asyncio.run(saved(tmp_path))
     stop = Stop()

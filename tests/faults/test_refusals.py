@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import areplay
-from areplay import segment
+from areplay._shm import segment
 from tests.processes import workers
 from tests.processes.oracle import OWNER, SPEC, rows, torn
 from tests.processes.watching import children, descriptors, until

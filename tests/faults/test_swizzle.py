@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from areplay.crew import Member
+from areplay._processes.supervisor import Member
 from tests.faults.storm import KINDS, Outcome, Resources, Round
 
 pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])

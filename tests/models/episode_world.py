@@ -16,8 +16,8 @@ import numpy as np
 from models.episode_oracle import Episode, Item, Lane, Oracle, Values
 
 import areplay
-from areplay.episodes import Episodes
-from areplay.ring import Ring, StreamWriter
+from areplay._ingest.episodes import Episodes
+from areplay._storage.ring import Ring, StreamWriter
 
 NOT_IN_A_BATCH = ("number", "next_number", "names")  # but in the oracle's items
 MODES = ("one", "NextStep", "SameStep", "Disabled")

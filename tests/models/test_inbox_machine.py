@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from models.parts import machine_in_parts
 
-from areplay import inbox as inbox_module
+from areplay._ingest import inbox as inbox_module
+from areplay._ingest.inbox import Inboxes
 from areplay.errors import SpecMismatch, WouldBlock
-from areplay.inbox import Inboxes
 from areplay.spec import Spec
 
 SPEC = Spec(number=((), "int64"), pair=((2,), "float32"))

@@ -22,11 +22,11 @@ from models.episode_oracle import Lane, Oracle
 from models.episode_world import MODES, PLAIN, Player
 from models.parts import machine_in_parts
 
-from areplay.episodes import Episodes
-from areplay.item_log import ItemLog
-from areplay.ring import Ring, RingGuard, StreamWriter
+from areplay._ingest.episodes import Episodes
+from areplay._sampling.completion_log import ItemLog
+from areplay._storage.ring import Ring, RingGuard, StreamWriter
+from areplay._storage.windows import Window, WindowFinder
 from areplay.spec import Columns
-from areplay.windows import Window, WindowFinder
 
 
 def done(work: Coroutine[Any, Any, Any]) -> None:
@@ -351,7 +351,7 @@ class ItemLogMachine(RuleBasedStateMachine):
 @pytest.fixture(scope="module", autouse=True)
 def quiet() -> Iterator[None]:
     """Held blocks are passed by thousands of times."""
-    logger = logging.getLogger("areplay.ring")
+    logger = logging.getLogger("areplay._storage.ring")
     before = logger.level
     logger.setLevel(logging.ERROR)
     yield

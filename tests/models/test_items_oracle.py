@@ -24,11 +24,11 @@ from models.episode_world import FRAMES, MODES, PLAIN, Kind, Player, World, chec
 from models.parts import PARTS, in_parts
 
 import areplay
-from areplay import ring as ring_module
-from areplay import windows as windows_module
-from areplay.reader import BatchArrays, Reader
-from areplay.select import Uniform
-from areplay.windows import WindowFinder, Windows
+from areplay._sampling.reader import BatchArrays, Reader
+from areplay._storage import ring as ring_module
+from areplay._storage import windows as windows_module
+from areplay._storage.windows import WindowFinder, Windows
+from areplay.selectors.selector import Uniform
 
 THOROUGH = settings(
     max_examples=60 // PARTS,
@@ -40,7 +40,7 @@ THOROUGH = settings(
 @pytest.fixture(scope="module", autouse=True)
 def quiet() -> Iterator[None]:
     """Held blocks are passed by thousands of times."""
-    logger = logging.getLogger("areplay.ring")
+    logger = logging.getLogger("areplay._storage.ring")
     before = logger.level
     logger.setLevel(logging.ERROR)
     yield

@@ -21,10 +21,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from models.parts import machine_in_parts
 
 import areplay
-from areplay import prefetch as prefetch_module
-from areplay import waiting as waiting_module
-from areplay.inbox import Inboxes
-from areplay.prefetch import Batches
+from areplay import batches as prefetch_module
+from areplay._ingest.inbox import Inboxes
+from areplay._processes import waiter as waiting_module
+from areplay.batches import Batches
 
 SPEC = areplay.Spec(writer=((), "int64"), life=((), "int64"), number=((), "int64"))
 INBOX_ROWS, BLOCK_ROWS, OWNER = 8, 16, -1

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from models.parts import machine_in_parts
 
+from areplay._storage.ring import Ring, RingGuard, StreamWriter
 from areplay.errors import SpecMismatch
-from areplay.ring import Ring, RingGuard, StreamWriter
 from areplay.spec import Spec
 
 SPEC = Spec(number=((), "int64"), pair=((2,), "int32"))
@@ -264,5 +264,5 @@ class RingMachine(RuleBasedStateMachine):
             self.ring.segment.close()
 
 
-logging.getLogger("areplay.ring").disabled = False
+logging.getLogger("areplay._storage.ring").disabled = False
 TestRing = machine_in_parts(RingMachine, max_examples=60, stateful_step_count=40, print_blob=True)

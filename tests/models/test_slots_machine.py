@@ -13,8 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from kit import descriptors_pass_by_pickle
 from models.parts import machine_in_parts
 
-from areplay.items import BatchFields
-from areplay.slots import FILLING, FREE, LENT, READY, Slots
+from areplay._sampling.slots import FILLING, FREE, LENT, READY, Slots
+from areplay.items.item import BatchFields
 from areplay.spec import Field
 
 FIELDS = {"x": Field("x", (), np.dtype("int64"))}

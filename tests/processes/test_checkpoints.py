@@ -16,8 +16,8 @@ import pytest
 from checkpoint_oracle import check_files, columns_of
 
 import areplay
-from areplay.deliveries import Deliveries
-from areplay.ring import StreamWriter
+from areplay._sampling.batch_plan import Deliveries
+from areplay._storage.ring import StreamWriter
 
 from . import workers
 from .oracle import OWNER, SPEC, lives, row, rows, streams, torn

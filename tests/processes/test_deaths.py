@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import areplay
-from areplay.crew import Crew
+from areplay._processes.supervisor import Crew
 
 from . import workers
 from .oracle import OWNER, SPEC, lives, rows

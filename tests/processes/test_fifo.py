@@ -17,7 +17,7 @@ import pytest
 from models.episode_oracle import Item, Lane, Oracle, Stack
 
 import areplay
-from areplay import crew
+from areplay._processes import supervisor as crew
 
 from . import steppers, workers
 from .oracle import OWNER, SPEC, ledgers, rows, torn

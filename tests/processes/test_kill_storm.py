@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import areplay
-from areplay import crew
+from areplay._processes import supervisor as crew
 
 from . import workers
 from .oracle import OWNER, SPEC, check_ledgers, rows, torn

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import areplay
-from areplay import waiting
+from areplay._processes import waiter as waiting
 
 from . import workers
 from .oracle import OWNER, SPEC, check_ledgers, ledgers, lives, rows

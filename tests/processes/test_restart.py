@@ -11,7 +11,7 @@ import threading
 import pytest
 
 import areplay
-from areplay import crew
+from areplay._processes import supervisor as crew
 
 from . import workers
 from .oracle import OWNER, SPEC, lives, row, rows
@@ -203,7 +203,7 @@ async def test_a_place_that_cannot_be_cleared_is_given_up(monkeypatch: pytest.Mo
     async def refuse(self: object, inbox: object) -> None:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr("areplay.coordinator.Coordinator.settle", refuse)
+    monkeypatch.setattr("areplay._ingest.coordinator.Coordinator.settle", refuse)
     async with areplay.Replay(SPEC, 10_000) as replay, replay.actors(workers.hand_in_and_fail, 1, args=(5,)) as actors:
         with pytest.raises(
             areplay.ActorFailed, match=r"(?s)this actor has failed.*could not be cleared.*Too many open"

@@ -14,8 +14,8 @@ import pytest
 
 import areplay
 from areplay import Replay
+from areplay._storage.windows import Windows
 from areplay.spec import Array, Spec
-from areplay.windows import Windows
 
 pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
 

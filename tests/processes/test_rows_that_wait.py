@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import areplay
-from areplay import coordinator
+from areplay._ingest import coordinator
 
 from . import workers
 from .oracle import SPEC, lives

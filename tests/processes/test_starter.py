@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 import areplay
-from areplay.process import Child, starter
-from areplay.sampler import run_sampler
+from areplay._processes.child import Child, starter
+from areplay._sampling.sampler import run_sampler
 
 from . import workers
 from .oracle import OWNER, SPEC, rows

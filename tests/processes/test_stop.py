@@ -8,7 +8,7 @@ import time
 import pytest
 
 import areplay
-from areplay import crew
+from areplay._processes import supervisor as crew
 
 from . import workers
 from .oracle import SPEC, lives

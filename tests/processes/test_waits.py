@@ -10,7 +10,7 @@ import time
 import pytest
 
 import areplay
-from areplay import waiting
+from areplay._processes import waiter as waiting
 
 from . import workers
 from .oracle import OWNER, SPEC, lives, rows

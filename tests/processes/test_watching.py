@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 import areplay
+from areplay._status.server import ask, posts
 from areplay.errors import Closed
-from areplay.watching import ask, posts
 
 from . import workers
 from .oracle import SPEC
@@ -58,7 +58,7 @@ def program() -> Iterator[subprocess.Popen[str]]:
 
 def areplay_command(*arguments: str, program: str = "") -> subprocess.CompletedProcess[str]:
     """Run `areplay`, with its end. `program` is run before it."""
-    code = f"{program}\nimport sys; from areplay.commands import main; sys.exit(main())"
+    code = f"{program}\nimport sys; from areplay.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", code] if program else [sys.executable, "-m", "areplay"]
     return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60.0)
 

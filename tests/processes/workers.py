@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 import areplay
-from areplay.ring import Indices, Ring
+from areplay._storage.ring import Indices, Ring
+from areplay._storage.windows import Windows
 from areplay.spec import Array
-from areplay.windows import Windows
 
 from .oracle import SPEC, Ledger, row, rows
 

@@ -1,0 +1,1 @@
+"""What everything above rests on: checks of options, spaces as fields, links of episodes, debug mode."""

@@ -1,0 +1,1 @@
+"""The way in: inboxes, episodes as rows, the coordinator, admission."""

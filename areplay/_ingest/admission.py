@@ -1,0 +1,224 @@
+"""Admission: whether rows may be written now, for all the writers of one replay.
+
+Two things hold writers back: rate limiters (`areplay.limiters`), which count steps, and selectors that deliver each
+item (`areplay._sampling.batch_plan`), which keep blocks from being recycled (`areplay._storage.ring`). Whoever is held
+back waits on a doorbell of the thread that it lives in: the coordinator's, or the owner's loop. They are rung by the
+learner's loop when it took a batch, when a stream of batches ends, and when a limiter was changed.
+
+Nothing here is shared between processes. `guard` makes the look at the limiters and the count of what they let pass
+one step, for the two threads that write.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from areplay._base import forks
+from areplay._base.episode_links import AHEAD
+from areplay._shm.doorbell import Doorbell, EventDescriptor
+from areplay._shm.layout import WORDS_A_LINE, word
+from areplay._storage.ring import Ring, RingGuard
+from areplay.limiters import SamplesPerInsert
+from areplay.spec import Columns
+
+
+class Admitted(NamedTuple):
+    """Steps that may be written, and the limiters that have counted them."""
+
+    steps: int
+    by: tuple[SamplesPerInsert, ...]
+
+
+class Admission:
+    """The limiters of the open streams of batches, and the doorbells of those who wait for them."""
+
+    def __init__(self, ring_guard: RingGuard) -> None:
+        self._ring_guard = ring_guard
+        self.guard = forks.register_lock(threading.Lock())
+        self._limiters: tuple[SamplesPerInsert, ...] = ()
+        self._is_lifted = False
+        self.on_change: Callable[[], None] = _nothing  # called when limiters or keepers have changed
+        self.take_waiting: Callable[[], Awaitable[None]] | None = None  # moves what waits and may be written
+        self._announced: tuple[int, ...] = ()  # what may wait by limiters that are about to be added
+        words = np.zeros((2, WORDS_A_LINE), np.int64)
+        self._events = [EventDescriptor("the doorbell of rows that wait for admission") for _ in range(2)]
+        self.coordinator_bell, self.owner_bell = (
+            Doorbell(event, word(words, k)) for k, event in enumerate(self._events)
+        )
+
+    def add(self, limiter: SamplesPerInsert) -> None:
+        """Let that one hold writers back as well."""
+        with self.guard:
+            self._limiters = (*self._limiters, limiter)
+        self.changed()  # some may wait for what can never be now
+
+    def announce(self, steps: int) -> None:
+        """A limiter whose buffer spans `steps` is about to be added: let little wait in inboxes, before it counts."""
+        self._announced = (*self._announced, steps)
+        self.on_change()
+
+    def withdraw(self, steps: int) -> None:
+        """The announced limiter was added, or will not be."""
+        announced = list(self._announced)
+        announced.remove(steps)
+        self._announced = tuple(announced)
+        self.on_change()
+
+    def remove(self, limiter: SamplesPerInsert) -> None:
+        """Let it hold nobody back any more."""
+        with self.guard:
+            self._limiters = tuple(other for other in self._limiters if other is not limiter)
+        self.changed()
+
+    def end(self, limiter: SamplesPerInsert) -> None:
+        """`remove` it, and let another stream have it."""
+        self.remove(limiter)
+        limiter.close()
+
+    def lift(self) -> None:
+        """Hold nobody back from now on: the replay closes."""
+        with self.guard:
+            self._is_lifted = True
+        self.changed()
+
+    def changed(self) -> None:
+        """Let those who wait look again, and bound anew how much may wait: limiters or keepers have changed."""
+        self.on_change()
+        self.ring()
+
+    def ring(self) -> None:
+        """Let those who wait look again. From any thread."""
+        self.coordinator_bell.ring()
+        self.owner_bell.ring()
+
+    @property
+    def is_lifted(self) -> bool:
+        """Whether nobody is held back any more."""
+        return self._is_lifted
+
+    @property
+    def limits(self) -> bool:
+        """Whether there is a limiter."""
+        return bool(self._limiters)
+
+    def rows_that_may_wait(self, capacity_rows: int) -> int | None:
+        """How many rows may wait in all inboxes together; None for as many as there is room for.
+
+        A limiter's buffer spans `2 * error_buffer / samples_per_insert` steps: as many may wait as it lets in from one
+        end to the other, so that the flow is smooth and no row waits much longer than it would have to. While it has
+        more room, before the first batch, twice, four times, ... as many may wait: steps of two, so that the bound
+        changes seldom. `Fifo` and `Epochs` keep rows for the ring's length, so a sixteenth of that does no harm.
+        """
+        if self._is_lifted:
+            return None
+        limits = list(self._announced)
+        for limiter in self._limiters:
+            steps = limiter.buffer_steps
+            limits.append(steps << (1 + limiter.room // steps).bit_length() - 1)
+        if self._ring_guard.keepers:
+            limits.append(capacity_rows // 16)
+        return min(limits, default=None)
+
+    @property
+    def limiters(self) -> tuple[SamplesPerInsert, ...]:
+        """Those that hold writers back now."""
+        return () if self._is_lifted else self._limiters
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a step may be inserted."""
+        return self._is_lifted or all(limiter.room for limiter in self._limiters)
+
+    def admit(self, steps: int, *, all_or_none: bool = False) -> Admitted:
+        """How many of so many steps may be inserted; they count as inserted from now on.
+
+        Raises:
+            ValueError: not all of them now, `all_or_none`, and it could stay so for ever.
+        """
+        if not self._limiters or self._is_lifted:
+            return Admitted(steps, ())
+        with self.guard:
+            admitted = min([steps, *(limiter.room for limiter in self._limiters)])
+            if admitted < steps and all_or_none:
+                for limiter in self._limiters:
+                    if not limiter.can_ever_insert(steps):
+                        raise ValueError(
+                            f"{steps:,} steps at once do not fit into the error_buffer of {limiter!r}; hand them in in "
+                            f"smaller parts, or raise error_buffer"
+                        )
+                return Admitted(0, ())
+            for limiter in self._limiters:
+                limiter.insert(admitted)
+            return Admitted(admitted, self._limiters)
+
+    def admit_rows(self, columns: Columns, start: int, stop: int) -> tuple[int, Admitted]:
+        """How many of these rows, from the first on, may be written, and their steps, which count from now on."""
+        if not self._limiters or self._is_lifted:
+            return stop - start, Admitted(0, ())
+        if AHEAD not in columns:
+            admitted = self.admit(stop - start)
+            return admitted.steps, admitted
+        is_step = columns[AHEAD][start:stop] > 0
+        steps = int(np.count_nonzero(is_step))
+        admitted = self.admit(steps)
+        if admitted.steps == steps:
+            return stop - start, admitted
+        return int(is_step.cumsum().searchsorted(admitted.steps, side="right")), admitted
+
+    def give_back(self, admitted: Admitted, steps: int) -> None:
+        """So many of them were not written after all."""
+        if admitted.by and steps:
+            with self.guard:
+                for limiter in admitted.by:
+                    limiter.insert(-steps)
+            self.ring()
+
+    def reason(self, steps: int = 1, *, lacks_blocks: bool | None = None) -> str:
+        """What keeps `steps` steps from being written at this moment, and its numbers; "" if nothing does.
+
+        Args:
+            lacks_blocks: whether the writer found too few blocks; None to look whether there is one.
+        """
+        for limiter in self._limiters:
+            if limiter.room < steps:
+                seen = limiter.statistics()
+                return (
+                    f"{limiter!r}: {seen.inserts:,} steps inserted, {seen.samples:,} items handed to the learner, "
+                    f"error {seen.error:g}; the learner has to take a batch"
+                )
+        keepers = self._ring_guard.keepers
+        if keepers and (not self._ring_guard.has_place() if lacks_blocks is None else lacks_blocks):
+            needed = ", ".join(map(repr, keepers))
+            return f"the blocks hold rows that are still needed by {needed}; the learner has to take a batch"
+        return ""
+
+    def close(self) -> None:
+        """Give back the descriptors, and tell nobody of changes any more."""
+        self.on_change, self.take_waiting = _nothing, None
+        for event in self._events:
+            event.close()
+
+
+def _nothing() -> None: ...
+
+
+def steps_among(columns: Columns, start: int, stop: int) -> int:
+    """How many of these rows are steps: all but final observations."""
+    return stop - start if AHEAD not in columns else int(np.count_nonzero(columns[AHEAD][start:stop] > 0))
+
+
+def steps_in(ring: Ring, at_most: int) -> int:
+    """Count the steps among the rows of the ring, up to `at_most`; a final observation is none."""
+    if not ring.spec.is_steps:
+        return min(at_most, len(ring))
+    found = 0
+    for serial, rows in zip(*(array.tolist() for array in ring.occupied()), strict=True):
+        start = serial % ring.blocks * ring.block_rows
+        found += steps_among(ring.columns, start, start + rows)
+        if found >= at_most:  # rows beyond that do not matter to a limiter
+            return at_most
+    return found

@@ -1,0 +1,1 @@
+"""The way out: readers, samplers, slots, planned batches, tensors."""

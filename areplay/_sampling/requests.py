@@ -1,0 +1,111 @@
+"""Choices: what a user asks for of a batch, as given or by default, and whether it can be had.
+
+A wrong one is a `ValueError` or `TypeError` that says what is allowed, before anything is begun.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+from typing import Any
+
+from areplay._base.hooks import text_of
+from areplay._base.validation import whole_number
+from areplay._sampling.batch_plan import Delivering
+from areplay._storage.windows import Window
+from areplay.items.item import Item, Rows
+from areplay.items.transform import Transform, batch_fields
+from areplay.items.transitions import Transitions
+from areplay.limiters import MinSize, SamplesPerInsert
+from areplay.selectors.selector import Selector, Uniform
+from areplay.spec import Spec
+from areplay.weights import Weights
+
+
+def check_actors(function: Any, args: Any, weights: Any, on_failure: Any) -> None:
+    """Refuse what cannot be run in the processes of actors."""
+    if not inspect.iscoroutinefunction(function):
+        raise TypeError(f"actors need a coroutine function (async def), got {function!r}")
+    try:
+        pickle.dumps(function)
+    except Exception as error:
+        raise ValueError(f"{function!r} cannot reach another process, define it at module level: {error}") from None
+    if isinstance(args, (str, bytes)):
+        raise TypeError(f"args must be a tuple of arguments, such as ({args!r},), got a {type(args).__name__}")
+    if weights is not None and not isinstance(weights, Weights):
+        raise TypeError(f"weights must be an areplay.Weights, got {type(weights).__name__}")
+    if on_failure not in ("go on", "raise"):
+        raise ValueError(f"on_failure must be 'go on' or 'raise', got {on_failure!r}")
+
+
+def checked_item(
+    spec: Spec,
+    longest_window: int,
+    item: Item | None,
+    selector: Selector | Delivering | None,
+    transform: Transform | None,
+) -> tuple[Item, Selector | Delivering]:
+    """What to sample, and how: as given or by default, if it can be done with rows of that spec."""
+    if item is None:
+        item = Transitions() if spec.is_steps else Rows()
+    selector = Uniform() if selector is None else selector
+    _check_methods("item", item, ("fields", "assemble"), "Rows()")
+    if not isinstance(selector, Delivering):
+        _check_methods("selector", selector, ("draw",), "Uniform()")
+    if transform is not None and not isinstance(transform, Transform):
+        raise TypeError(f"transform must be an areplay.Transform, got {text_of(transform)}")
+    window = getattr(item, "window", None)
+    if not isinstance(window, Window):
+        raise TypeError(f"item must have a window, an areplay.Window, got {text_of(window)} of {text_of(item)}")
+    if window.rows > 1 and not spec.is_steps:
+        raise ValueError(f"{text_of(item)} spans several rows, which needs a spec of steps, made with Spec.steps")
+    if window.rows > longest_window:
+        raise ValueError(
+            f"{text_of(item)} spans {window.rows:,} rows, more than {longest_window:,}: half of the ring, or a "
+            f"block if block_rows is given; raise capacity, or leave block_rows out"
+        )
+    batch_fields(item, spec, transform)
+    return item, selector
+
+
+def checked_limiter(
+    limiter: MinSize | None,
+    min_size_to_sample: int | None,
+    batch_size: int,
+    capacity_rows: int,
+    item: Item,
+    selector: Selector | Delivering,
+) -> MinSize:
+    """As given or by default, if it can be had with such batches."""
+    if limiter is None:
+        limiter = MinSize(1 if min_size_to_sample is None else min_size_to_sample)
+    elif min_size_to_sample is not None:
+        raise ValueError(f"min_size_to_sample is given twice: {min_size_to_sample!r} and in {limiter!r}")
+    if not isinstance(limiter, MinSize):
+        raise TypeError(f"limiter must be a SamplesPerInsert or MinSize, got {text_of(limiter)}")
+    whole_number("min_size_to_sample", limiter.min_size_to_sample, at_most=capacity_rows)
+    if isinstance(limiter, SamplesPerInsert):
+        if isinstance(selector, Delivering):
+            raise ValueError(
+                f"{text_of(selector)} delivers each item a fixed number of times, so {limiter!r} would hold one side "
+                f"for ever; leave the limiter out, or pass MinSize"
+            )
+        limiter.check(batch_size, item.window.rows)
+    return limiter
+
+
+def check_sendable(option: str, given: object) -> None:
+    """Raise `ValueError` if it cannot be pickled."""
+    try:
+        pickle.dumps(given)
+    except Exception as error:
+        raise ValueError(
+            f"{option} {text_of(given)} cannot reach another process: {text_of(error)}; define it at module level"
+        ) from None
+
+
+def _check_methods(option: str, given: object, methods: tuple[str, ...], example: str) -> None:
+    if isinstance(given, type) or not all(callable(getattr(given, method, None)) for method in methods):
+        raise TypeError(
+            f"{option} must be an object with {' and '.join(methods)}, such as {example}, got {text_of(given)}"
+        )

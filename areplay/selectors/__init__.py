@@ -1,0 +1,1 @@
+"""Selectors: which rows the items of a batch are drawn by."""

@@ -1,0 +1,663 @@
+"""Tests of `_processes.waiter`: no silent wait, none without an end, and nothing left behind by a cancelled one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import select
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from kit import cancel_at_every_tick, ticks, until
+
+from areplay._processes import waiter as waiting_module
+from areplay._processes.waiter import Naps, Sleeper, Turns, ended, in_thread, opened, run_to_completion
+from areplay._shm.doorbell import Doorbell, EventDescriptor
+from areplay.errors import Closed, InboxFull, ResourceUnavailable, WaitTimeout
+
+LONG_S = 1_000.0
+
+
+class Scene:
+    """A sleeper, the word it writes, and the side that rings."""
+
+    def __init__(self) -> None:
+        self.word = np.zeros(1, np.int64)
+        self.event = EventDescriptor("a test's doorbell")
+        self.sleeper = Sleeper(Doorbell(self.event, self.word.data))
+        self.ringer = Doorbell(self.event, self.word.data)
+        self.is_ready = False
+        self.looks = 0
+
+    def look(self) -> bool:
+        """The condition."""
+        self.looks += 1
+        return self.is_ready
+
+    def ring(self) -> None:
+        """Make the condition true and say so."""
+        self.is_ready = True
+        self.ringer.ring()
+
+    @property
+    def is_armed(self) -> bool:
+        """Whether a ringer would write to the eventfd."""
+        return bool(self.word[0] > 0)
+
+    async def wait(self, timeout_s: float | None = None) -> None:
+        """Wait for the condition."""
+        await self.sleeper.wait(self.look, lambda: "a test waits for itself", timeout_s)
+
+
+@pytest.fixture
+def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+    """A sleeper that never looks again by itself: what ends a wait must be a ring."""
+    monkeypatch.setattr(waiting_module, "_LOOK_AGAIN_S", LONG_S)
+    scene = Scene()
+    yield scene
+    scene.sleeper.close()
+    scene.event.close()
+
+
+async def asleep(scene: Scene, task: asyncio.Task[None]) -> None:
+    """Return when the task has gone to sleep."""
+    await until(lambda: scene.is_armed and not task.done())
+    await ticks(3)
+    assert not task.done()
+
+
+# Sleeper.wait
+
+
+def test_what_is_ready_is_not_waited_for(scene: Scene) -> None:
+    """No suspension, no loop, no doorbell: one look."""
+    scene.is_ready = True
+    with pytest.raises(StopIteration):
+        scene.wait().send(None)
+    assert (scene.looks, scene.word[0]) == (1, 0)
+
+
+async def test_a_ring_ends_the_wait(scene: Scene) -> None:
+    """And the sleeper is awake for ringers afterwards; again and again."""
+    for _ in range(3):
+        task = asyncio.create_task(scene.wait())
+        await asleep(scene, task)
+        scene.ring()
+        await task
+        assert not scene.is_armed
+        assert not select.select([scene.event.descriptor], [], [], 0)[0], "or the loop would spin"
+        scene.is_ready = False
+
+
+async def test_a_ring_without_the_condition_does_not_end_the_wait(scene: Scene) -> None:
+    """The waiter looks, and can be woken again."""
+    task = asyncio.create_task(scene.wait())
+    for _ in range(3):
+        await asleep(scene, task)
+        looks = scene.looks
+        scene.ringer.ring()
+        await until(lambda looks=looks: scene.looks > looks)
+    assert not task.done()
+    scene.ring()
+    await task
+
+
+async def test_what_comes_between_the_look_and_the_sleep_is_not_missed(scene: Scene) -> None:
+    """The doorbell is armed before the second look: a ringer that finds it unarmed has changed the condition before."""
+    seen: list[bool] = []
+
+    def is_ready() -> bool:
+        seen.append(scene.is_armed)
+        return len(seen) == 2
+
+    await scene.sleeper.wait(is_ready, None)
+    assert seen == [False, True]
+    assert not scene.is_armed
+
+
+async def test_a_change_that_nobody_announces_is_noticed(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By looking again after a while: a dead process rings no bell."""
+    monkeypatch.setattr(waiting_module, "_LOOK_AGAIN_S", 0.01)
+    task = asyncio.create_task(scene.wait())
+    await asleep(scene, task)
+    scene.is_ready = True
+    async with asyncio.timeout(20):
+        await task
+
+
+@pytest.mark.parametrize("kind", [WaitTimeout, InboxFull])
+@pytest.mark.parametrize("timeout_s", [0.0, 0.02])
+async def test_a_timeout_raises_with_the_reason(scene: Scene, kind: type[WaitTimeout], timeout_s: float) -> None:
+    """Not before its time; with who waits for whom, and the timeout that was given. Nothing is left behind."""
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    with pytest.raises(kind, match="a test waits for itself") as caught:
+        await scene.sleeper.wait(scene.look, lambda: "a test waits for itself", timeout_s, kind)
+    assert loop.time() >= started + timeout_s
+    assert type(caught.value) is kind
+    assert caught.value.timeout_s == timeout_s
+    assert not scene.is_armed
+
+
+async def test_who_rests_has_a_timeout_too(scene: Scene) -> None:
+    """Without a reason the message still says that nothing came."""
+    with pytest.raises(WaitTimeout, match="nothing came"):
+        await scene.sleeper.wait(scene.look, None, 0.01)
+
+
+async def test_a_condition_that_comes_true_at_the_deadline_wins(scene: Scene) -> None:
+    """The look comes before the timeout: what is there is taken."""
+    looks = 0
+
+    def is_ready() -> bool:
+        nonlocal looks
+        looks += 1
+        return looks == 2
+
+    await scene.sleeper.wait(is_ready, None, 0.0)
+
+
+async def test_a_long_wait_says_who_waits_for_whom(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A warning after some seconds, then after twice as long each time: not a flood."""
+    monkeypatch.setattr(waiting_module, "_LOOK_AGAIN_S", 0.005)
+    monkeypatch.setattr(waiting_module, "WARN_AFTER_S", 0.02)
+    loop = asyncio.get_running_loop()
+    started, said = loop.time(), []
+
+    def reason() -> str:
+        said.append(loop.time() - started)
+        return f"learner waits for actor {len(said)}"
+
+    with caplog.at_level(logging.WARNING, "areplay._processes.waiter"):
+        task = asyncio.create_task(scene.sleeper.wait(scene.look, reason))
+        await until(lambda: len(caplog.records) == 4)
+        scene.ring()
+        await task
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 4
+    assert [record.getMessage().split(";")[0] for record in caplog.records] == [
+        f"learner waits for actor {number}" for number in (1, 2, 3, 4)
+    ]
+    assert all(at >= 0.02 * 2**k for k, at in enumerate(said)), "each after twice the time of the one before"
+
+
+async def test_a_short_wait_and_a_rest_say_nothing(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No warning before its time, and none from one who has nothing to complain about."""
+    caplog.set_level(logging.WARNING, "areplay._processes.waiter")
+    monkeypatch.setattr(waiting_module, "_LOOK_AGAIN_S", 0.002)
+    with pytest.raises(WaitTimeout):
+        await scene.wait(0.02)
+    monkeypatch.setattr(waiting_module, "WARN_AFTER_S", 0.005)
+    seen = scene.looks
+    await scene.sleeper.wait(lambda: scene.look() or scene.looks > seen + 10, None)
+    assert caplog.records == []
+
+
+async def test_a_wait_cancelled_at_any_tick_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The doorbell is disarmed, no timer or future is left, and the next wait works."""
+    monkeypatch.setattr(waiting_module, "_LOOK_AGAIN_S", LONG_S)
+    scenes: list[Scene] = []
+
+    def build() -> Scene:
+        scenes.append(Scene())
+        return scenes[-1]
+
+    def check(scene: Scene) -> None:
+        assert not scene.is_armed
+        assert not scene.sleeper._asleep
+
+    assert await cancel_at_every_tick(build, Scene.wait, check) == 12
+    for scene in scenes:
+        task = asyncio.create_task(scene.wait())
+        await asleep(scene, task)
+        scene.ring()
+        await task
+        scene.sleeper.close()
+        scene.event.close()
+
+
+@pytest.mark.asyncio(loop_factories=["asyncio"])
+async def test_no_timer_outlives_its_wait(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However a wait ends: thousands of short ones must not pile up timers for the long time they might have taken."""
+    loop = asyncio.get_running_loop()
+    timers: list[asyncio.TimerHandle] = []
+    call_at = loop.call_at
+
+    def recorded(*args: object) -> asyncio.TimerHandle:
+        timers.append(call_at(*args))  # type: ignore[arg-type]
+        return timers[-1]
+
+    monkeypatch.setattr(loop, "call_at", recorded)
+    for how in ("ring", "cancel"):
+        for wait in (scene.wait, lambda: scene.sleeper.linger(scene.look, LONG_S)):
+            scene.is_ready = False
+            timers.clear()
+            task = asyncio.create_task(wait())
+            await ticks(3)
+            if how == "ring":
+                scene.ring()
+            else:
+                task.cancel()
+            await asyncio.wait({task})
+            assert timers and all(timer.cancelled() for timer in timers)
+
+
+async def test_a_condition_that_raises_ends_the_wait(scene: Scene) -> None:
+    """That is how a waiter learns that whoever it waits for is gone; the doorbell is disarmed."""
+    is_closed = False
+
+    def is_ready() -> bool:
+        if is_closed:
+            raise Closed("this replay")
+        return False
+
+    task = asyncio.create_task(scene.sleeper.wait(is_ready, None))
+    await asleep(scene, task)
+    is_closed = True
+    scene.ringer.ring()
+    with pytest.raises(Closed):
+        await task
+    assert not scene.is_armed
+
+
+async def test_several_wait_on_one_doorbell(scene: Scene) -> None:
+    """Each for a condition of its own; when one is done the others can still be woken, and the last one disarms."""
+    ready: set[int] = set()
+    tasks = [asyncio.create_task(scene.sleeper.wait(lambda k=k: k in ready, None)) for k in range(3)]
+    await asleep(scene, tasks[0])
+    for k in (1, 0, 2):
+        assert scene.is_armed
+        ready.add(k)
+        scene.ringer.ring()
+        await tasks[k]
+        await ticks(2)
+        assert [task.done() for task in tasks] == [number in ready for number in range(3)]
+    assert not scene.is_armed
+
+
+async def test_a_cancelled_waiter_does_not_disarm_for_the_others(scene: Scene) -> None:
+    """The one that is left is still woken."""
+    first, second = asyncio.create_task(scene.wait()), asyncio.create_task(scene.wait())
+    await asleep(scene, first)
+    first.cancel()
+    await asyncio.wait({first})
+    scene.ring()
+    await second
+
+
+async def test_wake_lets_every_waiter_look_again(scene: Scene) -> None:
+    """Without the doorbell, for changes that are made on the same loop."""
+    tasks = [asyncio.create_task(scene.wait()) for _ in range(2)]
+    await asleep(scene, tasks[0])
+    scene.sleeper.wake()
+    await ticks(3)
+    assert not any(task.done() for task in tasks)
+    scene.is_ready = True
+    scene.sleeper.wake()
+    scene.sleeper.wake()
+    await asyncio.gather(*tasks)
+
+
+async def test_closing_lets_waiters_look_once_more_and_stops_watching(scene: Scene) -> None:
+    """Then the descriptor can be closed: the loop no longer polls it."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.create_task(scene.wait())
+    await asleep(scene, task)
+    scene.is_ready = True
+    scene.sleeper.close()
+    await task
+    assert not loop.remove_reader(scene.event.descriptor), "nobody watches it any more"
+    scene.sleeper.close()
+
+
+def test_a_sleeper_can_be_used_on_one_loop_after_the_other(scene: Scene) -> None:
+    """Several event loops in one process, one at a time."""
+
+    async def one_wait() -> None:
+        scene.is_ready = False
+        task = asyncio.create_task(scene.wait())
+        await asleep(scene, task)
+        scene.ring()
+        async with asyncio.timeout(20):
+            await task
+
+    for _ in range(3):
+        with asyncio.Runner() as runner:
+            runner.run(one_wait())
+
+
+# Sleeper.linger
+
+
+async def test_lingering_ends_with_the_condition_or_the_time(scene: Scene) -> None:
+    """A ring before, the clock after; it never raises, and the sleeper is awake afterwards."""
+    task = asyncio.create_task(scene.sleeper.linger(scene.look, LONG_S))
+    await asleep(scene, task)
+    scene.ring()
+    await task
+    assert not scene.is_armed
+    scene.is_ready = False
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    await scene.sleeper.linger(scene.look, 0.02)
+    assert loop.time() >= started + 0.02
+    assert not scene.is_armed
+
+
+async def test_lingering_goes_on_after_a_ring_without_the_condition(scene: Scene) -> None:
+    """Only its own condition ends it early."""
+    task = asyncio.create_task(scene.sleeper.linger(scene.look, LONG_S))
+    await asleep(scene, task)
+    looks = scene.looks
+    scene.ringer.ring()
+    await until(lambda: scene.looks > looks)
+    await asleep(scene, task)
+    scene.ring()
+    await task
+
+
+async def test_lingering_for_what_is_ready_takes_no_time(scene: Scene) -> None:
+    """At once, disarmed."""
+    scene.is_ready = True
+    await scene.sleeper.linger(scene.look, LONG_S)
+    assert not scene.is_armed
+
+
+async def test_lingering_cancelled_at_any_tick_leaves_nothing() -> None:
+    """As for waiting."""
+    scenes: list[Scene] = []
+
+    def build() -> Scene:
+        scenes.append(Scene())
+        return scenes[-1]
+
+    def check(scene: Scene) -> None:
+        assert not scene.is_armed and not scene.sleeper._asleep
+        scene.sleeper.close()
+        scene.event.close()
+
+    assert await cancel_at_every_tick(build, lambda scene: scene.sleeper.linger(scene.look, LONG_S), check) == 12
+
+
+# run_to_completion
+
+
+class Work:
+    """Something that must not stop half way."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.go_on = asyncio.Event()
+        self.steps: list[str] = []
+        self._error = error
+
+    async def run(self) -> str:
+        """Two steps, with a wait between them."""
+        self.steps.append("begun")
+        await self.go_on.wait()
+        self.steps.append("done")
+        if self._error is not None:
+            raise self._error
+        return "result"
+
+
+async def begun(work: Work) -> asyncio.Task[str]:
+    """The work, under protection, in its wait."""
+    task = asyncio.create_task(run_to_completion(work.run()))
+    await until(lambda: work.steps == ["begun"])
+    return task
+
+
+async def test_work_that_nobody_disturbs_returns_its_result() -> None:
+    """Or raises its error, as it is."""
+    work = Work()
+    task = await begun(work)
+    work.go_on.set()
+    assert await task == "result"
+    failing = Work(OSError("disk"))
+    task = await begun(failing)
+    failing.go_on.set()
+    with pytest.raises(OSError, match="disk"):
+        await task
+
+
+@pytest.mark.parametrize("times", [1, 3])
+async def test_cancelled_work_is_finished_before_the_cancellation_is_delivered(times: int) -> None:
+    """However often it is cancelled meanwhile: the work is done, and the canceller gets what it asked for."""
+    work = Work()
+    task = await begun(work)
+    for _ in range(times):
+        task.cancel()
+        await ticks(3)
+        assert not task.done()
+    work.go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert work.steps == ["begun", "done"]
+    assert task.cancelled()
+
+
+async def test_a_failure_of_cancelled_work_is_not_swallowed() -> None:
+    """It is raised, with the cancellation as its cause."""
+    work = Work(OSError("disk"))
+    task = await begun(work)
+    task.cancel()
+    await ticks(2)
+    work.go_on.set()
+    with pytest.raises(OSError, match="disk") as caught:
+        await task
+    assert isinstance(caught.value.__cause__, asyncio.CancelledError)
+
+
+async def test_work_that_is_itself_cancelled_raises_the_cancellation() -> None:
+    """Whether or not we were cancelled as well."""
+    for with_us in (False, True):
+        inner = asyncio.create_task(asyncio.sleep(LONG_S))
+        outer = asyncio.create_task(run_to_completion(inner))
+        await ticks(3)
+        if with_us:
+            outer.cancel()
+            await ticks(2)
+        inner.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await outer
+
+
+async def test_a_future_can_be_waited_for_in_the_same_way() -> None:
+    """It is not cancelled with us."""
+    future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(run_to_completion(future))
+    await ticks(2)
+    task.cancel()
+    await ticks(2)
+    assert not future.done()
+    future.set_result(5)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_timeout_around_protected_work_is_delivered_after_it() -> None:
+    """`asyncio.timeout` sees its own cancellation come back."""
+    work = Work()
+    loop = asyncio.get_running_loop()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01) as limit:
+            when = limit.when()
+            assert when is not None
+            loop.call_at(when + 0.04, work.go_on.set)
+            await run_to_completion(work.run())
+    assert work.steps == ["begun", "done"]
+
+
+# opened and ended
+
+
+class Door:
+    """Something that opens slowly and can be closed."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.may_open = asyncio.Event()
+        self.closed = 0
+        self._error = error
+        self.opening = asyncio.create_task(self._open())
+
+    async def _open(self) -> None:
+        await self.may_open.wait()
+        if self._error is not None:
+            raise self._error
+
+    async def close(self) -> None:
+        """As the real ones do."""
+        self.closed += 1
+        await ended(self.opening)
+
+
+async def test_what_has_opened_is_not_closed() -> None:
+    """The usual way."""
+    door = Door()
+    door.may_open.set()
+    await opened(door.opening, door.close, "the door")
+    assert door.closed == 0
+
+
+async def test_what_cannot_open_is_closed_before_the_error_is_raised() -> None:
+    """The caller never entered, so nobody else will close it."""
+    door = Door(OSError("stuck"))
+    door.may_open.set()
+    with pytest.raises(OSError, match="stuck"):
+        await opened(door.opening, door.close, "the door")
+    assert door.closed == 1
+
+
+async def test_who_is_cancelled_while_it_opens_closes_it() -> None:
+    """Opening is cancelled and has ended before the cancellation goes on."""
+    door = Door()
+    task = asyncio.create_task(opened(door.opening, door.close, "the door"))
+    await ticks(3)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert door.closed == 1
+    assert door.opening.cancelled()
+
+
+async def test_who_waits_for_what_somebody_else_closes_gets_closed() -> None:
+    """Not a cancellation that nobody asked for."""
+    door = Door()
+    task = asyncio.create_task(opened(door.opening, door.close, "the door"))
+    await ticks(3)
+    await door.close()
+    with pytest.raises(Closed, match="the door"):
+        await task
+
+
+async def test_ending_waits_for_what_is_under_way_and_nothing_else() -> None:
+    """None and finished ones are fine; a pending one is cancelled, and has ended afterwards."""
+    await ended(None)
+    door = Door()
+    await ended(door.opening)
+    assert door.opening.cancelled()
+    await ended(door.opening)
+
+
+# Turns and naps
+
+
+def test_a_turn_is_due_once_a_period(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first at once, then one each period however often it is asked."""
+    now = 100.0
+    monkeypatch.setattr(waiting_module.time, "monotonic", lambda: now)
+    turns = Turns(0.02)
+    seen: list[bool] = []
+    for _ in range(9):
+        seen.append(turns.is_due())
+        now += 0.008
+    assert seen == [True, False, False, True, False, False, True, False, False]
+
+
+def test_a_turn_that_costs_much_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller says how much later; the period stays the least."""
+    now = 100.0
+    monkeypatch.setattr(waiting_module.time, "monotonic", lambda: now)
+    turns = Turns(0.02)
+    assert turns.is_due(5.0)
+    now += 1.0
+    assert not turns.is_due(5.0) and turns.is_due(0.5)
+    now += 0.01
+    assert not turns.is_due(0.001)
+
+
+def test_naps_grow_with_the_time_napped_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is as long as all before it, within bounds: whoever naps notices a change at most half as late as it took
+    to come. After about 0.1 s it is time for a doorbell; a reset begins anew."""
+    naps: list[float] = []
+    monkeypatch.setattr(waiting_module.time, "sleep", naps.append)
+    napper = Naps()
+    for _ in range(2):
+        naps.clear()
+        while napper.nap():
+            assert len(naps) < 1_000
+        assert naps[0] <= 100e-6
+        assert all(nap <= max(naps[0], sum(naps[:k])) for k, nap in enumerate(naps))
+        assert max(naps) <= 0.0021
+        assert 0.1 < sum(naps) < 0.11
+        assert not napper.nap()
+        assert 0.1 < sum(naps) < 0.11
+        napper.reset()
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, OSError, KeyboardInterrupt, SystemExit, GeneratorExit, BaseException])
+async def test_whatever_work_in_a_thread_raises_is_raised(kind: type[BaseException]) -> None:
+    """The very object, in the caller's task, when the thread has ended.
+
+    Python makes a `RuntimeError` of a `StopIteration` that leaves a coroutine.
+    """
+    for error in (kind("x"), StopIteration("x")):
+
+        def work(error: BaseException = error) -> None:
+            raise error
+
+        before = threading.active_count()
+        with pytest.raises(BaseException) as caught:
+            await in_thread("areplay-test", work)
+        assert threading.active_count() == before
+        assert caught.value is error or caught.value.__cause__ is error
+    assert await in_thread("areplay-test", lambda: threading.current_thread().name) == "areplay-test"
+
+
+async def test_work_in_a_thread_ends_before_its_cancelled_caller_goes_on() -> None:
+    """It is told so, if it wants to be; the cancellation is delivered after its end, however often it came."""
+    for on_cancel in (True, False):
+        told, may_end, has_ended = threading.Event(), threading.Event(), threading.Event()
+
+        def work(may_end: threading.Event = may_end, has_ended: threading.Event = has_ended) -> None:
+            may_end.wait(20)
+            has_ended.set()
+
+        task = asyncio.create_task(in_thread("areplay-test", work, told.set if on_cancel else None))
+        await ticks(3)
+        for _ in range(2):
+            task.cancel()
+            await ticks(3)
+        assert not task.done() and told.is_set() == on_cancel
+        may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert has_ended.is_set()
+
+
+async def test_no_thread_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The work is not done."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    done: list[int] = []
+    with pytest.raises(ResourceUnavailable, match="can't start new thread"):
+        await in_thread("areplay-test", lambda: done.append(1))
+    assert not done
