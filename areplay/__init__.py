@@ -9,10 +9,11 @@ In short::
 """
 
 from areplay._checkpoint.service import Checkpoints
+from areplay._ingest.actor_group import Actors
 from areplay._ingest.reports import Report
 from areplay._sampling.batch_plan import Epochs, Fifo
 from areplay._storage.windows import Window, Windows
-from areplay.actor import Actor, Actors
+from areplay.actor import Actor
 from areplay.batch import Batch
 from areplay.batches import Batches
 from areplay.errors import (
@@ -41,14 +42,17 @@ from areplay.errors import (
     WouldBlock,
     WrongProcess,
 )
-from areplay.items.item import Item, Rows, View
+from areplay.items.item import Item, View
+from areplay.items.rows import Rows
 from areplay.items.sequences import Sequences
 from areplay.items.transform import Transform
 from areplay.items.transitions import Transitions
 from areplay.limiters import MinSize, SamplesPerInsert
 from areplay.replay import Replay
 from areplay.runner import run
-from areplay.selectors.selector import Prioritized, Selector, Uniform
+from areplay.selectors.prioritized import Prioritized
+from areplay.selectors.selector import Selector
+from areplay.selectors.uniform import Uniform
 from areplay.spec import Field, Spec
 from areplay.statistics import (
     ActorStatistics,

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from areplay._base import forks
-from areplay._sampling.reader import BatchArrays
-from areplay._storage.ring import Indices
+from areplay._sampling.batch_memory import BatchArrays
+from areplay._storage.registry import Indices
 from areplay.errors import BatchReleased
 from areplay.spec import Array
 

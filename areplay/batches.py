@@ -36,23 +36,25 @@ from areplay._sampling.sampler import batches_at_once, recover, run_sampler, sam
 from areplay._sampling.slots import FILLING, LENT, READY, Slots
 from areplay._sampling.stream_records import Kept, Supply
 from areplay._shm.resource_limits import check_descriptors
-from areplay._storage.ring import Ring, RingGuard
+from areplay._storage.registry import RingGuard
+from areplay._storage.ring import Ring
 from areplay.batch import Batch, unpin
 from areplay.errors import ActorFailed, Closed, EpochsOver, SamplerFailed, Stalled
-from areplay.items.item import Item, Rows
+from areplay.items.item import Item
+from areplay.items.rows import Rows
 from areplay.items.transform import Transform, batch_fields
 from areplay.limiters import MinSize, SamplesPerInsert
-from areplay.selectors.selector import OURS, Selector
+from areplay.selectors.prioritized import OURS
+from areplay.selectors.selector import Selector
 from areplay.statistics import BatchesStatistics, Wait
 
 logger = logging.getLogger(__name__)
 
+_SCHEDULE = "the schedule of the selector"  # a hook of the user's
 _TURN_S, _OWN_TURN_S = 0.02, 0.001
 """A learner that never waits lets its loop turn so often: for restarts, reports, cancellation, the user's other tasks.
 Not more often, since a turn after a training step, with caches cold, costs 40 us; rows come in without it. The second
 is for a learner that fills its batches itself, and would otherwise have slept and let others run."""
-
-_SCHEDULE = "the schedule of the selector"  # a hook of the user's
 
 _SPIN_S = 0.0001
 """How long a learner that found no batch ready looks again, letting its loop turn, before it sleeps. Small batches

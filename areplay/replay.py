@@ -24,6 +24,7 @@ from areplay._base.validation import flag, fraction, optional_seconds, priority_
 from areplay._checkpoint.reader import Checkpoint, Stop
 from areplay._checkpoint.service import Checkpointed, Saver
 from areplay._checkpoint.writer import Snapshot
+from areplay._ingest.actor_group import ActorFunction, Actors
 from areplay._ingest.admission import Admission
 from areplay._ingest.coordinator import Coordinator
 from areplay._ingest.inbox import default_inbox_rows
@@ -32,23 +33,26 @@ from areplay._ingest.quiet import QuietOptions
 from areplay._processes.dropped import Holdings, InOrder, notice, unless_gone
 from areplay._processes.supervisor import crew_options
 from areplay._processes.waiter import ended, in_thread, opened, run_to_completion
+from areplay._sampling.batch_memory import BatchArrays
 from areplay._sampling.batch_plan import Deliveries, Delivering, LocalDeliveries
-from areplay._sampling.reader import BatchArrays, Reader
+from areplay._sampling.reader import Reader
 from areplay._sampling.requests import check_actors, check_sendable, checked_item, checked_limiter
 from areplay._sampling.standstill import Standstill
 from areplay._shm.resource_limits import check_memory
 from areplay._status.held import Held
 from areplay._storage.block_sizes import default_block_rows, finest_block_rows
 from areplay._storage.priorities import PriorityTables
-from areplay._storage.ring import MIN_BLOCKS, Indices, Ring, RingGuard
-from areplay.actor import ActorFunction, Actors
+from areplay._storage.registry import Indices, RingGuard
+from areplay._storage.ring import MIN_BLOCKS, Ring
+from areplay.actor import run_actor
 from areplay.batch import Batch
 from areplay.batches import Batches
 from areplay.errors import Closed, SpecMismatch, Stalled
 from areplay.items.item import Item
 from areplay.items.transform import Transform
 from areplay.limiters import MinSize
-from areplay.selectors.selector import OURS, Selector
+from areplay.selectors.prioritized import OURS
+from areplay.selectors.selector import Selector
 from areplay.spec import Spec
 from areplay.statistics import PriorityUpdate
 from areplay.weights import Weights
@@ -259,6 +263,7 @@ class Replay(Checkpointed, Held):
         count = whole_number("count", count, at_most=10_000)
         self._guard.warn_of_streams(ring, count)
         actors = Actors(
+            run_actor,
             function,
             tuple(args),
             dict(kwargs or {}),

@@ -17,7 +17,8 @@ from functools import partial
 import numpy as np
 
 import areplay
-from areplay._sampling.reader import BatchArrays, Reader
+from areplay._sampling.batch_memory import BatchArrays
+from areplay._sampling.reader import Reader
 from benchmarks.flows import wait_rows
 from benchmarks.harness.figures import Figure, Target, medians, ratios
 from benchmarks.harness.options import Options

@@ -13,7 +13,8 @@ import numpy as np
 
 import areplay
 from areplay._storage.priorities import Masses, Priorities
-from areplay._storage.ring import Indices, Ring
+from areplay._storage.registry import Indices
+from areplay._storage.ring import Ring
 from areplay.selectors.selector import weigh
 from benchmarks.flows import wait_rows
 from benchmarks.harness.figures import Figure, Target, medians, ratios

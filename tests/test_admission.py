@@ -23,7 +23,8 @@ from areplay._ingest.admission import Admission, steps_among, steps_in
 from areplay._ingest.coordinator import Coordinator
 from areplay._ingest.inbox import Inboxes
 from areplay._processes import waiter as waiting_module
-from areplay._storage.ring import Ring, RingGuard
+from areplay._storage.registry import RingGuard
+from areplay._storage.ring import Ring
 from areplay.limiters import SamplesPerInsert
 from areplay.spec import Spec
 

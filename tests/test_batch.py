@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from areplay._sampling.reader import BatchArrays
+from areplay._sampling.batch_memory import BatchArrays
 from areplay.batch import Batch
 from areplay.errors import BatchReleased
 from areplay.items.item import BatchFields

@@ -19,10 +19,12 @@ from models.episode_world import PLAIN as WORLD
 
 import areplay
 from areplay._ingest import local_writer as own_rows
+from areplay._sampling.batch_memory import BatchArrays
 from areplay._sampling.batch_plan import Deliveries, Delivering, Epochs, Fifo
-from areplay._sampling.reader import BatchArrays
 from areplay._sampling.slots import Slots
-from areplay._storage.ring import Ring, RingGuard, StreamWriter
+from areplay._storage.registry import RingGuard
+from areplay._storage.ring import Ring
+from areplay._storage.stream_writer import StreamWriter
 from areplay._storage.windows import Window
 from areplay.items.item import BatchFields
 from areplay.spec import Field, Spec

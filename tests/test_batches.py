@@ -17,16 +17,19 @@ from areplay._ingest.admission import Admission
 from areplay._processes import waiter as waiting_module
 from areplay._processes.dropped import Holdings
 from areplay._processes.supervisor import CrewOptions
-from areplay._sampling.reader import BatchArrays, Reader
+from areplay._sampling.batch_memory import BatchArrays
+from areplay._sampling.reader import Reader
 from areplay._sampling.slots import FREE, LENT, READY, Slots
 from areplay._sampling.stream_records import Kept, Supply
-from areplay._storage.ring import Ring, RingGuard, StreamWriter
+from areplay._storage.registry import RingGuard
+from areplay._storage.ring import Ring
+from areplay._storage.stream_writer import StreamWriter
 from areplay.batch import Batch
 from areplay.batches import Batches
 from areplay.errors import BatchReleased, Closed, DescriptorLimitExceeded, SamplerFailed, Stalled, WaitTimeout
-from areplay.items.item import Rows
+from areplay.items.rows import Rows
 from areplay.limiters import MinSize, SamplesPerInsert
-from areplay.selectors.selector import Uniform
+from areplay.selectors.uniform import Uniform
 from areplay.spec import Spec
 
 SPEC = Spec(number=((), "int64"))

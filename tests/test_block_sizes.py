@@ -20,11 +20,14 @@ from models.episode_oracle import Stack
 from models.episode_world import PLAIN, World
 
 import areplay
-from areplay._sampling.reader import BatchArrays, Reader
+from areplay._sampling.batch_memory import BatchArrays
+from areplay._sampling.reader import Reader
 from areplay._storage.block_sizes import finest_block_rows, fitting_block_rows, most_streams
 from areplay._storage.priorities import Priorities
-from areplay._storage.ring import Ring, RingGuard, StreamWriter
-from areplay.selectors.selector import Uniform
+from areplay._storage.registry import RingGuard
+from areplay._storage.ring import Ring
+from areplay._storage.stream_writer import StreamWriter
+from areplay.selectors.uniform import Uniform
 
 SPEC = areplay.Spec(x=((), "int64"))
 

@@ -1,4 +1,4 @@
-"""Tests of `_checkpoint.reader`, `areplay._checkpoint.writer` and `areplay._checkpoint.service`, as far as they need no other process.
+"""Tests of the modules of `_checkpoint`, as far as they need no other process.
 
 What is on disk is read by an oracle that shares no code with them (`checkpoint_oracle`).
 """
@@ -32,7 +32,8 @@ from areplay._checkpoint import writer as snapshot
 from areplay._checkpoint.manifest import manifest_checksum
 from areplay._checkpoint.reader import Checkpoint, Stop
 from areplay._shm.range_locks import BlockLocks
-from areplay._storage.ring import StreamWriter, Watcher
+from areplay._storage.registry import Watcher
+from areplay._storage.stream_writer import StreamWriter
 
 SPEC = areplay.Spec(x=((), "float64"), pair=((2, 3), "uint8"), flag=((), "bool"), z=((2,), "complex64"))
 STEPS = areplay.Spec.steps(obs=((2,), "float32"), action=((), "int64"), extra=((), "float64"))

@@ -15,8 +15,11 @@ from kit import descriptors_pass_by_pickle, open_descriptors
 
 from areplay._ingest.episodes import Episodes
 from areplay._sampling.completion_log import ItemLog
-from areplay._storage.ring import Ring, RingGuard, StreamWriter, Watcher
-from areplay._storage.windows import Window, WindowFinder
+from areplay._storage.registry import RingGuard, Watcher
+from areplay._storage.ring import Ring
+from areplay._storage.stream_writer import StreamWriter
+from areplay._storage.window_search import WindowFinder
+from areplay._storage.windows import Window
 from areplay.spec import Spec
 
 PLAIN = Spec(number=((), "int64"))

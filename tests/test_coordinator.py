@@ -19,7 +19,9 @@ from areplay._ingest.admission import Admission
 from areplay._ingest.coordinator import Coordinator
 from areplay._ingest.inbox import Inboxes
 from areplay._processes import waiter as waiting_module
-from areplay._storage.ring import Ring, RingGuard, StreamWriter
+from areplay._storage.registry import RingGuard
+from areplay._storage.ring import Ring
+from areplay._storage.stream_writer import StreamWriter
 from areplay.errors import Closed, ResourceUnavailable, Stalled
 from areplay.spec import Spec
 

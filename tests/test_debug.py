@@ -12,8 +12,8 @@ import asyncio
 import numpy as np
 import areplay
 from areplay import debug
-from areplay.items import BatchFields
-from areplay.slots import Slots
+from areplay.items.item import BatchFields
+from areplay._sampling.slots import Slots
 
 SPEC = areplay.Spec(x=((4,), "int64"), y=((), "float32"))
 

@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_top import answer, shown
 
-from areplay._status.server import MAX_ANSWER_BYTES, Post
+from areplay._status.client import Post
+from areplay._status.server import MAX_ANSWER_BYTES
 from areplay.cli import main
 from areplay.cli.description import checked
 from areplay.errors import NotWatchable

@@ -15,12 +15,16 @@ from areplay._sampling import reader as reader_module
 from areplay._sampling.batch_plan import Epochs, Fifo
 from areplay._sampling.inline_sampler import MOST_BYTES, MOST_ROWS, OwnBatches, may_fill
 from areplay._sampling.slots import Slots
-from areplay._storage.ring import Ring, RingGuard, StreamWriter
-from areplay.items.item import BatchFields, Rows
+from areplay._storage.registry import RingGuard
+from areplay._storage.ring import Ring
+from areplay._storage.stream_writer import StreamWriter
+from areplay.items.item import BatchFields
+from areplay.items.rows import Rows
 from areplay.items.sequences import Sequences
 from areplay.items.transform import Transform
 from areplay.items.transitions import Transitions
-from areplay.selectors.selector import Prioritized, Uniform
+from areplay.selectors.prioritized import Prioritized
+from areplay.selectors.uniform import Uniform
 from areplay.spec import Spec
 
 SPEC = Spec(number=((), "int64"), twice=((), "int64"))

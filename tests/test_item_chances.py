@@ -16,8 +16,9 @@ from models.episode_oracle import Item, Oracle, Stack
 from models.episode_world import PLAIN, World, critical_chi_square
 
 import areplay
-from areplay._sampling.reader import BatchArrays, Reader
-from areplay.selectors.selector import Uniform
+from areplay._sampling.batch_memory import BatchArrays
+from areplay._sampling.reader import Reader
+from areplay.selectors.uniform import Uniform
 
 DRAWS = 24_000
 SEED = 20_240_607

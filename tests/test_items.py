@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 
 import areplay
-from areplay._storage.ring import Ring, RingGuard, StreamWriter
-from areplay._storage.windows import Window, WindowFinder, Windows
-from areplay.items import item as items
-from areplay.items.item import BatchFields, Fields, Rows, View
+from areplay._storage.registry import RingGuard
+from areplay._storage.ring import Ring
+from areplay._storage.stream_writer import StreamWriter
+from areplay._storage.window_search import WindowFinder
+from areplay._storage.windows import Window, Windows
+from areplay.items.item import BatchFields, Fields, View
+from areplay.items.item import item as items
+from areplay.items.rows import Rows
 from areplay.spec import Array, Spec
 
 SPEC = Spec(obs=((2, 3), "uint8"), reward=((), "float32"), done=((), "bool"), z=((1,), "complex128"))
@@ -70,7 +74,7 @@ def test_a_stale_name_copies_something_and_does_not_fail(ring: Ring) -> None:
 
 
 class NextRewards:
-    """The example of the docstring of `areplay.items.item`: the discounted sum of the next five rewards."""
+    """The example of the docstring of `areplay.items.item.item`: the discounted sum of the next five rewards."""
 
     window = Window(forward=4)
 

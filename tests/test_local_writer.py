@@ -15,7 +15,9 @@ from areplay._ingest import local_writer as own_rows_module
 from areplay._ingest.admission import Admission
 from areplay._ingest.local_writer import OwnRows
 from areplay._processes import waiter as waiting_module
-from areplay._storage.ring import Mask, Ring, RingGuard, StreamWriter
+from areplay._storage.registry import Mask, RingGuard
+from areplay._storage.ring import Ring
+from areplay._storage.stream_writer import StreamWriter
 from areplay.errors import Closed, ResourceUnavailable, SpecMismatch, Stalled
 from areplay.limiters import SamplesPerInsert
 from areplay.spec import Spec
@@ -31,7 +33,7 @@ class Kept:
         self.places = np.zeros(blocks, np.bool_)
 
     def kept(self) -> Mask:
-        """See `areplay.ring.Keeper`."""
+        """See `areplay._storage.ring.Keeper`."""
         return self.places
 
 

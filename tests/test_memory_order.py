@@ -1,4 +1,4 @@
-"""Tests of `_shm.memory_order`. Whether a processor keeps the order cannot be tested here; that the calls are made can."""
+"""Tests of `_shm.memory_order`. Whether a processor keeps the order cannot be tested; that the calls are made can."""
 
 from __future__ import annotations
 

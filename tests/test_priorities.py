@@ -11,8 +11,11 @@ from scipy import stats
 
 from areplay._ingest.episodes import Episodes
 from areplay._storage.priorities import Priorities, PriorityTables
-from areplay._storage.ring import Ring, RingGuard, StreamWriter
-from areplay._storage.windows import Window, WindowFinder
+from areplay._storage.registry import RingGuard
+from areplay._storage.ring import Ring
+from areplay._storage.stream_writer import StreamWriter
+from areplay._storage.window_search import WindowFinder
+from areplay._storage.windows import Window
 from areplay.spec import Spec
 
 SPEC = Spec(x=((), "int64"))

@@ -188,7 +188,7 @@ def test_other_errors_of_the_lock_call_are_not_taken_for_a_held_lock(two: Two) -
 HOLDER = """
 import sys
 import numpy as np
-from areplay.locks import BlockLocks
+from areplay._shm.range_locks import BlockLocks
 locks = BlockLocks(int(sys.argv[1]), np.zeros(100, np.int64))
 print(locks.try_exclusive(5), locks.try_shared(6), locks.try_exclusive(7), flush=True)
 sys.stdin.read()

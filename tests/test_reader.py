@@ -14,12 +14,16 @@ import pytest
 
 from areplay._ingest.episodes import Episodes
 from areplay._sampling import reader as reader_module
-from areplay._sampling.reader import ROUNDS_WITHOUT_LOCK, BatchArrays, Reader
+from areplay._sampling.batch_memory import BatchArrays
+from areplay._sampling.reader import ROUNDS_WITHOUT_LOCK, Reader
 from areplay._storage import ring as ring_module
-from areplay._storage.ring import Indices, Ring, RingGuard, StreamWriter
+from areplay._storage.registry import Indices, RingGuard
+from areplay._storage.ring import Ring
+from areplay._storage.stream_writer import StreamWriter
 from areplay._storage.windows import Window, Windows
-from areplay.items.item import BatchFields, Fields, Rows
-from areplay.selectors.selector import Uniform
+from areplay.items.item import BatchFields, Fields
+from areplay.items.rows import Rows
+from areplay.selectors.uniform import Uniform
 from areplay.spec import Array, Spec
 
 SPEC = Spec(a=((), "int64"), b=((2,), "float32"))

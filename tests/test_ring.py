@@ -23,7 +23,9 @@ from kit import FailsAt, descriptors_pass_by_pickle, open_descriptors
 from areplay._shm.range_locks import BlockLocks
 from areplay._storage import ring as ring_module
 from areplay._storage.block_sizes import default_block_rows
-from areplay._storage.ring import Ring, RingGuard, StreamWriter
+from areplay._storage.registry import RingGuard
+from areplay._storage.ring import Ring
+from areplay._storage.stream_writer import StreamWriter
 from areplay.errors import SpecMismatch
 from areplay.spec import Spec
 

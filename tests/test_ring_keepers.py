@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from areplay._shm.range_locks import BlockLocks
-from areplay._storage.ring import Mask, Ring, RingGuard, StreamWriter, Watcher
+from areplay._storage.registry import Mask, RingGuard, Watcher
+from areplay._storage.ring import Ring
+from areplay._storage.stream_writer import StreamWriter
 from areplay.spec import Spec
 
 SPEC = Spec(number=((), "int64"))

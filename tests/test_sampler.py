@@ -15,9 +15,14 @@ from areplay._processes.child import READY as SAID_READY
 from areplay._sampling import reader as reader_module
 from areplay._sampling.sampler import batches_at_once, run_sampler
 from areplay._sampling.slots import FILLING, FREE, READY, Slots
-from areplay._storage.ring import Ring, RingGuard, StreamWriter
-from areplay.items.item import BatchFields, Rows
-from areplay.selectors.selector import Prioritized, Selector, Uniform
+from areplay._storage.registry import RingGuard
+from areplay._storage.ring import Ring
+from areplay._storage.stream_writer import StreamWriter
+from areplay.items.item import BatchFields
+from areplay.items.rows import Rows
+from areplay.selectors.prioritized import Prioritized
+from areplay.selectors.selector import Selector
+from areplay.selectors.uniform import Uniform
 from areplay.spec import Spec
 
 SPEC = Spec(number=((), "int64"), pair=((2,), "float32"))

@@ -18,9 +18,11 @@ from scipy import stats
 
 import areplay
 from areplay._storage import ring as ring_module
-from areplay._storage.ring import Ring, RingGuard, StreamWriter
+from areplay._storage.registry import RingGuard
+from areplay._storage.ring import Ring
+from areplay._storage.stream_writer import StreamWriter
 from areplay.selectors import selector as select
-from areplay.selectors.selector import Uniform
+from areplay.selectors.uniform import Uniform
 from areplay.spec import Spec
 
 SPEC = Spec(x=((), "int64"))

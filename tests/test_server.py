@@ -23,7 +23,8 @@ import pytest
 from kit import open_descriptors
 
 from areplay._status import server as watching
-from areplay._status.server import FORMAT, MAX_CLIENTS, Peer, Post, Watchpost, ask, posts
+from areplay._status.client import Post, ask, posts
+from areplay._status.server import FORMAT, MAX_CLIENTS, Peer, Watchpost
 from areplay.errors import Closed, NotWatchable, ResourceUnavailable
 
 WATCHDOG_S = 30.0
@@ -241,7 +242,7 @@ def test_a_client_that_goes_away_does_no_harm() -> None:
     """Not even if SIGPIPE would end the program."""
     program = f"""
 import signal, socket, sys
-from areplay.watching import Watchpost
+from areplay._status.server import Watchpost
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 post = Watchpost(lambda: {{"format": "x" * {len(LARGE)}}})
 for _ in range(20):
@@ -523,7 +524,7 @@ def test_a_stopped_process_is_said_to_be_stopped_and_how_it_goes_on() -> None:
     """A real one, by SIGSTOP: the kernel takes the connection, nobody else does."""
     program = """
 import sys
-from areplay.watching import Watchpost
+from areplay._status.server import Watchpost
 post = Watchpost(lambda: {"format": "areplay replay", "version": 1})
 print(post.name, flush=True)
 sys.stdin.read()

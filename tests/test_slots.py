@@ -12,7 +12,7 @@ import pytest
 from kit import FailsAt, descriptors_pass_by_pickle, open_descriptors
 
 from areplay._sampling import slots as slots_module
-from areplay._sampling.reader import BatchArrays
+from areplay._sampling.batch_memory import BatchArrays
 from areplay._sampling.slots import FILLING, FREE, LENT, READY, Slots
 from areplay.errors import ResourceUnavailable
 from areplay.items.item import BatchFields

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from areplay._sampling.batch_memory import BatchArrays
 from areplay._sampling.jax import arrays as jax_arrays
-from areplay._sampling.reader import BatchArrays
 from areplay._sampling.slots import Slots
 from areplay.errors import ExtraMissing
 from areplay.items.item import BatchFields, View

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from areplay._sampling import torch as to_torch
-from areplay._sampling.reader import BatchArrays
+from areplay._sampling.batch_memory import BatchArrays
 from areplay._sampling.slots import Slots
 from areplay._sampling.torch import Transfer, tensors, unpin
 from areplay.errors import ExtraMissing

@@ -19,7 +19,7 @@ from rich.console import Console
 from test_statistics import WHOLE
 
 import areplay
-from areplay._status.server import ask, posts
+from areplay._status.client import ask, posts
 from areplay.cli import main, top
 from areplay.cli import terminal as showing
 from areplay.cli.picture import command_of, picture

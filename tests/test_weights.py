@@ -403,7 +403,7 @@ READER = """
 import sys
 from multiprocessing import reduction
 import numpy as np
-from areplay.layout import Layout
+from areplay._shm.layout import Layout
 from areplay.weights import Weights
 
 class Passed:
@@ -412,7 +412,7 @@ class Passed:
 
 import pickle
 fields, layout, what = pickle.loads(sys.stdin.buffer.read(int(sys.argv[2])))
-from areplay.segment import Segment
+from areplay._shm.segment import Segment
 segment = Segment.__new__(Segment)
 segment.__setstate__((layout, what, Passed(int(sys.argv[1]))))
 weights = Weights.__new__(Weights)

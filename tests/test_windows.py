@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from areplay._ingest.episodes import Episodes
-from areplay._storage.ring import Ring, RingGuard, StreamWriter
-from areplay._storage.windows import Window, WindowFinder, Windows, _Walk
+from areplay._storage.registry import RingGuard
+from areplay._storage.ring import Ring
+from areplay._storage.stream_writer import StreamWriter
+from areplay._storage.window_search import WindowFinder, _Walk
+from areplay._storage.windows import Window, Windows
 from areplay.spec import Spec
 
 SPEC = Spec.steps(obs=((), "int64"), action=((), "int8"))

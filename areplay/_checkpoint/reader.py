@@ -28,7 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from areplay._checkpoint.manifest import MANIFEST, allocated, opened, read_manifest
-from areplay._storage.ring import Blocks, Indices, Ring
+from areplay._storage.registry import Blocks, Indices
+from areplay._storage.ring import Ring
 from areplay.errors import CheckpointDamaged, CheckpointMismatch, MemoryLimitExceeded, ResourceUnavailable, WouldBlock
 from areplay.spec import Array, Spec
 

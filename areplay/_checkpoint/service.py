@@ -30,7 +30,8 @@ from areplay._processes.event_loops import drop_quietly
 from areplay._processes.waiter import deliver, delivered, in_thread, run_to_completion
 from areplay._sampling.stream_records import Kept
 from areplay._storage.priorities import Priorities
-from areplay._storage.ring import Ring, RingGuard
+from areplay._storage.registry import RingGuard
+from areplay._storage.ring import Ring
 from areplay.batches import Batches
 from areplay.errors import AreplayError, CheckpointDamaged, Closed, WouldBlock, WrongProcess
 from areplay.spec import Spec

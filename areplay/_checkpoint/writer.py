@@ -46,7 +46,8 @@ from areplay._checkpoint.reader import TABLE, Checkpoint, Progress, Stop, block_
 from areplay._processes.failpoints import kill_point
 from areplay._shm.range_locks import BlockLocks
 from areplay._storage.priorities import Priorities
-from areplay._storage.ring import Indices, Mask, Ring, RingGuard
+from areplay._storage.registry import Indices, Mask, RingGuard
+from areplay._storage.ring import Ring
 from areplay.errors import (
     CheckpointBusy,
     CheckpointDamaged,

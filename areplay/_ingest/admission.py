@@ -21,7 +21,8 @@ from areplay._base import forks
 from areplay._base.episode_links import AHEAD
 from areplay._shm.doorbell import Doorbell, EventDescriptor
 from areplay._shm.layout import WORDS_A_LINE, word
-from areplay._storage.ring import Ring, RingGuard
+from areplay._storage.registry import RingGuard
+from areplay._storage.ring import Ring
 from areplay.limiters import SamplesPerInsert
 from areplay.spec import Columns
 

@@ -31,7 +31,9 @@ from areplay._base.episode_links import AHEAD
 from areplay._ingest.admission import Admission, steps_among
 from areplay._ingest.inbox import Inbox
 from areplay._processes.waiter import Sleeper, in_thread, run_to_completion
-from areplay._storage.ring import Ring, RingGuard, StreamWriter
+from areplay._storage.registry import RingGuard
+from areplay._storage.ring import Ring
+from areplay._storage.stream_writer import StreamWriter
 from areplay.errors import Closed, ResourceUnavailable, Stalled
 
 logger = logging.getLogger(__name__)

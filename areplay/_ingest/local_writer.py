@@ -24,7 +24,9 @@ from areplay._base.validation import NO_PRIORITY, one_priority, priority_column
 from areplay._ingest.admission import Admission, Admitted, steps_among
 from areplay._ingest.episodes import Episodes
 from areplay._processes.waiter import Sleeper, outcome_of, run_to_completion
-from areplay._storage.ring import Indices, Ring, RingGuard, StreamWriter
+from areplay._storage.registry import Indices, RingGuard
+from areplay._storage.ring import Ring
+from areplay._storage.stream_writer import StreamWriter
 from areplay.errors import Closed, ResourceUnavailable, Stalled, WouldBlock
 from areplay.spec import Array, Columns
 from areplay.statistics import Wait

@@ -1,6 +1,7 @@
-"""How the rows of a vector of environments are linked, step by step; what the links mean is in `areplay._base.episode_links`.
+"""How the rows of a vector of environments are linked, step by step.
 
-Knows nothing of observations, but that those of an episode's end may come in rows of their own.
+What the links mean stands in `areplay._base.episode_links`. Knows nothing of observations, but that those of an
+episode's end may come in rows of their own.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ from areplay._base.validation import seconds, whole_number
 from areplay._processes.child import Body, Child, Exit, Remains, starter
 from areplay._processes.dropped import Holdings, cancel_if_open
 from areplay._processes.event_loops import drop_quietly
+from areplay._processes.process_state import is_stopped
 from areplay._processes.waiter import run_to_completion
-from areplay._status.server import is_stopped
 from areplay.errors import ChildFailed, Closed
 from areplay.statistics import ChildExit
 

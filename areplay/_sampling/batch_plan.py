@@ -22,7 +22,8 @@ from areplay._base.hooks import text_of
 from areplay._base.identity import identity
 from areplay._base.validation import flag, whole_number
 from areplay._sampling.completion_log import ItemLog
-from areplay._storage.ring import Indices, Mask, Ring, RingGuard
+from areplay._storage.registry import Indices, Mask, RingGuard
+from areplay._storage.ring import Ring
 from areplay._storage.windows import Window
 from areplay.errors import EpochsOver, Stalled
 from areplay.items.item import Item

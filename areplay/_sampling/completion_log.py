@@ -30,8 +30,10 @@ from areplay._base.episode_links import AHEAD, BACK
 from areplay._shm.layout import WORDS_A_LINE, Layout, word
 from areplay._shm.memory_order import order
 from areplay._shm.segment import Segment
-from areplay._storage.ring import Indices, Mask, Ring, RingGuard, Watcher
-from areplay._storage.windows import Window, WindowFinder
+from areplay._storage.registry import Indices, Mask, RingGuard, Watcher
+from areplay._storage.ring import Ring
+from areplay._storage.window_search import WindowFinder
+from areplay._storage.windows import Window
 from areplay.spec import Array
 
 _NO_HOP = 1 << 40  # more than any ring has rows: nothing has told yet how far the next step is

@@ -20,11 +20,13 @@ from areplay._sampling.batch_plan import Delivering
 from areplay._sampling.reader import Reader
 from areplay._sampling.slots import LENT, Slots
 from areplay._storage.ring import Ring
-from areplay.items.item import BatchFields, Item, Rows
+from areplay.items.item import BatchFields, Item
+from areplay.items.rows import Rows
 from areplay.items.sequences import Sequences
 from areplay.items.transform import Transform
 from areplay.items.transitions import Transitions
-from areplay.selectors.selector import OURS, Selector
+from areplay.selectors.prioritized import OURS
+from areplay.selectors.selector import Selector
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from areplay._sampling.reader import BatchArrays
+from areplay._sampling.batch_memory import BatchArrays
 from areplay.errors import ExtraMissing
 from areplay.spec import Array
 

@@ -14,84 +14,44 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from areplay._processes.failpoints import kill_point
+from areplay._sampling.batch_memory import BatchArrays
 from areplay._sampling.batch_plan import Delivering
 from areplay._shm.range_locks import BlockLocks
-from areplay._storage.ring import Indices, Ring
-from areplay._storage.windows import WindowFinder, Windows
-from areplay.items.item import BatchFields, Item, View
+from areplay._storage.registry import Indices
+from areplay._storage.ring import Ring
+from areplay._storage.window_search import WindowFinder
+from areplay._storage.windows import Windows
+from areplay.items.item import BatchFields, Item
 from areplay.items.transform import Transform
-from areplay.selectors.selector import OURS, Prioritized, PrioritizedRest, Selector, Uniform, checked_draw, weigh
+from areplay.selectors.prioritized import OURS, Prioritized, PrioritizedRest
+from areplay.selectors.selector import Selector, checked_draw, weigh
+from areplay.selectors.uniform import Uniform
 from areplay.spec import Array
 
 ROUNDS_WITHOUT_LOCK = 8
+
+
 _DRAWN_AHEAD, _STOCK_S = 2_048, 0.1  # items, and how long they are used while others would be drawn
+
+
 _MOST_DRAWN = 1 << 16  # rows at once, in search of the few by which an item can be drawn
+
+
 _LEAST_SHARE = 1 / 64  # of rows that make items, for which so many more are drawn where others can be left out
+
+
 _FEW_ITEMS = 16  # for which a search with a limit may draw as for so many: a few unlucky draws are no reason to give up
+
+
 _ROUNDS_OF_THE_USERS = 100  # draws in a row of a user's selector without an item: `sample` blocks its caller's loop
+
+
 _DRAWS_A_ROW = 16  # so often each row is drawn on average before there is said to be none: e^-16 of missing one
-
-
-@dataclass(frozen=True)
-class BatchArrays:
-    """Places for a batch of B items: `indices` (B,), `weights` (B,), `probabilities` (B,), and each field (B, ...).
-
-    Attributes:
-        stored: the memory of the fields, as `layout` says.
-    """
-
-    indices: Indices
-    weights: NDArray[np.float32]
-    probabilities: NDArray[np.float64]
-    stored: Mapping[str, Array]
-    layout: BatchFields
-
-    @classmethod
-    def empty(cls, count: int, fields: BatchFields) -> BatchArrays:
-        """Fresh memory for `count` items."""
-        stored = fields.empty(count)
-        return cls(
-            np.empty(count, np.int64),
-            np.empty(count, np.float32),
-            np.empty(count, np.float64),
-            stored,
-            fields,
-        )
-
-    @cached_property
-    def fields(self) -> Mapping[str, Array]:
-        """What the learner sees: field name -> array."""
-        return self.layout.of(self.stored)
-
-    @property
-    def views(self) -> Mapping[str, View]:
-        """Which of the fields are parts of what is stored."""
-        return self.layout.views
-
-    @property
-    def memory(self) -> tuple[Array, ...]:
-        """All the arrays."""
-        return self.indices, self.weights, self.probabilities, *self.stored.values()
-
-    def first(self, count: int) -> BatchArrays:
-        """The places of the first `count` items."""
-        if count == len(self.indices):
-            return self
-        stored = {name: array[:count] for name, array in self.stored.items()}
-        indices, weights, probabilities = self.indices[:count], self.weights[:count], self.probabilities[:count]
-        return BatchArrays(indices, weights, probabilities, stored, self.layout)
-
-    def copy(self) -> BatchArrays:
-        """The same in memory of its own."""
-        stored = {name: array.copy() for name, array in self.stored.items()}
-        return BatchArrays(self.indices.copy(), self.weights.copy(), self.probabilities.copy(), stored, self.layout)
 
 
 class Reader:

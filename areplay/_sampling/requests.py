@@ -13,11 +13,13 @@ from areplay._base.hooks import text_of
 from areplay._base.validation import whole_number
 from areplay._sampling.batch_plan import Delivering
 from areplay._storage.windows import Window
-from areplay.items.item import Item, Rows
+from areplay.items.item import Item
+from areplay.items.rows import Rows
 from areplay.items.transform import Transform, batch_fields
 from areplay.items.transitions import Transitions
 from areplay.limiters import MinSize, SamplesPerInsert
-from areplay.selectors.selector import Selector, Uniform
+from areplay.selectors.selector import Selector
+from areplay.selectors.uniform import Uniform
 from areplay.spec import Spec
 from areplay.weights import Weights
 

@@ -19,7 +19,9 @@ from areplay._sampling.slots import Slots
 from areplay._storage.ring import Ring
 from areplay.items.item import Item
 from areplay.items.transform import Transform
-from areplay.selectors.selector import Prioritized, Selector, Uniform
+from areplay.selectors.prioritized import Prioritized
+from areplay.selectors.selector import Selector
+from areplay.selectors.uniform import Uniform
 from areplay.statistics import SamplerStatistics
 
 logger = logging.getLogger(__name__)

@@ -33,7 +33,7 @@ import numpy as np
 
 from areplay._base.debug import check_step, poison
 from areplay._processes.failpoints import kill_point
-from areplay._sampling.reader import BatchArrays
+from areplay._sampling.batch_memory import BatchArrays
 from areplay._shm.doorbell import Doorbell, EventDescriptor
 from areplay._shm.layout import WORDS_A_LINE, Layout, word, words_of
 from areplay._shm.memory_order import order

@@ -16,13 +16,14 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from areplay._ingest.actor_group import Actors
 from areplay._ingest.admission import Admission
 from areplay._ingest.coordinator import Coordinator
 from areplay._ingest.local_writer import OwnRows
 from areplay._sampling.batch_plan import LocalDeliveries
 from areplay._sampling.stream_records import Supply
-from areplay._storage.ring import Ring, RingGuard
-from areplay.actor import Actors
+from areplay._storage.registry import RingGuard
+from areplay._storage.ring import Ring
 
 
 class Stream(Protocol):

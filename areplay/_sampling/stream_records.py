@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from areplay._storage.ring import Indices, Mask
+from areplay._storage.registry import Indices, Mask
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from weakref import WeakSet
 
 import numpy as np
 
-from areplay._sampling.reader import BatchArrays
+from areplay._sampling.batch_memory import BatchArrays
 from areplay.errors import ExtraMissing
 from areplay.items.item import View
 from areplay.spec import Array

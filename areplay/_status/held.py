@@ -12,7 +12,8 @@ from areplay._sampling.batch_plan import Delivering, LocalDeliveries, close_each
 from areplay._shm.range_locks import BlockLocks
 from areplay._status.report import Observed
 from areplay._storage.priorities import PriorityTables
-from areplay._storage.ring import Ring, RingGuard
+from areplay._storage.registry import RingGuard
+from areplay._storage.ring import Ring
 
 
 class Held(Observed):

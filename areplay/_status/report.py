@@ -17,6 +17,7 @@ from typing import Any
 
 from areplay._base import forks
 from areplay._checkpoint.service import Saver
+from areplay._ingest.actor_group import Actors
 from areplay._ingest.admission import Admission
 from areplay._ingest.coordinator import Coordinator
 from areplay._ingest.local_writer import OwnRows
@@ -25,7 +26,6 @@ from areplay._sampling.standstill import Standstill
 from areplay._status.server import FORMAT, VERSION, Watchpost
 from areplay._storage.priorities import Priorities
 from areplay._storage.ring import Ring
-from areplay.actor import Actors
 from areplay.batches import Batches
 from areplay.errors import ActorFailed
 from areplay.spec import Spec

@@ -36,7 +36,8 @@ from areplay._base.episode_links import AHEAD
 from areplay._shm.layout import Layout
 from areplay._shm.memory_order import order
 from areplay._shm.segment import Segment
-from areplay._storage.ring import Indices, Mask, Ring, RingGuard, Watcher
+from areplay._storage.registry import Indices, Mask, RingGuard, Watcher
+from areplay._storage.ring import Ring
 from areplay.errors import AreplayError
 from areplay.spec import Array
 

@@ -32,7 +32,8 @@ from areplay._ingest.inbox import DESCRIPTORS_AN_INBOX
 from areplay._processes.child import DESCRIPTORS_A_CHILD, DESCRIPTORS_TO_START
 from areplay._shm.range_locks import BlockLocks
 from areplay._shm.resource_limits import available_memory, memory_limits, process_limit, processor_quota
-from areplay._status.server import listening_socket, peer_of, posts
+from areplay._status.client import posts
+from areplay._status.server import listening_socket, peer_of
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from areplay._status.server import Post, ask, posts
+from areplay._status.client import Post, ask, posts
 from areplay.cli import terminal as showing
 from areplay.cli.description import checked
 from areplay.cli.picture import Answer, command_of, picture

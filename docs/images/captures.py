@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rich.console import Console, RenderableType
 
-from areplay._status.server import ask, posts
+from areplay._status.client import ask, posts
 from areplay.cli import checks as checkup
 from areplay.cli import doctor
 from areplay.cli.picture import picture

@@ -12,7 +12,7 @@ import pytest
 
 import areplay
 from areplay._ingest import local_writer as own_rows
-from areplay._storage.ring import StreamWriter
+from areplay._storage.stream_writer import StreamWriter
 from tests.processes.watching import until
 
 pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])

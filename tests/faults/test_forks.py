@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 import areplay
-from areplay._status.server import ask, posts
+from areplay._status.client import ask, posts
 from tests.faults import fork_workers
 from tests.forked import end, fork, in_child, outcome
 from tests.processes import workers

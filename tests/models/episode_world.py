@@ -17,7 +17,8 @@ from models.episode_oracle import Episode, Item, Lane, Oracle, Values
 
 import areplay
 from areplay._ingest.episodes import Episodes
-from areplay._storage.ring import Ring, StreamWriter
+from areplay._storage.ring import Ring
+from areplay._storage.stream_writer import StreamWriter
 
 NOT_IN_A_BATCH = ("number", "next_number", "names")  # but in the oracle's items
 MODES = ("one", "NextStep", "SameStep", "Disabled")

@@ -24,8 +24,11 @@ from models.parts import machine_in_parts
 
 from areplay._ingest.episodes import Episodes
 from areplay._sampling.completion_log import ItemLog
-from areplay._storage.ring import Ring, RingGuard, StreamWriter
-from areplay._storage.windows import Window, WindowFinder
+from areplay._storage.registry import RingGuard
+from areplay._storage.ring import Ring
+from areplay._storage.stream_writer import StreamWriter
+from areplay._storage.window_search import WindowFinder
+from areplay._storage.windows import Window
 from areplay.spec import Columns
 
 

@@ -24,11 +24,13 @@ from models.episode_world import FRAMES, MODES, PLAIN, Kind, Player, World, chec
 from models.parts import PARTS, in_parts
 
 import areplay
-from areplay._sampling.reader import BatchArrays, Reader
+from areplay._sampling.batch_memory import BatchArrays
+from areplay._sampling.reader import Reader
 from areplay._storage import ring as ring_module
 from areplay._storage import windows as windows_module
-from areplay._storage.windows import WindowFinder, Windows
-from areplay.selectors.selector import Uniform
+from areplay._storage.window_search import WindowFinder
+from areplay._storage.windows import Windows
+from areplay.selectors.uniform import Uniform
 
 THOROUGH = settings(
     max_examples=60 // PARTS,

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from models.parts import machine_in_parts
 
-from areplay._storage.ring import Ring, RingGuard, StreamWriter
+from areplay._storage.registry import RingGuard
+from areplay._storage.ring import Ring
+from areplay._storage.stream_writer import StreamWriter
 from areplay.errors import SpecMismatch
 from areplay.spec import Spec
 

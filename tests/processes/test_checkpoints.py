@@ -17,7 +17,7 @@ from checkpoint_oracle import check_files, columns_of
 
 import areplay
 from areplay._sampling.batch_plan import Deliveries
-from areplay._storage.ring import StreamWriter
+from areplay._storage.stream_writer import StreamWriter
 
 from . import workers
 from .oracle import OWNER, SPEC, lives, row, rows, streams, torn
@@ -29,18 +29,18 @@ PROGRAM = textwrap.dedent(
     """
     import asyncio, sys
     import areplay
-    from areplay import kill_points
+    from areplay._processes import failpoints
     from tests.processes.oracle import OWNER, SPEC, rows
 
     async def main(path):
         async with areplay.Replay(SPEC, 2_000, block_rows=50) as replay:
             await replay.extend(rows(OWNER, 7, 0, 1_000))
-            left, kill_points._left = kill_points._left, 1 << 40  # the first save passes all points
+            left, failpoints._left = failpoints._left, 1 << 40  # the first save passes all points
             replay.sample(4, selector=areplay.Prioritized())
             await replay.save(path)
             print("first", flush=True)
             await replay.extend(rows(OWNER, 7, 1_000, 2_500))
-            kill_points._left = left
+            failpoints._left = left
             await replay.save(path)
             print("second", flush=True)
 

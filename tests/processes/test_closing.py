@@ -267,7 +267,7 @@ async def test_a_failure_of_the_coordinator_reaches_the_learner(
             replay.actors(workers.hand_in_until_stopped, 1, args=(0.001,), grace_s=0.5),
             replay.batches(batch_size=8, min_size_to_sample=9_000) as batches,
         ):
-            monkeypatch.setattr(areplay.ring.StreamWriter, "write", _fail)
+            monkeypatch.setattr(areplay._storage.stream_writer.StreamWriter, "write", _fail)
             await anext(batches)
     assert stalled.value.__cause__ is not None
     assert children() == before

@@ -317,7 +317,7 @@ def test_a_thread_ends_a_child_where_the_kernel_does_not() -> None:
     command = [
         sys.executable,
         "-c",
-        f"from areplay.launching import end_with; print(1, flush=True); end_with({reader})",
+        f"from areplay._processes.launcher import end_with; print(1, flush=True); end_with({reader})",
     ]
     with subprocess.Popen(command, pass_fds=[reader], stdout=subprocess.PIPE) as child:
         os.close(reader)

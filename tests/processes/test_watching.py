@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import areplay
-from areplay._status.server import ask, posts
+from areplay._status.client import ask, posts
 from areplay.errors import Closed
 
 from . import workers

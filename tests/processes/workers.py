@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 import areplay
-from areplay._storage.ring import Indices, Ring
+from areplay._storage.registry import Indices
+from areplay._storage.ring import Ring
 from areplay._storage.windows import Windows
 from areplay.spec import Array
 
