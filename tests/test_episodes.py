@@ -287,6 +287,16 @@ def test_a_break_holds_from_its_place_among_the_steps_on() -> None:
     assert stream.column(BACK) == [0, 1, 0] and numbers_of(stream) == [0, 1, 0]
 
 
+def test_a_break_after_a_first_step_that_was_refused() -> None:
+    """How many environments that step had is forgotten, and the next one's beginnings are known."""
+    stream = Stream(mode="SameStep")
+    with pytest.raises(SpecMismatch):
+        hand_in(stream, vector([0, 10, 20], "...", reward=np.zeros((7, 7))))
+    stream.episodes.break_off()
+    hand_in(stream, vector([1, 11], ".."))
+    assert numbers_of(stream) == [0, 0]
+
+
 def test_environments_may_be_chosen_before_it_is_known_how_many_there_are() -> None:
     """When the first step got lost: the others' beginnings are not known, and neither is any after another loss."""
     for loses_again in (False, True):

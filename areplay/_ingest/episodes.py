@@ -244,7 +244,7 @@ class Episodes:
         if chosen is not None and self._environments is None:
             self._chosen_early.append(chosen)
             return
-        count = self._environments or 0
+        count = self._vector.count  # also of a first step that got lost, by which nothing is known yet
         which = np.ones(count, np.bool_) if chosen is None else _mask(chosen, count)
         if chosen is None or (count == 0 and _mask(chosen, 1).all()):
             self._expected, self._is_linked, self._has_gap = None, False, False
