@@ -149,6 +149,7 @@ def test_handlers_and_the_signal_mask_are_those_of_before_in_a_child() -> None:
             os.read(read, 1)
         assert in_child(lambda: set(signal.pthread_sigmask(signal.SIG_BLOCK, []))) == set(mask)
         assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == mask
+        assert in_child(lambda: signal.set_wakeup_fd(-1)) == -1
         assert signal.getsignal(signal.SIGTERM) is ours
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the user's, set after ours
         assert in_child(lambda: signal.getsignal(signal.SIGTERM)) == signal.SIG_IGN
