@@ -56,7 +56,7 @@ nitpick_ignore_regex = [
     # Code in a docstring; other people's names; what a reader need not know.
     ("py:obj", "(?s).*"),
     ("py:.*", r"(asyncio|collections|numpy|np|os|types|torch|jax)\..*|NDArray"),
-    ("py:.*", r"areplay\.(ring\.Ring|deliveries\.Delivering|program\.T)"),
+    ("py:.*", r"areplay\.(_.*|runner\.T)"),
 ]
 
 autodoc_class_signature = "mixed"

@@ -15,8 +15,8 @@ from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
 from areplay._storage.window_search import WindowFinder
 from areplay._storage.windows import Window, Windows
+from areplay.items import item as items
 from areplay.items.item import BatchFields, Fields, View
-from areplay.items.item import item as items
 from areplay.items.rows import Rows
 from areplay.spec import Array, Spec
 
@@ -74,7 +74,7 @@ def test_a_stale_name_copies_something_and_does_not_fail(ring: Ring) -> None:
 
 
 class NextRewards:
-    """The example of the docstring of `areplay.items.item.item`: the discounted sum of the next five rewards."""
+    """The example of the docstring of `areplay.items.item`: the discounted sum of the next five rewards."""
 
     window = Window(forward=4)
 

@@ -17,6 +17,7 @@ from areplay._sampling import reader as reader_module
 from areplay._sampling.batch_memory import BatchArrays
 from areplay._sampling.reader import ROUNDS_WITHOUT_LOCK, Reader
 from areplay._storage import ring as ring_module
+from areplay._storage import stream_writer as writer_module
 from areplay._storage.registry import Indices, RingGuard
 from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
@@ -493,6 +494,7 @@ def test_a_reader_that_was_stopped_for_a_lap_goes_on(nth: int) -> None:
         out = batch(count)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ring_module, "order", order)
+            patch.setattr(writer_module, "order", order)
             filled = scene.reader().fill(out)
         if filled:
             assert min(assert_whole(out)) >= 26 - 16

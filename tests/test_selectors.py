@@ -18,6 +18,7 @@ from scipy import stats
 
 import areplay
 from areplay._storage import ring as ring_module
+from areplay._storage import stream_writer as writer_module
 from areplay._storage.registry import RingGuard
 from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
@@ -242,6 +243,7 @@ class Laps:
         if self.calls == self._at:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(ring_module, "order", lambda: None)
+                patch.setattr(writer_module, "order", lambda: None)
                 self._scene.write(self._scene.writers[0], self._scene.blocks * self._scene.block_rows)
 
 
@@ -256,6 +258,7 @@ def test_a_draw_that_was_stopped_for_a_lap_is_whole_or_empty(
         with a_scene(arrange) as scene:
             laps = Laps(scene, at)
             monkeypatch.setattr(ring_module, "order", laps)
+            monkeypatch.setattr(writer_module, "order", laps)
             indices, _ = Uniform().draw(scene.ring, count, np.random.default_rng(SEED))
             monkeypatch.undo()
             assert len(indices) in (0, count)

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 from kit import open_descriptors
 
+from areplay._status import client as client_module
 from areplay._status import server as watching
 from areplay._status.client import Post, ask, posts
 from areplay._status.server import FORMAT, MAX_CLIENTS, Peer, Watchpost
@@ -147,7 +148,7 @@ def test_another_user_is_turned_away(monkeypatch: pytest.MonkeyPatch, caplog: py
     rests: list[None] = []
     monkeypatch.setattr(watching, "_rest", lambda listener: rests.append(None))
     with watchpost(lambda: answer(asked=asked.append(None))) as watched:
-        monkeypatch.setattr(watching, "peer_of", lambda connection: Peer(1, os.geteuid() + 1))
+        monkeypatch.setattr(client_module, "peer_of", lambda connection: Peer(1, os.geteuid() + 1))
         assert all_of(connected(watched)) == b""
         assert asked == []
         until(lambda: rests == [None])
@@ -179,7 +180,7 @@ def test_another_users_socket_is_not_believed(monkeypatch: pytest.MonkeyPatch) -
     """Anybody may take a name of ours."""
     with watchpost() as watched:
         post = post_of(watched)
-        monkeypatch.setattr(watching, "peer_of", lambda connection: Peer(1, os.geteuid() + 1))
+        monkeypatch.setattr(client_module, "peer_of", lambda connection: Peer(1, os.geteuid() + 1))
         with pytest.raises(NotWatchable, match="another user's"):
             ask(post)
 

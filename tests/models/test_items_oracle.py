@@ -27,7 +27,8 @@ import areplay
 from areplay._sampling.batch_memory import BatchArrays
 from areplay._sampling.reader import Reader
 from areplay._storage import ring as ring_module
-from areplay._storage import windows as windows_module
+from areplay._storage import stream_writer as writer_module
+from areplay._storage import window_search as search_module
 from areplay._storage.window_search import WindowFinder
 from areplay._storage.windows import Windows
 from areplay.selectors.uniform import Uniform
@@ -535,7 +536,8 @@ def test_items_are_whole_whatever_a_writer_does_meanwhile(
                 disturbed = Disturbed(item, disturbance)
                 reader = Reader(world.ring, locks, disturbed, Uniform(), np.random.default_rng(seed))
                 monkeypatch.setattr(ring_module, "order", disturbance)
-                monkeypatch.setattr(windows_module, "order", disturbance)
+                monkeypatch.setattr(writer_module, "order", disturbance)
+                monkeypatch.setattr(search_module, "order", disturbance)
                 batches = []
                 for count in [1, 2, 20] * 8:
                     out, oldest = BatchArrays.empty(count, reader.fields), world.ring.names()[0]
