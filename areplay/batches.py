@@ -44,7 +44,7 @@ from areplay.items.item import Item
 from areplay.items.rows import Rows
 from areplay.items.transform import Transform, batch_fields
 from areplay.limiters import MinSize, SamplesPerInsert
-from areplay.selectors.prioritized import OURS
+from areplay.selectors.prioritized import OURS, items_of
 from areplay.selectors.selector import Selector
 from areplay.statistics import BatchesStatistics, Wait
 
@@ -589,7 +589,7 @@ class Batches(AsyncIterator[Batch]):
         alive = f"{supply.actors_alive} actors alive, {supply.last_row}"
         if held := supply.why_held():
             alive += f"; {held}"
-        rows = self._ring.rows_now[0]
+        rows, items = self._ring.rows_now[0], items_of(self._selector, self._item)
         if not self._slots.is_open:
             return f"learner waits: {rows:,} of {self._min_size:,} rows needed by min_size_to_sample; {alive}"
         if self._limiter is not None and not self._limiter.can_sample:
@@ -611,7 +611,7 @@ class Batches(AsyncIterator[Batch]):
                     f"learner waits: {text_of(self._selector)} has drawn no row, of {rows:,}, that makes "
                     f"{text_of(self._item)} yet; {alive}"
                 )
-            return f"learner waits: no {text_of(self._item)} can be made of the {rows:,} rows yet; {alive}"
+            return f"learner waits: no {items} can be made of the {rows:,} rows yet; {alive}"
         # The loop gives its batch back before it waits, so other slots that are lent now were taken with `get`.
         is_in_loop = self._current is not None and not self._current.is_released
         remedy = RELEASE if self._slots.count(LENT) > is_in_loop else ""

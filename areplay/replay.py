@@ -51,7 +51,7 @@ from areplay.errors import Closed, SpecMismatch, Stalled
 from areplay.items.item import Item
 from areplay.items.transform import Transform
 from areplay.limiters import MinSize
-from areplay.selectors.prioritized import OURS
+from areplay.selectors.prioritized import OURS, items_of
 from areplay.selectors.selector import Selector
 from areplay.spec import Spec
 from areplay.statistics import PriorityUpdate
@@ -442,7 +442,7 @@ class Replay(Checkpointed, Held):
 
         Raises:
             Stalled: no item can be made of the rows, or there are none; of `Fifo`: too few; of `Epochs`, at the first
-                call: less than a batch. When rows were added, the same call gives them.
+                call: none, or with `drop_last` less than a batch. When rows were added, the same call gives them.
             EpochsOver: of `Epochs`: all of them were given.
             ValueError, TypeError: an option is not what it should be, or what a selector of your own has drawn.
         """
@@ -461,7 +461,7 @@ class Replay(Checkpointed, Held):
         if not is_filled:
             what = "a replay without rows"
             if len(self):
-                what = f"{len(self):,} rows of which no {text_of(item)} can be made"
+                what = f"{len(self):,} rows of which no {items_of(chosen, item)} can be made"
             if len(self) and type(chosen) not in OURS:
                 what = f"{len(self):,} rows, of which {text_of(chosen)} drew no row that makes {text_of(item)}"
             if len(self) and (obstacle := getattr(chosen, "obstacle", "")):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from areplay._base import forks
+from areplay._base.hooks import text_of
 from areplay._base.validation import fraction
 from areplay._storage.priorities import Masses, Priorities
 from areplay._storage.registry import Indices
@@ -239,3 +240,9 @@ class PrioritizedRest:
 
 OURS: tuple[type[Selector], ...] = (Uniform, Prioritized)
 """Selectors of areplay's own, as they are: whose draws are known to be quick, and of rows that are there."""
+
+
+def items_of(selector: object, item: object) -> str:
+    """Which items one of our selectors draws, for a message that there are none."""
+    needs_priority = type(selector) is Prioritized and not selector.uniform_sample_probability
+    return f"{text_of(item)} of a priority above 0" if needs_priority else text_of(item)
