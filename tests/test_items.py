@@ -15,8 +15,8 @@ from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
 from areplay._storage.window_search import WindowFinder
 from areplay._storage.windows import Window, Windows
-from areplay.items.item import BatchFields, Fields, View
 from areplay.items import item as items
+from areplay.items.item import BatchFields, Fields, View
 from areplay.items.rows import Rows
 from areplay.spec import Array, Spec
 
