@@ -94,7 +94,7 @@ class _Signals:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def restore_termination(self) -> None:
-        """Leave SIGTERM as it was found, now that the loop is closed: uvloop leaves a handler there that does nothing."""
+        """Leave SIGTERM as it was found, now that the loop is closed: uvloop leaves a handler that does nothing."""
         if self._termination is None:
             return
         before, ours = self._termination
