@@ -22,6 +22,7 @@ from kit import FailsAt, descriptors_pass_by_pickle, open_descriptors
 
 from areplay._shm.range_locks import BlockLocks
 from areplay._storage import ring as ring_module
+from areplay._storage import stream_writer as writer_module
 from areplay._storage.block_sizes import default_block_rows
 from areplay._storage.registry import RingGuard
 from areplay._storage.ring import Ring
@@ -488,7 +489,9 @@ def looking(rig: Rig, look: Callable[[str], None]) -> Iterator[None]:
     watched.look = lambda: look("column")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("order", "fence", "kill_point"):
-            patch.setattr(ring_module, name, lambda *args, name=name: look(args[0] if args else name))
+            for module in (ring_module, writer_module):
+                if hasattr(module, name):
+                    patch.setattr(module, name, lambda *args, name=name: look(args[0] if args else name))
         patch.setattr(rig.ring, "columns", watched)
         yield
 
@@ -605,6 +608,7 @@ def a_lap_between_two_looks(rig: Rig) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ring_module, "order", lap)
+        patch.setattr(writer_module, "order", lap)
         yield
     assert laps > 1, "the reader has no fence between its looks"
 

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 from kit import open_descriptors
 
+from areplay._status import client
 from areplay._status import server as watching
 from areplay._status.client import Post, ask, posts
 from areplay._status.server import FORMAT, MAX_CLIENTS, Peer, Watchpost
@@ -179,7 +180,7 @@ def test_another_users_socket_is_not_believed(monkeypatch: pytest.MonkeyPatch) -
     """Anybody may take a name of ours."""
     with watchpost() as watched:
         post = post_of(watched)
-        monkeypatch.setattr(watching, "peer_of", lambda connection: Peer(1, os.geteuid() + 1))
+        monkeypatch.setattr(client, "peer_of", lambda connection: Peer(1, os.geteuid() + 1))
         with pytest.raises(NotWatchable, match="another user's"):
             ask(post)
 

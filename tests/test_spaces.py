@@ -149,7 +149,7 @@ import sys
 extras = ("gymnasium", "torch", "jax")
 for name in extras:
     sys.modules[name] = None
-import areplay, areplay.spaces, areplay.to_jax, areplay.to_torch
+import areplay, areplay._base.spaces, areplay._sampling.jax, areplay._sampling.torch
 assert all(sys.modules[name] is None for name in extras)
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
