@@ -11,7 +11,7 @@ PROGRAM = """
 import asyncio
 import numpy as np
 import areplay
-from areplay import debug
+from areplay._base import debug
 from areplay.items.item import BatchFields
 from areplay._sampling.slots import Slots
 
