@@ -12,9 +12,10 @@ from typing import Any
 
 
 def fork() -> int:
-    """`os.fork`, without Python's warning that threads are not forked with it: that is what these tests are about."""
+    """`os.fork`, without the warnings of Python and of jax that threads are not forked with it: that is tested here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
         return os.fork()
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import pickle
+import select
 import signal
 import threading
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -107,7 +109,7 @@ def test_locks_of_blocks_end_with_their_holder_though_a_child_lives() -> None:
     copy = os.dup(ours._descriptor)  # as a child has one that was forked by other means
     pid = fork()
     if pid == 0:
-        signal.pause()
+        _wait_for_the_end()
     try:
         ours.close()
         assert others.try_exclusive(3) and others.try_exclusive(5)
@@ -129,7 +131,7 @@ def test_a_child_wakes_no_process() -> None:
 
 def test_handlers_and_the_signal_mask_are_those_of_before_in_a_child() -> None:
     """And its signals are not heard by the parent's event loop."""
-    before, mask = signal.getsignal(signal.SIGTERM), signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    before, mask = signal.signal(signal.SIGTERM, signal.SIG_DFL), signal.pthread_sigmask(signal.SIG_BLOCK, [])
     handlers = forks.Handlers()
     read, write = os.pipe()
     os.set_blocking(write, False)
@@ -141,9 +143,9 @@ def test_handlers_and_the_signal_mask_are_those_of_before_in_a_child() -> None:
         for _ in range(20):  # at once, so that it may come before the child runs anything
             pid = fork()
             if pid == 0:
-                signal.pause()
+                _wait_for_the_end()
             os.kill(pid, signal.SIGTERM)
-            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGTERM
+            assert _exit_code(pid) == -signal.SIGTERM
         os.set_blocking(read, False)
         with pytest.raises(BlockingIOError):
             os.read(read, 1)
@@ -158,6 +160,23 @@ def test_handlers_and_the_signal_mask_are_those_of_before_in_a_child() -> None:
         signal.signal(signal.SIGTERM, before)
         os.close(read)
         os.close(write)
+
+
+def _wait_for_the_end() -> NoReturn:
+    """A child does nothing, until a signal ends it: one that went on would take itself for its parent."""
+    time.sleep(60)
+    os._exit(3)
+
+
+def _exit_code(pid: int) -> int:
+    """Of a child that ends by itself, and is killed if it does not."""
+    watch = os.pidfd_open(pid)
+    try:
+        if not select.select([watch], [], [], 20)[0]:
+            os.kill(pid, signal.SIGKILL)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    finally:
+        os.close(watch)
 
 
 def _raised(act: Callable[[], object]) -> BaseException | None:
