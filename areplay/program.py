@@ -55,6 +55,8 @@ class _Signals:
 
     def __init__(self) -> None:
         self.terminated = self._is_left = False
+        self._task: asyncio.Task[Any] | None = None
+        self._handler_of_runner: Any = signal.default_int_handler
         self._handlers = forks.Handlers()
         self._is_in_main_thread = threading.current_thread() is threading.main_thread()
         # A handler of the user's stays, as it does under `asyncio.run`.
@@ -64,17 +66,11 @@ class _Signals:
 
     async def around(self, main: Coroutine[Any, Any, T]) -> T:
         """Run `main` and handle what comes meanwhile."""
-        self._loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         leave_to_parent(self._loop)
-        assert task is not None
-
-        def terminate() -> None:
-            self.terminated = True
-            task.cancel()
-
         if self._is_in_main_thread:
             with self._handlers.replacing(signal.SIGTERM):
-                self._loop.add_signal_handler(signal.SIGTERM, terminate)
+                self._loop.add_signal_handler(signal.SIGTERM, self._terminate)
         if self._is_interruptible:
             self._handler_of_runner = signal.getsignal(signal.SIGINT)
             with self._handlers.replacing(signal.SIGINT, before=signal.default_int_handler):
@@ -82,17 +78,26 @@ class _Signals:
         return await main
 
     def restore(self) -> None:
-        """Leave SIGINT as it was found: `main` has been left, and what may remain of it is cancelled."""
+        """Leave SIGINT as it was found: `main` has been left, and what may remain of it is cancelled.
+
+        Forget its task, which holds what `main` raised, and so the replays in its frames: uvloop keeps handlers of
+        signals for ever.
+        """
         self._is_left = True
         if self._is_interruptible and signal.getsignal(signal.SIGINT) == self._interrupt:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._task, self._handler_of_runner = None, signal.default_int_handler
+
+    def _terminate(self) -> None:
+        self.terminated = True
+        if self._task is not None:
+            self._task.cancel()
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         """As `asyncio.Runner` does: cancel, and raise the second time, wherever the program is.
 
         Within `main` that would only be one more reason to close its contexts in order: so the loop raises it, too.
         """
-        assert callable(self._handler_of_runner)
         try:
             self._handler_of_runner(number, frame)
         except KeyboardInterrupt:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -339,6 +339,21 @@ def test_no_loop_is_needed(
     del loop
     until_now(nothing_held)
     assert [each for each in caplog.records if each.name == "asyncio"] == []
+
+
+@pytest.mark.parametrize("run", [areplay.run, asyncio.run, uvloop.run])
+def test_an_error_that_leaves_a_program_keeps_nothing(run: Callable[..., None], tmp_path: Path) -> None:
+    """A main coroutine raises, and its replay was not entered with `async with`: collected with the error."""
+    nothing_held = accounting()
+
+    async def main() -> None:
+        opened = Opened()
+        await opened.open(tmp_path)
+        raise ValueError
+
+    with suppress(ValueError):
+        run(main())
+    until_now(nothing_held)
 
 
 @both_loops
