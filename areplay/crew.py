@@ -163,11 +163,13 @@ class Crew:
     def restart(self, index: int, reason: str, number: signal.Signals) -> None:
         """Send a signal to a child that is of no use any more; it counts as failed, for that reason.
 
-        Does nothing if there is no such child at the moment, or the crew stops.
+        One whose coroutine has returned has finished by that, and is not restarted. Does nothing if there is no such
+        child at the moment, or the crew stops.
         """
         member = self.members[index]
         if member.child is not None and member.is_alive and not self._stopping.is_set():
-            member.restarted_for = member.restarted_for or reason
+            if not member.child.has_returned:
+                member.restarted_for = member.restarted_for or reason
             member.child.signal(number)
 
     async def stop(self) -> None:

@@ -8,7 +8,7 @@ The pidfd alone decides that a child is gone. Its exit code may be unknown: the 
 and other code in this process may collect it first with `os.waitpid(-1)`.
 
 A child and its parent hold the ends of one socket, which keeps messages whole (SOCK_SEQPACKET): READY, reports, and a
-traceback if the child's code raised. The life of a child:
+traceback if the child's code raised, or that it has returned. The life of a child:
 
     start() ---> STARTING ---READY---> RUNNING ---> EXITED (reaped, `exit` is set)
                     |  no READY within start_timeout_s: killed  ^
@@ -56,7 +56,8 @@ from areplay.waiting import Outcome, outcome_of, run_to_completion
 
 logger = logging.getLogger(__name__)
 
-READY, REPORT, NOTICE, FAILED, FINISHED = "ready", "report", "notice", "failed", "finished"
+READY, REPORT, NOTICE, FAILED = "ready", "report", "notice", "failed"
+RETURNED, FINISHED = "returned", "finished"
 _MAX_MESSAGE_BYTES = 64 << 10  # well below what a socket's buffer takes whole
 _REAP_AGAIN_S = 0.05  # a debugger that is attached to a child gets its exit code first
 _MAX_REAPS = 40
@@ -192,7 +193,8 @@ class Child:
         self.pid = 0
         self.exit: Exit | None = None
         self.is_ready = False
-        self.has_finished = False  # its coroutine has returned
+        self.has_returned = False  # its coroutine has, whatever the tasks that it left may still do
+        self.has_finished = False  # that is over, too, or its process
         self._body, self._args, self._run, self._on_report = body, args, run, on_report
         self._starter = starter
         self._changed = asyncio.Event()
@@ -413,6 +415,8 @@ class Child:
         elif kind == FAILED:
             self._details, self._last_code = payload
             self._over_at = time.monotonic()
+        elif kind == RETURNED:
+            self.has_returned = True
         elif kind == FINISHED:
             self._last_code, self._over_at = 0, time.monotonic()
             self.has_finished = True
@@ -434,6 +438,7 @@ class Child:
             return
         self._on_message_left()
         self._release(code)
+        self.has_finished = self.has_finished or self.has_returned
         if code is None or (code == -signal.SIGKILL and self._last_code is not None):  # cut short after its last word
             code = self._last_code
         details = self._details or self._guess(code)
@@ -536,7 +541,8 @@ async def _main(end: socket.socket, body: Body, args: tuple[Any, ...], run: int)
         raise SystemExit(code) from None
     else:
         if origin is forks.current:
-            await _end_loop(loop)
+            channel.send(RETURNED)
+            await _end_loop(loop)  # what is left may hand in rows still, and end the process by SystemExit
             channel.send(FINISHED)
     finally:
         _flush(channel)

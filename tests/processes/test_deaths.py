@@ -173,6 +173,19 @@ async def test_one_that_has_returned_is_done_before_its_interpreter_ends(
     assert [r.message for r in caplog.records if "done but has not ended" in r.message]
 
 
+@pytest.mark.parametrize("way", ["hands in", "exits", "dies", "hangs"])
+async def test_one_that_has_returned_is_not_restarted_for_a_task_that_it_left(way: str) -> None:
+    """Its rows would be handed in again. Rows of such a task count."""
+    async with areplay.Replay(SPEC, 10_000) as replay:
+        async with replay.actors(
+            workers.return_and_leave_a_task, 1, args=(way,), quiet_s=0.2, restart_after_s=0.5, grace_s=0.2
+        ) as actors:
+            await actors.wait()
+            (record,) = actors.statistics()
+            assert (record.has_finished, record.has_failed, record.restarts) == (True, False, 0)
+        assert len(replay) == (20 if way == "hands in" else 10)
+
+
 async def test_closing_lets_exit_hooks_run(tmp_path: Path) -> None:
     """They may have files to write: there is `grace_s` for them."""
     async with (

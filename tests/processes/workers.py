@@ -495,6 +495,28 @@ async def return_and_end_late(actor: areplay.Actor, folder: str, seconds: float)
     await hand_in(actor, 10)
 
 
+async def return_and_leave_a_task(actor: areplay.Actor, way: str) -> None:
+    """Ten rows, and a task that ends in that way when it is cancelled: by itself, not at all, or with the process."""
+
+    async def stay() -> None:
+        try:
+            await asyncio.sleep(1_000.0)
+        finally:
+            if way == "exits":
+                sys.exit(0)
+            elif way == "dies":
+                os._exit(9)
+            elif way == "hangs":
+                await asyncio.sleep(1_000.0)
+            else:
+                await hand_in(actor, 10)
+
+    task = asyncio.create_task(stay())
+    await hand_in(actor, 10)
+    await asyncio.sleep(0)
+    assert not task.done()
+
+
 def _write_late(folder: str, seconds: float) -> None:
     (Path(folder) / "ending").touch()
     time.sleep(seconds)
