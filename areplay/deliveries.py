@@ -221,8 +221,9 @@ class Epochs:
     All items that can be made of the rows that are there when the stream of batches is opened. Rows that come later do
     not belong to it; they wait where they would overwrite one that does, until the last batch was handed out. Batches
     have `batch_size` items, also where one epoch ends and the next begins; only the last one of all may have fewer.
-    After it the loop over the stream ends, and `get` raises `EpochsOver`. With less than a batch there, `Stalled` is
-    raised when the stream is opened, or by `sample`; both can be tried again with the same selector when rows came.
+    After it the loop over the stream ends, and `get` raises `EpochsOver`. With no item there, or with `drop_last` less
+    than a batch, `Stalled` is raised when the stream is opened, or by `sample`; both can be tried again with the same
+    selector when rows came.
 
     Args:
         epochs: how many; None for ever.

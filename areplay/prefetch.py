@@ -38,7 +38,7 @@ from areplay.process import DESCRIPTORS_A_CHILD, DESCRIPTORS_TO_START
 from areplay.rate import MinSize, SamplesPerInsert
 from areplay.ring import Ring, RingGuard
 from areplay.sampler import batches_at_once, recover, run_sampler, sampler_statistics, why_unfilled
-from areplay.select import OURS, Selector
+from areplay.select import OURS, Selector, items_of
 from areplay.slots import FILLING, LENT, READY, Slots
 from areplay.statistics import BatchesStatistics, Wait
 from areplay.supply import Kept, Supply
@@ -587,7 +587,7 @@ class Batches(AsyncIterator[Batch]):
         alive = f"{supply.actors_alive} actors alive, {supply.last_row}"
         if held := supply.why_held():
             alive += f"; {held}"
-        rows = self._ring.rows_now[0]
+        rows, items = self._ring.rows_now[0], items_of(self._selector, self._item)
         if not self._slots.is_open:
             return f"learner waits: {rows:,} of {self._min_size:,} rows needed by min_size_to_sample; {alive}"
         if self._limiter is not None and not self._limiter.can_sample:
@@ -609,7 +609,7 @@ class Batches(AsyncIterator[Batch]):
                     f"learner waits: {text_of(self._selector)} has drawn no row, of {rows:,}, that makes "
                     f"{text_of(self._item)} yet; {alive}"
                 )
-            return f"learner waits: no {text_of(self._item)} can be made of the {rows:,} rows yet; {alive}"
+            return f"learner waits: no {items} can be made of the {rows:,} rows yet; {alive}"
         # The loop gives its batch back before it waits, so other slots that are lent now were taken with `get`.
         is_in_loop = self._current is not None and not self._current.is_released
         remedy = RELEASE if self._slots.count(LENT) > is_in_loop else ""

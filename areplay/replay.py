@@ -44,7 +44,7 @@ from areplay.rate import MinSize
 from areplay.reader import BatchArrays, Reader
 from areplay.ring import MIN_BLOCKS, Indices, Ring, RingGuard
 from areplay.saving import Checkpointed, Saver
-from areplay.select import OURS, Selector
+from areplay.select import OURS, Selector, items_of
 from areplay.snapshot import Snapshot
 from areplay.spec import Spec
 from areplay.standstill import Standstill
@@ -437,7 +437,7 @@ class Replay(Checkpointed, Held):
 
         Raises:
             Stalled: no item can be made of the rows, or there are none; of `Fifo`: too few; of `Epochs`, at the first
-                call: less than a batch. When rows were added, the same call gives them.
+                call: none, or with `drop_last` less than a batch. When rows were added, the same call gives them.
             EpochsOver: of `Epochs`: all of them were given.
             ValueError, TypeError: an option is not what it should be, or what a selector of your own has drawn.
         """
@@ -456,7 +456,7 @@ class Replay(Checkpointed, Held):
         if not is_filled:
             what = "a replay without rows"
             if len(self):
-                what = f"{len(self):,} rows of which no {text_of(item)} can be made"
+                what = f"{len(self):,} rows of which no {items_of(chosen, item)} can be made"
             if len(self) and type(chosen) not in OURS:
                 what = f"{len(self):,} rows, of which {text_of(chosen)} drew no row that makes {text_of(item)}"
             if len(self) and (obstacle := getattr(chosen, "obstacle", "")):

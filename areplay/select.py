@@ -38,6 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from areplay import forks
+from areplay.hooks import text_of
 from areplay.options import fraction
 from areplay.priorities import Masses, Priorities
 from areplay.ring import Indices, Ring
@@ -367,6 +368,12 @@ class PrioritizedRest:
 
 OURS: tuple[type[Selector], ...] = (Uniform, Prioritized)
 """Selectors of areplay's own, as they are: whose draws are known to be quick, and of rows that are there."""
+
+
+def items_of(selector: object, item: object) -> str:
+    """Which items one of our selectors draws, for a message that there are none."""
+    needs_priority = type(selector) is Prioritized and not selector.uniform_sample_probability
+    return f"{text_of(item)} of a priority above 0" if needs_priority else text_of(item)
 
 
 def _integers(rng: np.random.Generator, low: int, high: int, count: int) -> Indices:

@@ -98,6 +98,23 @@ async def test_a_row_that_makes_no_item_keeps_none_that_does_from_being_drawn(sm
             check(batches)
 
 
+async def test_where_only_rows_that_make_no_item_have_a_priority_that_is_said() -> None:
+    """Not that no item can be made: with other priorities there are some."""
+    async with areplay.Replay(SPEC, 4096, seed=5) as replay:
+        rows = await steps_without_end(replay, 20)
+        selector = areplay.Prioritized(1.0)
+        replay.sample(8, selector=selector)
+        replay.update_priorities(rows, np.append(np.zeros(19), 1.0))
+        with pytest.raises(areplay.Stalled, match="of a priority above 0 can be made"):
+            replay.sample(8, selector=selector)
+        assert len(replay.sample(8, selector=areplay.Prioritized(1.0, uniform_sample_probability=0.1)).indices) == 8
+        async with replay.batches(batch_size=8, selector=selector) as batches:
+            with pytest.raises(areplay.WaitTimeout, match="of a priority above 0 can be made"):
+                await batches.get(timeout_s=1.0)
+            replay.update_priorities(rows, np.ones(20))
+            assert len((await anext(batches)).indices) == 8
+
+
 async def test_of_rows_that_make_no_item_it_is_said_that_none_can_be_made() -> None:
     """Only then: also one step among rows of priority 0, and of sequences that begin at other rows, is found."""
     async with areplay.Replay(SPEC, 4096, seed=5) as replay:
