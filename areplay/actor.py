@@ -103,7 +103,7 @@ class Actor:
     def autoreset_mode(self, mode: object) -> None:
         self._steps().autoreset_mode = mode
 
-    def add(self, *, priority: Any = None, **row: Any) -> Coroutine[Any, Any, None]:
+    def add(self, /, *, priority: Any = None, **row: Any) -> Coroutine[Any, Any, None]:
         """Hand in one row, waiting while the inbox is full. When this returns, the row is safe: it will be stored
         even if this process is killed at the next instruction.
 
@@ -227,7 +227,7 @@ class Actor:
         target = self._inbox.rows_put
         await self._wait_taken(lambda: self._inbox.rows_put - self._inbox.used >= target, WaitTimeout)
 
-    def report(self, **values: Scalar) -> None:
+    def report(self, /, **values: Scalar) -> None:
         """Send scalars to the learner's side, where `actors.reports()` returns them. Never waits.
 
         A report is dropped if the learner's side is more than some hundred of them behind.

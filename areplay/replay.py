@@ -361,7 +361,7 @@ class Replay(Checkpointed, Held):
         stream.tell_failure(self._failure_to_raise())
         return stream
 
-    def add(self, *, priority: Any = None, **row: Any) -> Coroutine[Any, Any, int | Indices]:
+    def add(self, /, *, priority: Any = None, **row: Any) -> Coroutine[Any, Any, int | Indices]:
         """Write one row from this process; its index. It can be sampled when this returns.
 
         With a spec of steps: one step of one environment, or of a vector of them, as `Actor.add` takes it; the index of

@@ -28,7 +28,7 @@ class Transform:
         ValueError, TypeError: no function, or no such fields.
     """
 
-    def __init__(self, function: Function, **fields: tuple[tuple[int, ...], Any]) -> None:
+    def __init__(self, /, function: Function, **fields: tuple[tuple[int, ...], Any]) -> None:
         if not callable(function):
             raise TypeError(f"Transform needs a function(batch, out, rng), got {function!r}")
         if not fields:

@@ -147,6 +147,16 @@ async def test_adding_to_a_full_inbox_waits_for_room(scene: Scene) -> None:
     assert scene.take() + scene.take() == [1, 2, 3, 4]
 
 
+async def test_a_field_may_have_the_name_of_a_methods_first_argument() -> None:
+    """A row's values are named as its spec says."""
+    spec = Spec(self=((), "int64"))
+    inboxes = Inboxes(spec, 1, 4)
+    actor = Actor(Channel(), spec, inboxes.inbox(0), 0, np.random.SeedSequence(5), None, None)  # type: ignore[arg-type]
+    await actor.add(self=7)
+    assert inboxes.inbox(0).peek()[0]["self"][0] == 7
+    inboxes.close()
+
+
 async def test_several_tasks_of_one_actor_may_add_at_once(scene: Scene) -> None:
     """Each row is handed in once, though all of them wait for the same room."""
     await scene.fill()
@@ -373,6 +383,12 @@ def test_reports_are_sent_as_plain_scalars(scene: Scene) -> None:
     assert kind == REPORT and when > 1e9
     assert values == {"a": 1, "b": 2.5, "c": True, "d": "x", "e": 0.5, "f": 7, "g": False, "h": math.inf}
     assert [type(value) for value in values.values()] == [int, float, bool, str, float, int, bool, float]
+
+
+def test_a_scalar_may_have_any_name(scene: Scene) -> None:
+    """Also that of a method's first argument."""
+    scene.actor.report(self=1)
+    assert scene.channel.sent[0][1][1] == {"self": 1}
 
 
 def test_a_tensor_of_one_number_is_reported_as_that(scene: Scene) -> None:

@@ -328,6 +328,13 @@ async def test_values_are_stored_bit_for_bit() -> None:
         assert (batch["x"].view(np.uint32) == bits).all()
 
 
+async def test_a_field_may_have_the_name_of_a_methods_first_argument() -> None:
+    """A row's values are named as its spec says."""
+    async with areplay.Replay(areplay.Spec(self=((), "int64")), 16) as replay:
+        assert await replay.add(self=7) == 0
+        assert replay.sample(1)["self"].tolist() == [7]
+
+
 async def test_adds_of_several_tasks_are_each_stored_once() -> None:
     """Concurrent adds and extends in one process: every row once, rows of one call in order and in one piece."""
     async with areplay.Replay(SPEC, 4_096) as replay:
