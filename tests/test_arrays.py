@@ -221,7 +221,10 @@ def test_columns_of_ones_own_are_copied_only_where_they_have_to_be() -> None:
         "seen through": through_a_view,
         "wrapped": array,
         "not given": array[1:],
+        "windows": np.lib.stride_tricks.sliding_window_view(array, 2),
+        "read-only buffer": np.frombuffer(memoryview(array).toreadonly()),
     }
+    assert not loose["windows"].flags.writeable and not loose["read-only buffer"].flags.writeable
     given = {"array": array, "view": array, "seen through": through_a_view, "wrapped": memoryview(array)}
     for name, column in own_columns(loose, given).items():
         assert not np.may_share_memory(column, array), name
