@@ -41,7 +41,10 @@ def run(main: Coroutine[Any, Any, T], *, debug: bool | None = None) -> T:
     finally:
         signals.restore()
         if origin is forks.current:
-            runner.close()
+            try:
+                runner.close()
+            finally:
+                signals.restore_termination()
         else:
             abandon(runner.get_loop())
 
@@ -58,6 +61,7 @@ class _Signals:
         self._task: asyncio.Task[Any] | None = None
         self._handler_of_runner: Any = signal.default_int_handler
         self._handlers = forks.Handlers()
+        self._termination: tuple[Any, Any] | None = None  # handlers of SIGTERM: before, and the loop's
         self._is_in_main_thread = threading.current_thread() is threading.main_thread()
         # A handler of the user's stays, as it does under `asyncio.run`.
         self._is_interruptible = (
@@ -69,8 +73,10 @@ class _Signals:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         leave_to_parent(self._loop)
         if self._is_in_main_thread:
+            before = signal.getsignal(signal.SIGTERM)
             with self._handlers.replacing(signal.SIGTERM):
                 self._loop.add_signal_handler(signal.SIGTERM, self._terminate)
+            self._termination = before, signal.getsignal(signal.SIGTERM)
         if self._is_interruptible:
             self._handler_of_runner = signal.getsignal(signal.SIGINT)
             with self._handlers.replacing(signal.SIGINT, before=signal.default_int_handler):
@@ -92,6 +98,14 @@ class _Signals:
         self.terminated = True
         if self._task is not None:
             self._task.cancel()
+
+    def restore_termination(self) -> None:
+        """Leave SIGTERM as it was found, now that the loop is closed: uvloop leaves a handler there that does nothing."""
+        if self._termination is None:
+            return
+        before, ours = self._termination
+        if signal.getsignal(signal.SIGTERM) == ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         """As `asyncio.Runner` does: cancel, and raise the second time, wherever the program is.

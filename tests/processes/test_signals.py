@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -140,6 +141,26 @@ def test_what_handled_ctrl_c_before_does_so_again(handler: Any) -> None:
         assert signal.getsignal(signal.SIGINT) is handler
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN, lambda number, frame: None])
+def test_what_handled_sigterm_before_does_so_again(handler: Any) -> None:
+    """A program can be ended after `run` as before it; a handler that the coroutine itself sets stays."""
+
+    def others(number: int, frame: Any) -> None: ...
+
+    async def sets_another() -> None:
+        signal.signal(signal.SIGTERM, others)
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        for _ in range(2):
+            areplay.run(asyncio.sleep(0))
+            assert signal.getsignal(signal.SIGTERM) == handler
+        areplay.run(sets_another())
+        assert signal.getsignal(signal.SIGTERM) is others
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_ctrl_c_ends_what_is_left_of_a_main_that_was_left() -> None:
