@@ -100,7 +100,7 @@ class _Signals:
             self._task.cancel()
 
     def restore_termination(self) -> None:
-        """Leave SIGTERM as it was found, now that the loop is closed: uvloop leaves a handler there that does nothing."""
+        """Leave SIGTERM as it was found, now that the loop is closed: uvloop leaves a handler that does nothing."""
         if self._termination is None:
             return
         before, ours = self._termination
