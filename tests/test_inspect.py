@@ -31,13 +31,15 @@ def saved(tmp_path: Path) -> Path:
 
 async def save_twice(path: Path) -> None:
     """30 steps, and 60 more."""
+    streams = []  # what nobody keeps is dropped, and not in the checkpoint
     async with areplay.Replay(SPEC, 200, block_rows=16) as replay:
         for k in range(2):
             for _ in range(30 * (k + 1)):
                 step = {"obs": np.zeros((2, 3), np.float32), "action": k, "reward": 0.0}
                 await replay.add(**step, terminated=False, truncated=False)
             replay.sample(4, areplay.Transitions(), areplay.Prioritized(0.7))
-            replay.batches(batch_size=8, limiter=areplay.SamplesPerInsert(2.0, min_size_to_sample=10))
+            limiter = areplay.SamplesPerInsert(2.0, min_size_to_sample=10)
+            streams.append(replay.batches(batch_size=8, limiter=limiter))
             await replay.save(path)
 
 
