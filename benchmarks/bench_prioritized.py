@@ -172,7 +172,7 @@ def _learn_from_cpprb(buffer: Any, errors: Masses, options: Options) -> None:
 
 
 class Dated(areplay.Prioritized):
-    """Says in place of the probabilities how many updates had been made when a batch was drawn: 1 more than that.
+    """Says in place of the probabilities how many updates had been made when a batch was drawn: 1 / (1 + that).
 
     Args:
         clock: `updates[0]`, in shared memory, written by the learner before each update.
@@ -187,7 +187,7 @@ class Dated(areplay.Prioritized):
     ) -> tuple[Indices, Masses | float]:
         """See `BatchSelector.draw_batches`."""
         updates = float(self._clock.columns["updates"][0])  # read first: rather too old than too young
-        return super().draw_batches(ring, batches, count, rng)[0], 1 + updates
+        return super().draw_batches(ring, batches, count, rng)[0], 1 / (1 + updates)
 
 
 async def _ages(options: Options) -> Figure:
@@ -211,7 +211,7 @@ async def _ages_with(prefetch: int, options: Options) -> list[float]:
         ):
             end_at = time.perf_counter() + options.settle_s + options.seconds
             async for batch in batches:
-                ages.append(1 + float(clock.columns["updates"][0] - batch.probabilities.min()))
+                ages.append(1 + float(clock.columns["updates"][0] - 1 / batch.probabilities.max()))
                 time.sleep(LEARNER_S)  # noqa: ASYNC251  training blocks
                 clock.columns["updates"][0] += 1
                 replay.update_priorities(batch.indices, errors)

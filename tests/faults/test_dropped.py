@@ -20,6 +20,7 @@ import uvloop
 import areplay
 from areplay import dropped
 from tests.faults.storm import Resources
+from tests.forked import fork
 from tests.processes import workers
 from tests.processes.oracle import OWNER, SPEC, row, rows, torn
 from tests.processes.watching import children, is_running, threads, until, until_now
@@ -540,7 +541,7 @@ async def test_a_forked_child_that_drops_lets_nothing_go() -> None:
     opened.actors = await opened.replay.actors(workers.hand_in_until_stopped, args=(0.001,)).__aenter__()
     held, holdings = [opened], opened.actors._holdings
     before = children()
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         held.clear()
         del opened
