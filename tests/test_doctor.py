@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 from kit import open_descriptors
-from test_resource_limits import GIB, Machine
+from test_limits import GIB, Machine
 
 import areplay
 from areplay.commands import checkup, doctor, main
