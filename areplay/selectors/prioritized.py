@@ -19,11 +19,7 @@ from areplay.selectors.selector import Selector
 from areplay.selectors.uniform import Uniform
 
 _RARE = 64  # items are where one row in so many makes one
-
-
 _SHARE_LOST = 8  # one part of all masses in so many is a good part
-
-
 _UNIFORM_ROUNDS = 8  # in search of rows that are not left out
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -133,7 +133,9 @@ async def test_more_rows_at_once_than_may_wait_are_handed_in_together() -> None:
         def look(batch: areplay.Batch) -> None:
             seen.update(record.rows for record in actors.statistics())
 
-        await learn_until(batches, lambda: replay.statistics().rows_inserted == 1_200, look=look)
+        with suppress(areplay.Stalled):  # of a learner that asks once more when all rows are in and the actors are done
+            await learn_until(batches, lambda: replay.statistics().rows_inserted == 1_200, look=look)
+        assert replay.statistics().rows_inserted == 1_200
         assert seen <= {0, 200, 400, 600}
         assert sorted(lives(replay).values()) == [600, 600]
 
