@@ -1,4 +1,4 @@
-"""Actors: what a user's coroutine sees in its own process, and the group of them that the learner's process sees.
+"""The actor: what a user's coroutine sees in its own process.
 
 An actor knows its inbox and nothing behind it.
 """
@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from areplay._ingest.episodes import Episodes
 from areplay._ingest.inbox import Inbox, Inboxes, waiting_rows
 from areplay._ingest.reports import Scalar
 from areplay._processes.child import READY, REPORT, Channel
-from areplay._processes.waiter import Sleeper, Turns
+from areplay._processes.waiter import Waiter, YieldTimer
 from areplay.errors import Closed, InboxFull, WaitTimeout, WouldBlock
 from areplay.spec import Array, Columns, Spec
 from areplay.weights import Weights
@@ -55,16 +56,16 @@ class Actor:
         index: int,
         seeds: np.random.SeedSequence,
         weights: Weights | None,
-        timeout_s: float | None,
+        add_timeout_s: float | None,
     ) -> None:
         self.index = index
         self.seed = int(seeds.generate_state(1)[0])
         self.rng = np.random.default_rng(seeds)
         self._channel, self._spec, self._inbox, self._weights = channel, spec, inbox, weights
-        self._timeout_s = timeout_s
+        self._add_timeout_s = add_timeout_s
         self._episodes = Episodes(spec) if spec.is_steps else None
-        self._room = Sleeper(inbox.room_bell)
-        self._turns = Turns(_TURN_S)
+        self._room = Waiter(inbox.room_bell)
+        self._turns = YieldTimer(_TURN_S)
         self._row_bytes = spec.row_bytes
         self._origin = forks.current
 
@@ -129,7 +130,7 @@ class Actor:
             Closed: it was waiting for room, and is asked to stop. Nothing was handed in; let it end the function.
             SpecMismatch: a field is missing, extra, or does not fit; or a vector's step, of L rows or with final
                 observations of 2 L, exceeds `inbox_rows`. Nothing was handed in; the actor can go on.
-            InboxFull: no room came within the `timeout_s` given to `Replay.actors`.
+            InboxFull: no room came within the `add_timeout_s` given to `Replay.actors`.
         """
         if self._episodes is None:
             return self._add_row(row, priority)
@@ -191,7 +192,7 @@ class Actor:
         Raises:
             SpecMismatch: a field is missing, extra, or has the wrong shape or dtype. Nothing was handed in.
             Closed: as of `add`.
-            InboxFull: no room came within the `timeout_s` given to `Replay.actors`.
+            InboxFull: no room came within the `add_timeout_s` given to `Replay.actors`.
         """
         if self._episodes is None:
             return self._extend_rows(columns, priorities)
@@ -212,7 +213,7 @@ class Actor:
         """Wait until every row handed in so far can be sampled. Cancelled: nothing is lost.
 
         Raises:
-            WaitTimeout: that took longer than the `timeout_s` given to `Replay.actors`.
+            WaitTimeout: that took longer than the `add_timeout_s` given to `Replay.actors`.
             Closed: it was waiting, and the actor is asked to stop. The rows are safe all the same.
         """
         forks.check(self._origin, "this actor")
@@ -284,14 +285,15 @@ class Actor:
             await self._wait_taken(lambda: self._inbox.room >= rows, InboxFull)
 
     async def _wait_taken(self, is_ready: Callable[[], bool], error: type[WaitTimeout]) -> None:
-        """Wait until the coordinator has taken enough; it is asked to hurry."""
+        """Wait until the coordinator has taken enough; request a flush."""
         inbox = self._inbox
-        inbox.hurry()
+        inbox.request_flush()
+        late = partial(error, option="add_timeout_s")
         with inbox.waiting():
-            await self._room.wait(lambda: is_ready() or inbox.is_stopping, self._reason, self._timeout_s, error)
+            await self._room.wait(lambda: is_ready() or inbox.is_stopping, self._reason, self._add_timeout_s, late)
             if not is_ready():
                 # The learner may take no more batches, and then a limiter never lets these rows in.
-                await self._room.linger(is_ready, _STOPPING_S)
+                await self._room.wait_briefly(is_ready, _STOPPING_S)
                 if not is_ready():
                     raise Closed(f"the inbox of actor {self.index}, whose actor was asked to stop,")
 
@@ -315,10 +317,10 @@ async def run_actor(
     index: int,
     seeds: np.random.SeedSequence,
     weights: Weights | None,
-    timeout_s: float | None,
+    add_timeout_s: float | None,
 ) -> None:
     """What an actor's process runs."""
-    actor = Actor(channel, inboxes.spec, inboxes.inbox(index), index, seeds, weights, timeout_s)
+    actor = Actor(channel, inboxes.spec, inboxes.inbox(index), index, seeds, weights, add_timeout_s)
     channel.send(READY)
     try:
         await function(actor, *args, **kwargs)

@@ -44,9 +44,9 @@ class Batch(Mapping[str, Array]):
         return self._whole().indices
 
     @property
-    def weights(self) -> NDArray[np.float32]:
+    def importance_weights(self) -> NDArray[np.float32]:
         """(B,) float32: importance-sampling weights, all 1 for uniform sampling."""
-        return self._whole().weights
+        return self._whole().importance_weights
 
     @property
     def probabilities(self) -> NDArray[np.float64]:
@@ -70,7 +70,7 @@ class Batch(Mapping[str, Array]):
         current waits for them, the host does not. The batch's memory is given back when they are done.
 
         Raises:
-            ExtraMissing: torch is not installed.
+            MissingDependency: torch is not installed.
             TypeError: torch lacks the dtype of a field; names it.
             BatchReleased: the batch was given back.
         """
@@ -87,7 +87,7 @@ class Batch(Mapping[str, Array]):
                 the batch is: `jax.block_until_ready` what you made of them before the next step of the loop.
 
         Raises:
-            ExtraMissing: jax is not installed.
+            MissingDependency: jax is not installed.
             TypeError: jax lacks the dtype of a field; names it.
             BatchReleased: the batch was given back.
         """

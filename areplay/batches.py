@@ -1,9 +1,9 @@
 """The prefetch queue: a stream of batches for the learner, kept near capacity by sampler processes.
 
 `async for batch in batches` takes a ready slot without suspending, and gives the previous one back. Where none is ready
-the learner may fill one itself (`areplay._sampling.inline_sampler`). It knows the slots and the samplers' crew; what
-rows there are, and who makes them, it asks a `Supply`. A limiter may hold a ready slot back; each batch that is handed
-out lets writers go on that wait for it.
+the learner may fill one itself (`areplay._sampling.inline_sampler`). It knows the slots and the samplers' supervisor;
+what rows there are, and who makes them, it asks a `ProducerState`. A limiter may hold a ready slot back; each batch
+that is handed out lets writers go on that wait for it.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from areplay._base.validation import optional_seconds
 from areplay._ingest.admission import Admission, steps_in
 from areplay._processes.child import DESCRIPTORS_A_CHILD, DESCRIPTORS_TO_START
 from areplay._processes.dropped import Holdings, InOrder, Once, notice, unless_gone
-from areplay._processes.supervisor import Crew, CrewOptions
-from areplay._processes.waiter import Sleeper, Turns, deliver, ended, in_thread, opened, poll, run_to_completion
-from areplay._sampling.batch_plan import Deliveries, Delivering, Fifo
-from areplay._sampling.inline_sampler import RELEASE, OwnBatches, may_fill
+from areplay._processes.supervisor import Supervisor, SupervisorOptions
+from areplay._processes.waiter import Waiter, YieldTimer, deliver, ended, in_thread, opened, poll, run_to_completion
+from areplay._sampling.batch_plan import BatchPlan, Fifo, PlannedSelector
+from areplay._sampling.inline_sampler import RELEASE, InlineSampler, may_fill
 from areplay._sampling.sampler import batches_at_once, recover, run_sampler, sampler_statistics, why_unfilled
 from areplay._sampling.slots import FILLING, LENT, READY, Slots
-from areplay._sampling.stream_records import Kept, Supply
+from areplay._sampling.stream_records import ProducerState, StreamState
 from areplay._shm.resource_limits import check_descriptors
-from areplay._storage.registry import RingGuard
+from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay.batch import Batch, unpin
-from areplay.errors import ActorFailed, Closed, EpochsOver, SamplerFailed, Stalled
+from areplay.errors import ActorFailed, Closed, EndOfEpochs, SamplerFailed, Stalled
 from areplay.items.item import Item
 from areplay.items.rows import Rows
 from areplay.items.transform import Transform, batch_fields
 from areplay.limiters import MinSize, SamplesPerInsert
-from areplay.selectors.prioritized import OURS, items_of
+from areplay.selectors.prioritized import BUILT_IN, items_of
 from areplay.selectors.selector import Selector
 from areplay.statistics import BatchesStatistics, Wait
 
@@ -73,39 +73,39 @@ class Batches(AsyncIterator[Batch]):
     def __init__(
         self,
         ring: Ring,
-        ring_guard: RingGuard,
+        ring_guard: WriterRegistry,
         item: Item,
-        selector: Selector | Delivering,
+        selector: Selector | PlannedSelector,
         transform: Transform | None,
         batch_size: int,
         samplers: int,
-        learner_fills: bool,
+        inline_sampling: bool,
         prefetch: int,
         limiter: MinSize,
-        deliveries: Callable[[], Deliveries] | None,
+        batch_plan: Callable[[], BatchPlan] | None,
         admission: Admission,
         seeds: Callable[[int, int], np.random.SeedSequence],
         timeout_s: float | None,
-        options: CrewOptions,
-        supply: Callable[[], Supply],
+        options: SupervisorOptions,
+        supply: Callable[[], ProducerState],
         check_open: Callable[[], object],
         number: int,
     ) -> None:
         self._check_open, self._number = check_open, number
         name = repr(selector) if isinstance(selector, Fifo) else type(selector).__name__
         self.what = f"{batch_size} {identity(item, item.window)} by {name}"
-        self._resumed: Kept | None = None
+        self._resumed: StreamState | None = None
         self._delivered_before = 0  # by streams before a checkpoint
         self._ring, self._item, self._selector, self._transform = ring, item, selector, transform
-        self._seeds, self._supply, self._ring_guard = seeds, supply, ring_guard
+        self._seeds, self._producer_state, self._ring_guard = seeds, supply, ring_guard
         self._let_blocks_go = Once(lambda: None)  # there are none yet
         self._on_delivered = getattr(selector, "on_delivered", None)
         self._batch_size, self._samplers, self._prefetch = batch_size, samplers, prefetch
-        self._learner_fills = learner_fills
+        self._inline_sampling = inline_sampling
         self._min_size, self._timeout_s, self._options = limiter.min_size_to_sample, timeout_s, options
         self._limiter = limiter if isinstance(limiter, SamplesPerInsert) else None
-        self._new_deliveries, self._admission = deliveries, admission
-        self._deliveries: Deliveries | None = None
+        self._new_batch_plan, self._admission = batch_plan, admission
+        self._batch_plan: BatchPlan | None = None
         self._has_begun = False  # whether they have taken in what was there
         self._is_limited = False  # by our limiter, which is ours from then on
         self._holdings = Holdings(f"a stream of batches of {self.what}")
@@ -113,11 +113,11 @@ class Batches(AsyncIterator[Batch]):
         # Seconds of waits that are over, and since when the others last: in one, since others may look at any time.
         self._waited: tuple[float, tuple[float, ...]] = 0.0, ()
         self._slots: Slots | None = None
-        self._own: OwnBatches | None = None
-        self._crew: Crew | None = None
-        self._ready: Sleeper | None = None
+        self._own: InlineSampler | None = None
+        self._supervisor: Supervisor | None = None
+        self._ready: Waiter | None = None
         self._current: Batch | None = None
-        self._turns = Turns(_TURN_S)
+        self._turns = YieldTimer(_TURN_S)
         self._gate_guard = forks.register_lock(threading.Lock())
         self._delivered = self._waits = 0
         self._peak_wait_s = 0.0
@@ -152,8 +152,8 @@ class Batches(AsyncIterator[Batch]):
         fields = guarded("the item", batch_fields)(self._item, self._ring.spec, self._transform)
         # Slots beside the queue's: one for the batch that the learner holds, one for each sampler to fill meanwhile.
         count = self._prefetch + 1 + self._samplers
-        in_turn = self._new_deliveries is not None
-        has_own = self._learner_fills and may_fill(
+        in_turn = self._new_batch_plan is not None
+        has_own = self._inline_sampling and may_fill(
             self._item, self._selector, self._transform, fields, self._batch_size
         )
         self._slots = slots = Slots(fields, self._batch_size, count, self._samplers, in_turn=in_turn, has_own=has_own)
@@ -161,12 +161,12 @@ class Batches(AsyncIterator[Batch]):
         self._give_back = [partial(slots.give_back, slot) for slot in range(count + has_own)]
         if has_own:
             seeds, at_once = self._seeds(self._samplers, 0), batches_at_once(self._selector, slots)
-            self._own = OwnBatches(self._ring, slots, self._item, self._selector, seeds, at_once)
+            self._own = InlineSampler(self._ring, slots, self._item, self._selector, seeds, at_once)
             holdings.push(self._own.close)
-        self._ready = Sleeper(slots.learner_bell)
+        self._ready = Waiter(slots.learner_bell)
         holdings.push(partial(unpin, slots.batch(0)), self._admission.changed)
         holdings.watched(self._ready)
-        self._crew = Crew(
+        self._supervisor = Supervisor(
             "sampler",
             self._samplers,
             run_sampler,
@@ -177,14 +177,14 @@ class Batches(AsyncIterator[Batch]):
             after_exit=partial(recover, slots),
             on_change=notice(self.look_again),
         )
-        self._crew.note(holdings)
+        self._supervisor.note(holdings)
         await self._begin_pacing()
         self.on_rows()
-        await self._crew.start()
+        await self._supervisor.start()
 
     def _arguments(self, index: int, run: int) -> tuple[Any, ...]:
         assert self._slots is not None
-        what = self._item, self._selector, self._transform, self._deliveries
+        what = self._item, self._selector, self._transform, self._batch_plan
         return (self._ring, self._slots, index, *what, self._seeds(index, run))
 
     async def _begin_pacing(self) -> None:
@@ -200,16 +200,16 @@ class Batches(AsyncIterator[Batch]):
                 self._begin_limiting(self._limiter)
             finally:
                 self._admission.withdraw(buffer_steps)
-        if self._new_deliveries is not None:
-            self._deliveries = self._new_deliveries()
-            self._holdings.push(self._deliveries.close)
-            self._deliveries.keep()
+        if self._new_batch_plan is not None:
+            self._batch_plan = self._new_batch_plan()
+            self._holdings.push(self._batch_plan.close)
+            self._batch_plan.keep()
             self._admission.changed()
-            await in_thread("areplay-deliveries", partial(self._begin_deliveries, self._deliveries))
+            await in_thread("areplay-batch-plan", partial(self._begin_batch_plan, self._batch_plan))
             self._has_begun = True
-            self._admission.ring()
-            if self._deliveries.size(0) == 0:
-                items = self._deliveries.log.appended
+            self._admission.notify()
+            if self._batch_plan.size(0) == 0:
+                items = self._batch_plan.log.appended
                 raise Stalled(
                     f"{text_of(self._selector)} of {items:,} items, which are none or less than a batch; "
                     f"add rows before"
@@ -217,7 +217,7 @@ class Batches(AsyncIterator[Batch]):
 
     def _begin_limiting(self, limiter: SamplesPerInsert) -> None:
         steps = steps_in(self._ring, self._min_size)
-        limiter.open(self._batch_size, steps, notice(self._on_limiter_changed), self._admission.guard)
+        limiter.open(self._batch_size, steps, notice(self._on_limiter_changed), self._admission.lock)
         self._is_limited = True
         self._holdings.push(partial(self._admission.end, limiter))
         kept = self._resumed.limiter if self._resumed is not None else None
@@ -225,11 +225,11 @@ class Batches(AsyncIterator[Batch]):
             self._min_size = 1  # its first batch was handed out before the checkpoint
         self._admission.add(limiter)
 
-    def _begin_deliveries(self, deliveries: Deliveries) -> None:
+    def _begin_batch_plan(self, batch_plan: BatchPlan) -> None:
         resumed = self._resumed
-        deliveries.begin(None if resumed is None else resumed.is_over)
+        batch_plan.begin(None if resumed is None else resumed.is_over)
 
-    def resume(self, kept: Kept) -> None:
+    def resume(self, kept: StreamState) -> None:
         """Go on where another one of the same was. Call it before it is opened.
 
         Raises:
@@ -239,22 +239,22 @@ class Batches(AsyncIterator[Batch]):
             guarded(_SCHEDULE, self._on_delivered)(kept.batches_delivered)
         self._resumed, self._delivered_before = kept, kept.batches_delivered
 
-    def kept(self) -> Kept:
+    def kept(self) -> StreamState:
         """What a checkpoint keeps of this stream, as it is now."""
         # What it resumes stays as it is until it has begun.
         limiter, is_over = (None, None) if self._resumed is None else (self._resumed.limiter, self._resumed.is_over)
         if self._limiter is not None and self._slots is not None:
             limiter = self._limiter.kept()
-        if self._deliveries is not None and self._deliveries.takes_in and self._has_begun:
-            is_over = partial(self._deliveries.log.is_over, self._deliveries.log.released)
-        return Kept(self.what, self._delivered_before + self._delivered, limiter, is_over)
+        if self._batch_plan is not None and self._batch_plan.takes_in and self._has_begun:
+            is_over = partial(self._batch_plan.log.is_over, self._batch_plan.log.released)
+        return StreamState(self.what, self._delivered_before + self._delivered, limiter, is_over)
 
     def _end_pacing(self) -> None:
         if self._limiter is not None and self._is_limited:
             self._is_limited = False
             self._admission.end(self._limiter)
-        if self._deliveries is not None:
-            self._deliveries.close()
+        if self._batch_plan is not None:
+            self._batch_plan.close()
         self._admission.changed()
 
     def _on_limiter_changed(self) -> None:
@@ -284,7 +284,7 @@ class Batches(AsyncIterator[Batch]):
     async def __anext__(self) -> Batch:
         """The next batch, a view valid until the next call; waits if none is ready, at most `timeout_s`.
 
-        Rather than wait it fills one itself, if it may; see `learner_fills` of `Replay.batches`.
+        Rather than wait it fills one itself, if it may; see `inline_sampling` of `Replay.batches`.
         The previous batch is given back first. Cancelled: no batch has been taken.
 
         Raises:
@@ -308,7 +308,7 @@ class Batches(AsyncIterator[Batch]):
         try:
             slot = self._lend()
             self._current = self._batch(await self._fill_or_wait(self._timeout_s) if slot is None else slot)
-        except EpochsOver:
+        except EndOfEpochs:
             raise StopAsyncIteration from None
         except HookRaised as raised:
             deliver(raised)
@@ -317,7 +317,7 @@ class Batches(AsyncIterator[Batch]):
     async def get(self, timeout_s: float | None = None) -> Batch:
         """A batch that stays valid until its `release()`. While it is held, the queue has one slot less.
 
-        Cancelled: no batch has been taken. Raises as `__anext__` does, but `EpochsOver` where that one ends the loop.
+        Cancelled: no batch has been taken. Raises as `__anext__` does, but `EndOfEpochs` where that one ends the loop.
         """
         self._check_process()
         timeout_s = optional_seconds("timeout_s", timeout_s)
@@ -332,7 +332,7 @@ class Batches(AsyncIterator[Batch]):
     def statistics(self) -> BatchesStatistics:
         """The state of the queue at this moment. From any thread."""
         self._check_process()
-        slots, own, crew = self._slots, self._own, self._crew
+        slots, own, supervisor = self._slots, self._own, self._supervisor
         states = slots.states() if slots is not None else []
         ready = 0 if self.is_closed else states.count(READY)
         waited_s, waiting_since = self._waited
@@ -346,19 +346,19 @@ class Batches(AsyncIterator[Batch]):
             batches_delivered=self._delivered,
             filled_by_learner=own.filled if own is not None else 0,
             rows_redrawn=sum(who.rows_redrawn for who in (slots, own) if who is not None),
-            samplers_alive=sum(member.is_alive for member in crew.members) if crew is not None else 0,
-            restarts=sum(member.restarts for member in crew.members) if crew is not None else 0,
+            samplers_alive=sum(member.is_alive for member in supervisor.workers) if supervisor is not None else 0,
+            restarts=sum(member.restarts for member in supervisor.workers) if supervisor is not None else 0,
             learner_waits=self._waits,
             learner_waited_s=waited_s + sum(present),
             peak_learner_wait_s=max(self._peak_wait_s, *present, 0.0),
             limiter=self._limiter.statistics() if self._limiter is not None and self._is_limited else None,
-            items_left=self._deliveries.items_left(self._delivered) if self._deliveries is not None else None,
+            items_left=self._batch_plan.items_left(self._delivered) if self._batch_plan is not None else None,
             number=self._number,
             what=f"{text_of(self._item)} by {text_of(self._selector)}",
             slots=len(states),
             filling=states.count(FILLING),
             slots_bytes=slots.size_bytes if slots is not None else 0,
-            samplers=sampler_statistics(crew, slots) if crew is not None and slots is not None else (),
+            samplers=sampler_statistics(supervisor, slots) if supervisor is not None and slots is not None else (),
         )
 
     def waits(self) -> list[Wait]:
@@ -382,8 +382,8 @@ class Batches(AsyncIterator[Batch]):
             return False
         if self._closing is not None or self.is_beginning or not self._needs_rows():
             return True
-        if self._deliveries is not None:  # a gate that is shut opens for a learner that finds the ring full
-            return self._deliveries.has_batch(self._delivered)
+        if self._batch_plan is not None:  # a gate that is shut opens for a learner that finds the ring full
+            return self._batch_plan.has_batch(self._delivered)
         return self._may_sample and self._slots.count(READY) > 0  # left from when there were items
 
     @property
@@ -397,12 +397,12 @@ class Batches(AsyncIterator[Batch]):
         user's selector."""
         if self._slots is None or self.is_closed or not self._is_limited:
             return False
-        return type(self._selector) not in OURS or bool(getattr(self._selector, "obstacle", ""))
+        return type(self._selector) not in BUILT_IN or bool(getattr(self._selector, "obstacle", ""))
 
     @property
     def delivers(self) -> bool:
         """Whether it is settled beforehand which items are in which batch."""
-        return self._new_deliveries is not None
+        return self._new_batch_plan is not None
 
     def on_rows(self) -> None:
         """Open the gate once there are rows enough. Called after rows were written, from any thread."""
@@ -410,15 +410,15 @@ class Batches(AsyncIterator[Batch]):
         if slots is None:
             return
         if slots.is_open:
-            if self._limiter is not None or self._deliveries is not None:
+            if self._limiter is not None or self._batch_plan is not None:
                 with self._gate_guard:
                     if not self.is_closed:
-                        slots.learner_bell.ring()
+                        slots.learner_bell.notify()
                         slots.wake_samplers()
             return
         # Once blocks are recycled there will not be more rows: open blocks may keep a full ring below its capacity. Nor
         # when nobody can recycle any.
-        is_full = ring.next_serial[0] > ring.blocks or (self.delivers and self._supply().is_stuck)
+        is_full = ring.next_serial[0] > ring.blocks or (self.delivers and self._producer_state().is_stuck)
         if ring.rows_now[0] >= self._min_size or is_full:
             self._open_gate()
 
@@ -440,8 +440,8 @@ class Batches(AsyncIterator[Batch]):
     def _batch(self, slot: int) -> Batch:
         assert self._slots is not None
         arrays = self._slots.batch(slot)
-        if self._deliveries is not None:
-            arrays = arrays.first(self._deliveries.size(self._delivered - 1))
+        if self._batch_plan is not None:
+            arrays = arrays.first(self._batch_plan.size(self._delivered - 1))
         if type(self._item) is Rows and self._transform is None:
             verify(self._ring, arrays.stored, arrays.indices)
         return Batch(arrays, self._give_back[slot])
@@ -454,8 +454,8 @@ class Batches(AsyncIterator[Batch]):
             raise copy.copy(self._actor_failure)  # a copy, since raising it ties it to the frames it passes
         if not self._may_sample:
             return None
-        if self._deliveries is not None and self._deliveries.size(self._delivered) == 0:
-            raise EpochsOver(text_of(self._selector))
+        if self._batch_plan is not None and self._batch_plan.size(self._delivered) == 0:
+            raise EndOfEpochs(text_of(self._selector))
         slot = self._slots.lend()
         if slot is None:
             return None
@@ -470,8 +470,8 @@ class Batches(AsyncIterator[Batch]):
         """Take the learner's own slot, filled now, if it may."""
         if self._own is None or self._closing is not None or not self._may_sample:
             return None
-        assert self._crew is not None
-        if not self._crew.alive:  # for good: rather an error than half the speed for days
+        assert self._supervisor is not None
+        if not self._supervisor.alive:  # for good: rather an error than half the speed for days
             return None
         slot = self._own.fill()
         if slot is None:
@@ -490,10 +490,10 @@ class Batches(AsyncIterator[Batch]):
         self._delivered += 1
         if self._limiter is not None:
             self._limiter.sample()
-        if self._deliveries is not None:
-            self._deliveries.on_delivered(self._delivered)
-        if self._limiter is not None or self._deliveries is not None:
-            self._admission.ring()
+        if self._batch_plan is not None:
+            self._batch_plan.on_delivered(self._delivered)
+        if self._limiter is not None or self._batch_plan is not None:
+            self._admission.notify()
         return slot
 
     async def _fill_or_wait(self, timeout_s: float | None) -> int:
@@ -518,7 +518,7 @@ class Batches(AsyncIterator[Batch]):
             if slot is None:
                 slot = self._fill()
             if slot is None:
-                self._raise_if_hopeless()
+                self._raise_if_starved()
             return slot is not None
 
         self._waits += 1
@@ -544,21 +544,21 @@ class Batches(AsyncIterator[Batch]):
 
     def _raise_if_failed(self) -> None:
         """Rather an error than a learner that goes on for days with the rows it has."""
-        failure = self._supply().failure
+        failure = self._producer_state().failure
         if failure is not None and self._actor_failure is None:  # which `_lend` raises, as the user asked
             raise Stalled(f"no more rows can come: {failure}") from failure
 
-    def _raise_if_hopeless(self) -> None:
-        assert self._crew is not None and self._slots is not None
-        if self._crew.alive == 0:
-            failures = self._crew.failures
+    def _raise_if_starved(self) -> None:
+        assert self._supervisor is not None and self._slots is not None
+        if self._supervisor.alive == 0:
+            failures = self._supervisor.failures
             raise failures[0] if failures else Closed("each sampler of this stream of batches")
-        if self._deliveries is not None:  # each sampler has batches that no other one fills
-            failure = self._crew.members[self._slots.next_sampler].failure
+        if self._batch_plan is not None:  # each sampler has batches that no other one fills
+            failure = self._supervisor.workers[self._slots.next_sampler].failure
             if failure is not None:
                 raise copy.copy(failure)
         if self._needs_rows():
-            supply = self._supply()
+            supply = self._producer_state()
             if not self._slots.is_open and supply.is_stuck:  # the ring is full: more rows than these will not be there
                 self._open_gate()
                 return
@@ -574,18 +574,18 @@ class Batches(AsyncIterator[Batch]):
     def _is_searched_in_vain(self) -> bool:
         """Whether no sampler has found an item in the rows that there are."""
         assert self._slots is not None
-        return self._slots.all_in_vain(self._ring.rows_inserted[0])
+        return self._slots.found_no_items_since(self._ring.rows_inserted[0])
 
     def _needs_rows(self) -> bool:
         """Whether there will be no batch before there are more rows."""
         assert self._slots is not None
         if not self._slots.is_open or self._is_searched_in_vain or not self._may_sample:
             return True
-        return self._deliveries is not None and not self._deliveries.has_batch(self._delivered)
+        return self._batch_plan is not None and not self._batch_plan.has_batch(self._delivered)
 
     def _reason(self) -> str:
-        assert self._slots is not None and self._crew is not None
-        supply = self._supply()
+        assert self._slots is not None and self._supervisor is not None
+        supply = self._producer_state()
         alive = f"{supply.actors_alive} actors alive, {supply.last_row}"
         if held := supply.why_held():
             alive += f"; {held}"
@@ -598,15 +598,15 @@ class Batches(AsyncIterator[Batch]):
                 f"learner waits: {self._limiter.inserts_missing:,} steps are missing until the next batch, by "
                 f"{self._limiter!r}: {seen.inserts:,} steps inserted, {seen.samples:,} items handed out; {alive}"
             )
-        if self._deliveries is not None and not self._deliveries.has_batch(self._delivered):
-            left = self._deliveries.items_left(self._delivered)
+        if self._batch_plan is not None and not self._batch_plan.has_batch(self._delivered):
+            left = self._batch_plan.items_left(self._delivered)
             return (
                 f"learner waits: {left} of {self._batch_size} items for a batch of {text_of(self._selector)}; {alive}"
             )
-        if self._slots.is_fruitless:
+        if self._slots.found_no_items:
             if rows and (obstacle := getattr(self._selector, "obstacle", "")):
                 return f"learner waits: {text_of(self._selector)}: {obstacle}; {alive}"
-            if rows and type(self._selector) not in OURS:
+            if rows and type(self._selector) not in BUILT_IN:
                 return (
                     f"learner waits: {text_of(self._selector)} has drawn no row, of {rows:,}, that makes "
                     f"{text_of(self._item)} yet; {alive}"
@@ -615,24 +615,24 @@ class Batches(AsyncIterator[Batch]):
         # The loop gives its batch back before it waits, so other slots that are lent now were taken with `get`.
         is_in_loop = self._current is not None and not self._current.is_released
         remedy = RELEASE if self._slots.count(LENT) > is_in_loop else ""
-        if self._deliveries is not None:
+        if self._batch_plan is not None:
             unfilled = f"batch {self._delivered + 1} of {text_of(self._selector)}"
-            return f"learner waits: {why_unfilled(self._crew, self._slots, unfilled)}{remedy}"
-        return f"learner waits for a batch: {why_unfilled(self._crew, self._slots)}{remedy}"
+            return f"learner waits: {why_unfilled(self._supervisor, self._slots, unfilled)}{remedy}"
+        return f"learner waits for a batch: {why_unfilled(self._supervisor, self._slots)}{remedy}"
 
     async def _close(self) -> None:
         await ended(self._opening)
-        if self._slots is None or self._crew is None or self._ready is None:  # never entered, or not in full
+        if self._slots is None or self._supervisor is None or self._ready is None:  # never entered, or not in full
             self.is_closed = True
             self._free()
             self._holdings.release()
             return
         async with InOrder() as stack:
             stack.callback(self._close_queue, self._slots, self._ready)
-            stack.push_async_callback(self._crew.stop)
+            stack.push_async_callback(self._supervisor.stop)
         self._holdings.release()
 
-    def _close_queue(self, slots: Slots, ready: Sleeper) -> None:
+    def _close_queue(self, slots: Slots, ready: Waiter) -> None:
         with self._gate_guard:
             self.is_closed = True
         self._end_pacing()

@@ -23,7 +23,7 @@ class SpecMismatch(AreplayError):
         return f"field {self.field!r}: expected {self.expected}, got {self.got}; {self.remedy}"
 
 
-class ExtraMissing(AreplayError):
+class MissingDependency(AreplayError):
     """Something needs a library that is not installed."""
 
     def __init__(self, feature: str, extra: str) -> None:
@@ -115,7 +115,7 @@ class WrongProcess(AreplayError):
         )
 
 
-class EpochsOver(AreplayError):
+class EndOfEpochs(AreplayError):
     """All epochs were delivered. A loop over the stream of batches just ends."""
 
     def __init__(self, epochs: str) -> None:
@@ -136,12 +136,14 @@ class BatchReleased(AreplayError):
 class WaitTimeout(AreplayError):
     """A wait outlasted the timeout that the caller gave. Nothing was taken and nothing was handed over."""
 
-    def __init__(self, reason: str, timeout_s: float) -> None:
-        super().__init__(reason, timeout_s)
-        self.reason, self.timeout_s = reason, timeout_s
+    def __init__(self, reason: str, timeout_s: float, option: str = "timeout_s") -> None:
+        super().__init__(reason, timeout_s, option)
+        self.reason = reason
+        self.timeout_s = timeout_s
+        self.option = option
 
     def __str__(self) -> str:
-        return f"{self.reason}; gave up after {self.timeout_s:g} s, raise timeout_s to wait longer"
+        return f"{self.reason}; gave up after {self.timeout_s:g} s, raise {self.option} to wait longer"
 
 
 class InboxFull(WaitTimeout):
@@ -198,7 +200,7 @@ class WouldBlock(AreplayError):
         return f"{self.reason}; try again, or use the method that waits"
 
 
-class NotWatchable(AreplayError):
+class StatusUnavailable(AreplayError):
     """A running replay cannot be looked at from outside. It does not notice."""
 
     def __init__(self, what: str, reason: str, remedy: str) -> None:

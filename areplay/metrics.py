@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from areplay.errors import Closed, ExtraMissing, WrongProcess
+from areplay.errors import Closed, MissingDependency, WrongProcess
 from areplay.replay import Replay
 from areplay.statistics import Statistics
 
@@ -144,12 +144,12 @@ class ReplayCollector:
     there in a process forked from the one that opened it; a replay is not kept alive by being collected.
 
     Raises:
-        ExtraMissing: prometheus_client is not installed.
+        MissingDependency: prometheus_client is not installed.
     """
 
     def __init__(self, replay: Replay | Mapping[str, Replay]) -> None:
         if importlib.util.find_spec("prometheus_client") is None:
-            raise ExtraMissing("ReplayCollector", "metrics")
+            raise MissingDependency("ReplayCollector", "metrics")
         replays = replay if isinstance(replay, Mapping) else {"replay": replay}
         self._replays = {name: weakref.ref(each) for name, each in replays.items()}
 

@@ -21,20 +21,20 @@ import numpy as np
 from areplay._base import forks
 from areplay._base.hooks import guarded, text_of
 from areplay._base.validation import flag, fraction, optional_seconds, priority_values, row_indices, whole_number
-from areplay._checkpoint.reader import Checkpoint, Stop
+from areplay._checkpoint.reader import CancelToken, Checkpoint
 from areplay._checkpoint.service import Checkpointed, Saver
 from areplay._checkpoint.writer import Snapshot
 from areplay._ingest.actor_group import ActorFunction, Actors
 from areplay._ingest.admission import Admission
 from areplay._ingest.coordinator import Coordinator
 from areplay._ingest.inbox import default_inbox_rows
-from areplay._ingest.local_writer import OwnRows
+from areplay._ingest.local_writer import LocalWriter
 from areplay._ingest.quiet import QuietOptions
 from areplay._processes.dropped import Holdings, InOrder, notice, unless_gone
-from areplay._processes.supervisor import crew_options
+from areplay._processes.supervisor import supervisor_options
 from areplay._processes.waiter import ended, in_thread, opened, run_to_completion
 from areplay._sampling.batch_memory import BatchArrays
-from areplay._sampling.batch_plan import Deliveries, Delivering, LocalDeliveries
+from areplay._sampling.batch_plan import BatchPlan, LocalBatchPlan, PlannedSelector
 from areplay._sampling.reader import Reader
 from areplay._sampling.requests import check_actors, check_sendable, checked_item, checked_limiter
 from areplay._sampling.standstill import Standstill
@@ -42,7 +42,7 @@ from areplay._shm.resource_limits import check_memory
 from areplay._status.held import Held
 from areplay._storage.block_sizes import default_block_rows, finest_block_rows
 from areplay._storage.priorities import PriorityTables
-from areplay._storage.registry import Indices, RingGuard
+from areplay._storage.registry import Indices, WriterRegistry
 from areplay._storage.ring import MIN_BLOCKS, Ring
 from areplay.actor import run_actor
 from areplay.batch import Batch
@@ -51,7 +51,7 @@ from areplay.errors import Closed, SpecMismatch, Stalled
 from areplay.items.item import Item
 from areplay.items.transform import Transform
 from areplay.limiters import MinSize
-from areplay.selectors.prioritized import OURS, items_of
+from areplay.selectors.prioritized import BUILT_IN, items_of
 from areplay.selectors.selector import Selector
 from areplay.spec import Spec
 from areplay.statistics import PriorityUpdate
@@ -60,7 +60,7 @@ from areplay.weights import Weights
 logger = logging.getLogger(__name__)
 
 _SMALL_BATCH = 4_096  # items that a batch may have even if fewer rows fit
-_OWNER, _ACTORS, _BATCHES, _DELIVERIES = range(4)  # kinds of random generators
+_OWNER, _ACTORS, _BATCHES, _BATCH_PLANS = range(4)  # kinds of random generators
 
 
 class Replay(Checkpointed, Held):
@@ -111,10 +111,10 @@ class Replay(Checkpointed, Held):
             logger.info("capacity %d rounded up to %d rows, whole blocks", capacity, self.capacity_rows)
         parts = {field.name: field.row_bytes * self.capacity_rows for field in spec.rows.values()}
         check_memory(f"a replay of {self.capacity_rows:,} rows of {spec.row_bytes:,} bytes", parts)
-        self._guard = RingGuard()
+        self._registry = WriterRegistry()
         self._made = 0  # groups and streams so far, for their seeds
         self._ring: Ring | None = None
-        self._local: weakref.WeakKeyDictionary[Delivering, LocalDeliveries] = weakref.WeakKeyDictionary()
+        self._local: weakref.WeakKeyDictionary[PlannedSelector, LocalBatchPlan] = weakref.WeakKeyDictionary()
         self._holdings = Holdings(f"a replay of {self.capacity_rows:,} rows")
         self._opening: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -163,11 +163,11 @@ class Replay(Checkpointed, Held):
         await run_to_completion(self._closing)
 
     async def _open_off_loop(self) -> None:
-        stop = Stop() if self._loading is None else self._loading.stop
+        stop = CancelToken() if self._loading is None else self._loading.stop
         await in_thread("areplay-files", self._open, stop.set)
 
     def _open(self) -> None:
-        self._guard.has_given_size = self._has_given_block_rows
+        self._registry.has_given_size = self._has_given_block_rows
         finest_rows = None if self._has_given_block_rows else finest_block_rows(self.capacity_rows, self._block_rows)
         ring = Ring(self.spec, self._blocks, self._block_rows, finest_rows)
         announce_rows = partial(self._streams.tell, methodcaller("on_rows"))
@@ -176,31 +176,31 @@ class Replay(Checkpointed, Held):
                 self._priorities = self._loading.fill(ring)
             if self._prefault:
                 ring.segment.prefault(self._on_prefault)
-            self._tables = PriorityTables(ring, self._guard, self._priorities)
+            self._tables = PriorityTables(ring, self._registry, self._priorities)
             self._reading_locks = ring.block_locks()
-            self._admission = Admission(self._guard)
+            self._admission = Admission(self._registry)
             why_hopeless = unless_gone(self._why_hopeless, "this replay")
-            self._own_rows = OwnRows(ring, self._guard, self._admission, announce_rows, why_hopeless)
+            self._local_writer = LocalWriter(ring, self._registry, self._admission, announce_rows, why_hopeless)
         except BaseException:
             for priorities in self._priorities.values():
                 priorities.close()
             ring.segment.close()
             raise
-        self._saver = Saver(ring, self._guard, unless_gone(self._snapshot, "this replay"))
-        self._coordinator = Coordinator(ring, self._guard, self._admission, announce_rows, notice(self._on_change))
+        self._saver = Saver(ring, self._registry, unless_gone(self._snapshot, "this replay"))
+        self._coordinator = Coordinator(ring, self._registry, self._admission, announce_rows, notice(self._on_change))
         streams, local, groups = self._streams, self._local, self._groups
         self._standstill = Standstill(
             ring,
-            self._guard,
+            self._registry,
             self._admission,
-            self._own_rows,
+            self._local_writer,
             self._coordinator,
             lambda: streams,
             lambda: list(local.values()),
             lambda: groups,
         )
         self._ring = ring
-        self._be_watched()
+        self._serve_status()
         self._note_holdings(ring)
 
     def actors(
@@ -212,7 +212,7 @@ class Replay(Checkpointed, Held):
         kwargs: Mapping[str, Any] | None = None,
         weights: Weights | None = None,
         inbox_rows: int | None = None,
-        timeout_s: float | None = None,
+        add_timeout_s: float | None = None,
         max_restarts: int | None = 3,
         on_failure: str = "go on",
         quiet_s: float | None = 10.0,
@@ -234,7 +234,7 @@ class Replay(Checkpointed, Held):
             inbox_rows: rows that an actor may be ahead of the coordinator, whatever holds them back. By default some
                 16 MiB, at most 8,192; while a limiter or selector holds rows back, only as many as it lets in soon,
                 see `SamplesPerInsert`.
-            timeout_s: how long `Actor.add` waits for room before it raises `InboxFull`; None for ever.
+            add_timeout_s: how long `Actor.add` waits for room before it raises `InboxFull`; None for ever.
             max_restarts: within a minute, of one actor, before it counts as failed for good. None: for ever, after a
                 pause that doubles with each end within a minute, from 0.05 s to 5 s.
             on_failure: what an actor that failed for good means. "go on": an error in the log, and an entry in
@@ -261,7 +261,7 @@ class Replay(Checkpointed, Held):
         self._groups.leave_out(lambda other: other.is_closed)  # and so frees their memory
         coordinator, entropy = self._coordinator_now(), self._entropy
         count = whole_number("count", count, at_most=10_000)
-        self._guard.warn_of_streams(ring, count)
+        self._registry.warn_of_streams(ring, count)
         actors = Actors(
             run_actor,
             function,
@@ -272,8 +272,8 @@ class Replay(Checkpointed, Held):
             whole_number("inbox_rows", inbox_rows, at_least=least_rows, at_most=1 << 30),
             lambda index, run: np.random.SeedSequence(entropy, spawn_key=(_ACTORS, group, index, run)),
             weights,
-            optional_seconds("timeout_s", timeout_s),
-            crew_options(max_restarts, start_timeout_s, grace_s),
+            optional_seconds("add_timeout_s", add_timeout_s),
+            supervisor_options(max_restarts, start_timeout_s, grace_s),
             QuietOptions(optional_seconds("quiet_s", quiet_s), optional_seconds("restart_after_s", restart_after_s)),
             on_failure == "raise",
             attach=lambda inbox, index: coordinator.attach(inbox, f"actor {index}", is_elastic=is_elastic),
@@ -293,9 +293,9 @@ class Replay(Checkpointed, Held):
         batch_size: int = 256,
         *,
         samplers: int = 1,
-        learner_fills: bool = True,
+        inline_sampling: bool = True,
         prefetch: int = 16,
-        selector: Selector | Delivering | None = None,
+        selector: Selector | PlannedSelector | None = None,
         transform: Transform | None = None,
         limiter: MinSize | None = None,
         min_size_to_sample: int | None = None,
@@ -310,7 +310,7 @@ class Replay(Checkpointed, Held):
             item: what a batch consists of; by default `Transitions()` for a spec of steps, else `Rows()`.
             batch_size: items a batch, with replacement; at most `capacity_rows`, or 4,096 if that is more.
             samplers: processes that fill the queue.
-            learner_fills: where no batch is ready, the learner fills one itself rather than wait, once a sampler has
+            inline_sampling: where no batch is ready, the learner fills one itself rather than wait, once a sampler has
                 filled one: of areplay's own items and selectors, but not with `Fifo` or `Epochs`, nor with a transform,
                 nor above 16 MiB or 16,384 rows. False keeps its event loop free meanwhile; and with one sampler,
                 `Uniform`, rows that do not change and the same seed, the batches are the same each time.
@@ -329,7 +329,7 @@ class Replay(Checkpointed, Held):
         """
         ring = self._opened()
         item, selector = checked_item(self.spec, self._longest_window, item, selector, transform)
-        with self._guard.use(ring):
+        with self._registry.use(ring):
             self._bind(selector)
         check_sendable("item", item)
         if not hasattr(selector, "bind"):  # which has a share of our memory by now, and is ours
@@ -343,20 +343,20 @@ class Replay(Checkpointed, Held):
         entropy = self._entropy
         stream = Batches(
             ring,
-            self._guard,
+            self._registry,
             item,
             selector,
             transform,
             batch_size,
             samplers,
-            flag("learner_fills", learner_fills),
+            flag("inline_sampling", inline_sampling),
             whole_number("prefetch", prefetch, at_least=samplers, at_most=100_000),
             limiter,
-            self._deliveries(selector, item, batch_size, group),
+            self._batch_plan(selector, item, batch_size, group),
             self._admission,
             lambda index, run: np.random.SeedSequence(entropy, spawn_key=(_BATCHES, group, index, run)),
             optional_seconds("timeout_s", timeout_s),
-            crew_options(max_restarts, start_timeout_s, grace_s),
+            supervisor_options(max_restarts, start_timeout_s, grace_s),
             self._standstill.supply,
             self._opened,
             group,
@@ -431,7 +431,7 @@ class Replay(Checkpointed, Held):
         self,
         batch_size: int,
         item: Item | None = None,
-        selector: Selector | Delivering | None = None,
+        selector: Selector | PlannedSelector | None = None,
         *,
         transform: Transform | None = None,
     ) -> Batch:
@@ -443,26 +443,26 @@ class Replay(Checkpointed, Held):
         Raises:
             Stalled: no item can be made of the rows, or there are none; of `Fifo`: too few; of `Epochs`, at the first
                 call: none, or with `drop_last` less than a batch. When rows were added, the same call gives them.
-            EpochsOver: of `Epochs`: all of them were given.
+            EndOfEpochs: of `Epochs`: all of them were given.
             ValueError, TypeError: an option is not what it should be, or what a selector of your own has drawn.
         """
         ring = self._opened()
         item, chosen = checked_item(self.spec, self._longest_window, item, selector, transform)
         batch_size = whole_number("batch_size", batch_size, at_most=self._max_batch_size)
-        with self._guard.use(ring):
+        with self._registry.use(ring):
             self._bind(chosen)
-            rows = self._next_rows(chosen, item, batch_size) if isinstance(chosen, Delivering) else None
+            rows = self._next_rows(chosen, item, batch_size) if isinstance(chosen, PlannedSelector) else None
             reader = Reader(ring, self._reading_locks, item, chosen, self._rng, transform)
             arrays = BatchArrays.empty(batch_size if rows is None else len(rows), reader.fields)
             is_filled = reader.fill(arrays, rows)
-        if is_filled and isinstance(chosen, Delivering):
+        if is_filled and isinstance(chosen, PlannedSelector):
             self._local[chosen].on_taken()
-            self._admission.ring()
+            self._admission.notify()
         if not is_filled:
             what = "a replay without rows"
             if len(self):
                 what = f"{len(self):,} rows of which no {items_of(chosen, item)} can be made"
-            if len(self) and type(chosen) not in OURS:
+            if len(self) and type(chosen) not in BUILT_IN:
                 what = f"{len(self):,} rows, of which {text_of(chosen)} drew no row that makes {text_of(item)}"
             if len(self) and (obstacle := getattr(chosen, "obstacle", "")):
                 raise Stalled(f"sample() by {text_of(chosen)}: {obstacle}")
@@ -497,7 +497,7 @@ class Replay(Checkpointed, Held):
             values = priority_values(priorities, len(names), fraction("max_mean_mix", max_mean_mix), mask)
         except SpecMismatch as mismatch:  # there is no spec here, and nothing that is stored
             raise ValueError(str(mismatch)) from None
-        with self._guard.use(ring):
+        with self._registry.use(ring):
             updated = int(np.count_nonzero(self._tables.update(names, values)))
         self._updated += updated
         self._stale += len(names) - updated
@@ -512,23 +512,23 @@ class Replay(Checkpointed, Held):
         """True: a replay without rows is still a replay."""
         return True
 
-    def _deliveries(
-        self, selector: Selector | Delivering, item: Item, batch_size: int, group: int
-    ) -> Callable[[], Deliveries] | None:
+    def _batch_plan(
+        self, selector: Selector | PlannedSelector, item: Item, batch_size: int, group: int
+    ) -> Callable[[], BatchPlan] | None:
         """What settles which items are in which batch, if the selector does."""
-        if not isinstance(selector, Delivering):
+        if not isinstance(selector, PlannedSelector):
             return None
         selector.check(batch_size, item.window, self.capacity_rows)
-        seeds = self._seeds(_DELIVERIES, group)
-        return partial(selector.deliveries, self._opened(), self._guard, item.window, batch_size, seeds)
+        seeds = self._seeds(_BATCH_PLANS, group)
+        return partial(selector.batch_plan, self._opened(), self._registry, item.window, batch_size, seeds)
 
-    def _next_rows(self, selector: Delivering, item: Item, batch_size: int) -> Indices:
+    def _next_rows(self, selector: PlannedSelector, item: Item, batch_size: int) -> Indices:
         """What `sample` goes on with."""
         local = self._local.get(selector)
         if local is None:
-            start = self._deliveries(selector, item, batch_size, self._next_number())
+            start = self._batch_plan(selector, item, batch_size, self._next_number())
             assert start is not None
-            local = LocalDeliveries(text_of(selector), item, start())
+            local = LocalBatchPlan(text_of(selector), item, start())
             if local.is_hopeless:  # not kept: the next call begins anew, with the rows that are there by then
                 try:
                     return local.next_rows(item, batch_size)
@@ -539,7 +539,7 @@ class Replay(Checkpointed, Held):
             self._admission.changed()  # it keeps rows from now on
         return local.next_rows(item, batch_size)
 
-    def _bind(self, selector: Selector | Delivering) -> None:
+    def _bind(self, selector: Selector | PlannedSelector) -> None:
         bind = getattr(selector, "bind", None)
         if bind is not None:
             bind(self._tables.of_exponent)
@@ -619,8 +619,8 @@ class Replay(Checkpointed, Held):
             for stream in self._streams:
                 if stream.delivers:  # rows that come in now would not be kept for it
                     stack.push_async_callback(stream.close)
-            if self._watchpost is not None:
-                stack.callback(self._watchpost.close)
+            if self._status_server is not None:
+                stack.callback(self._status_server.close)
         self._holdings.release()
 
     def __repr__(self) -> str:
@@ -629,7 +629,7 @@ class Replay(Checkpointed, Held):
         return f"<Replay {'closed' if self._closing is not None else self._ring or 'not open'}>"
 
 
-def _forget(local: LocalDeliveries, admission: weakref.ref[Admission]) -> None:
+def _forget(local: LocalBatchPlan, admission: weakref.ref[Admission]) -> None:
     """Keep no rows any more for a selector that is gone; its replay may be gone, too."""
     local.close()
     if (living := admission()) is not None:

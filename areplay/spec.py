@@ -166,7 +166,7 @@ class Spec(Mapping[str, Field]):
         Raises:
             ValueError: a space has no fixed shape (Text, Graph, Sequence); names it.
             TypeError: not a gymnasium environment.
-            ExtraMissing: gymnasium is not installed.
+            MissingDependency: gymnasium is not installed.
         """
         from areplay._base.spaces import env_fields
 

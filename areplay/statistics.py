@@ -90,7 +90,7 @@ class PriorityUpdate(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Saved:
+class SaveResult:
     """What `Replay.save` did."""
 
     rows: int
@@ -117,7 +117,7 @@ class SavesStatistics:
     """That were refused or failed. Those that were cancelled count as neither."""
     saving: int
     """That are going on now."""
-    last: Saved | None
+    last: SaveResult | None
     """The last one that succeeded."""
     last_path: str
     """Its directory; "" before the first."""

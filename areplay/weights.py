@@ -20,7 +20,7 @@ import numpy as np
 
 from areplay._base import forks
 from areplay._base.arrays import Refusal, as_array
-from areplay._shm.layout import WORDS_A_LINE, Layout, word
+from areplay._shm.layout import WORDS_A_LINE, Layout, int64_word
 from areplay._shm.memory_order import fence, order
 from areplay._shm.segment import Segment
 from areplay.errors import SpecMismatch
@@ -64,7 +64,7 @@ class Weights:
     def _view(self) -> None:
         self._origin = forks.current
         arrays = self._segment.arrays
-        self._begun, self._version = word(arrays["words"], 0), word(arrays["words"], 1)
+        self._begun, self._version = int64_word(arrays["words"], 0), int64_word(arrays["words"], 1)
         self._copies = {name: arrays[f"array:{name}"] for name in self._fields}
         self._latest: tuple[int, Mapping[str, Array]] = (-1, {})
 

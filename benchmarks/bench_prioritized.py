@@ -30,7 +30,7 @@ AT_ONCE = 8  # batches that a sampler draws at once, if the queue is for 16
 CHUNK_ROWS = 256
 PREFETCH = (1, 4, 16, 64)
 LEARNER_S = 0.001  # a step of the learner whose batches' priorities are aged: long enough for a full queue
-OURS, PEER = "areplay, out of process", "cpprb PrioritizedReplayBuffer, in process"
+BUILT_IN, PEER = "areplay, out of process", "cpprb PrioritizedReplayBuffer, in process"
 OURS_FED, PEER_FED = "areplay, 1 actor", "cpprb MPPrioritizedReplayBuffer, 1 producer"
 AGAINST_PEER = "prioritized: CartPole rows, sample and update / cpprb"
 AGAINST_MP_PEER = "prioritized: the same, 1 producer, / cpprb in shared memory"
@@ -117,7 +117,7 @@ async def _end_to_end(options: Options) -> list[Figure]:
         batches = await stack.enter_async_context(stream)
         (await batches.get(timeout_s=WAIT_S)).release()
         await _learned_per_s(replay, batches, errors, options.warmup_s)
-        sides: dict[str, Side] = {OURS: partial(_learned_per_s, replay, batches, errors, options.seconds)}
+        sides: dict[str, Side] = {BUILT_IN: partial(_learned_per_s, replay, batches, errors, options.seconds)}
         if not missing:
             alone = stack.enter_context(cpprb_buffer(CARTPOLE, options, "PrioritizedReplayBuffer", alpha=0.6))
             fed = stack.enter_context(cpprb_buffer(CARTPOLE, options, "MPPrioritizedReplayBuffer", alpha=0.6))
@@ -139,7 +139,7 @@ async def _end_to_end(options: Options) -> list[Figure]:
             Figure(AGAINST_PEER, (), target=Target(">=", 2), note=missing, beside=medians(seen)),
             Figure(AGAINST_MP_PEER, (), target=Target(">=", 8), note=missing),
         ]
-    two, two_fed = ({name: seen[name] for name in names} for names in ((OURS, PEER), (OURS_FED, PEER_FED)))
+    two, two_fed = ({name: seen[name] for name in names} for names in ((BUILT_IN, PEER), (OURS_FED, PEER_FED)))
     beside = medians(two_fed | {"rows/s coming in": [rates.rows_per_s for rates in peers]})
     note = "batches/s; the same rows/s coming in on both sides"
     return [

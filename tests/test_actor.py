@@ -16,7 +16,7 @@ import pytest
 from kit import cancel_at_every_tick, other_task, ticks, until
 
 from areplay._ingest.inbox import Inboxes
-from areplay._processes import waiter as waiting_module
+from areplay._processes import waiter as waiter_module
 from areplay._processes.child import REPORT
 from areplay.actor import Actor
 from areplay.errors import InboxFull, SpecMismatch, WaitTimeout
@@ -73,7 +73,7 @@ class Scene:
 
     async def asleep(self, task: asyncio.Task[Any]) -> None:
         """Return when the actor waits for room."""
-        await until(lambda: self.coordinator.is_hurried and not task.done())
+        await until(lambda: self.coordinator.is_flush_requested and not task.done())
         await ticks(5)
         assert not task.done()
 
@@ -86,7 +86,7 @@ class Scene:
 @pytest.fixture(autouse=True)
 def looks_only_when_rung(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who waits never looks again by itself: what ends a wait must be a ring."""
-    monkeypatch.setattr(waiting_module, "_LOOK_AGAIN_S", 1_000.0)
+    monkeypatch.setattr(waiter_module, "_LOOK_AGAIN_S", 1_000.0)
 
 
 @pytest.fixture
@@ -117,11 +117,11 @@ def columns(first: int, rows: int) -> dict[str, Any]:
 
 
 async def test_rows_are_handed_in_without_waiting_while_there_is_room(scene: Scene) -> None:
-    """In order; nobody is asked to hurry."""
+    """In order; no flush is requested."""
     for number in range(3):
         await scene.actor.add(**row(number))
     await scene.actor.extend(columns(3, 1))
-    assert not scene.coordinator.is_hurried
+    assert not scene.coordinator.is_flush_requested
     assert scene.take() == [0, 1, 2, 3]
 
 
@@ -138,7 +138,7 @@ async def test_an_actor_that_never_waits_lets_its_loop_turn(scene: Scene) -> Non
 
 
 async def test_adding_to_a_full_inbox_waits_for_room(scene: Scene) -> None:
-    """The coordinator is asked to hurry, one row's room is enough, and order is kept."""
+    """A flush is requested, one row's room is enough, and order is kept."""
     await scene.fill()
     task = asyncio.create_task(scene.actor.add(**row(4)))
     await scene.asleep(task)
@@ -269,7 +269,9 @@ async def test_a_vector_of_which_a_step_may_not_fit_is_refused_at_the_first_step
 async def test_no_room_in_time_is_inbox_full_and_hands_in_nothing(hasty: Scene, how: str) -> None:
     """The message says who waits for whom, how full, and the knob; the actor can go on."""
     await hasty.fill()
-    with pytest.raises(InboxFull, match=r"actor 3 waits for the coordinator: 4 of 4 rows .*timeout_s") as caught:
+    with pytest.raises(
+        InboxFull, match=r"actor 3 waits for the coordinator: 4 of 4 rows .*raise add_timeout_s"
+    ) as caught:
         await (hasty.actor.add(**row(4)) if how == "add" else hasty.actor.extend(columns(4, 2)))
     assert caught.value.timeout_s == 0.03
     assert hasty.take() == [0, 1, 2, 3]
@@ -329,7 +331,7 @@ async def test_a_row_that_does_not_fit_is_refused_and_the_actor_goes_on(scene: S
 
 
 async def test_flushing_waits_until_all_rows_were_taken(scene: Scene) -> None:
-    """Those handed in before it; what comes meanwhile does not count. The coordinator is asked to hurry."""
+    """Those handed in before it; what comes meanwhile does not count. A flush is requested."""
     await scene.actor.flush()
     await scene.actor.extend(columns(0, 3))
     task = asyncio.create_task(scene.actor.flush())
@@ -356,8 +358,8 @@ async def test_a_long_wait_is_said(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Backpressure is no secret."""
-    monkeypatch.setattr(waiting_module, "_LOOK_AGAIN_S", 0.005)
-    monkeypatch.setattr(waiting_module, "WARN_AFTER_S", 0.01)
+    monkeypatch.setattr(waiter_module, "_LOOK_AGAIN_S", 0.005)
+    monkeypatch.setattr(waiter_module, "WARN_AFTER_S", 0.01)
     await scene.fill()
     with caplog.at_level(logging.WARNING, "areplay._processes.waiter"):
         task = asyncio.create_task(scene.actor.add(**row(4)))

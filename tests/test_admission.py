@@ -18,12 +18,12 @@ from models.episode_world import MODES, Player
 from models.episode_world import PLAIN as WORLD
 
 import areplay
-from areplay._base.episode_links import AHEAD
+from areplay._base.episode_links import NEXT_OFFSET
 from areplay._ingest.admission import Admission, steps_among, steps_in
 from areplay._ingest.coordinator import Coordinator
 from areplay._ingest.inbox import Inboxes
-from areplay._processes import waiter as waiting_module
-from areplay._storage.registry import RingGuard
+from areplay._processes import waiter as waiter_module
+from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay.limiters import SamplesPerInsert
 from areplay.spec import Spec
@@ -43,13 +43,13 @@ def inserted(limiter: SamplesPerInsert) -> int:
 
 def columns(rows: str) -> dict[str, np.ndarray[Any, Any]]:
     """Rows as letters: `s` for a step, `f` for a final observation."""
-    return {AHEAD: np.array([1 if row == "s" else -1 for row in rows], np.int16)}
+    return {NEXT_OFFSET: np.array([1 if row == "s" else -1 for row in rows], np.int16)}
 
 
 @pytest.fixture
 def admission() -> Iterator[Admission]:
     """Of nobody yet."""
-    admission = Admission(RingGuard())
+    admission = Admission(WriterRegistry())
     yield admission
     admission.close()
 
@@ -147,7 +147,7 @@ def test_more_at_once_than_the_buffer_can_ever_hold_is_an_error(admission: Admis
 @given(st.text("sf", max_size=30), st.integers(0, 12), st.integers(0, 5), st.integers(0, 5))
 def test_rows_are_admitted_up_to_the_step_that_has_no_room(rows: str, room: int, before: int, after: int) -> None:
     """Final observations need no room: those behind the last admitted step come in with it."""
-    admission = Admission(RingGuard())
+    admission = Admission(WriterRegistry())
     one = limiter(30.0)
     one.insert(30 - room)
     admission.add(one)
@@ -281,11 +281,11 @@ class Keeper:
 def test_closing_gives_the_descriptors_back() -> None:
     """All of them, and ringing does no harm after it."""
     before = open_descriptors()
-    admission = Admission(RingGuard())
+    admission = Admission(WriterRegistry())
     assert open_descriptors() == before + 2
     admission.coordinator_bell.arm()
     admission.close()
-    admission.ring()
+    admission.notify()
     assert open_descriptors() == before
 
 
@@ -296,11 +296,11 @@ class Scene:
     """A ring, two inboxes and their coordinator, and a limiter with room for four steps; a batch makes room for one."""
 
     def __init__(self) -> None:
-        self.ring, self.admission, self.limiter = Ring(SPEC, 32, 4), Admission(RingGuard()), limiter(4.0)
+        self.ring, self.admission, self.limiter = Ring(SPEC, 32, 4), Admission(WriterRegistry()), limiter(4.0)
         self.admission.add(self.limiter)
         self.inboxes = Inboxes(SPEC, 2, 16)
         self.inbox = [self.inboxes.inbox(k) for k in range(2)]
-        self.coordinator = Coordinator(self.ring, RingGuard(), self.admission, lambda: None, lambda: None)
+        self.coordinator = Coordinator(self.ring, WriterRegistry(), self.admission, lambda: None, lambda: None)
         self.put = [0, 0]
 
     async def hand_in(self, actor: int, rows: int) -> None:
@@ -308,7 +308,7 @@ class Scene:
         for _ in range(rows):
             self.inbox[actor].put({"actor": actor, "number": self.put[actor]})
             self.put[actor] += 1
-        self.inbox[actor].hurry()
+        self.inbox[actor].request_flush()
         await until(lambda: self.inbox[actor].used == 0 or f"actor {actor}" in self.held)
 
     @property
@@ -321,7 +321,7 @@ class Scene:
         for _ in range(count):
             rows = self.ring.rows_inserted[0]
             self.limiter.sample()
-            self.admission.ring()
+            self.admission.notify()
             await until(lambda rows=rows: self.ring.rows_inserted[0] == rows + 1)  # type: ignore[misc]
 
     def streams(self) -> list[list[tuple[int, int]]]:
@@ -348,7 +348,7 @@ SPEC = Spec(actor=((), "int64"), number=((), "int64"))
 @pytest.fixture
 async def scene(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
     """Both inboxes are read; who waits never looks again by itself."""
-    monkeypatch.setattr(waiting_module, "_LOOK_AGAIN_S", 1_000.0)
+    monkeypatch.setattr(waiter_module, "_LOOK_AGAIN_S", 1_000.0)
     scene = Scene()
     for k in range(2):
         await scene.coordinator.attach(scene.inbox[k], f"actor {k}")
@@ -364,7 +364,7 @@ async def test_a_stream_ends_at_the_tail_that_a_dead_actor_left(scene: Scene) ->
         await scene.hand_in(0, rows)
     assert scene.inbox[0].used == 7 and scene.ring.rows_inserted[0] == 4
     scene.limiter.error_buffer = 100.0
-    scene.admission.ring()
+    scene.admission.notify()
     await until(lambda: scene.inbox[0].used == 0)
     assert scene.streams() == [[(0, n) for n in range(a, b)] for a, b in ((0, 6), (6, 9), (9, 11))]
 
@@ -443,23 +443,23 @@ async def test_more_may_wait_while_there_is_much_room(scene: Scene) -> None:
 async def test_final_observations_do_not_wait_behind_steps() -> None:
     """A limiter does not count them, and they may complete the item that the learner waits for."""
     spec = Spec.steps(obs=((), "int64"), action=((), "int8"))
-    ring, admission, guard = Ring(spec, 32, 4), Admission(RingGuard()), RingGuard()
+    ring, admission, registry = Ring(spec, 32, 4), Admission(WriterRegistry()), WriterRegistry()
     admission.add(limiter(4.0))
     inboxes = Inboxes(spec, 2, 8)  # of which two rows are taken at a time
     first, second = (inboxes.inbox(k) for k in range(2))
-    coordinator = Coordinator(ring, guard, admission, lambda: None, lambda: None)
+    coordinator = Coordinator(ring, registry, admission, lambda: None, lambda: None)
     for number, inbox in enumerate((first, second)):
         await coordinator.attach(inbox, f"actor {number}")
     step = {"obs": 0, "action": 0, "reward": 0.0, "terminated": False, "truncated": False}
-    links = {"steps.moment": 0, "steps.back": 0}
-    first.put(*[step | links | {"steps.ahead": 1}] * 4)
+    links = {"steps.step_id": 0, "steps.prev_offset": 0}
+    first.put(*[step | links | {"steps.next_offset": 1}] * 4)
     await until(lambda: ring.rows_inserted[0] == 4)
-    first.put(step | links | {"steps.ahead": 1})
+    first.put(step | links | {"steps.next_offset": 1})
     await until(lambda: len(coordinator.held()) == 1)
     assert not coordinator.has_free_rows
-    second.put(step | links | {"steps.ahead": -1})
+    second.put(step | links | {"steps.next_offset": -1})
     await until(lambda: ring.rows_inserted[0] == 5)
-    second.put(step | links | {"steps.ahead": -1}, step | links | {"steps.ahead": 1})
+    second.put(step | links | {"steps.next_offset": -1}, step | links | {"steps.next_offset": 1})
     await until(lambda: ring.rows_inserted[0] == 6 and len(coordinator.held()) == 2)
     assert (first.used, second.used) == (1, 1)
     await coordinator.stop()

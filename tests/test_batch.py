@@ -17,7 +17,7 @@ def arrays() -> BatchArrays:
     """Memory for three items."""
     filled = BatchArrays.empty(3, BatchFields({"obs": ((2,), "float32"), "done": ((), "bool")}))
     filled.indices[:] = [7, 8, 9]
-    filled.weights[:] = [1, 0.5, 0.25]
+    filled.importance_weights[:] = [1, 0.5, 0.25]
     filled.probabilities[:] = [0.1, 0.2, 0.3]
     filled.fields["obs"][:] = [[1, 2], [3, 4], [5, 6]]
     filled.fields["done"][:] = [True, False, True]
@@ -34,7 +34,7 @@ def test_a_batch_is_a_mapping_of_its_fields() -> None:
     assert dict(batch).keys() == {"obs", "done"}
     assert batch["obs"] is memory.fields["obs"]
     assert batch.indices is memory.indices
-    assert batch.weights is memory.weights
+    assert batch.importance_weights is memory.importance_weights
     assert batch.probabilities is memory.probabilities
     assert repr(batch) == "<Batch of 3: obs, done>"
     with pytest.raises(KeyError):
@@ -46,12 +46,12 @@ def test_a_copy_lives_on_its_own() -> None:
     memory = arrays()
     batch = Batch(memory, lambda: None)
     copy = batch.copy()
-    for array in (memory.indices, memory.weights, memory.probabilities, *memory.fields.values()):
+    for array in (memory.indices, memory.importance_weights, memory.probabilities, *memory.fields.values()):
         array[:] = 0
     batch.release()
     assert not copy.is_released
     assert copy.indices.tolist() == [7, 8, 9]
-    assert copy.weights.tolist() == [1, 0.5, 0.25]
+    assert copy.importance_weights.tolist() == [1, 0.5, 0.25]
     assert copy.probabilities.tolist() == [0.1, 0.2, 0.3]
     assert copy["obs"].tolist() == [[1, 2], [3, 4], [5, 6]]
     assert copy["done"].tolist() == [True, False, True]
@@ -86,7 +86,7 @@ def test_the_release_of_a_copy_gives_nothing_back() -> None:
         lambda batch: batch["obs"],
         lambda batch: batch["no such field"],
         lambda batch: batch.indices,
-        lambda batch: batch.weights,
+        lambda batch: batch.importance_weights,
         lambda batch: batch.probabilities,
         lambda batch: batch.copy(),
         lambda batch: list(batch),

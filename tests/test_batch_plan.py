@@ -18,11 +18,11 @@ from models.episode_world import MODES, Player
 from models.episode_world import PLAIN as WORLD
 
 import areplay
-from areplay._ingest import local_writer as own_rows
+from areplay._ingest import local_writer as local_writer
 from areplay._sampling.batch_memory import BatchArrays
-from areplay._sampling.batch_plan import Deliveries, Delivering, Epochs, Fifo
+from areplay._sampling.batch_plan import BatchPlan, Epochs, Fifo, PlannedSelector
 from areplay._sampling.slots import Slots
-from areplay._storage.registry import RingGuard
+from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
 from areplay._storage.windows import Window
@@ -33,13 +33,13 @@ PLAIN = Spec(number=((), "int64"))
 
 
 class Scene:
-    """A ring of 8 blocks of 4 rows with one writer, and deliveries of its rows."""
+    """A ring of 8 blocks of 4 rows with one writer, and a batch plan of its rows."""
 
     def __init__(self) -> None:
-        self.ring, self.guard = Ring(PLAIN, 8, 4), RingGuard()
-        self.writer = StreamWriter(self.ring, self.ring.block_locks(), self.guard)
+        self.ring, self.registry = Ring(PLAIN, 8, 4), WriterRegistry()
+        self.writer = StreamWriter(self.ring, self.ring.block_locks(), self.registry)
         self._next = 0
-        self._open: list[Deliveries] = []
+        self._open: list[BatchPlan] = []
 
     def rows(self, count: int) -> int:
         """Append so many; how many there was room for."""
@@ -47,36 +47,36 @@ class Scene:
         self._next += written
         return written
 
-    def begun(self, selector: Delivering, batch_size: int, seed: int = 0) -> Deliveries:
+    def begun(self, selector: PlannedSelector, batch_size: int, seed: int = 0) -> BatchPlan:
         """Those of that selector, from now on."""
         seeds = np.random.SeedSequence(seed)
-        self._open.append(selector.deliveries(self.ring, self.guard, Window(), batch_size, seeds))
+        self._open.append(selector.batch_plan(self.ring, self.registry, Window(), batch_size, seeds))
         self._open[-1].keep()
         self._open[-1].begin()
         return self._open[-1]
 
-    def numbers(self, deliveries: Deliveries, number: int) -> list[int] | None:
+    def numbers(self, batch_plan: BatchPlan, number: int) -> list[int] | None:
         """What stands in the rows of that batch."""
-        rows = deliveries.batch(number)
-        assert (rows is not None) == deliveries.has_batch(number)
+        rows = batch_plan.batch(number)
+        assert (rows is not None) == batch_plan.has_batch(number)
         if rows is None:
             return None
-        assert len(rows) == deliveries.size(number)
+        assert len(rows) == batch_plan.size(number)
         found: list[int] = self.ring.columns["number"][self.ring.positions(rows)].tolist()
         return found
 
-    def all_of(self, deliveries: Deliveries, at_most: int = 100) -> list[list[int]]:
+    def all_of(self, batch_plan: BatchPlan, at_most: int = 100) -> list[list[int]]:
         """All batches, delivered one after the other."""
         found: list[list[int]] = []
-        while len(found) < at_most and (numbers := self.numbers(deliveries, len(found))) is not None:
+        while len(found) < at_most and (numbers := self.numbers(batch_plan, len(found))) is not None:
             found.append(numbers)
-            deliveries.on_delivered(len(found))
+            batch_plan.on_delivered(len(found))
         return found
 
     def close(self) -> None:
         """Give everything back."""
-        for deliveries in self._open:
-            deliveries.close()
+        for batch_plan in self._open:
+            batch_plan.close()
         self.writer.close()
         self.ring.segment.close()
 
@@ -134,7 +134,7 @@ def test_what_is_closed_keeps_nothing(scene: Scene) -> None:
     fifo.close()
     assert scene.rows(40) == 40
     assert fifo.log.appended == 32
-    assert (scene.guard.keepers, scene.guard.watchers) == ((), ())
+    assert (scene.registry.keepers, scene.registry.watchers) == ((), ())
 
 
 # Epochs.
@@ -205,11 +205,11 @@ def test_rows_that_come_later_belong_to_no_epoch(scene: Scene) -> None:
 
 
 def test_each_sampler_finds_the_same_epochs(scene: Scene) -> None:
-    """Deliveries that went to another process say the same, whichever batch they are asked for first."""
+    """BatchPlan that went to another process say the same, whichever batch they are asked for first."""
     scene.rows(10)
     epochs = scene.begun(Epochs(None), 4)
     with descriptors_pass_by_pickle():
-        twin: Deliveries = pickle.loads(pickle.dumps(epochs))
+        twin: BatchPlan = pickle.loads(pickle.dumps(epochs))
     for number in (9, 0, 3, 2, 7):
         assert scene.numbers(twin, number) == scene.numbers(epochs, number)
     twin.log.close()
@@ -281,7 +281,7 @@ async def test_samples_of_fifo_go_on_where_the_one_before_ended() -> None:
         await replay.extend(columns(10, 12))
         batch = replay.sample(4, selector=fifo)
         assert batch["number"].tolist() == [8, 9, 10, 11]
-        assert batch.weights.tolist() == [1.0] * 4
+        assert batch.importance_weights.tolist() == [1.0] * 4
         assert replay.sample(3, selector=other)["number"].tolist() == [3, 4, 5]
 
 
@@ -352,7 +352,7 @@ async def test_samples_of_epochs_end() -> None:
         assert [len(part) for part in parts] == [6, 6, 6, 2]
         assert sorted(number for part in parts for number in part) == sorted([*range(10)] * 2)
         for _ in range(2):
-            with pytest.raises(areplay.EpochsOver, match=r"Epochs\(2\)"):
+            with pytest.raises(areplay.EndOfEpochs, match=r"Epochs\(2\)"):
                 replay.sample(6, selector=epochs)
 
 
@@ -366,12 +366,12 @@ async def test_epochs_of_nothing_are_stalled_until_rows_came(epochs: Epochs) -> 
             with pytest.raises(areplay.Stalled, match=rf"{size} items by Epochs\(.*, but 0 are there; add rows first"):
                 replay.sample(size, selector=epochs)
             assert memory_descriptors() == before
-        assert not replay._guard.keepers
+        assert not replay._registry.keepers
         await replay.extend(columns(0, 8))
         found = [replay.sample(4, selector=epochs)["number"].tolist() for _ in range(2)]
         assert sorted(found[0] + found[1]) == list(range(8))
         await replay.extend(columns(8, 12))
-        with suppress(areplay.EpochsOver):
+        with suppress(areplay.EndOfEpochs):
             assert set(replay.sample(4, selector=epochs)["number"].tolist()) <= set(range(8))
 
 
@@ -384,20 +384,20 @@ async def test_epochs_of_less_than_a_batch_are_stalled_until_there_is_one() -> N
                 replay.sample(4, selector=epochs)
             await replay.add(obs=number, action=0, reward=0.0, terminated=False, truncated=False)
         assert sorted(replay.sample(4, selector=epochs)["obs"].tolist()) == [0, 1, 2, 3]
-        with pytest.raises(areplay.EpochsOver):
+        with pytest.raises(areplay.EndOfEpochs):
             replay.sample(4, selector=epochs)
 
 
-async def test_deliveries_that_cannot_begin_keep_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_plan_that_cannot_begin_pins_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where no memory could be had: the blocks stay free, and the next call begins anew."""
     async with areplay.Replay(PLAIN, 64, block_rows=16) as replay:
         await replay.extend(columns(0, 8))
         fifo = Fifo()
         with monkeypatch.context() as patch:
-            patch.setattr(Deliveries, "begin", lambda self, without=None: 1 / 0)
+            patch.setattr(BatchPlan, "begin", lambda self, without=None: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 replay.sample(4, selector=fifo)
-        assert not replay._guard.keepers
+        assert not replay._registry.keepers
         assert replay.sample(4, selector=fifo)["number"].tolist() == [0, 1, 2, 3]
 
 
@@ -504,7 +504,7 @@ def test_a_smaller_batch_is_the_first_part_of_its_slot() -> None:
     arrays = BatchArrays.empty(4, BatchFields({"obs": Field("obs", (2,), np.dtype("int64"))}))
     assert arrays.first(4) is arrays
     part = arrays.first(3)
-    shapes = [part.indices.shape, part.weights.shape, part.probabilities.shape, part.fields["obs"].shape]
+    shapes = [part.indices.shape, part.importance_weights.shape, part.probabilities.shape, part.fields["obs"].shape]
     assert shapes == [(3,), (3,), (3,), (3, 2)]
     part.fields["obs"][:] = 7
     assert (arrays.stored["obs"][:3] == 7).all() and np.shares_memory(part.indices, arrays.indices)
@@ -514,24 +514,24 @@ async def test_a_selector_that_is_gone_keeps_nothing() -> None:
     """Nor do epochs that are over: no descriptor, no block."""
     async with areplay.Replay(PLAIN, 64) as replay:
         await replay.extend({"number": np.arange(40)})
-        before, watchers = memory_descriptors(), replay._guard.watchers
+        before, watchers = memory_descriptors(), replay._registry.watchers
         for _ in range(3):
             replay.sample(8, selector=areplay.Fifo())
             epochs = areplay.Epochs(1)
             for _ in range(5):
                 replay.sample(8, selector=epochs)
-            with pytest.raises(areplay.EpochsOver):
+            with pytest.raises(areplay.EndOfEpochs):
                 replay.sample(8, selector=epochs)
-            with pytest.raises(areplay.EpochsOver):
+            with pytest.raises(areplay.EndOfEpochs):
                 replay.sample(8, selector=epochs)
             gc.collect()
             assert memory_descriptors() == before
-        assert not replay._guard.keepers and replay._guard.watchers == watchers
+        assert not replay._registry.keepers and replay._registry.watchers == watchers
 
 
 async def test_a_large_extend_is_whole_although_a_keeper_comes_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that are copied off the loop find no room any more: they wait for it."""
-    monkeypatch.setattr(own_rows, "_INLINE_BYTES", 0)
+    monkeypatch.setattr(local_writer, "_INLINE_BYTES", 0)
     async with areplay.Replay(PLAIN, 64, block_rows=8) as replay:
         await replay.extend({"number": np.arange(40)})
         selector = areplay.Fifo()

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from kit import FailsAt, cancel_at_every_tick, memory_descriptors, open_descriptors, other_task, ticks, until
 
-from areplay import batches as prefetch_module
+from areplay import batches as batches_module
 from areplay._ingest.admission import Admission
-from areplay._processes import waiter as waiting_module
+from areplay._processes import waiter as waiter_module
 from areplay._processes.dropped import Holdings
-from areplay._processes.supervisor import CrewOptions
+from areplay._processes.supervisor import SupervisorOptions
 from areplay._sampling.batch_memory import BatchArrays
 from areplay._sampling.reader import Reader
 from areplay._sampling.slots import FREE, LENT, READY, Slots
-from areplay._sampling.stream_records import Kept, Supply
-from areplay._storage.registry import RingGuard
+from areplay._sampling.stream_records import ProducerState, StreamState
+from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
 from areplay.batch import Batch
@@ -35,19 +35,19 @@ from areplay.spec import Spec
 SPEC = Spec(number=((), "int64"))
 
 
-class Crew:
-    """Stands in for the samplers' crew: starts and stops when told, and is as alive as the test says."""
+class Supervisor:
+    """Stands in for the samplers' supervisor: starts and stops when told, and is as alive as the test says."""
 
     def __init__(self, *args: Any, **callbacks: Any) -> None:
         self.kind, self.count = args[0], args[1]
         self.ask, self.after_exit, self.on_change = (callbacks[name] for name in ("ask", "after_exit", "on_change"))
-        self.members: list[Any] = []
+        self.workers: list[Any] = []
         self.alive, self.failures = self.count, []
         self.steps: list[str] = []
         self.start_error: BaseException | None = None
         self.may_stop = asyncio.Event()
         self.may_stop.set()
-        crews.append(self)
+        supervisors.append(self)
 
     def note(self, holdings: Holdings) -> None:
         """It has no children."""
@@ -67,7 +67,7 @@ class Crew:
         self.alive = 0
 
 
-crews: list[Crew] = []
+supervisors: list[Supervisor] = []
 start_errors: list[BaseException] = []
 
 
@@ -84,29 +84,29 @@ class Scene:
         timeout_s: float | None = None,
         selector: Uniform | None = None,
         limiter: MinSize | None = None,
-        learner_fills: bool = True,
+        inline_sampling: bool = True,
     ) -> None:
         self.ring = Ring(SPEC, 4, 8)
-        self.guard = RingGuard()
-        self.writer = StreamWriter(self.ring, self.ring.block_locks(), self.guard)
-        self.supply = Supply(2, False, "last row 0.2 s ago", None)
+        self.registry = WriterRegistry()
+        self.writer = StreamWriter(self.ring, self.ring.block_locks(), self.registry)
+        self.supply = ProducerState(2, False, "last row 0.2 s ago", None)
         self.is_closed = False
         self.batches = Batches(
             self.ring,
-            self.guard,
+            self.registry,
             Rows(),
             OfTheUser() if selector is None else selector,
             None,
             4,
             1,
-            learner_fills,
+            inline_sampling,
             3,
             MinSize(min_size) if limiter is None else limiter,
             None,
-            Admission(RingGuard()),
+            Admission(WriterRegistry()),
             lambda index, run: np.random.SeedSequence(index),
             timeout_s,
-            CrewOptions(0, 1.0, 1.0),
+            SupervisorOptions(0, 1.0, 1.0),
             lambda: self.supply,
             self.check_open,
             3,
@@ -125,9 +125,9 @@ class Scene:
         return self.batches._slots
 
     @property
-    def crew(self) -> Crew:
-        """The crew of these batches."""
-        return crews[-1]
+    def supervisor(self) -> Supervisor:
+        """The supervisor of these batches."""
+        return supervisors[-1]
 
     def write(self, rows: int) -> None:
         """Rows come in."""
@@ -159,9 +159,9 @@ def number_of(batch: Batch) -> int:
 @pytest.fixture(autouse=True)
 def without_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """No child is started, and who waits never looks again by itself."""
-    monkeypatch.setattr(prefetch_module, "Crew", Crew)
-    monkeypatch.setattr(waiting_module, "_LOOK_AGAIN_S", 1_000.0)
-    crews.clear()
+    monkeypatch.setattr(batches_module, "Supervisor", Supervisor)
+    monkeypatch.setattr(waiter_module, "_LOOK_AGAIN_S", 1_000.0)
+    supervisors.clear()
     start_errors.clear()
 
 
@@ -252,7 +252,7 @@ async def test_get_is_not_named_where_nothing_was_taken_with_it(scene: Scene) ->
 
 async def test_a_ready_batch_is_taken_without_suspending(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hand-over and no more, between two turns of the loop."""
-    monkeypatch.setattr(prefetch_module, "_TURN_S", 1_000.0)
+    monkeypatch.setattr(batches_module, "_TURN_S", 1_000.0)
     scene.fill(2)
     first = await scene.batches.get()
     with pytest.raises(StopIteration) as stopped:
@@ -297,7 +297,7 @@ async def test_waits_add_up_and_the_longest_is_kept(scene: Scene) -> None:
     assert record.peak_learner_wait_s < record.learner_waited_s < 3 * record.peak_learner_wait_s + 1e-9
 
 
-# What the learner fills itself. Of the reader and its slot: `test_own_batches`.
+# What the learner fills itself. Of the reader and its slot: `test_inline_sampler`.
 
 
 @pytest.fixture
@@ -343,15 +343,15 @@ async def test_it_suspends_for_nobody(helped: Scene) -> None:
 
 async def test_it_fills_none_of_its_own_where_the_samplers_are_gone(helped: Scene) -> None:
     """Or it would go on for days at half the speed, and nobody would know."""
-    helped.crew.alive, helped.crew.failures = 0, [SamplerFailed("sampler 0", 1, 1, 0, "why")]
+    helped.supervisor.alive, helped.supervisor.failures = 0, [SamplerFailed("sampler 0", 1, 1, 0, "why")]
     with pytest.raises(SamplerFailed, match="why"):
         await helped.batches.get(timeout_s=20)
     assert helped.batches.statistics().filled_by_learner == 0
 
 
 async def test_it_fills_none_of_its_own_where_it_may_not() -> None:
-    """Told so by `learner_fills`, or while the stream is being closed: then it waits for the samplers."""
-    scene = Scene(selector=Uniform(), learner_fills=False)
+    """Told so by `inline_sampling`, or while the stream is being closed: then it waits for the samplers."""
+    scene = Scene(selector=Uniform(), inline_sampling=False)
     scene.write(8)
     async with scene.batches:
         scene.fill(1)
@@ -364,11 +364,11 @@ async def test_it_fills_none_of_its_own_where_it_may_not() -> None:
     await scene.batches.__aenter__()
     scene.fill(1)
     (await scene.batches.get()).release()
-    scene.crew.may_stop.clear()
+    scene.supervisor.may_stop.clear()
     closing = asyncio.create_task(scene.batches.close())
     await ticks(3)
     assert number_of(await _next_filled(scene)) == 2
-    scene.crew.may_stop.set()
+    scene.supervisor.may_stop.set()
     await closing
     await scene.close()
 
@@ -402,7 +402,7 @@ async def test_a_learner_that_fills_its_batches_lets_its_loop_turn_often(
         while turns() < 5:
             assert loop.time() < deadline
             (await helped.batches.get()).release()
-        monkeypatch.setattr(prefetch_module, "_OWN_TURN_S", 1_000.0)
+        monkeypatch.setattr(batches_module, "_OWN_TURN_S", 1_000.0)
         (await helped.batches.get()).release()
         seen, end = turns(), loop.time() + 0.05
         while loop.time() < end:
@@ -414,8 +414,8 @@ async def test_a_learner_that_finds_batches_ready_again_lets_its_loop_turn_seldo
     helped: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From the first one on that was ready."""
-    monkeypatch.setattr(prefetch_module, "_OWN_TURN_S", 0.0)
-    monkeypatch.setattr(prefetch_module, "_TURN_S", 1_000.0)
+    monkeypatch.setattr(batches_module, "_OWN_TURN_S", 0.0)
+    monkeypatch.setattr(batches_module, "_TURN_S", 1_000.0)
     (await helped.batches.get()).release()
     assert number_of(await helped.batches.get()) == 0, "none is ready"
     helped.fill(2)
@@ -465,7 +465,7 @@ async def test_locks_that_cannot_be_opened_leave_nothing(monkeypatch: pytest.Mon
     """Those of the learner's own reader are opened after the slots."""
     scene = Scene(selector=Uniform())
     before = open_descriptors()
-    monkeypatch.setattr(prefetch_module, "OwnBatches", FailsAt(prefetch_module.OwnBatches, 1))
+    monkeypatch.setattr(batches_module, "InlineSampler", FailsAt(batches_module.InlineSampler, 1))
     with pytest.raises(OSError):
         await scene.batches.__aenter__()
     assert open_descriptors() == before + 1, "the mapping of the slots, which goes with the stream"
@@ -483,7 +483,7 @@ async def test_closing_gives_back_the_locks_of_its_reader() -> None:
     await scene.close()
 
 
-async def test_a_limiter_holds_its_own_batches_too() -> None:
+async def test_a_limiter_holds_inline_batches_too() -> None:
     """And counts them."""
     limiter = SamplesPerInsert(1.0, min_size_to_sample=8, error_buffer=12)
     scene = Scene(selector=Uniform(), limiter=limiter)
@@ -558,8 +558,8 @@ async def test_a_learner_that_waits_for_rows_says_how_many(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Who waits for whom, in numbers: so many of so many rows, actors alive, how old the last row is."""
-    monkeypatch.setattr(waiting_module, "_LOOK_AGAIN_S", 0.005)
-    monkeypatch.setattr(waiting_module, "WARN_AFTER_S", 0.01)
+    monkeypatch.setattr(waiter_module, "_LOOK_AGAIN_S", 0.005)
+    monkeypatch.setattr(waiter_module, "WARN_AFTER_S", 0.01)
     scene = Scene(min_size=20)
     scene.write(8)
     async with scene.batches as batches:
@@ -622,7 +622,7 @@ async def test_a_stream_that_goes_on_after_a_checkpoint_does_not_wait_for_its_fi
         scene = Scene(limiter=SamplesPerInsert(1.0, 20, 8.0))
         scene.write(8)
         limiter = {"samples_per_insert": 1.0, "min_size_to_sample": 20, "inserts": 28, "samples": samples, "error": 8.0}
-        scene.batches.resume(Kept(scene.batches.what, 3, limiter, None))
+        scene.batches.resume(StreamState(scene.batches.what, 3, limiter, None))
         async with scene.batches:
             assert scene.slots.is_open == is_open
         await scene.close()
@@ -636,7 +636,7 @@ async def test_a_full_ring_of_which_nothing_may_be_overwritten_opens_the_gate() 
         task = asyncio.create_task(batches.get())
         await ticks(5)
         assert not scene.slots.is_open
-        scene.supply = Supply(2, False, "", None, is_stuck=True)
+        scene.supply = ProducerState(2, False, "", None, is_stuck=True)
         batches.look_again()
         await until(lambda: scene.slots.is_open)
         scene.fill(1)
@@ -653,10 +653,10 @@ async def test_a_standstill_is_told_after_one_more_look() -> None:
         def why(scene: Scene = scene, comes_in: bool = comes_in) -> str:
             if comes_in:
                 scene.writer.write({"number": np.zeros(12, np.int64)}, 0, 12)
-            scene.supply = Supply(2, False, "", None)
+            scene.supply = ProducerState(2, False, "", None)
             return "nobody lets any in"
 
-        scene.supply = Supply(2, False, "", None, why_barred=why)
+        scene.supply = ProducerState(2, False, "", None, why_barred=why)
         async with scene.batches as batches:
             if comes_in:
                 task = asyncio.create_task(batches.get())
@@ -691,10 +691,10 @@ async def test_only_a_stream_with_a_batch_may_let_rows_in() -> None:
         assert batches.may_let_rows_in, "a batch is left"
         (await batches.get()).release()
         assert not batches.may_let_rows_in
-        scene.crew.may_stop.clear()
+        scene.supervisor.may_stop.clear()
         closing = asyncio.create_task(batches.close())
         await until(lambda: batches.may_let_rows_in)
-        scene.crew.may_stop.set()
+        scene.supervisor.may_stop.set()
         await closing
         assert not batches.may_let_rows_in
     await scene.close()
@@ -710,11 +710,11 @@ async def test_without_any_producer_left_a_learner_is_stalled_and_told_why() -> 
     failure = ValueError("an actor's traceback")
     async with scene.batches:
         task = await waiting(scene)
-        scene.supply = Supply(0, True, "no row from them yet", None)
+        scene.supply = ProducerState(0, True, "no row from them yet", None)
         scene.batches.look_again()
         with pytest.raises(Stalled, match=r"8 of 20 rows .*no more rows can come$"):
             await task
-        scene.supply = Supply(1, False, "", failure)
+        scene.supply = ProducerState(1, False, "", failure)
         with pytest.raises(Stalled, match="an actor's traceback") as caught:
             await scene.batches.get()
         assert caught.value.__cause__ is failure
@@ -727,13 +727,13 @@ async def test_rows_that_come_in_between_two_looks_keep_it_from_giving_up() -> N
     scene = Scene(min_size=20)
     scene.write(8)
 
-    def last_rows() -> Supply:
+    def last_rows() -> ProducerState:
         if scene.ring.rows_inserted[0] < 20:
             scene.writer.write({"number": np.zeros(12, np.int64)}, 0, 12)
-        return Supply(0, True, "last row 0.0 s ago", None)
+        return ProducerState(0, True, "last row 0.0 s ago", None)
 
     async with scene.batches:
-        scene.batches._supply = last_rows
+        scene.batches._producer_state = last_rows
         task = await waiting(scene)
         scene.fill()
         assert number_of(await task) == 1
@@ -742,7 +742,7 @@ async def test_rows_that_come_in_between_two_looks_keep_it_from_giving_up() -> N
 
 async def test_with_the_gate_open_batches_go_on_without_producers(scene: Scene) -> None:
     """What is there can be sampled for ever."""
-    scene.supply = Supply(0, True, "", ValueError("all actors failed"))
+    scene.supply = ProducerState(0, True, "", ValueError("all actors failed"))
     task = await waiting(scene)
     scene.batches.look_again()
     await ticks(5)
@@ -755,17 +755,17 @@ async def test_failed_samplers_end_the_wait_with_their_error(scene: Scene) -> No
     """When all are gone for good, and no batch is ready any more."""
     scene.fill(1)
     failure = SamplerFailed("sampler 0", 1, 1, 3, "its traceback")
-    scene.crew.alive, scene.crew.failures = 0, [failure]
+    scene.supervisor.alive, scene.supervisor.failures = 0, [failure]
     assert number_of(await scene.batches.get()) == 1, "what is ready is still good"
     with pytest.raises(SamplerFailed, match="its traceback"):
         await scene.batches.get()
 
 
 async def test_a_failure_while_the_learner_sleeps_wakes_it(scene: Scene) -> None:
-    """The crew says that something has changed."""
+    """The supervisor says that something has changed."""
     task = await waiting(scene)
-    scene.crew.alive, scene.crew.failures = 0, [SamplerFailed("sampler 0", 1, 1, 3, "its traceback")]
-    scene.crew.on_change()
+    scene.supervisor.alive, scene.supervisor.failures = 0, [SamplerFailed("sampler 0", 1, 1, 3, "its traceback")]
+    scene.supervisor.on_change()
     with pytest.raises(SamplerFailed):
         await task
 
@@ -773,7 +773,7 @@ async def test_a_failure_while_the_learner_sleeps_wakes_it(scene: Scene) -> None
 async def test_a_dead_samplers_slot_is_recovered(scene: Scene) -> None:
     """Before its successor starts."""
     assert scene.slots.lease(0) is not None
-    await scene.crew.after_exit(0)
+    await scene.supervisor.after_exit(0)
     assert scene.slots.count(FREE) == 5
 
 
@@ -807,16 +807,16 @@ async def test_whoever_waits_when_it_is_closed_gets_closed(scene: Scene) -> None
 
 async def test_closing_is_done_once_and_can_be_cancelled_only_after_it(scene: Scene) -> None:
     """Several closers share one closing."""
-    scene.crew.may_stop.clear()
+    scene.supervisor.may_stop.clear()
     tasks = [asyncio.create_task(scene.batches.close()) for _ in range(3)]
     await ticks(4)
     tasks[0].cancel()
     await ticks(4)
     assert not any(task.done() for task in tasks)
-    scene.crew.may_stop.set()
+    scene.supervisor.may_stop.set()
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(result) for result in results] == [asyncio.CancelledError, type(None), type(None)]
-    assert scene.crew.steps == ["start", "stop"]
+    assert scene.supervisor.steps == ["start", "stop"]
     assert scene.slots.is_stopping, "the samplers were asked"
 
 
@@ -835,38 +835,38 @@ async def test_a_stream_is_opened_once_and_only_in_an_open_replay(scene: Scene) 
 
 
 async def test_samplers_that_cannot_start_leave_nothing() -> None:
-    """Their error is raised, the crew is stopped, and every descriptor is back."""
+    """Their error is raised, the supervisor is stopped, and every descriptor is back."""
     before = memory_descriptors()
     scene = Scene()
     start_errors.append(SamplerFailed("sampler 0", 1, 1, 0, "no such module"))
     with pytest.raises(SamplerFailed, match="no such module"):
         await scene.batches.__aenter__()
-    assert crews[-1].steps == ["start", "stop"]
+    assert supervisors[-1].steps == ["start", "stop"]
     with pytest.raises(Closed):
         await scene.batches.get()
     await scene.close()
     del scene
-    crews.clear()
+    supervisors.clear()
     await until(lambda: memory_descriptors() <= before)
 
 
 async def test_too_few_descriptors_are_noticed_before_anything_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No slot, no crew, no child."""
+    """No slot, no supervisor, no child."""
 
     def refuse(what: str, needed: int) -> None:
         assert what == "1 samplers" and needed > 3
         raise DescriptorLimitExceeded(what, needed, 2, 100)
 
-    monkeypatch.setattr(prefetch_module, "check_descriptors", refuse)
+    monkeypatch.setattr(batches_module, "check_descriptors", refuse)
     scene = Scene()
     with pytest.raises(DescriptorLimitExceeded):
         await scene.batches.__aenter__()
-    assert crews == []
+    assert supervisors == []
     await scene.close()
 
 
 async def test_opening_cancelled_at_any_tick_leaves_nothing() -> None:
-    """The crew is stopped if it was there, and the stream is closed."""
+    """The supervisor is stopped if it was there, and the stream is closed."""
     before = memory_descriptors()
     scenes: list[Scene] = []
 
@@ -876,15 +876,17 @@ async def test_opening_cancelled_at_any_tick_leaves_nothing() -> None:
 
     def check(scene: Scene) -> None:
         if not scene.batches.is_closed:
-            crew: Any = scene.batches._crew
-            assert crew is None or crew.steps == ["start"], "never begun, or open before it could be cancelled"
+            supervisor: Any = scene.batches._supervisor
+            assert supervisor is None or supervisor.steps == ["start"], (
+                "never begun, or open before it could be cancelled"
+            )
 
     assert await cancel_at_every_tick(build, lambda scene: scene.batches.__aenter__(), check) > 1
     for scene in scenes:
         await scene.close()
-    assert all(crew.steps == ["start", "stop"] or crew.steps == ["stop"] for crew in crews)
+    assert all(supervisor.steps == ["start", "stop"] or supervisor.steps == ["stop"] for supervisor in supervisors)
     scenes.clear()
-    crews.clear()
+    supervisors.clear()
     del scene
     await until(lambda: memory_descriptors() <= before)
 
@@ -912,12 +914,12 @@ async def test_a_half_filled_batch_of_a_dead_sampler_is_told(caplog: pytest.LogC
     scene = Scene()
     async with scene.batches as batches:
         scene.write(10)
-        await scene.crew.after_exit(0)
+        await scene.supervisor.after_exit(0)
         assert caplog.messages == []
         assert scene.slots.lease(0) is not None
         (record,) = [batches.statistics()]
         assert (record.filling, record.slots, record.number) == (1, 5, 3)
-        await scene.crew.after_exit(0)
+        await scene.supervisor.after_exit(0)
         assert caplog.messages == ["sampler 0 left a batch half filled; it is not delivered, its slot is free again"]
         assert batches.statistics().filling == 0
     await scene.close()

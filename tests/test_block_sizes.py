@@ -24,7 +24,7 @@ from areplay._sampling.batch_memory import BatchArrays
 from areplay._sampling.reader import Reader
 from areplay._storage.block_sizes import finest_block_rows, fitting_block_rows, most_streams
 from areplay._storage.priorities import Priorities
-from areplay._storage.registry import RingGuard
+from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
 from areplay.selectors.uniform import Uniform
@@ -60,16 +60,16 @@ class Scene:
     """A ring of 6 blocks of 16 rows, several streams, and each row as it was written: its number in field and mass."""
 
     def __init__(self, finest_rows: int = 2) -> None:
-        self.ring, self.guard = Ring(SPEC, 6, 16, finest_rows), RingGuard()
+        self.ring, self.registry = Ring(SPEC, 6, 16, finest_rows), WriterRegistry()
         self.priorities = Priorities(self.ring, 1.0)
-        self.guard.watch(self.priorities)
+        self.registry.watch(self.priorities)
         self.rows: dict[int, tuple[int, int]] = {}  # index -> number, stream
         self.chains: dict[int, list[int]] = {}  # stream -> indices
         self.writers: list[StreamWriter] = []
 
     def begin(self) -> StreamWriter:
         """One more stream."""
-        self.writers.append(StreamWriter(self.ring, self.ring.block_locks(), self.guard))
+        self.writers.append(StreamWriter(self.ring, self.ring.block_locks(), self.registry))
         return self.writers[-1]
 
     def write(self, writer: StreamWriter, count: int) -> None:
@@ -92,11 +92,13 @@ class Scene:
         there = np.array(self.there(), np.int64)
         numbers = [self.rows[index][0] for index in there.tolist()]
         assert ring.columns["x"][ring.positions(there)].tolist() == numbers
-        masses = np.where(there >= ring.names()[0], numbers, 0)  # others are in blocks that were left for another lap
+        masses = np.where(
+            there >= ring.index_range()[0], numbers, 0
+        )  # others are in blocks that were left for another lap
         assert self.priorities.masses[ring.positions(there)].tolist() == masses.tolist()
         assert self.priorities.total == masses.sum()
         serials, rows = ring.occupied()
-        assert rows.sum() == len(ring) == np.count_nonzero(there >= ring.names()[0])
+        assert rows.sum() == len(ring) == np.count_nonzero(there >= ring.index_range()[0])
         self.priorities.check()
         for serial, count in zip(serials.tolist(), rows.tolist(), strict=True):
             stream, previous, following = ring.chain(serial)
@@ -144,8 +146,10 @@ def test_rows_keep_index_place_mass_and_neighbours_when_blocks_are_split(data: s
             held.close()
         elif scene.ring.block_rows > 2:
             before = {index: scene.ring.positions(np.array([index]))[0] for index in scene.there()}
-            with scene.guard:
-                scene.guard._split(scene.ring, max(2, scene.ring.block_rows // data.draw(st.sampled_from([2, 2, 4]))))
+            with scene.registry:
+                scene.registry._split(
+                    scene.ring, max(2, scene.ring.block_rows // data.draw(st.sampled_from([2, 2, 4])))
+                )
             assert {index: scene.ring.positions(np.array([index]))[0] for index in scene.there()} == before
         scene.check()
     scene.close()
@@ -160,7 +164,7 @@ async def test_many_streams_leave_nine_rows_in_ten(streams: int, pace: str) -> N
     async with areplay.Replay(SPEC, 60_000, seed=0) as replay:
         assert replay._ring is not None
         ring = replay._ring
-        writers = [StreamWriter(ring, ring.block_locks(), replay._guard) for _ in range(streams)]
+        writers = [StreamWriter(ring, ring.block_locks(), replay._registry) for _ in range(streams)]
         written = 0
         while written < 2.2 * replay.capacity_rows:
             for writer in writers:
@@ -185,7 +189,7 @@ async def test_streams_that_come_and_go_leave_nine_rows_in_ten() -> None:
         rng = np.random.default_rng(0)
         for _ in range(2 * 500):
             count = int(rng.integers(100, 300))
-            writer = StreamWriter(replay._ring, replay._ring.block_locks(), replay._guard)
+            writer = StreamWriter(replay._ring, replay._ring.block_locks(), replay._registry)
             writer.write({"x": np.arange(count)}, 0, count)
             writer.close()
         assert replay._ring.next_serial[0] > replay._ring.blocks
@@ -197,7 +201,7 @@ async def test_few_streams_have_blocks_of_the_default_size() -> None:
     async with areplay.Replay(SPEC, 1 << 18) as replay, areplay.Replay(SPEC, 1 << 18, block_rows=512) as given_one:
         for one, streams in ((replay, 16), (given_one, 600)):
             assert one._ring is not None
-            writers = [StreamWriter(one._ring, one._ring.block_locks(), one._guard) for _ in range(streams)]
+            writers = [StreamWriter(one._ring, one._ring.block_locks(), one._registry) for _ in range(streams)]
             for writer in writers:
                 writer.write({"x": np.arange(10)}, 0, 10)
                 writer.close()
@@ -212,7 +216,7 @@ async def test_streams_that_ended_count_for_a_lap() -> None:
         assert replay._ring is not None
         for _ in range(3):
             for _ in range(15):
-                writer = StreamWriter(replay._ring, replay._ring.block_locks(), replay._guard)
+                writer = StreamWriter(replay._ring, replay._ring.block_locks(), replay._registry)
                 writer.write({"x": np.arange(3)}, 0, 3)
                 writer.close()
             await replay.extend({"x": np.arange(1 << 18)})
@@ -273,7 +277,7 @@ async def test_a_save_after_a_split_takes_no_block_of_the_save_before(tmp_path: 
         await replay.extend({"x": np.arange(36)})  # two blocks of 16, and 4 in the third
         await replay.save(tmp_path)
         assert replay._ring is not None
-        writers = [StreamWriter(replay._ring, replay._ring.block_locks(), replay._guard) for _ in range(100)]
+        writers = [StreamWriter(replay._ring, replay._ring.block_locks(), replay._registry) for _ in range(100)]
         await replay.add(x=36)
         assert replay.statistics().block_rows == 4
         await replay.save(tmp_path)
@@ -291,7 +295,7 @@ async def test_priorities_and_indices_of_rows_outlive_a_split() -> None:
         selector = areplay.Prioritized(1.0)
         replay.sample(1, selector=selector)
         assert replay._ring is not None
-        writers = [StreamWriter(replay._ring, replay._ring.block_locks(), replay._guard) for _ in range(100)]
+        writers = [StreamWriter(replay._ring, replay._ring.block_locks(), replay._registry) for _ in range(100)]
         assert replay.statistics().block_rows == 16
         await replay.add(x=1_000, priority=1e-9)
         assert replay.statistics().block_rows == 4
@@ -306,12 +310,12 @@ async def test_blocks_that_somebody_uses_are_not_split(user: str, caplog: pytest
     """They are when that has ended; a warning says what is lost meanwhile, and what to do."""
     async with areplay.Replay(SPEC, 4_096, seed=0) as replay:
         assert replay._ring is not None
-        ring, guard = replay._ring, replay._guard
+        ring, registry = replay._ring, replay._registry
         await replay.extend({"x": np.arange(100)})
         fifo = areplay.Fifo()
 
         async def with_many() -> list[StreamWriter]:
-            writers = [StreamWriter(ring, ring.block_locks(), guard) for _ in range(100)]
+            writers = [StreamWriter(ring, ring.block_locks(), registry) for _ in range(100)]
             for writer in writers:
                 writer.write({"x": np.arange(3)}, 0, 3)
             assert ring.block_rows == 16
@@ -327,9 +331,9 @@ async def test_blocks_that_somebody_uses_are_not_split(user: str, caplog: pytest
                 writers = await with_many()
                 del fifo
             else:
-                with guard.use(ring):
+                with registry.use(ring):
                     writers = await with_many()
-                    assert not guard.hold(ring), "samplers are started a moment later"
+                    assert not registry.hold(ring), "samplers are started a moment later"
         assert "37 % of the 4096 rows of capacity stay unused; enter the context of actors before that" in caplog.text
         await replay.add(x=1)
         assert ring.block_rows == 4

@@ -30,7 +30,7 @@ from areplay import Replay
 from areplay._checkpoint import service as saving
 from areplay._checkpoint import writer as snapshot
 from areplay._checkpoint.manifest import manifest_checksum
-from areplay._checkpoint.reader import Checkpoint, Stop
+from areplay._checkpoint.reader import CancelToken, Checkpoint
 from areplay._shm.range_locks import BlockLocks
 from areplay._storage.registry import Watcher
 from areplay._storage.stream_writer import StreamWriter
@@ -206,7 +206,7 @@ async def test_priorities_come_back(block_rows: int | None, tmp_path: Path) -> N
         replay.sample(16, selector=prioritized)
         replay.sample(16, selector=areplay.Prioritized(1.0))
         everything = stored(replay)
-        steps = everything["indices"][everything["steps.ahead"] > 0]
+        steps = everything["indices"][everything["steps.next_offset"] > 0]
         replay.update_priorities(steps, np.random.default_rng(0).exponential(size=len(steps)))
         replay.update_priorities(steps[5:6], [50.0])
         before = replay._priorities[0.6].masses[replay._opened().positions(everything["indices"])]
@@ -367,7 +367,7 @@ async def test_rows_that_come_meanwhile_are_left_out(tmp_path: Path) -> None:
         assert 1_000 <= len(found["x"]) < 3_000
 
 
-async def save_slowly(replay: Replay, path: Path, meanwhile: Callable[[], Any]) -> areplay.Saved:
+async def save_slowly(replay: Replay, path: Path, meanwhile: Callable[[], Any]) -> areplay.SaveResult:
     """Save block by block; between the first and the second one, await what `meanwhile` returns."""
     loop = asyncio.get_running_loop()
     is_first = True
@@ -528,9 +528,9 @@ async def test_masses_of_a_chunk_that_has_none_yet_are_waited_for(
             return found
 
         monkeypatch.setattr(BlockLocks, "has_writer", seen)
-        ring, guard = replay._opened(), replay._guard
-        guard.watchers = (Held(), *guard.watchers)
-        writer = StreamWriter(ring, ring.block_locks(), guard)
+        ring, registry = replay._opened(), replay._registry
+        registry.watchers = (Held(), *registry.watchers)
+        writer = StreamWriter(ring, ring.block_locks(), registry)
         writing = asyncio.create_task(asyncio.to_thread(writer.write, columns(100, 120), 0, 20))
         await until(is_published.is_set)
         saved = await replay.save(tmp_path)
@@ -1099,13 +1099,13 @@ async def test_a_cancelled_load_leaves_nothing(tmp_path: Path, monkeypatch: pyte
     del replay
     loop = asyncio.get_running_loop()
     tasks: list[asyncio.Task[Replay]] = []
-    stops: list[Stop] = []
+    stops: list[CancelToken] = []
 
-    def made() -> Stop:
-        stops.append(Stop())
+    def made() -> CancelToken:
+        stops.append(CancelToken())
         return stops[-1]
 
-    monkeypatch.setattr(saving, "Stop", made)
+    monkeypatch.setattr(saving, "CancelToken", made)
     for at in (1, 5, 28):
         calls: list[int] = []
 

@@ -1,6 +1,6 @@
 """Tests of `_sampling.completion_log`: when an item is in the log, and which blocks are kept for it.
 
-What any history leaves is in `models/test_item_log_machine.py`.
+What any history leaves is in `models/test_completion_log_machine.py`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import pytest
 from kit import descriptors_pass_by_pickle, open_descriptors
 
 from areplay._ingest.episodes import Episodes
-from areplay._sampling.completion_log import ItemLog
-from areplay._storage.registry import RingGuard, Watcher
+from areplay._sampling.completion_log import CompletionLog
+from areplay._storage.registry import Watcher, WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
 from areplay._storage.window_search import WindowFinder
@@ -31,7 +31,7 @@ class Stream:
 
     def __init__(self, scene: Scene, mode: str = "", width: int = 1) -> None:
         self._scene, self._mode, self._width, self._next = scene, mode, width, 0
-        self.writer = StreamWriter(scene.ring, scene.ring.block_locks(), scene.guard)
+        self.writer = StreamWriter(scene.ring, scene.ring.block_locks(), scene.registry)
         self._episodes = Episodes(STEPS)
         if mode:
             self._episodes.autoreset_mode = mode
@@ -71,25 +71,25 @@ class Scene:
     """A small ring, its streams, and a log of its items."""
 
     def __init__(self, spec: Spec = STEPS, blocks: int = 4, block_rows: int = 4) -> None:
-        self.ring, self.guard = Ring(spec, blocks, block_rows), RingGuard()
+        self.ring, self.registry = Ring(spec, blocks, block_rows), WriterRegistry()
         self._field = "obs" if spec is STEPS else "number"
         self._streams: list[Stream] = []
-        self._logs: list[ItemLog] = []
+        self._logs: list[CompletionLog] = []
 
     def stream(self, mode: str = "", width: int = 1) -> Stream:
         """A new one."""
         self._streams.append(Stream(self, mode, width))
         return self._streams[-1]
 
-    def log(self, *, goes_on: bool = True, **window: Any) -> ItemLog:
+    def log(self, *, goes_on: bool = True, **window: Any) -> CompletionLog:
         """One that has begun, and keeps what it needs."""
-        log = ItemLog(self.ring, Window(**window))
+        log = CompletionLog(self.ring, Window(**window))
         self._logs.append(log)
-        self.guard.keep(log)
-        log.begin(self.guard, goes_on=goes_on)
+        self.registry.keep(log)
+        log.begin(self.registry, goes_on=goes_on)
         return log
 
-    def items(self, log: ItemLog) -> list[int]:
+    def items(self, log: CompletionLog) -> list[int]:
         """What stands in the rows of all items that are due."""
         log.check()
         due = log.entries(log.released, log.appended)
@@ -121,7 +121,7 @@ def plain() -> Iterator[Scene]:
     scene.close()
 
 
-def kept(log: ItemLog) -> str:
+def kept(log: CompletionLog) -> str:
     """One digit a place."""
     return "".join(str(int(one)) for one in log.kept())
 
@@ -138,7 +138,7 @@ def test_a_row_is_an_item_when_it_is_written(plain: Scene) -> None:
     second.rows(1)
     first.rows(3)
     assert plain.items(log) == [0, 1, 2, 0, 3, 4, 5]
-    assert repr(log) == "<ItemLog 7 items, 0 of them released, 0 pending>"
+    assert repr(log) == "<CompletionLog 7 items, 0 of them released, 0 pending>"
     assert log.entries_at(np.array([4, 0, 3])).tolist() == [3, 0, 4]
 
 
@@ -181,21 +181,21 @@ def test_rows_written_while_it_begins_are_taken_in_once(plain: Scene, monkeypatc
     """By another thread, at any moment of it: after or before they are told, each is in the log once, in order."""
     stream = plain.stream()
     stream.rows(1)
-    log = ItemLog(plain.ring, Window())
-    plain.guard.keep(log)
-    watch, told = plain.guard.watch, []
+    log = CompletionLog(plain.ring, Window())
+    plain.registry.keep(log)
+    watch, told = plain.registry.watch, []
     late: Any = Watcher()
     late.written = lambda *what: told.append(what)  # as if the thread that wrote was stopped before it told
 
     def watch_and_write(watcher: Watcher) -> None:
         assert stream.rows(1) == 1
-        plain.guard.watchers = (late,)
+        plain.registry.watchers = (late,)
         assert stream.rows(1) == 1
-        plain.guard.watchers = ()
+        plain.registry.watchers = ()
         watch(watcher)
 
-    monkeypatch.setattr(plain.guard, "watch", watch_and_write)
-    log.begin(plain.guard, goes_on=True)
+    monkeypatch.setattr(plain.registry, "watch", watch_and_write)
+    log.begin(plain.registry, goes_on=True)
     for what in told:
         log.written(*what)
     stream.rows(3)
@@ -392,7 +392,7 @@ def test_a_sampler_sees_the_same_log() -> None:
     scene = Scene(PLAIN)
     log, stream = scene.log(), scene.stream()
     with descriptors_pass_by_pickle():
-        twin: ItemLog = pickle.loads(pickle.dumps(log))
+        twin: CompletionLog = pickle.loads(pickle.dumps(log))
     stream.rows(3)
     assert twin.appended == 3
     assert twin.entries(0, 3).tolist() == twin.entries_at(np.arange(3)).tolist() == [0, 1, 2]

@@ -18,8 +18,8 @@ from areplay._ingest import coordinator as coordinator_module
 from areplay._ingest.admission import Admission
 from areplay._ingest.coordinator import Coordinator
 from areplay._ingest.inbox import Inboxes
-from areplay._processes import waiter as waiting_module
-from areplay._storage.registry import RingGuard
+from areplay._processes import waiter as waiter_module
+from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
 from areplay.errors import Closed, ResourceUnavailable, Stalled
@@ -37,8 +37,8 @@ class Scene:
         self.inboxes = Inboxes(SPEC, 3, INBOX_ROWS)
         self.inbox = [self.inboxes.inbox(k) for k in range(3)]
         self.told = self.failed = 0
-        guard = RingGuard()
-        self.coordinator = Coordinator(self.ring, guard, Admission(guard), self.on_rows, self.on_failure)
+        registry = WriterRegistry()
+        self.coordinator = Coordinator(self.ring, registry, Admission(registry), self.on_rows, self.on_failure)
         self.put = [0, 0, 0]
 
     def on_rows(self) -> None:
@@ -85,7 +85,7 @@ class Scene:
 @pytest.fixture(autouse=True)
 def looks_only_when_rung(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who waits never looks again by itself: what brings rows in must be a ring."""
-    monkeypatch.setattr(waiting_module, "_LOOK_AGAIN_S", 1_000.0)
+    monkeypatch.setattr(waiter_module, "_LOOK_AGAIN_S", 1_000.0)
 
 
 @pytest.fixture
@@ -150,9 +150,9 @@ async def test_a_single_row_does_not_wait_for_others_for_long(scene: Scene) -> N
         await until(lambda number=number: scene.inserted == number + 1)
 
 
-async def test_rows_linger_unless_there_is_a_chunk_or_a_hurry(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_rows_wait_unless_there_is_a_chunk_or_a_request(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """With an endless patience for company: a quarter of an inbox is taken at once, less when the actor hurries."""
-    monkeypatch.setattr(coordinator_module, "LINGER_S", 1_000.0)
+    monkeypatch.setattr(coordinator_module, "BATCHING_DELAY_S", 1_000.0)
     await scene.coordinator.attach(scene.inbox[0], "actor 0")
     scene.hand_in(0, 4)
     await until(lambda: scene.inserted == 4)
@@ -160,7 +160,7 @@ async def test_rows_linger_unless_there_is_a_chunk_or_a_hurry(scene: Scene, monk
     for _ in range(20):
         await asyncio.sleep(0.001)
         assert scene.inserted == 4
-    scene.inbox[0].hurry()
+    scene.inbox[0].request_flush()
     await until(lambda: scene.inserted == 7)
     assert scene.rows_of(0) == list(range(7))
 
@@ -181,7 +181,7 @@ async def test_what_a_dead_actor_left_is_taken_and_its_stream_ended(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Settling takes everything at once; what its successor hands in is a stream of its own."""
-    monkeypatch.setattr(coordinator_module, "LINGER_S", 1_000.0)
+    monkeypatch.setattr(coordinator_module, "BATCHING_DELAY_S", 1_000.0)
     await scene.coordinator.attach(scene.inbox[0], "actor 0")
     scene.hand_in(0, 3)
     await scene.coordinator.settle(scene.inbox[0])
@@ -209,7 +209,7 @@ async def test_detaching_takes_all_and_then_nothing_more(scene: Scene) -> None:
 
 async def test_stopping_takes_all_rows_of_all_inboxes(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing handed in is lost, the thread is gone, and everything but another start may follow."""
-    monkeypatch.setattr(coordinator_module, "LINGER_S", 1_000.0)
+    monkeypatch.setattr(coordinator_module, "BATCHING_DELAY_S", 1_000.0)
     for k in range(3):
         await scene.coordinator.attach(scene.inbox[k], f"actor {k}")
         scene.hand_in(k, 2 + k)

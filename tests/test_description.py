@@ -19,11 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_top import answer, shown
 
-from areplay._status.client import Post
+from areplay._status.client import ReplayAddress
 from areplay._status.server import MAX_ANSWER_BYTES
 from areplay.cli import main
 from areplay.cli.description import checked
-from areplay.errors import NotWatchable
+from areplay.errors import StatusUnavailable
 
 WATCHDOG_S = 30.0
 EVIL = "\x1b[2J\r\x00\ud800[red]" * 3
@@ -68,7 +68,7 @@ def test_what_a_replay_says_has_that_shape() -> None:
 )
 def test_another_shape_is_named(path: tuple[Any, ...], value: Any, fault: str) -> None:
     """By where it is, what was expected, and what came."""
-    with pytest.raises(NotWatchable, match="no description of a replay that can be shown") as refused:
+    with pytest.raises(StatusUnavailable, match="no description of a replay that can be shown") as refused:
         checked(changed(path, value), "replay 1.0")
     assert fault in str(refused.value)
 
@@ -82,7 +82,7 @@ def test_any_value_anywhere_is_refused_or_shown(changes: list[tuple[tuple[Any, .
         said = changed(path, value, said)
     try:
         checked(said, "replay 1.0")
-    except NotWatchable as refused:
+    except StatusUnavailable as refused:
         text = str(refused)
     else:
         text = shown(said)
@@ -127,11 +127,11 @@ HOSTILE = {
 
 
 @contextmanager
-def saying(text: bytes, *, again: bool = False) -> Iterator[Post]:
+def saying(text: bytes, *, again: bool = False) -> Iterator[ReplayAddress]:
     """A program that listens under the name of a replay, and says so, or says it again and again."""
-    post = Post(os.getpid(), 998, os.geteuid())
+    address = ReplayAddress(os.getpid(), 998, os.geteuid())
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind("\0" + post.name)
+        listener.bind("\0" + address.name)
         listener.listen(8)
 
         def run() -> None:
@@ -148,7 +148,7 @@ def saying(text: bytes, *, again: bool = False) -> Iterator[Post]:
         thread = threading.Thread(target=run)
         thread.start()
         try:
-            yield post
+            yield address
         finally:
             listener.shutdown(socket.SHUT_RDWR)
             thread.join(WATCHDOG_S)
@@ -161,18 +161,18 @@ def test_an_answer_of_another_program_is_one_line(
     case: str, options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Exit status 1, nothing on standard output, and nothing that could move the cursor."""
-    with saying(HOSTILE[case]) as post:
-        assert main(["top", str(post), "--once", "--interval", "0.01", *options]) == 1
+    with saying(HOSTILE[case]) as address:
+        assert main(["top", str(address), "--once", "--interval", "0.01", *options]) == 1
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith(f"areplay top: replay {post} cannot be watched: ")
+    assert out == "" and err.startswith(f"areplay top: replay {address} cannot be watched: ")
     assert err.count("\n") == 1 and err[:-1].isprintable()
 
 
 def test_an_answer_without_an_end_is_left(capsys: pytest.CaptureFixture[str]) -> None:
     """After a few megabytes, long before the time is over."""
     assert MAX_ANSWER_BYTES <= 16 << 20
-    with saying(HEAD + b" " * (1 << 20), again=True) as post:
-        assert main(["top", str(post), "--once"]) == 1
+    with saying(HEAD + b" " * (1 << 20), again=True) as address:
+        assert main(["top", str(address), "--once"]) == 1
     assert "no description of a replay" in capsys.readouterr().err
 
 
@@ -180,9 +180,11 @@ def test_several_are_listed_with_what_is_wrong(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One that is none does no harm to the list."""
-    with saying(HOSTILE["nothing but the head"]) as post:
-        monkeypatch.setattr("areplay.cli.top.posts", lambda: [post, Post(post.pid, 997, post.uid)])
-        assert main(["top", str(post.pid)]) == 2
-    assert f"{post}  what it says is no description of a replay that can be shown: pid is missing" in (
+    with saying(HOSTILE["nothing but the head"]) as address:
+        monkeypatch.setattr(
+            "areplay.cli.top.running_replays", lambda: [address, ReplayAddress(address.pid, 997, address.uid)]
+        )
+        assert main(["top", str(address.pid)]) == 2
+    assert f"{address}  what it says is no description of a replay that can be shown: pid is missing" in (
         capsys.readouterr().err
     )

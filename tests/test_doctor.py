@@ -23,7 +23,7 @@ from kit import open_descriptors
 from test_resource_limits import GIB, Machine
 
 import areplay
-from areplay.cli import checks as checkup
+from areplay.cli import checks as checks
 from areplay.cli import doctor, main
 from areplay.cli.checks import Finding, findings
 from tests.processes.watching import children
@@ -106,7 +106,7 @@ def finding_of(name: str, root: Path = Path("/")) -> Finding:
 @pytest.fixture
 def no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     """Starting processes takes its time, and is tried elsewhere."""
-    monkeypatch.setattr(checkup, "trial", lambda: Finding("Trial", "actor to batch", "ok", "", ""))
+    monkeypatch.setattr(checks, "trial", lambda: Finding("Trial", "actor to batch", "ok", "", ""))
 
 
 @pytest.mark.parametrize("name", KERNEL)
@@ -128,11 +128,11 @@ def test_this_machine_has_what_the_other_tests_need(name: str) -> None:
         ("sealed memory files", replace(fcntl, "fcntl", fcntl_without(fcntl.F_ADD_SEALS)), "Invalid argument"),
         ("sealed memory files", replace(os, "ftruncate", lambda *_: None), ""),
         ("locks of open files", replace(fcntl, "fcntl", fcntl_without(37)), "Invalid argument"),
-        ("locks of open files", replace(checkup, "BlockLocks", Locks(iter([True] * 4))), "a lock was had twice"),
-        ("locks of open files", replace(checkup, "BlockLocks", Locks(iter([False]))), "a free lock could not be had"),
+        ("locks of open files", replace(checks, "BlockLocks", Locks(iter([True] * 4))), "a lock was had twice"),
+        ("locks of open files", replace(checks, "BlockLocks", Locks(iter([False]))), "a free lock could not be had"),
         (
             "locks of open files",
-            replace(checkup, "BlockLocks", Locks(iter([True, True, False, False]))),
+            replace(checks, "BlockLocks", Locks(iter([True, True, False, False]))),
             "a lock outlived its holder",
         ),
         ("pidfd", refuse(os, "pidfd_open"), "Function not implemented"),
@@ -157,7 +157,7 @@ def test_without_it_areplay_cannot_run(
     if name == "eventfd" and value == "nobody was woken":
         monkeypatch.setattr(select, "select", lambda *_: ([], [], []))
     missing(monkeypatch)
-    monkeypatch.setattr(checkup, "trial", lambda: pytest.fail("it was tried all the same"))
+    monkeypatch.setattr(checks, "trial", lambda: pytest.fail("it was tried all the same"))
     status = main(["doctor", "--json"])
     monkeypatch.undo()
     document = json.loads(capsys.readouterr().out)
@@ -172,9 +172,9 @@ def test_without_it_areplay_cannot_run(
 @pytest.mark.parametrize(
     ("name", "missing"),
     [
-        ("abstract sockets", refuse(checkup, "listening_socket", errno.EPERM)),
-        ("abstract sockets", replace(checkup, "posts", list)),
-        ("populating memory", replace(checkup, "_MADV_POPULATE_WRITE", 9_999)),
+        ("abstract sockets", refuse(checks, "listening_socket", errno.EPERM)),
+        ("abstract sockets", replace(checks, "posts", list)),
+        ("populating memory", replace(checks, "_MADV_POPULATE_WRITE", 9_999)),
         ("cores", replace(os, "sched_getaffinity", lambda pid: {0})),
         ("file descriptors", replace(resource, "getrlimit", lambda which: (256, 4_096))),
     ],
@@ -193,24 +193,24 @@ def test_without_it_areplay_runs_with_a_restriction(
 def test_memory_and_its_limits(tmp_path: Path) -> None:
     """The least of host and cgroups, of either version; unknown, little, and none."""
     machine = Machine(tmp_path)
-    assert checkup.memory(tmp_path).status == "warn"
-    assert checkup.control_groups(tmp_path).value == "none, no limit"
+    assert checks.memory(tmp_path).status == "warn"
+    assert checks.control_groups(tmp_path).value == "none, no limit"
     machine.has_memory(16 * GIB)
-    assert (checkup.memory(tmp_path).status, checkup.memory(tmp_path).value) == ("ok", "16.0 GiB")
+    assert (checks.memory(tmp_path).status, checks.memory(tmp_path).value) == ("ok", "16.0 GiB")
     machine.is_in("0::/user")
     machine.v2("/user", 4 * GIB, 1 * GIB)
-    assert checkup.memory(tmp_path).value == "3.0 GiB"
-    assert checkup.control_groups(tmp_path).value == "v2, 4.0 GiB"
+    assert checks.memory(tmp_path).value == "3.0 GiB"
+    assert checks.control_groups(tmp_path).value == "v2, 4.0 GiB"
     machine.v2("/user", 4 * GIB, 4 * GIB - (300 << 20))
-    found = checkup.memory(tmp_path)
+    found = checks.memory(tmp_path)
     assert (found.status, found.value) == ("warn", "300.0 MiB") and "memory.max" in found.meaning
     machine.v2("/user", "max", GIB)
-    assert checkup.control_groups(tmp_path).value == "v2, no limit"
+    assert checks.control_groups(tmp_path).value == "v2, no limit"
     machine.is_in("4:memory:/job", "0::/")
     machine.v1("/job", 2 * GIB, GIB)
-    assert checkup.control_groups(tmp_path).value == "v1, 2.0 GiB"
+    assert checks.control_groups(tmp_path).value == "v1, 2.0 GiB"
     machine.v1("/job", 9_223_372_036_854_771_712, GIB)
-    assert checkup.control_groups(tmp_path).value == "v1, no limit"
+    assert checks.control_groups(tmp_path).value == "v1, no limit"
 
 
 def write(root: Path, path: str, text: str) -> None:
@@ -224,34 +224,34 @@ def test_processors_and_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 5})
     monkeypatch.setattr(resource, "getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    assert (checkup.cores(tmp_path).status, checkup.cores(tmp_path).value) == ("ok", "4 of 8")
-    assert (checkup.processes(tmp_path).status, checkup.processes(tmp_path).value) == ("ok", "no limit")
+    assert (checks.cores(tmp_path).status, checks.cores(tmp_path).value) == ("ok", "4 of 8")
+    assert (checks.processes(tmp_path).status, checks.processes(tmp_path).value) == ("ok", "no limit")
     write(tmp_path, "proc/self/cgroup", "0::/user\n")
     write(tmp_path, "sys/fs/cgroup/user/cpu.max", "150000 100000\n")
     write(tmp_path, "sys/fs/cgroup/cpu.max", "max 100000\n")
     write(tmp_path, "sys/fs/cgroup/user/pids.max", "100\n")
     write(tmp_path, "sys/fs/cgroup/user/pids.current", "60\n")
-    assert (checkup.cores(tmp_path).status, checkup.cores(tmp_path).value) == ("warn", "4 of 8, quota 1.5")
-    assert (checkup.processes(tmp_path).status, checkup.processes(tmp_path).value) == ("warn", "40")
+    assert (checks.cores(tmp_path).status, checks.cores(tmp_path).value) == ("warn", "4 of 8, quota 1.5")
+    assert (checks.processes(tmp_path).status, checks.processes(tmp_path).value) == ("warn", "40")
     write(tmp_path, "proc/self/cgroup", "5:cpu,cpuacct:/job\n6:pids:/job\n")
     write(tmp_path, "sys/fs/cgroup/cpu/job/cpu.cfs_quota_us", "300000\n")
     write(tmp_path, "sys/fs/cgroup/cpu/job/cpu.cfs_period_us", "100000\n")
-    assert (checkup.cores(tmp_path).status, checkup.cores(tmp_path).value) == ("ok", "4 of 8, quota 3")
+    assert (checks.cores(tmp_path).status, checks.cores(tmp_path).value) == ("ok", "4 of 8, quota 3")
     write(tmp_path, "sys/fs/cgroup/cpu/job/cpu.cfs_quota_us", "-1\n")
-    assert checkup.cores(tmp_path).value == "4 of 8"
+    assert checks.cores(tmp_path).value == "4 of 8"
     monkeypatch.setattr(os, "geteuid", lambda: 1_000)
     monkeypatch.setattr(resource, "getrlimit", lambda which: (500, 500))
-    assert (checkup.processes(tmp_path).status, checkup.processes(tmp_path).value) == ("ok", "500")
+    assert (checks.processes(tmp_path).status, checks.processes(tmp_path).value) == ("ok", "500")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert checkup.processes(tmp_path).value == "no limit", "root has none of that kind"
+    assert checks.processes(tmp_path).value == "no limit", "root has none of that kind"
 
 
 def test_without_proc_nothing_is_known_and_nothing_breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a sandbox that does not mount it: a check is a finding, whatever it finds."""
     monkeypatch.setattr(resource, "getrlimit", lambda which: (1_024, 4_096))
-    found = checkup.descriptors(tmp_path)
+    found = checks.descriptors(tmp_path)
     assert (found.status, found.value) == ("warn", "1,024") and "/proc" in found.meaning
-    monkeypatch.setattr(checkup, "trial", lambda: Finding("Trial", "actor to batch", "ok", "", ""))
+    monkeypatch.setattr(checks, "trial", lambda: Finding("Trial", "actor to batch", "ok", "", ""))
     names = [finding.name for finding in findings(tmp_path)]
     assert names == [finding.name for finding in findings()]
 
@@ -268,25 +268,25 @@ def test_a_death_is_seen_where_sigchld_is_ignored() -> None:
 
 def test_descriptors_are_enough_for_so_many_actors(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as can be started in fact; and who may raise the limit."""
-    limit = open_descriptors() + checkup.DESCRIPTORS_TO_START + 6 * 20 + 5
+    limit = open_descriptors() + checks.DESCRIPTORS_TO_START + 6 * 20 + 5
     monkeypatch.setattr(resource, "getrlimit", lambda which: (limit, limit))
-    found = checkup.descriptors(Path("/"))
+    found = checks.descriptors(Path("/"))
     assert found.meaning == "enough for 20 actors; root can raise it"
     monkeypatch.setattr(resource, "getrlimit", lambda which: (limit, limit + 1))
-    assert checkup.descriptors(Path("/")).meaning == "enough for 20 actors; `ulimit -n` raises it"
+    assert checks.descriptors(Path("/")).meaning == "enough for 20 actors; `ulimit -n` raises it"
     monkeypatch.setattr(resource, "getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    assert checkup.descriptors(Path("/")).status == "ok"
+    assert checks.descriptors(Path("/")).status == "ok"
 
 
 def test_what_does_not_matter_is_said_not_to(tmp_path: Path) -> None:
     """/dev/shm of any size, and huge pages or none."""
-    assert (checkup.shared_memory(tmp_path).status, checkup.shared_memory(tmp_path).value) == ("ok", "none")
-    assert "not used" in checkup.shared_memory(Path("/")).meaning
-    assert checkup.huge_pages(tmp_path).value == "none"
+    assert (checks.shared_memory(tmp_path).status, checks.shared_memory(tmp_path).value) == ("ok", "none")
+    assert "not used" in checks.shared_memory(Path("/")).meaning
+    assert checks.huge_pages(tmp_path).value == "none"
     for chosen, word in (("never", "4 KiB"), ("advise", "4 KiB"), ("within_size", "2 MiB"), ("always", "2 MiB")):
         line = "always within_size advise never deny force".replace(chosen, f"[{chosen}]")
         write(tmp_path, "sys/kernel/mm/transparent_hugepage/shmem_enabled", line)
-        found = checkup.huge_pages(tmp_path)
+        found = checks.huge_pages(tmp_path)
         assert (found.status, found.value) == ("ok", chosen) and word in found.meaning
 
 
@@ -297,7 +297,7 @@ def test_versions_are_compared_with_what_is_needed(
     """By their numbers, not as text; one that is missing is a failure, and so is an old Python."""
     real = metadata.version
     monkeypatch.setattr(metadata, "version", lambda each: found if each == name else real(each))
-    assert {each.name: each.status for each in checkup.versions()}[name] == status
+    assert {each.name: each.status for each in checks.versions()}[name] == status
 
     def missing(each: str) -> str:
         if each == name:
@@ -305,15 +305,15 @@ def test_versions_are_compared_with_what_is_needed(
         return real(each)
 
     monkeypatch.setattr(metadata, "version", missing)
-    assert {each.name: (each.status, each.value) for each in checkup.versions()}[name] == ("fail", "missing")
-    monkeypatch.setattr(checkup.platform, "python_version", lambda: "3.9.18")
-    assert {each.name: each.status for each in checkup.versions()}["python"] == "fail"
+    assert {each.name: (each.status, each.value) for each in checks.versions()}[name] == ("fail", "missing")
+    monkeypatch.setattr(checks.platform, "python_version", lambda: "3.9.18")
+    assert {each.name: each.status for each in checks.versions()}["python"] == "fail"
 
 
 def test_extras_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the line that brings them."""
-    monkeypatch.setattr(checkup.importlib.util, "find_spec", lambda name: None if name in ("jax", "rich") else object())
-    found = checkup.extras()
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None if name in ("jax", "rich") else object())
+    found = checks.extras()
     assert (found.status, found.value) == ("ok", "3 of 5")
     assert found.meaning == "pip install '.[jax,cli]' in a clone"
 
@@ -326,7 +326,7 @@ def test_a_trial_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
         raise areplay.ActorFailed("actor 0", 17, 1, 0, "Traceback\nImportError: no such thing")
 
     monkeypatch.setattr(areplay, "run", fail)
-    found = checkup.trial()
+    found = checks.trial()
     assert (found.status, found.value, found.meaning) == ("fail", "ActorFailed", "ImportError: no such thing")
 
 
@@ -349,7 +349,7 @@ def test_people_get_a_line_a_finding(
 ) -> None:
     """None is wrapped at 100 columns, with rich and without; the verdict comes last."""
     monkeypatch.setattr("areplay.cli.terminal.has_rich", lambda: has_rich)
-    monkeypatch.setattr(checkup, "memory_limits", lambda root: iter(()))
+    monkeypatch.setattr(checks, "memory_limits", lambda root: iter(()))
     found = list(findings())
     assert main(["doctor"]) == 0
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from areplay._base.episode_links import AHEAD, BACK, GAP, MAX_ENVIRONMENTS, MOMENT
+from areplay._base.episode_links import GAP, MAX_ENVIRONMENTS, NEXT_OFFSET, PREV_OFFSET, STEP_ID
 from areplay._ingest.episodes import Episodes
 from areplay.errors import SpecMismatch
 from areplay.spec import Spec
@@ -59,7 +59,7 @@ class Stream:
         if isinstance(made, tuple):
             self.rows += [{name: np.asarray(value).copy() for name, value in one.items()} for one in made]
         else:
-            self.rows += [{name: made[name][k] for name in made} for k in range(len(made[MOMENT]))]
+            self.rows += [{name: made[name][k] for name in made} for k in range(len(made[STEP_ID]))]
         self.episodes.advance()
 
     def column(self, name: str) -> list[Any]:
@@ -68,7 +68,7 @@ class Stream:
 
     def chains(self) -> list[list[int]]:
         """For each episode, by its links from row to row, the rows that it consists of."""
-        chains, ahead, back = [], self.column(AHEAD), self.column(BACK)
+        chains, ahead, back = [], self.column(NEXT_OFFSET), self.column(PREV_OFFSET)
         for start in range(len(self.rows)):
             if back[start] == 0:
                 chain = [start]
@@ -88,9 +88,9 @@ def test_an_episode_of_t_steps_becomes_t_plus_one_rows() -> None:
     assert stream.column("action") == [0, 1, 2, 0, 4, 5, 0]
     assert stream.column("terminated") == [False, False, True, False, False, False, False]
     assert stream.column("truncated") == [False] * 5 + [True, False]
-    assert stream.column(MOMENT) == [0, 1, 2, 3, (1 << 32), (1 << 32) + 1, (1 << 32) + 2]
-    assert stream.column(AHEAD) == [1, 1, 1, -1, 1, 1, -1]
-    assert stream.column(BACK) == [0, 1, 1, 1, 0, 1, 1]
+    assert stream.column(STEP_ID) == [0, 1, 2, 3, (1 << 32), (1 << 32) + 1, (1 << 32) + 2]
+    assert stream.column(NEXT_OFFSET) == [1, 1, 1, -1, 1, 1, -1]
+    assert stream.column(PREV_OFFSET) == [0, 1, 1, 1, 0, 1, 1]
 
 
 def test_many_steps_at_once_become_the_rows_that_they_become_one_by_one() -> None:
@@ -111,7 +111,7 @@ def test_many_steps_at_once_become_the_rows_that_they_become_one_by_one() -> Non
         columns |= {"tag": columns["tag"].astype(np.int32), "reward": columns["reward"].astype(np.float32)}
         made, which = many.episodes.columns(columns)
         assert made["obs"][which].tolist() == [[n, n] for n in numbers[start : start + count]]
-        many.rows += [{name: made[name][k] for name in made} for k in range(len(made[MOMENT]))]
+        many.rows += [{name: made[name][k] for name in made} for k in range(len(made[STEP_ID]))]
         many.episodes.advance()
         start += count
     for name in one.rows[0]:
@@ -146,7 +146,7 @@ def test_the_rows_of_a_vector_are_linked_to_its_episodes(mode: str) -> None:
             for k in np.flatnonzero(ended):
                 truth[k].append([int(after[k])])
         resets, now = ended if mode == "NextStep" else resets, after
-    observations, ahead = stream.column("obs"), stream.column(AHEAD)
+    observations, ahead = stream.column("obs"), stream.column(NEXT_OFFSET)
     found = sorted([observations[row] for row in chain] for chain in stream.chains())
     # The last observation of an episode that goes on is not stored yet, nor one that has only begun.
     expected = sorted(
@@ -166,7 +166,7 @@ def test_episodes_side_by_side_never_share_a_moment() -> None:
         ended = rng.random(3) < 0.4
         stream.add(vector(now.tolist(), "".join("u" if end else "." for end in ended)))
         now = now + 1 + ended
-    moments = stream.column(MOMENT)
+    moments = stream.column(STEP_ID)
     assert len(set(moments)) == len(moments)
 
 
@@ -180,11 +180,11 @@ def test_after_a_gap_nothing_is_linked_over_it(mode: str) -> None:
     stream.episodes.cut()
     stream.add(vector([2, 102], ".."))
     stream.add(vector([3, 103], ".."))
-    assert stream.column(BACK) == [0, 0, 0, 0, 0 if mode == "NextStep" else 2, 0 if mode == "NextStep" else 2]
-    assert [moment & 0xFFFFFFFF for moment in stream.column(MOMENT)][:4] == [0, 0, GAP, GAP]
+    assert stream.column(PREV_OFFSET) == [0, 0, 0, 0, 0 if mode == "NextStep" else 2, 0 if mode == "NextStep" else 2]
+    assert [moment & 0xFFFFFFFF for moment in stream.column(STEP_ID)][:4] == [0, 0, GAP, GAP]
     is_next_step = mode == "NextStep"
-    assert [distance < 0 for distance in stream.column(AHEAD)] == [False] * 2 + [is_next_step] * 2 + [False] * 2
-    assert len({moment >> 32 for moment in stream.column(MOMENT)}) == (6 if mode == "NextStep" else 4)
+    assert [distance < 0 for distance in stream.column(NEXT_OFFSET)] == [False] * 2 + [is_next_step] * 2 + [False] * 2
+    assert len({moment >> 32 for moment in stream.column(STEP_ID)}) == (6 if mode == "NextStep" else 4)
 
 
 def test_after_a_gap_one_environment_goes_on_unlinked() -> None:
@@ -196,8 +196,8 @@ def test_after_a_gap_one_environment_goes_on_unlinked() -> None:
     stream.add(step(10))
     stream.add(step(11, "t"))
     stream.add(step(20))
-    assert stream.column(BACK) == [0, 0, 1, 1, 0]
-    assert [moment & 0xFFFFFFFF for moment in stream.column(MOMENT)] == [0, GAP, GAP + 1, GAP + 2, 0]
+    assert stream.column(PREV_OFFSET) == [0, 0, 1, 1, 0]
+    assert [moment & 0xFFFFFFFF for moment in stream.column(STEP_ID)] == [0, GAP, GAP + 1, GAP + 2, 0]
 
 
 def hand_in(stream: Stream, row: dict[str, Any]) -> None:
@@ -207,13 +207,13 @@ def hand_in(stream: Stream, row: dict[str, Any]) -> None:
     stream.rows += (
         [dict(one) for one in made]
         if isinstance(made, tuple)
-        else [{name: made[name][k] for name in made} for k in range(len(made[MOMENT]))]
+        else [{name: made[name][k] for name in made} for k in range(len(made[STEP_ID]))]
     )
 
 
 def numbers_of(stream: Stream) -> list[int]:
     """Which step of its episode each row is."""
-    return [moment & 0xFFFFFFFF for moment in stream.column(MOMENT)]
+    return [moment & 0xFFFFFFFF for moment in stream.column(STEP_ID)]
 
 
 @pytest.mark.parametrize("gives_next", [True, False])
@@ -231,14 +231,14 @@ def test_an_episode_that_is_broken_off_leads_nowhere(gives_next: bool) -> None:
     hand_in(stream, step(51, "t"))
     stream.episodes.break_off()  # there is nothing to break off
     hand_in(stream, step(70, **changes))
-    assert stream.column(BACK) == [0, 1, 0, 1, 1, 0]
+    assert stream.column(PREV_OFFSET) == [0, 1, 0, 1, 1, 0]
     assert numbers_of(stream) == [0, 1, 0, 1, 2, 0]
-    assert len({moment >> 32 for moment in stream.column(MOMENT)}) == 3
+    assert len({moment >> 32 for moment in stream.column(STEP_ID)}) == 3
     stream.episodes.break_off()
     columns: dict[str, Any] = {name: [step(80 + k)[name] for k in range(2)] for name in step(0)}
     with stream.episodes.step(stream.episodes.ticket()):
         rows, _ = stream.episodes.columns(columns)
-    assert rows[BACK].tolist() == [0, 1] and (rows[MOMENT] & 0xFFFFFFFF).tolist() == [0, 1]
+    assert rows[PREV_OFFSET].tolist() == [0, 1] and (rows[STEP_ID] & 0xFFFFFFFF).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])
@@ -252,9 +252,9 @@ def test_some_environments_of_a_vector_are_broken_off(mode: str, chosen: Any) ->
     stream.episodes.break_off(chosen)
     hand_in(stream, vector([2, 50, 22], "..."))
     hand_in(stream, vector([3, 51, 23], "..."))
-    assert stream.column(BACK) == [0, 0, 0, 3, 3, 3, 3, 0, 3, 3, 3, 3]
+    assert stream.column(PREV_OFFSET) == [0, 0, 0, 3, 3, 3, 3, 0, 3, 3, 3, 3]
     assert numbers_of(stream) == [0, 0, 0, 1, 1, 1, 2, 0, 2, 3, 1, 3]
-    assert min(stream.column(AHEAD)) > 0
+    assert min(stream.column(NEXT_OFFSET)) > 0
     with pytest.raises(SpecMismatch, match=r"of environment 0.*end_episode\(\) if it breaks off"):
         hand_in(stream, vector([9, 52, 24], "..."))
 
@@ -268,7 +268,7 @@ def test_after_a_break_that_follows_a_gap_the_beginning_is_known(mode: str) -> N
     stream.episodes.break_off([1])
     hand_in(stream, vector([2, 50], ".."))
     assert [number == 0 for number in numbers_of(stream)[2:]] == [False, True]
-    assert [ahead > 0 for ahead in stream.column(AHEAD)[2:]] == [mode != "NextStep", True]
+    assert [ahead > 0 for ahead in stream.column(NEXT_OFFSET)[2:]] == [mode != "NextStep", True]
     stream.episodes.break_off()
     stream.episodes.ticket()
     hand_in(stream, vector([4, 60], ".."))
@@ -284,7 +284,7 @@ def test_a_break_holds_from_its_place_among_the_steps_on() -> None:
     for number, ticket in enumerate(tickets):
         with stream.episodes.step(ticket):
             stream.rows += stream.episodes.rows(step(number, next_obs=None))
-    assert stream.column(BACK) == [0, 1, 0] and numbers_of(stream) == [0, 1, 0]
+    assert stream.column(PREV_OFFSET) == [0, 1, 0] and numbers_of(stream) == [0, 1, 0]
 
 
 def test_a_break_after_a_first_step_that_was_refused() -> None:
@@ -321,7 +321,7 @@ def test_other_choices_of_environments_are_refused(wrong: Any) -> None:
     stream.episodes.break_off([])
     stream.episodes.break_off(np.zeros(2, np.bool_))
     hand_in(stream, vector([1, 11], ".."))
-    assert stream.column(BACK) == [0, 0, 2, 2]
+    assert stream.column(PREV_OFFSET) == [0, 0, 2, 2]
 
 
 def test_a_broken_off_environment_may_begin_as_the_last_one_would_have_gone_on(
@@ -496,8 +496,8 @@ def test_a_ticket_that_was_not_shown_is_a_step_that_got_lost() -> None:
     stream.episodes.ticket()
     with stream.episodes.step(stream.episodes.ticket()):
         stream.rows += stream.episodes.rows(step(3))
-    assert stream.column(BACK) == [0, 1, 0]
-    assert stream.column(MOMENT)[2] & 0xFFFFFFFF == GAP
+    assert stream.column(PREV_OFFSET) == [0, 1, 0]
+    assert stream.column(STEP_ID)[2] & 0xFFFFFFFF == GAP
 
 
 def test_one_task_at_a_time_hands_in_steps() -> None:
@@ -509,7 +509,7 @@ def test_one_task_at_a_time_hands_in_steps() -> None:
             pass
     with stream.episodes.step(stream.episodes.ticket()):
         stream.rows += stream.episodes.rows(step(2))
-    assert stream.column(BACK) == [0, 0]
+    assert stream.column(PREV_OFFSET) == [0, 0]
 
 
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])
@@ -522,13 +522,13 @@ def test_a_first_step_that_got_lost_is_a_gap_and_decides_nothing(mode: str) -> N
     with stream.episodes.step(stream.episodes.ticket()):
         made = stream.episodes.rows(vector([1, 11], ".."))
     assert not isinstance(made, tuple)
-    assert (made[MOMENT] & 0xFFFFFFFF).tolist() == [GAP, GAP]
-    assert (made[AHEAD] < 0).all() == (mode == "NextStep")
+    assert (made[STEP_ID] & 0xFFFFFFFF).tolist() == [GAP, GAP]
+    assert (made[NEXT_OFFSET] < 0).all() == (mode == "NextStep")
     one = Stream()
     with pytest.raises(SpecMismatch), one.episodes.step(one.episodes.ticket()):
         one.episodes.rows(step(0, terminated=np.array([False]), truncated=np.array([False])))
     one.add(step(1))
-    assert one.column(MOMENT)[0] & 0xFFFFFFFF == GAP
+    assert one.column(STEP_ID)[0] & 0xFFFFFFFF == GAP
 
 
 @pytest.mark.parametrize("final_obs", [[], [None], 5, {"x": 1}, {"obs": np.zeros(1)}, np.zeros((1, 2), np.float32)])

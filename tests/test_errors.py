@@ -11,7 +11,7 @@ import areplay
 from areplay import errors
 
 EXAMPLES: list[errors.AreplayError] = [
-    errors.ExtraMissing("batch.torch()", "torch"),
+    errors.MissingDependency("batch.torch()", "torch"),
     errors.SpecMismatch("obs", "shape (4,) of float32", "shape (5,)", "nothing is broadcast"),
     errors.MemoryLimitExceeded("a replay of 8 rows", 5_000_000, 4_096, "the host's memory", {"obs": 4_999_999}),
     errors.DescriptorLimitExceeded("50 actors", 200, 17, 256),
@@ -20,14 +20,14 @@ EXAMPLES: list[errors.AreplayError] = [
     errors.Closed("this replay"),
     errors.WrongProcess("this replay", 4_711),
     errors.BatchReleased(),
-    errors.EpochsOver("Epochs(3)"),
+    errors.EndOfEpochs("Epochs(3)"),
     errors.WaitTimeout("learner waits for actor 3", 1.5),
-    errors.InboxFull("actor 3 waits for the coordinator", 2.5),
+    errors.InboxFull("actor 3 waits for the coordinator", 2.5, "add_timeout_s"),
     errors.Stalled("all actors are gone"),
     errors.ChildFailed("child 7", 4_711, 3, 2, "Traceback: boom"),
     errors.ActorFailed("actor 7", 4_711, -9, 2, "Traceback: boom"),
     errors.SamplerFailed("sampler 7", 4_711, 3, 2, "Traceback: boom"),
-    errors.NotWatchable("replay 4711.0", "no answer within 5 s", "ask again"),
+    errors.StatusUnavailable("replay 4711.0", "no answer within 5 s", "ask again"),
     errors.CheckpointMissing("runs/1"),
     errors.CheckpointDamaged("runs/1", "manifest.json", "is missing"),
     errors.CheckpointMismatch("runs/1", {"obs": "expected uint8 and got int8"}),

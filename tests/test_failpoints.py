@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from areplay._processes import failpoints as kill_points
+from areplay._processes import failpoints as failpoints
 
 
 class Killed(Exception):
@@ -28,7 +28,7 @@ def loaded_with(setting: str | None, monkeypatch: pytest.MonkeyPatch) -> ModuleT
         raise Killed
 
     monkeypatch.setattr(os, "kill", kill)
-    spec = importlib.util.spec_from_file_location("kill_points_of_a_child", kill_points.__file__)
+    spec = importlib.util.spec_from_file_location("failpoints_of_a_child", failpoints.__file__)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -40,19 +40,19 @@ def test_the_process_dies_at_the_nth_pass_of_that_point(passes: int, monkeypatch
     """By SIGKILL, sent by itself; other points do not count."""
     module = loaded_with(f"add.written:{passes}", monkeypatch)
     for _ in range(passes - 1):
-        module.kill_point("add.before")
-        module.kill_point("add.written")
-    module.kill_point("add.before")
+        module.failpoint("add.before")
+        module.failpoint("add.written")
+    module.failpoint("add.before")
     with pytest.raises(Killed):
-        module.kill_point("add.written")
+        module.failpoint("add.written")
 
 
 def test_nothing_happens_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the variable every point is passed."""
     module = loaded_with(None, monkeypatch)
     for _ in range(3):
-        module.kill_point("add.written")
-        module.kill_point("")
+        module.failpoint("add.written")
+        module.failpoint("")
 
 
 def test_a_disarmed_process_passes_every_point(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,4 +60,4 @@ def test_a_disarmed_process_passes_every_point(monkeypatch: pytest.MonkeyPatch) 
     module = loaded_with("add.written:1", monkeypatch)
     module.disarm()
     for _ in range(3):
-        module.kill_point("add.written")
+        module.failpoint("add.written")

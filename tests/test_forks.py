@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from areplay._base import forks
-from areplay._shm.doorbell import EventDescriptor
+from areplay._shm.doorbell import EventFd
 from areplay._shm.layout import Layout
 from areplay._shm.range_locks import BlockLocks
 from areplay._shm.segment import Segment
@@ -122,7 +122,7 @@ def test_locks_of_blocks_end_with_their_holder_though_a_child_lives() -> None:
 
 def test_a_child_wakes_no_process() -> None:
     """Its eventfd is closed: to ring does nothing, and to pass it on is a typed error."""
-    event = EventDescriptor("a test")
+    event = EventFd("a test")
     assert isinstance(in_child(lambda: (event.notify(), _raised(lambda: pickle.dumps(event)))[1]), WrongProcess)
     with pytest.raises(BlockingIOError):
         os.eventfd_read(event.descriptor)

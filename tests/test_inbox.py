@@ -176,9 +176,9 @@ def test_inboxes_do_not_touch_each_other(inboxes: Inboxes) -> None:
     for k, box in enumerate((one, two, three)):
         box.extend(columns(*range(10 * k, 10 * k + k + 1)), 0, k + 1)
     two.stop()
-    two.hurry()
+    two.request_flush()
     assert [box.is_stopping for box in (one, two, three)] == [False, True, False]
-    assert [box.is_hurried for box in (one, two, three)] == [False, True, False]
+    assert [box.is_flush_requested for box in (one, two, three)] == [False, True, False]
     assert [is_rung(box.room_bell) for box in (one, two, three)] == [False, True, False]
     assert [taken(box) for box in (one, two, three)] == [[0], [10, 11], [20, 21, 22]]
 
@@ -247,19 +247,19 @@ def test_room_is_announced_to_an_actor_that_sleeps(inbox: Inbox) -> None:
     assert is_rung(inbox.room_bell)
 
 
-def test_an_actor_in_a_hurry_rings_whatever_the_mark(inbox: Inbox) -> None:
+def test_a_request_notifies_whatever_the_mark(inbox: Inbox) -> None:
     """Hurried until all that was put by then is taken, and no longer."""
     inbox.set_wake(100)
     inbox.rows_bell.arm()
     inbox.extend(columns(0, 1), 0, 2)
-    assert not inbox.is_hurried and not is_rung(inbox.rows_bell)
-    inbox.hurry()
-    assert inbox.is_hurried and is_rung(inbox.rows_bell)
+    assert not inbox.is_flush_requested and not is_rung(inbox.rows_bell)
+    inbox.request_flush()
+    assert inbox.is_flush_requested and is_rung(inbox.rows_bell)
     inbox.put(row(2))
     inbox.consume(1)
-    assert inbox.is_hurried
+    assert inbox.is_flush_requested
     inbox.consume(1)
-    assert not inbox.is_hurried, "the row that came after the request is in no hurry"
+    assert not inbox.is_flush_requested, "the row that came after the request is not requested"
 
 
 def test_to_stop_wakes_the_actor(inbox: Inbox) -> None:
@@ -278,7 +278,7 @@ def test_a_row_is_published_when_it_is_whole(inbox: Inbox, monkeypatch: pytest.M
     def note(name: str) -> None:
         seen.append(f"{name} {inbox.rows_put}")
 
-    monkeypatch.setattr(inbox_module, "kill_point", note)
+    monkeypatch.setattr(inbox_module, "failpoint", note)
     monkeypatch.setattr(inbox_module, "order", lambda: note("order"))
     inbox.put(row(0))
     assert seen == ["add.before 0", "add.written 0", "order 0", "add.published 1"]
@@ -312,7 +312,7 @@ def test_a_successor_goes_on_where_the_dead_actor_stopped(
         if at == point:
             raise Killed
 
-    monkeypatch.setattr(inbox_module, "kill_point", kill)
+    monkeypatch.setattr(inbox_module, "failpoint", kill)
     with pytest.raises(Killed):
         if rows == 1:
             actor.put(row(1))

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from areplay._sampling import inline_sampler as own_batches_module
+from areplay._sampling import inline_sampler as inline_sampler_module
 from areplay._sampling import reader as reader_module
 from areplay._sampling.batch_plan import Epochs, Fifo
-from areplay._sampling.inline_sampler import MOST_BYTES, MOST_ROWS, OwnBatches, may_fill
+from areplay._sampling.inline_sampler import MOST_BYTES, MOST_ROWS, InlineSampler, may_fill
 from areplay._sampling.slots import Slots
-from areplay._storage.registry import RingGuard
+from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
 from areplay.items.item import BatchFields
@@ -36,10 +36,10 @@ class Scene:
 
     def __init__(self) -> None:
         self.ring = Ring(SPEC, 4, 4)
-        self.writer = StreamWriter(self.ring, self.ring.block_locks(), RingGuard())
+        self.writer = StreamWriter(self.ring, self.ring.block_locks(), WriterRegistry())
         self.slots = Slots(FIELDS, 8, 4, 2, has_own=True)
         self.slots.open_gate()
-        self.own = OwnBatches(self.ring, self.slots, Rows(), Uniform(), np.random.SeedSequence(0), 1)
+        self.own = InlineSampler(self.ring, self.slots, Rows(), Uniform(), np.random.SeedSequence(0), 1)
         self.next = 0
 
     def write(self, count: int) -> None:
@@ -87,7 +87,7 @@ def test_it_is_filled_with_whole_rows(scene: Scene) -> None:
         assert scene.states() == "ffffL"
         batch = scene.slots.batch(slot)
         assert (batch.indices == batch.fields["number"]).all() and (batch.fields["twice"] == 2 * batch.indices).all()
-        assert ((batch.indices >= 0) & (batch.indices < 16)).all() and (batch.weights == 1).all()
+        assert ((batch.indices >= 0) & (batch.indices < 16)).all() and (batch.importance_weights == 1).all()
         seen.append(batch.indices.tolist())
         scene.slots.give_back(slot)
         assert scene.states() == "fffff"
@@ -143,7 +143,7 @@ def test_none_before_a_sampler_has_found_items() -> None:
 def test_none_where_there_are_no_items(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """They may be gone since a sampler found some: then the slot is free again, and for a moment nobody looks again."""
     now_s, ends = 100.0, scene.ring.ends.copy()
-    monkeypatch.setattr(own_batches_module.time, "monotonic", lambda: now_s)
+    monkeypatch.setattr(inline_sampler_module.time, "monotonic", lambda: now_s)
     scene.ring.ends[:] = -1
     assert scene.own.fill() is None
     assert scene.states() == "fffff" and scene.own.filled == 0
@@ -160,7 +160,7 @@ def test_its_search_and_its_draws_are_short() -> None:
     for item, at_once in ((Rows(), 8), (Transitions(n_step=1), 1)):
         spec = Spec.steps(obs=((), "int64"), action=((), "int64")) if isinstance(item, Transitions) else SPEC
         ring = Ring(spec, 4, 4)
-        own = OwnBatches(ring, scene.slots, item, Uniform(), np.random.SeedSequence(0), 8)
+        own = InlineSampler(ring, scene.slots, item, Uniform(), np.random.SeedSequence(0), 8)
         assert own._reader._most_at_once == at_once and own._reader._most_drawn == 4
         own.close()
         ring.segment.close()
@@ -174,7 +174,7 @@ def test_an_error_leaves_the_slot_free(scene: Scene, monkeypatch: pytest.MonkeyP
         if point == "sampler.gather":
             raise MemoryError
 
-    monkeypatch.setattr(reader_module, "kill_point", broken)
+    monkeypatch.setattr(reader_module, "failpoint", broken)
     with pytest.raises(MemoryError):
         scene.own.fill()
     assert scene.states() == "fffff" and scene.own.filled == 0
@@ -191,7 +191,7 @@ def test_rows_that_are_overwritten_meanwhile_are_drawn_anew(scene: Scene, monkey
             done.append(point)
             scene.write(16)
 
-    monkeypatch.setattr(reader_module, "kill_point", writer)
+    monkeypatch.setattr(reader_module, "failpoint", writer)
     slot = scene.own.fill()
     assert slot is not None
     batch = scene.slots.batch(slot)
@@ -214,7 +214,7 @@ def test_a_learner_that_is_alone_for_long_says_so(
     """Since it does not stop, nobody would notice: after five seconds without a sampler's batch, then after ten; and
     not where samplers fill some, however few."""
     now_s = 100.0
-    monkeypatch.setattr(own_batches_module.time, "monotonic", lambda: now_s)
+    monkeypatch.setattr(inline_sampler_module.time, "monotonic", lambda: now_s)
 
     def step(to_s: float) -> int:
         nonlocal now_s
@@ -279,12 +279,12 @@ def test_which_batches_a_learner_may_fill(change: dict[str, Any], wanted: bool) 
 
 
 def test_a_row_is_due_once_its_writer_has_begun(scene: Scene) -> None:
-    """The writer takes the serial of the next block first: from then on `is_none_due` says no for the oldest rows, also
+    """The writer takes the serial of the next block first: from then on `all_current` says no for the oldest rows, also
     while all ends are as they were; for the others it goes on saying yes. `unchanged` looks closer."""
     oldest, others = np.array([0, 3]), np.array([4, 15])
-    assert scene.ring.is_none_due(np.concatenate([oldest, others]))
+    assert scene.ring.all_current(np.concatenate([oldest, others]))
     scene.ring.next_serial[0] += 1
-    assert not scene.ring.is_none_due(oldest) and not scene.ring.is_none_due(np.array([15, 3]))
-    assert scene.ring.is_none_due(others)
-    assert scene.ring.is_none_due(np.empty(0, np.int64))
+    assert not scene.ring.all_current(oldest) and not scene.ring.all_current(np.array([15, 3]))
+    assert scene.ring.all_current(others)
+    assert scene.ring.all_current(np.empty(0, np.int64))
     assert scene.ring.unchanged(oldest).all()

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import areplay
-from areplay._storage.registry import RingGuard
+from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
 from areplay._storage.window_search import WindowFinder
 from areplay._storage.windows import Window, Windows
 from areplay.items import item as items
-from areplay.items.item import BatchFields, Fields, View
+from areplay.items.item import BatchFields, Fields, FieldView
 from areplay.items.rows import Rows
 from areplay.spec import Array, Spec
 
@@ -27,7 +27,7 @@ SPEC = Spec(obs=((2, 3), "uint8"), reward=((), "float32"), done=((), "bool"), z=
 def ring() -> Iterator[Ring]:
     """4 blocks of 4 rows, gone round more than twice; row number n has n in every field."""
     ring = Ring(SPEC, 4, 4)
-    writer = StreamWriter(ring, ring.block_locks(), RingGuard())
+    writer = StreamWriter(ring, ring.block_locks(), WriterRegistry())
     numbers = np.arange(38)
     columns = {
         "obs": np.repeat(numbers, 6).reshape(-1, 2, 3).astype(np.uint8),
@@ -110,7 +110,7 @@ async def test_an_item_kind_of_the_users_own_is_drawn_and_put_together() -> None
 
 def test_a_view_is_a_part_of_the_memory_that_it_names() -> None:
     """A range along axis 1, or stacks of neighbours in it, as views; the source is not shown."""
-    views = {"a": View("s", 0, 2), "w": View("s", 1, 5, stack=3)}
+    views = {"a": FieldView("s", 0, 2), "w": FieldView("s", 1, 5, stack=3)}
     fields = BatchFields(views | {"s": ((5, 2), "int64"), "b": ((), "int8")})
     stored = fields.empty(3)
     stored["s"][:] = np.arange(30).reshape(3, 5, 2)
@@ -120,7 +120,7 @@ def test_a_view_is_a_part_of_the_memory_that_it_names() -> None:
     assert shown["w"].shape == (3, 2, 3, 2) and np.shares_memory(shown["w"], stored["s"])
     for t in range(2):
         assert shown["w"][:, t].tolist() == stored["s"][:, 1 + t : 4 + t].tolist()
-    for wrong in ({}, {"a": View("s", 0, 2)}, {"s": ((2,), "int8"), "a": View("t", 0, 1)}):
+    for wrong in ({}, {"a": FieldView("s", 0, 2)}, {"s": ((2,), "int8"), "a": FieldView("t", 0, 1)}):
         with pytest.raises(ValueError, match="sources"):
             BatchFields(wrong)
     with pytest.raises(ValueError, match="'a'"):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from areplay._shm.layout import Layout, word, words_of
+from areplay._shm.layout import Layout, int64_view, int64_word
 from areplay.errors import LayoutMismatch
 
 ARRAYS: dict[str, Any] = {
@@ -114,26 +114,26 @@ def test_another_kind_or_size_is_refused() -> None:
 
 
 def test_a_word_is_the_head_of_its_own_line() -> None:
-    """`word(array, k)[0]` is `array[k, 0]`, for reading and writing, and nothing beside it."""
+    """`int64_word(array, k)[0]` is `array[k, 0]`, for reading and writing, and nothing beside it."""
     words = np.zeros((3, 8), np.int64)
-    second = word(words, 1)
+    second = int64_word(words, 1)
     assert len(second) == 1
     second[0] = -7
     assert words.tolist() == [[0] * 8, [-7] + [0] * 7, [0] * 8]
     words[1, 0] = 1 << 62
     assert second[0] == 1 << 62
     deep = np.zeros((2, 3, 8), np.int64)
-    word(deep, 1, 2)[0] = 5
+    int64_word(deep, 1, 2)[0] = 5
     assert deep[1, 2, 0] == 5 and deep.sum() == 5
 
 
-def test_words_of_an_array_are_all_its_words() -> None:
+def test_an_int64_view_has_all_numbers_of_an_array() -> None:
     """The memoryview reads and writes the array; other dtypes and shapes are a mistake."""
     array = np.arange(4)
-    view = words_of(array)
+    view = int64_view(array)
     view[2] = 9
     assert array.tolist() == [0, 1, 9, 3]
     assert view.tolist() == [0, 1, 9, 3]
     for wrong in (np.zeros(2, np.int32), np.zeros((2, 2), np.int64)):
         with pytest.raises(AssertionError):
-            words_of(wrong)
+            int64_view(wrong)

@@ -325,16 +325,16 @@ def test_a_ratio_raised_before_the_first_batch_keeps_the_error_within_the_buffer
 
 def test_inserts_meanwhile_are_not_lost_when_the_ratio_is_changed() -> None:
     """Another thread inserts; the error counts each step once."""
-    guard = threading.Lock()
+    registry = threading.Lock()
     limiter = SamplesPerInsert(1.0, 1, 1e12)
-    limiter.open(4, 1, ignore, guard)
+    limiter.open(4, 1, ignore, registry)
     limiter.sample()
     inserted, is_over = 0, threading.Event()
 
     def insert() -> None:
         nonlocal inserted
         while not is_over.is_set():
-            with guard:  # as the admission's threads do
+            with registry:  # as the admission's threads do
                 limiter.insert(1)
             inserted += 1
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from kit import cancel_at_every_tick, memory_descriptors, ticks, until
 
-from areplay._ingest import local_writer as own_rows_module
+from areplay._ingest import local_writer as local_writer_module
 from areplay._ingest.admission import Admission
-from areplay._ingest.local_writer import OwnRows
-from areplay._processes import waiter as waiting_module
-from areplay._storage.registry import Mask, RingGuard
+from areplay._ingest.local_writer import LocalWriter
+from areplay._processes import waiter as waiter_module
+from areplay._storage.registry import Mask, WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
 from areplay.errors import Closed, ResourceUnavailable, SpecMismatch, Stalled
@@ -26,7 +26,7 @@ PLAIN = Spec(number=((), "int64"), pair=((2,), "float32"))
 STEPS = Spec.steps(obs=((), "float32"), action=((), "int64"))
 
 
-class Kept:
+class StreamState:
     """A keeper of as many places as the test says."""
 
     def __init__(self, blocks: int) -> None:
@@ -41,16 +41,16 @@ class Scene:
     """A ring of 4 blocks of 8 rows, the owner's rows, and perhaps a limiter: ratio 1, batches of 2, a buffer of 4."""
 
     def __init__(self, spec: Spec = PLAIN, *, limits: bool = True, keeps: bool = False) -> None:
-        self.ring, self.guard, self.admission = Ring(spec, 4, 8), (guard := RingGuard()), Admission(guard)
+        self.ring, self.registry, self.admission = Ring(spec, 4, 8), (registry := WriterRegistry()), Admission(registry)
         self.told = 0
         self.limiter = SamplesPerInsert(1.0, 1, 4.0)
         if limits:
             self.limiter.open(2, 0, lambda: None)
             self.admission.add(self.limiter)
-        self.keeper = Kept(4)
+        self.keeper = StreamState(4)
         if keeps:
-            self.guard.keep(self.keeper)
-        self.own = OwnRows(self.ring, self.guard, self.admission, self.on_rows)
+            self.registry.keep(self.keeper)
+        self.own = LocalWriter(self.ring, self.registry, self.admission, self.on_rows)
         self.is_closed = False
 
     def on_rows(self) -> None:
@@ -79,11 +79,11 @@ class Scene:
         """As the learner does: room for two."""
         assert self.limiter.can_sample
         self.limiter.sample()
-        self.admission.ring()
+        self.admission.notify()
 
     def untouched(self) -> tuple[Any, ...]:
         """What a call that did not succeed leaves as it was."""
-        return self.inserted, self.limiter.statistics(), self.guard.reserved, self.ring.next_serial[0]
+        return self.inserted, self.limiter.statistics(), self.registry.reserved, self.ring.next_serial[0]
 
     async def close(self) -> None:
         """Everything is given back."""
@@ -114,7 +114,7 @@ def step(number: int, *, ends: bool = False) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def looks_only_when_rung(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who waits never looks again by itself: what ends a wait must be a ring."""
-    monkeypatch.setattr(waiting_module, "_LOOK_AGAIN_S", 1_000.0)
+    monkeypatch.setattr(waiter_module, "_LOOK_AGAIN_S", 1_000.0)
 
 
 @pytest.fixture
@@ -204,14 +204,14 @@ async def test_calls_are_served_in_their_order(scene: Scene) -> None:
     assert scene.numbers() == list(range(10))
 
 
-CALLS: dict[str, Callable[[OwnRows], Awaitable[Any]]] = {
+CALLS: dict[str, Callable[[LocalWriter], Awaitable[Any]]] = {
     "add": lambda own: own.add(row(5), None),
     "extend": lambda own: own.extend(columns(5, 2), None),
 }
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
-async def test_a_call_cancelled_while_it_waits_changes_nothing(call: Callable[[OwnRows], Awaitable[Any]]) -> None:
+async def test_a_call_cancelled_while_it_waits_changes_nothing(call: Callable[[LocalWriter], Awaitable[Any]]) -> None:
     """At any tick; the next one goes on as if it had never been."""
     scenes: list[Scene] = []
 
@@ -247,8 +247,8 @@ async def test_an_episode_is_broken_off_behind_the_steps_that_wait() -> None:
         scene.take_batch()
     await asyncio.gather(waiting, *after)
     assert scene.numbers("obs") == [0, 1, 2, 3, 4, 5, 50, 51]
-    assert scene.ring.columns["steps.back"][:8].tolist() == [0, 1, 1, 1, 1, 1, 0, 1]
-    assert (scene.ring.columns["steps.moment"][:8] & 0xFFFFFFFF).tolist() == [0, 1, 2, 3, 4, 5, 0, 1]
+    assert scene.ring.columns["steps.prev_offset"][:8].tolist() == [0, 1, 1, 1, 1, 1, 0, 1]
+    assert (scene.ring.columns["steps.step_id"][:8] & 0xFFFFFFFF).tolist() == [0, 1, 2, 3, 4, 5, 0, 1]
     await scene.close()
 
 
@@ -322,7 +322,7 @@ async def test_a_misfit_gives_back_what_it_was_admitted(limits: bool, keeps: boo
 
 async def test_without_a_thread_nothing_stays_admitted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that are copied off the loop, where no thread can be had: as often as one likes."""
-    monkeypatch.setattr(own_rows_module, "_INLINE_BYTES", 0)
+    monkeypatch.setattr(local_writer_module, "_INLINE_BYTES", 0)
 
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -373,7 +373,7 @@ async def test_before_the_first_batch_min_size_rows_go_in_at_once() -> None:
     await scene.close()
 
 
-# Kept blocks.
+# Pinned blocks.
 
 
 async def test_rows_wait_while_all_blocks_are_kept() -> None:
@@ -388,9 +388,9 @@ async def test_rows_wait_while_all_blocks_are_kept() -> None:
     assert scene.untouched() == before, "the open block might be taken away before it is written to"
     assert "rows that are still needed by <" in scene.own.waits()[0].reason
     scene.keeper.places[2] = False
-    scene.admission.ring()
+    scene.admission.notify()
     assert (await task).tolist() == [6, 7, 16]
-    assert scene.guard.reserved == 0
+    assert scene.registry.reserved == 0
     await scene.close()
 
 
@@ -406,9 +406,9 @@ async def test_more_than_half_of_a_ring_that_keeps_rows_is_refused() -> None:
     task = asyncio.create_task(scene.own.extend(columns(17, 16), None))
     await asleep(task, scene)
     scene.keeper.places[:] = False
-    scene.admission.ring()
+    scene.admission.notify()
     await task
-    assert scene.inserted == 33 and scene.guard.reserved == 0
+    assert scene.inserted == 33 and scene.registry.reserved == 0
     await scene.close()
 
 
@@ -418,10 +418,10 @@ async def test_with_place_but_no_room_nothing_stays_reserved() -> None:
     await scene.fill()
     task = asyncio.create_task(scene.own.extend(columns(5, 2), None))
     await asleep(task, scene)
-    assert scene.guard.reserved == 0
+    assert scene.registry.reserved == 0
     scene.take_batch()
     await task
-    assert scene.guard.reserved == 0
+    assert scene.registry.reserved == 0
     await scene.close()
 
 
@@ -463,7 +463,7 @@ async def test_lifting_lets_every_waiting_row_in(scene: Scene) -> None:
 
 async def test_a_large_extend_is_copied_in_a_thread_all_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop turns meanwhile; cancelled, it is finished first; closing waits for it."""
-    monkeypatch.setattr(own_rows_module, "_INLINE_BYTES", 3 * PLAIN.row_bytes)
+    monkeypatch.setattr(local_writer_module, "_INLINE_BYTES", 3 * PLAIN.row_bytes)
     scene = Scene()
     threads: list[str] = []
     may_write, write = threading.Event(), StreamWriter.write
@@ -499,7 +499,7 @@ async def test_a_large_extend_that_is_cancelled_while_it_waits_is_not_written(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No thread was begun."""
-    monkeypatch.setattr(own_rows_module, "_INLINE_BYTES", 0)
+    monkeypatch.setattr(local_writer_module, "_INLINE_BYTES", 0)
     await scene.fill()
     before = scene.untouched()
     task = asyncio.create_task(scene.own.extend(columns(5, 2), None))
@@ -520,7 +520,7 @@ async def test_a_spec_without_steps_has_no_episodes(scene: Scene) -> None:
 
 async def test_rows_that_are_copied_off_the_loop_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     """From their admission until the streams were told; the room that they take is taken by then, no item is there."""
-    monkeypatch.setattr(own_rows_module, "_INLINE_BYTES", 0)
+    monkeypatch.setattr(local_writer_module, "_INLINE_BYTES", 0)
     scene = Scene()
     seen: list[tuple[bool, int]] = []
     write = scene.own.writer.write
@@ -547,7 +547,7 @@ async def test_what_a_call_lacks_is_known_while_it_waits_and_after_it_was_refuse
     assert scene.own.lacks is not None and (scene.own.lacks.steps, scene.own.lacks.blocks) == (2, False)
     hopeless = "nobody takes a batch"
     before = scene.untouched()
-    scene.admission.ring()
+    scene.admission.notify()
     with pytest.raises(Stalled, match="it never can, since nobody takes a batch"):
         await waiting
     assert scene.untouched() == before and scene.own.waits() == []

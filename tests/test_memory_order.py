@@ -11,13 +11,13 @@ from types import FrameType, ModuleType
 
 import pytest
 
-from areplay._shm import memory_order as fence_module
+from areplay._shm import memory_order as memory_order_module
 
 
 def loaded_on(machine: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """A fresh copy of the module, as it would be on that kind of machine."""
     monkeypatch.setattr(platform, "machine", lambda: machine)
-    spec = importlib.util.spec_from_file_location("a_fence", fence_module.__file__)
+    spec = importlib.util.spec_from_file_location("a_fence", memory_order_module.__file__)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -79,7 +79,7 @@ def test_a_signal_handler_may_fence_while_a_fence_is_interrupted() -> None:
 
     def handler(_: int, __: FrameType | None) -> None:
         nonlocal handled
-        fence_module.fence()
+        memory_order_module.fence()
         handled += 1
 
     before = signal.signal(signal.SIGALRM, handler)
@@ -88,7 +88,7 @@ def test_a_signal_handler_may_fence_while_a_fence_is_interrupted() -> None:
         end = time.monotonic() + 20
         while handled < 50 and time.monotonic() < end:
             for _ in range(200):
-                fence_module.fence()
+                memory_order_module.fence()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

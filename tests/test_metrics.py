@@ -190,7 +190,7 @@ async def test_a_registry_refuses_a_second_collector_and_takes_one_of_several_re
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """When the collector is made, not when the module is imported."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(areplay.ExtraMissing, match=r"pip install '\.\[metrics\]'` in a clone of areplay"):
+    with pytest.raises(areplay.MissingDependency, match=r"pip install '\.\[metrics\]'` in a clone of areplay"):
         ReplayCollector({})
 
 

@@ -11,7 +11,7 @@ from scipy import stats
 
 from areplay._ingest.episodes import Episodes
 from areplay._storage.priorities import Priorities, PriorityTables
-from areplay._storage.registry import RingGuard
+from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
 from areplay._storage.window_search import WindowFinder
@@ -26,10 +26,10 @@ class Scene:
     """A ring, a writer, and priorities that watch it."""
 
     def __init__(self, blocks: int = 8, block_rows: int = 24, exponent: float = 1.0, spec: Spec = SPEC) -> None:
-        self.ring, self.guard = Ring(spec, blocks, block_rows), RingGuard()
-        self.writer = StreamWriter(self.ring, self.ring.block_locks(), self.guard)
+        self.ring, self.registry = Ring(spec, blocks, block_rows), WriterRegistry()
+        self.writer = StreamWriter(self.ring, self.ring.block_locks(), self.registry)
         self.priorities = Priorities(self.ring, exponent)
-        self.guard.watch(self.priorities)
+        self.registry.watch(self.priorities)
 
     def write(self, count: int, priorities: list[float] | None = None) -> list[int]:
         """Append rows; their indices."""
@@ -180,7 +180,7 @@ def test_an_update_of_an_overwritten_row_is_recognised(scene: Scene) -> None:
 def test_rows_that_were_there_before_get_the_same_mass() -> None:
     """Priorities may be kept from any moment on, also with a ring that has gone round."""
     scene = Scene()
-    scene.guard.forget(scene.priorities)
+    scene.registry.forget(scene.priorities)
     scene.write(250)
     late = Priorities(scene.ring, 0.5)
     late.begin()
@@ -247,7 +247,7 @@ def test_rows_of_a_block_that_was_left_for_a_lap_are_not_drawn(scene: Scene) -> 
             return np.arange(8) == 0
 
     names = np.array(scene.write(192))
-    scene.guard.keep(First())
+    scene.registry.keep(First())
     scene.write(30)
     assert scene.ring.committed(names[:24]).all() and not scene.ring.committed(names[24:48]).any()
     assert scene.priorities.total == scene.ring.rows_now[0] == 192 - 72 + 30
@@ -258,7 +258,7 @@ def test_rows_of_a_block_that_was_left_for_a_lap_are_not_drawn(scene: Scene) -> 
 
 def test_a_block_that_is_left_while_its_writer_is_in_it_has_no_mass_either(scene: Scene) -> None:
     """The writer publishes rows into a block that the ring has passed meanwhile."""
-    other = StreamWriter(scene.ring, scene.ring.block_locks(), scene.guard)
+    other = StreamWriter(scene.ring, scene.ring.block_locks(), scene.registry)
 
     class Overtaken(Priorities):
         def written(self, at: int, count: int, priorities: np.ndarray | None = None) -> None:
@@ -267,7 +267,7 @@ def test_a_block_that_is_left_while_its_writer_is_in_it_has_no_mass_either(scene
             super().written(at, count, priorities)
 
     overtaken = Overtaken(scene.ring, 1.0)
-    scene.guard.watch(overtaken)
+    scene.registry.watch(overtaken)
     scene.write(10)
     assert scene.ring.committed(np.arange(10)).all()
     assert scene.priorities.total == overtaken.total == scene.ring.rows_now[0]
@@ -278,9 +278,9 @@ def test_a_block_that_is_left_while_its_writer_is_in_it_has_no_mass_either(scene
 @pytest.mark.parametrize("exponents", [(1.0, 0.5), (0.5, 1.0), (0.3, 0.6, 0.0, 0.9), (0.0, 0.7)])
 def test_priorities_given_before_a_table_exists_are_in_each_that_is_made(exponents: tuple[float, ...]) -> None:
     """By rows, by updates, or the largest so far; also where rows were recycled in between."""
-    ring, guard = Ring(SPEC, 8, 24), RingGuard()
-    writer = StreamWriter(ring, ring.block_locks(), guard)
-    tables = PriorityTables(ring, guard, mine := {})
+    ring, registry = Ring(SPEC, 8, 24), WriterRegistry()
+    writer = StreamWriter(ring, ring.block_locks(), registry)
+    tables = PriorityTables(ring, registry, mine := {})
     expected: dict[int, float] = {}
 
     def write(count: int, given: list[float] | None) -> None:
@@ -299,7 +299,7 @@ def test_priorities_given_before_a_table_exists_are_in_each_that_is_made(exponen
 
     write(5, None)
     write(3, [NONE] * 3)
-    assert not mine and not guard.watchers, "nothing is kept as long as none is given"
+    assert not mine and not registry.watchers, "nothing is kept as long as none is given"
     write(7, [0.5, -3.0, NONE, 1e-9, 0.0, 4.0, 2.0])
     write(150, None)
     write(40, (np.arange(40) / 7).tolist())  # recycles the first block
@@ -325,7 +325,7 @@ def test_sums_never_drift_under_writers_and_updates_at_once(seed: int) -> None:
     """Two threads write, two update what they know, one draws: afterwards every sum is that of its masses, and rows
     that are not there have none."""
     scene, rng = Scene(blocks=12, block_rows=16), np.random.default_rng(seed)
-    writers = [scene.writer, StreamWriter(scene.ring, scene.ring.block_locks(), scene.guard)]
+    writers = [scene.writer, StreamWriter(scene.ring, scene.ring.block_locks(), scene.registry)]
     known: list[int] = []
     stop = threading.Event()
     stale = 0

@@ -55,7 +55,7 @@ async def test_items_are_drawn_in_proportion_and_weighed() -> None:
             p = np.abs(errors[batch["obs"]]) ** 0.7 / (np.abs(errors) ** 0.7).sum()
             assert np.allclose(batch.probabilities, p, rtol=1e-5)
             weights = (60 * p) ** -0.5
-            assert np.allclose(batch.weights, weights / weights.max(), rtol=1e-5)
+            assert np.allclose(batch.importance_weights, weights / weights.max(), rtol=1e-5)
         expected = np.abs(errors) ** 0.7
         assert stats.chisquare(counts, expected / expected.sum() * counts.sum()).pvalue > 1e-3
         assert counts[last] > 0
@@ -85,14 +85,14 @@ async def test_a_row_that_makes_no_item_keeps_none_that_does_from_being_drawn(sm
             for batch in batches:
                 counts += np.bincount(batch["obs"], minlength=299)
                 assert np.allclose(batch.probabilities, p[batch["obs"]], rtol=1e-4)
-                assert np.allclose(batch.weights, batch.probabilities.min() / batch.probabilities, rtol=1e-4)
+                assert np.allclose(batch.importance_weights, batch.probabilities.min() / batch.probabilities, rtol=1e-4)
             assert stats.chisquare(counts, p * counts.sum()).pvalue > 1e-4
 
         check([replay.sample(1_000, selector=selector) for _ in range(30)])
         for fills in (True, False):
             async with (
                 asyncio.timeout(60),
-                replay.batches(batch_size=1_000, selector=selector, prefetch=2, learner_fills=fills) as stream,
+                replay.batches(batch_size=1_000, selector=selector, prefetch=2, inline_sampling=fills) as stream,
             ):
                 batches = [(await anext(stream)).copy() for _ in range(20)]
             check(batches)
@@ -159,7 +159,7 @@ async def test_items_drawn_in_place_of_torn_ones_have_probabilities_like_the_oth
                 rounds = 0
                 batch = replay.sample(64, selector=selector)
                 masses = 1.0 + batch["obs"]
-                assert np.allclose(batch.weights, masses.min() / masses, rtol=1e-4)
+                assert np.allclose(batch.importance_weights, masses.min() / masses, rtol=1e-4)
 
 
 @pytest.mark.parametrize("exponent", [1.0, 0.5])
@@ -203,7 +203,7 @@ async def test_a_share_of_the_rows_is_drawn_uniformly() -> None:
         batch = replay.sample(4_000, selector=selector)
         p = np.where(batch["x"] < 4, 0.75 / 4 + 0.25 / 40, 0.25 / 40)
         assert np.allclose(batch.probabilities, p)
-        assert np.allclose(batch.weights, p.min() / p)
+        assert np.allclose(batch.importance_weights, p.min() / p)
         rare = (batch["x"] >= 4).mean()
         assert abs(rare - 0.225) < 0.04
 
@@ -259,17 +259,17 @@ async def test_samplers_follow_updates_and_the_exponent() -> None:
             replay.batches(batch_size=32, selector=changed, prefetch=1) as one,
             replay.batches(batch_size=32, selector=scheduled, prefetch=1) as other,
         ):
-            assert (await anext(one)).weights.tolist() == [1.0] * 32
+            assert (await anext(one)).importance_weights.tolist() == [1.0] * 32
             replay.update_priorities(indices, 1.0 + np.arange(64))
             changed.importance_sampling_exponent = 1.0
             for _ in range(4):  # more than were drawn ahead
                 batch = await anext(one)
-            assert np.allclose(batch.weights, batch.probabilities.min() / batch.probabilities, rtol=1e-5)
+            assert np.allclose(batch.importance_weights, batch.probabilities.min() / batch.probabilities, rtol=1e-5)
             assert np.allclose(batch.probabilities, (1 + batch["x"]) / 2080)
             for _ in range(12):
                 batch = await anext(other)
             assert scheduled.importance_sampling_exponent == 1.0
-            assert np.allclose(batch.weights, batch.probabilities.min() / batch.probabilities, rtol=1e-5)
+            assert np.allclose(batch.importance_weights, batch.probabilities.min() / batch.probabilities, rtol=1e-5)
 
 
 async def test_actors_hand_in_priorities() -> None:

@@ -18,7 +18,7 @@ from areplay._sampling.batch_memory import BatchArrays
 from areplay._sampling.reader import ROUNDS_WITHOUT_LOCK, Reader
 from areplay._storage import ring as ring_module
 from areplay._storage import stream_writer as writer_module
-from areplay._storage.registry import Indices, RingGuard
+from areplay._storage.registry import Indices, WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
 from areplay._storage.windows import Window, Windows
@@ -35,7 +35,7 @@ class Scene:
 
     def __init__(self, rows: int = 16) -> None:
         self.ring = Ring(SPEC, 4, 4)
-        self.writer = StreamWriter(self.ring, self.ring.block_locks(), RingGuard())
+        self.writer = StreamWriter(self.ring, self.ring.block_locks(), WriterRegistry())
         self.locks, self.others = self.ring.block_locks(), self.ring.block_locks()
         self.next = 0
         self.write(rows)
@@ -82,7 +82,7 @@ def scene() -> Iterator[Scene]:
 def batch(count: int) -> BatchArrays:
     """Fresh memory for a batch, filled with what no row has."""
     arrays = BatchArrays.empty(count, BatchFields(Rows().fields(SPEC)))
-    for array in (arrays.indices, arrays.weights, arrays.probabilities, *arrays.fields.values()):
+    for array in (arrays.indices, arrays.importance_weights, arrays.probabilities, *arrays.fields.values()):
         array.fill(-77)
     return arrays
 
@@ -131,7 +131,7 @@ def test_an_undisturbed_batch_is_drawn_and_copied_once(scene: Scene) -> None:
     reader, out = scene.reader(item, selector), batch(4)
     assert reader.fill(out)
     assert assert_whole(out) == [3, 15, 3, 8]
-    assert out.weights.tolist() == [1.0] * 4
+    assert out.importance_weights.tolist() == [1.0] * 4
     assert out.probabilities.tolist() == [0.25] * 4
     assert (selector.asked, len(item.copies), reader.rows_redrawn) == ([4], 1, 0)
 
@@ -156,7 +156,7 @@ def test_rows_overwritten_while_they_were_copied_are_drawn_anew(scene: Scene, wh
     assert assert_whole(out) == [17, 9, 5, 14]
     assert selector.asked == [4, 2]
     assert reader.rows_redrawn == 2
-    assert out.weights.tolist() == [1.0] * 4
+    assert out.importance_weights.tolist() == [1.0] * 4
     assert out.probabilities.tolist() == [0.25] * 4
 
 
@@ -204,11 +204,11 @@ def test_a_writer_that_is_always_faster_is_met_with_a_shared_lock(
     leaves that block alone, and when the batch is full no lock is left."""
     held: list[bool] = []
 
-    def kill_point(point: str) -> None:
+    def failpoint(point: str) -> None:
         if point == "sampler.lock":
-            held.append(not scene.is_free(int(scene.ring.names()[1] // 4 - 1) % 4))
+            held.append(not scene.is_free(int(scene.ring.index_range()[1] // 4 - 1) % 4))
 
-    monkeypatch.setattr(reader_module, "kill_point", kill_point)
+    monkeypatch.setattr(reader_module, "failpoint", failpoint)
 
     asked: list[int] = []
 
@@ -279,7 +279,7 @@ def test_a_search_with_a_limit_is_given_up(scene: Scene) -> None:
 def test_rows_that_a_selector_of_the_users_has_made_up_are_not_delivered(scene: Scene) -> None:
     """A name in the range of the ring that no row has: it is left out, and others are asked for."""
     scene.write(4)
-    first, end = scene.ring.names()
+    first, end = scene.ring.index_range()
     scene.writer.seal()
     scene.write(1)  # of its block's four places one has a row
     made_up = scene.next + 3 + 1
@@ -299,7 +299,7 @@ def test_a_selector_of_rows_that_are_not_there_fills_nothing_and_is_asked_a_few_
 ) -> None:
     """However few it draws at a time; one of them that is there is enough. Nothing else is taken for one of them."""
     ring = Ring(Spec.steps(obs=((), "int64"), action=((), "int64")) if is_steps else SPEC, 4, 4)
-    writer, locks = StreamWriter(ring, ring.block_locks(), RingGuard()), ring.block_locks()
+    writer, locks = StreamWriter(ring, ring.block_locks(), WriterRegistry()), ring.block_locks()
     episodes = Episodes(ring.spec) if is_steps else None
     for number in range(20):
         if episodes is None:
@@ -369,7 +369,7 @@ def test_probabilities_of_0_are_refused_only_where_they_would_be_weighed(scene: 
 
     selector, out = Mine(), batch(2)
     assert scene.reader(None, selector).fill(out)
-    assert (out.indices.tolist(), out.weights.tolist()) == ([14, 15], [1.0, 1.0])
+    assert (out.indices.tolist(), out.importance_weights.tolist()) == ([14, 15], [1.0, 1.0])
     selector.importance_sampling_exponent = 0.5
     with pytest.raises(ValueError, match="above 0 to 1, got 0"):
         scene.reader(None, selector).fill(out)
@@ -525,7 +525,7 @@ def test_fresh_memory_has_the_shapes_and_dtypes_asked_for() -> None:
     """(B,) int64, float32 and float64, and each field with the batch axis first."""
     arrays = BatchArrays.empty(5, BatchFields({"x": ((2, 3), "uint8"), "y": ((), "bool")}))
     assert (arrays.indices.shape, arrays.indices.dtype) == ((5,), np.int64)
-    assert (arrays.weights.shape, arrays.weights.dtype) == ((5,), np.float32)
+    assert (arrays.importance_weights.shape, arrays.importance_weights.dtype) == ((5,), np.float32)
     assert (arrays.probabilities.shape, arrays.probabilities.dtype) == ((5,), np.float64)
     assert {name: (array.shape, array.dtype.name) for name, array in arrays.fields.items()} == {
         "x": ((5, 2, 3), "uint8"),

@@ -69,5 +69,5 @@ async def test_the_readmes_streams_give_batches() -> None:
                 batch = await anext(batches)
                 assert batch["x"].shape == (256,)
                 if "Prioritized" in options:
-                    assert batch.weights.shape == batch.probabilities.shape == (256,)
+                    assert batch.importance_weights.shape == batch.probabilities.shape == (256,)
                     assert replay.update_priorities(batch.indices, batch["x"] + 1) == (256, 0)

@@ -20,7 +20,7 @@ import uvloop
 from kit import FailsAt, cancel_at_every_tick, memory_descriptors, open_descriptors, ticks, until
 
 import areplay
-from areplay._ingest import local_writer as own_rows
+from areplay._ingest import local_writer as local_writer
 from areplay._shm import segment as segment_module
 
 SPEC = areplay.Spec(number=((), "int64"), pair=((2,), "float32"))
@@ -126,7 +126,7 @@ def test_a_row_that_is_too_large_for_any_memory_is_refused_likewise() -> None:
         ),
         *(({"prefetch": size}, "prefetch must be a whole number") for size in (0, -1, True, 2.5, 10**6)),
         *(({"samplers": size}, "samplers must be a whole number") for size in (0, -1, True, 2.5, 10**6)),
-        ({"learner_fills": 1}, "learner_fills must be True or False, got 1"),
+        ({"inline_sampling": 1}, "inline_sampling must be True or False, got 1"),
         ({"samplers": 3, "prefetch": 2}, "prefetch must be a whole number of at least 3"),
         *(({"min_size_to_sample": size}, "min_size_to_sample must be") for size in (0, -1, True, 2.5, 1_025)),
         *(({"timeout_s": value}, "timeout_s must be a number of seconds") for value in (0, -1, True, "1")),
@@ -214,7 +214,7 @@ async def test_added_rows_can_be_sampled_at_once() -> None:
         assert batch["number"].tolist() == batch.indices.tolist()
         assert batch["pair"].tolist() == [[n, n] for n in batch.indices.tolist()]
         assert set(batch.indices.tolist()) <= set(names)
-        assert batch.weights.tolist() == [1.0] * 100
+        assert batch.importance_weights.tolist() == [1.0] * 100
         assert batch.probabilities.tolist() == [1 / 20] * 100
 
 
@@ -369,7 +369,7 @@ async def test_adds_of_several_tasks_are_each_stored_once() -> None:
 @pytest.fixture
 def always_off_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every extend is a large one."""
-    monkeypatch.setattr(own_rows, "_INLINE_BYTES", 0)
+    monkeypatch.setattr(local_writer, "_INLINE_BYTES", 0)
 
 
 @pytest.mark.usefixtures("always_off_the_loop")
@@ -513,7 +513,7 @@ async def test_an_item_and_a_selector_can_be_given() -> None:
 
     class Oldest:
         def draw(self, ring: Any, count: int, rng: Any) -> tuple[Any, float]:
-            return np.full(count, ring.names()[0]), 0.5
+            return np.full(count, ring.index_range()[0]), 0.5
 
     class Negated(areplay.Rows):
         def assemble(self, windows: Any, out: Any) -> None:

@@ -24,7 +24,7 @@ from areplay._shm.range_locks import BlockLocks
 from areplay._storage import ring as ring_module
 from areplay._storage import stream_writer as writer_module
 from areplay._storage.block_sizes import default_block_rows
-from areplay._storage.registry import RingGuard
+from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
 from areplay.errors import SpecMismatch
@@ -38,14 +38,14 @@ class Rig:
 
     def __init__(self, blocks: int = 4, block_rows: int = 8) -> None:
         self.ring = Ring(SPEC, blocks, block_rows)
-        self.guard = RingGuard()
+        self.registry = WriterRegistry()
         self.reader = self.ring.block_locks()
         self._open: list[StreamWriter | BlockLocks] = [self.reader]
         self._next = 0
 
     def writer(self) -> StreamWriter:
         """The writer of a new stream."""
-        writer = StreamWriter(self.ring, self.ring.block_locks(), self.guard)
+        writer = StreamWriter(self.ring, self.ring.block_locks(), self.registry)
         self._open.append(writer)
         return writer
 
@@ -123,7 +123,7 @@ def test_a_fresh_ring_has_no_rows(rig: Rig) -> None:
     ring = rig.ring
     assert (ring.blocks, ring.block_rows, ring.capacity_rows) == (4, 8, 32)
     assert [word[0] for word in (ring.rows_now, ring.rows_inserted, ring.next_serial, ring.next_stream)] == [0] * 4
-    assert ring.names() == (0, 0)
+    assert ring.index_range() == (0, 0)
     assert not any(rig.committed(list(range(64))))
     assert [array.tolist() for array in ring.occupied()] == [[], []]
     assert repr(ring) == "<Ring 0 of 32 rows in 4 blocks of 8, next serial 0>"
@@ -176,9 +176,9 @@ def test_names_are_the_range_of_the_last_lap(rig: Rig) -> None:
     """`(first, end)` by whole blocks, never below 0."""
     writer = rig.writer()
     rig.write(writer, 9)
-    assert rig.ring.names() == (0, 16)
+    assert rig.ring.index_range() == (0, 16)
     rig.write(writer, 32)
-    assert rig.ring.names() == (16, 48)
+    assert rig.ring.index_range() == (16, 48)
 
 
 def test_occupied_are_the_blocks_with_rows(rig: Rig) -> None:
@@ -256,7 +256,7 @@ def test_a_block_recycled_by_others_while_open_is_not_written_to_again(rig: Rig)
 def test_a_closed_writer_has_given_back_its_locks(rig: Rig) -> None:
     """Its descriptor is closed, its rows stay."""
     before = open_descriptors()
-    writer = StreamWriter(rig.ring, rig.ring.block_locks(), rig.guard)
+    writer = StreamWriter(rig.ring, rig.ring.block_locks(), rig.registry)
     indices = rig.write(writer, 3)
     writer.close()
     assert open_descriptors() == before
@@ -320,7 +320,7 @@ def test_counts_are_exact_with_writers_in_several_threads() -> None:
     assert len(everything) == 4 * rounds * 5, "no name was given twice"
     there = [index for index in everything if rig.committed([index])[0]]
     # A thread that was not scheduled for a lap of the others had its open block left out: not counted any more.
-    left = sum(rig.ring.block(place)[1] for place in rig.guard.left)
+    left = sum(rig.ring.block(place)[1] for place in rig.registry.left)
     assert len(there) == rig.ring.rows_now[0] + left
     assert rig.numbers(there) == [everything[index] for index in there]
     rig.close()
@@ -484,11 +484,11 @@ class Watched(dict[str, Any]):
 
 @contextmanager
 def looking(rig: Rig, look: Callable[[str], None]) -> Iterator[None]:
-    """Call `look` at every seam of a write: each fence, each kill point, after each column."""
+    """Call `look` at every seam of a write: each fence, each failpoint, after each column."""
     watched = Watched(rig.ring.columns)
     watched.look = lambda: look("column")
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("order", "fence", "kill_point"):
+        for name in ("order", "fence", "failpoint"):
             for module in (ring_module, writer_module):
                 if hasattr(module, name):
                     patch.setattr(module, name, lambda *args, name=name: look(args[0] if args else name))

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from kit import ticks, until
 
-from areplay._processes import waiter as waiting_module
+from areplay._processes import waiter as waiter_module
 from areplay._processes.child import READY as SAID_READY
 from areplay._sampling import reader as reader_module
 from areplay._sampling.sampler import batches_at_once, run_sampler
 from areplay._sampling.slots import FILLING, FREE, READY, Slots
-from areplay._storage.registry import RingGuard
+from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
 from areplay.items.item import BatchFields
@@ -52,7 +52,7 @@ class Scene:
 
     def __init__(self) -> None:
         self.ring = Ring(SPEC, 8, 8)
-        self.writer = StreamWriter(self.ring, self.ring.block_locks(), RingGuard())
+        self.writer = StreamWriter(self.ring, self.ring.block_locks(), WriterRegistry())
         self.slots = Slots(BatchFields(Rows().fields(SPEC)), 6, 5, 2)
         self.channel = Channel()
         self.task: asyncio.Task[None] | None = None
@@ -131,7 +131,7 @@ async def test_a_returned_slot_is_filled_again(scene: Scene) -> None:
 async def test_a_sampler_naps_anew_after_each_batch(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before it goes to sleep at its doorbell, where to wake it costs the learner a system call."""
     naps: list[float] = []
-    monkeypatch.setattr(waiting_module.time, "sleep", naps.append)
+    monkeypatch.setattr(waiter_module.time, "sleep", naps.append)
     scene.slots.open_gate()
     scene.start()
     word = scene.slots._segment.arrays["words"][3 + 1]
@@ -208,13 +208,13 @@ async def test_rows_copied_in_vain_are_counted(scene: Scene, monkeypatch: pytest
     """The learner's side sees how often a writer was faster."""
     overwritten = 0
 
-    def kill_point(point: str) -> None:
+    def failpoint(point: str) -> None:
         nonlocal overwritten
         if point == "sampler.gather" and overwritten == 0:
             overwritten = 1
             scene.write(64)
 
-    monkeypatch.setattr(reader_module, "kill_point", kill_point)
+    monkeypatch.setattr(reader_module, "failpoint", failpoint)
     monkeypatch.setattr(reader_module, "_STOCK_S", 1_000.0)
     scene.slots.open_gate()
     scene.start()

@@ -19,7 +19,7 @@ from scipy import stats
 import areplay
 from areplay._storage import ring as ring_module
 from areplay._storage import stream_writer as writer_module
-from areplay._storage.registry import RingGuard
+from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
 from areplay.selectors import selector as select
@@ -37,13 +37,13 @@ class Scene:
     def __init__(self, blocks: int, block_rows: int) -> None:
         self.ring = Ring(SPEC, blocks, block_rows)
         self.blocks, self.block_rows = blocks, block_rows
-        self._guard = RingGuard()
+        self._registry = WriterRegistry()
         self.writers: list[StreamWriter] = []
         self._written: dict[int, list[int]] = {}  # place -> names there
 
     def writer(self) -> StreamWriter:
         """One more stream."""
-        self.writers.append(StreamWriter(self.ring, self.ring.block_locks(), self._guard))
+        self.writers.append(StreamWriter(self.ring, self.ring.block_locks(), self._registry))
         return self.writers[-1]
 
     def write(self, writer: StreamWriter, rows: int) -> None:

@@ -24,9 +24,9 @@ from kit import open_descriptors
 
 from areplay._status import client as client_module
 from areplay._status import server as watching
-from areplay._status.client import Post, ask, posts
-from areplay._status.server import FORMAT, MAX_CLIENTS, Peer, Watchpost
-from areplay.errors import Closed, NotWatchable, ResourceUnavailable
+from areplay._status.client import ReplayAddress, fetch_report, running_replays
+from areplay._status.server import FORMAT, MAX_CLIENTS, Peer, StatusServer
+from areplay.errors import Closed, ResourceUnavailable, StatusUnavailable
 
 WATCHDOG_S = 30.0
 LARGE = "x" * (4 << 20)  # more than a socket's buffer takes
@@ -38,23 +38,23 @@ def answer(**more: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def watchpost(says: Callable[[], dict[str, Any]] = answer) -> Iterator[Watchpost]:
-    """A post that is closed in the end, and leaves no thread."""
-    post = Watchpost(says)
+def status_server(says: Callable[[], dict[str, Any]] = answer) -> Iterator[StatusServer]:
+    """A address that is closed in the end, and leaves no thread."""
+    address = StatusServer(says)
     try:
-        yield post
+        yield address
     finally:
-        post.close()
-        assert not post._thread.is_alive()
+        address.close()
+        assert not address._thread.is_alive()
 
 
-def post_of(watched: Watchpost) -> Post:
+def post_of(watched: StatusServer) -> ReplayAddress:
     """Its address."""
     uid, pid, number = map(int, watched.name.split("-")[1:])
-    return Post(pid, number, uid)
+    return ReplayAddress(pid, number, uid)
 
 
-def connected(watched: Watchpost) -> socket.socket:
+def connected(watched: StatusServer) -> socket.socket:
     """A client that has connected, and does nothing."""
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     client.settimeout(WATCHDOG_S)
@@ -89,22 +89,22 @@ def until(condition: Callable[[], object]) -> None:
 def test_who_connects_is_told() -> None:
     """One document, each time what is the case then; large ones too. The name says whose it is."""
     said = iter(range(100))
-    with watchpost(lambda: answer(number=next(said), text=LARGE)) as watched:
+    with status_server(lambda: answer(number=next(said), text=LARGE)) as watched:
         assert watched.name == f"areplay-{os.geteuid()}-{os.getpid()}-{post_of(watched).number}"
-        assert [ask(post_of(watched))["number"] for _ in range(3)] == [0, 1, 2]
-        assert ask(post_of(watched))["text"] == LARGE
-        assert repr(watched) == f"<Watchpost {watched.name}>"
-    assert repr(watched) == "<Watchpost closed>"
+        assert [fetch_report(post_of(watched))["number"] for _ in range(3)] == [0, 1, 2]
+        assert fetch_report(post_of(watched))["text"] == LARGE
+        assert repr(watched) == f"<StatusServer {watched.name}>"
+    assert repr(watched) == "<StatusServer closed>"
 
 
 def test_posts_are_found_for_as_long_as_they_are_open() -> None:
     """Several of one process have different numbers."""
 
-    def mine() -> list[Post]:
-        return [post for post in posts() if post.pid == os.getpid()]
+    def mine() -> list[ReplayAddress]:
+        return [address for address in running_replays() if address.pid == os.getpid()]
 
     assert mine() == []
-    with watchpost() as first, watchpost() as second:
+    with status_server() as first, status_server() as second:
         assert mine() == [post_of(first), post_of(second)]
         assert post_of(first) < post_of(second)
     assert mine() == []
@@ -112,11 +112,11 @@ def test_posts_are_found_for_as_long_as_they_are_open() -> None:
 
 def test_a_name_that_is_taken_is_followed_by_the_next() -> None:
     """As by a process of the same number in another container of the pod, or by somebody else."""
-    with watchpost() as watched:
+    with status_server() as watched:
         taken = post_of(watched)
     with socket.socket(socket.AF_UNIX) as other:
         other.bind("\0" + taken.name)
-        with watchpost() as watched:
+        with status_server() as watched:
             assert post_of(watched).number == taken.number + 1
 
 
@@ -134,11 +134,11 @@ def test_what_the_kernel_lists_is_read(tmp_path: Path, monkeypatch: pytest.Monke
         "0000000000000000: 00000003 00000000 00000000 0001 03 27\n"
     )
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert [str(post) for post in posts(tmp_path)] == ["7.1", "42.0"]
+    assert [str(address) for address in running_replays(tmp_path)] == ["7.1", "42.0"]
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert [str(post) for post in posts(tmp_path)] == ["7.1", "42.0", "44.0"]
-    with pytest.raises(NotWatchable, match="/proc/net/unix cannot be read"):
-        posts(tmp_path / "elsewhere")
+    assert [str(address) for address in running_replays(tmp_path)] == ["7.1", "42.0", "44.0"]
+    with pytest.raises(StatusUnavailable, match="/proc/net/unix cannot be read"):
+        running_replays(tmp_path / "elsewhere")
 
 
 def test_another_user_is_turned_away(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -147,7 +147,7 @@ def test_another_user_is_turned_away(monkeypatch: pytest.MonkeyPatch, caplog: py
     asked: list[None] = []
     rests: list[None] = []
     monkeypatch.setattr(watching, "_rest", lambda listener: rests.append(None))
-    with watchpost(lambda: answer(asked=asked.append(None))) as watched:
+    with status_server(lambda: answer(asked=asked.append(None))) as watched:
         monkeypatch.setattr(client_module, "peer_of", lambda connection: Peer(1, os.geteuid() + 1))
         assert all_of(connected(watched)) == b""
         assert asked == []
@@ -156,7 +156,7 @@ def test_another_user_is_turned_away(monkeypatch: pytest.MonkeyPatch, caplog: py
         monkeypatch.setattr(watching, "peer_of", lambda connection: Peer(1, 0))
         assert json.loads(all_of(connected(watched)))["format"] == FORMAT, "root may"
         monkeypatch.undo()
-        assert ask(post_of(watched))["format"] == FORMAT
+        assert fetch_report(post_of(watched))["format"] == FORMAT
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
@@ -169,7 +169,7 @@ client = socket.socket(socket.AF_UNIX)
 client.connect(chr(0) + sys.argv[1])
 print(client.recv(9))
 """
-    with watchpost() as watched:
+    with status_server() as watched:
         for user, told in ((65534, "b''"), (0, "b'{\"format\"'")):
             command = [sys.executable, "-c", program, watched.name, str(user)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=WATCHDOG_S, check=True)
@@ -178,21 +178,21 @@ print(client.recv(9))
 
 def test_another_users_socket_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Anybody may take a name of ours."""
-    with watchpost() as watched:
-        post = post_of(watched)
+    with status_server() as watched:
+        address = post_of(watched)
         monkeypatch.setattr(client_module, "peer_of", lambda connection: Peer(1, os.geteuid() + 1))
-        with pytest.raises(NotWatchable, match="another user's"):
-            ask(post)
+        with pytest.raises(StatusUnavailable, match="another user's"):
+            fetch_report(address)
 
 
 def test_clients_that_never_read_are_dropped_and_others_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     """More than there is room for: each is cut off after a while, and meanwhile costs no processor time."""
     monkeypatch.setattr(watching, "CLIENT_S", 0.5)
-    with watchpost(lambda: answer(text=LARGE)) as watched:
+    with status_server(lambda: answer(text=LARGE)) as watched:
         stuck = [connected(watched) for _ in range(MAX_CLIENTS)]
         assert all(client.recv(1) for client in stuck), "each has been given its half second"
         monkeypatch.setattr(watching, "CLIENT_S", 1_000.0)
-        assert ask(post_of(watched), WATCHDOG_S)["text"] == LARGE
+        assert fetch_report(post_of(watched), WATCHDOG_S)["text"] == LARGE
         for client in stuck:
             until(lambda client=client: is_cut_off(client))
             assert 0 < len(all_of(client)) < len(LARGE), "it was told the beginning"
@@ -202,7 +202,7 @@ def test_a_client_that_waits_to_be_answered_costs_nothing(monkeypatch: pytest.Mo
     """The thread sleeps while clients do not read, also if there are too many of them."""
     monkeypatch.setattr(watching, "CLIENT_S", 1_000.0)
     turns, asked = [], []
-    with watchpost(lambda: answer(text=LARGE, asked=asked.append(None))) as watched:
+    with status_server(lambda: answer(text=LARGE, asked=asked.append(None))) as watched:
         stuck = [connected(watched) for _ in range(MAX_CLIENTS + 3)]
         for client in stuck[:MAX_CLIENTS]:
             assert client.recv(1)
@@ -218,7 +218,7 @@ def test_a_client_that_waits_to_be_answered_costs_nothing(monkeypatch: pytest.Mo
 def test_closing_does_not_wait_for_clients() -> None:
     """Those who do not read, and those who are not accepted yet, are cut off."""
     descriptors = open_descriptors()
-    with watchpost(lambda: answer(text=LARGE)) as watched:
+    with status_server(lambda: answer(text=LARGE)) as watched:
         stuck = [connected(watched) for _ in range(MAX_CLIENTS + 3)]
         assert stuck[0].recv(1)
         watched.close()
@@ -231,7 +231,7 @@ def test_closing_does_not_wait_for_clients() -> None:
 
 def test_a_client_that_says_much_is_not_listened_to() -> None:
     """It is answered all the same."""
-    with watchpost() as watched, connected(watched) as client:
+    with status_server() as watched, connected(watched) as client:
         client.setblocking(False)
         with suppress(BlockingIOError, BrokenPipeError):  # it may have been answered and cut off before
             client.sendall(b"tell me" * 1_000)
@@ -243,9 +243,9 @@ def test_a_client_that_goes_away_does_no_harm() -> None:
     """Not even if SIGPIPE would end the program."""
     program = f"""
 import signal, socket, sys
-from areplay._status.server import Watchpost
+from areplay._status.server import StatusServer
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-post = Watchpost(lambda: {{"format": "x" * {len(LARGE)}}})
+post = StatusServer(lambda: {{"format": "x" * {len(LARGE)}}})
 for _ in range(20):
     client = socket.socket(socket.AF_UNIX)
     client.connect(chr(0) + post.name)
@@ -264,13 +264,13 @@ print("alive")
 
 def test_a_descriptor_that_a_fork_has_kept_does_not_keep_the_post_open() -> None:
     """Nobody connects to a closed one, and waits."""
-    with watchpost() as watched:
-        post = post_of(watched)
+    with status_server() as watched:
+        address = post_of(watched)
         assert watched._listener is not None
         copy = os.dup(watched._listener.fileno())
     try:
         with pytest.raises(Closed):
-            ask(post)
+            fetch_report(address)
     finally:
         os.close(copy)
 
@@ -281,18 +281,18 @@ def test_a_replay_that_is_closing_says_nothing(caplog: pytest.LogCaptureFixture)
     def closing() -> dict[str, Any]:
         raise Closed("this replay")
 
-    with watchpost(closing) as watched, pytest.raises(Closed, match=str(post_of(watched))):
-        ask(post_of(watched))
+    with status_server(closing) as watched, pytest.raises(Closed, match=str(post_of(watched))):
+        fetch_report(post_of(watched))
     assert caplog.messages == []
 
 
 def test_an_answer_that_fails_is_logged_and_the_next_one_is_given(caplog: pytest.LogCaptureFixture) -> None:
     """A mistake there harms nobody; who asked is told that it was one."""
     answers = iter([answer(bad=object()), answer()])
-    with watchpost(lambda: next(answers)) as watched:
-        with pytest.raises(NotWatchable, match=r"could not tell how it is \(TypeError: .*\); its log has"):
-            ask(post_of(watched))
-        assert ask(post_of(watched))["format"] == FORMAT
+    with status_server(lambda: next(answers)) as watched:
+        with pytest.raises(StatusUnavailable, match=r"could not tell how it is \(TypeError: .*\); its log has"):
+            fetch_report(post_of(watched))
+        assert fetch_report(post_of(watched))["format"] == FORMAT
     assert caplog.messages == ["somebody asked how this replay is, and could not be told"]
 
 
@@ -300,8 +300,8 @@ def test_who_asks_and_is_not_known_is_hung_up_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Where the kernel does not say who it is. That is no end of the replay, and the next one is answered."""
-    with watchpost() as watched:
-        post, real, answering = post_of(watched), watching.peer_of, watched._thread
+    with status_server() as watched:
+        address, real, answering = post_of(watched), watching.peer_of, watched._thread
 
         def peer_of(connection: socket.socket) -> Peer:
             if threading.current_thread() is answering:
@@ -309,19 +309,19 @@ def test_who_asks_and_is_not_known_is_hung_up_on(
             return real(connection)
 
         monkeypatch.setattr(watching, "peer_of", peer_of)
-        with pytest.raises(NotWatchable, match="hung up without an answer; ask again"):
-            ask(post)
+        with pytest.raises(StatusUnavailable, match="hung up without an answer; ask again"):
+            fetch_report(address)
         monkeypatch.undo()
-        assert ask(post)["format"] == FORMAT
+        assert fetch_report(address)["format"] == FORMAT
     assert set(caplog.messages) == {"somebody asked how this replay is, and could not be answered"}
 
 
 @contextmanager
-def hanging_up(after: bytes, *, is_last: bool) -> Iterator[Post]:
+def hanging_up(after: bytes, *, is_last: bool) -> Iterator[ReplayAddress]:
     """What says so much and hangs up; it has closed by then, or listens on."""
-    post = Post(os.getpid(), 999, os.geteuid())
+    address = ReplayAddress(os.getpid(), 999, os.geteuid())
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind("\0" + post.name)
+        listener.bind("\0" + address.name)
         listener.listen(8)
 
         def run() -> None:
@@ -334,7 +334,7 @@ def hanging_up(after: bytes, *, is_last: bool) -> Iterator[Post]:
         thread = threading.Thread(target=run)
         thread.start()
         try:
-            yield post
+            yield address
         finally:
             thread.join(WATCHDOG_S)
             assert not thread.is_alive()
@@ -347,17 +347,17 @@ def test_an_answer_that_breaks_off_is_the_end_of_a_replay_only_if_nobody_listens
     after: bytes, said: str
 ) -> None:
     """Otherwise it may be asked again."""
-    with hanging_up(after, is_last=True) as post, pytest.raises(Closed, match=str(post)):
-        ask(post)
-    with hanging_up(after, is_last=False) as post, pytest.raises(NotWatchable, match=f"{said}; ask again"):
-        ask(post)
+    with hanging_up(after, is_last=True) as address, pytest.raises(Closed, match=str(address)):
+        fetch_report(address)
+    with hanging_up(after, is_last=False) as address, pytest.raises(StatusUnavailable, match=f"{said}; ask again"):
+        fetch_report(address)
 
 
 def test_a_reset_is_an_answer_that_breaks_off() -> None:
-    """As the kernel tells of a post that closes before it has accepted the connection."""
-    post = Post(os.getpid(), 999, os.geteuid())
+    """As the kernel tells of a address that closes before it has accepted the connection."""
+    address = ReplayAddress(os.getpid(), 999, os.geteuid())
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind("\0" + post.name)
+        listener.bind("\0" + address.name)
         listener.listen(1)
         real = socket.socket.recv
 
@@ -366,9 +366,9 @@ def test_a_reset_is_an_answer_that_breaks_off() -> None:
                 listener.close()
                 return real(self, *args)
 
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(Closed, match=str(post)):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Closed, match=str(address)):
             patch.setattr(watching.socket, "socket", Resetting)
-            ask(post)
+            fetch_report(address)
 
 
 @pytest.mark.parametrize(
@@ -376,9 +376,9 @@ def test_a_reset_is_an_answer_that_breaks_off() -> None:
     [
         (errno.EMFILE, "__init__", ResourceUnavailable, "socket failed for asking replay .*; free some"),
         (errno.ENOMEM, "connect", ResourceUnavailable, "socket failed for asking replay .*; free some"),
-        (errno.EPERM, "connect", NotWatchable, "connecting is forbidden here .*; the sandbox has to allow"),
-        (errno.EACCES, "__init__", NotWatchable, "connecting is forbidden here .*; the sandbox has to allow"),
-        (errno.EAFNOSUPPORT, "__init__", NotWatchable, "could not be asked .*; `areplay doctor` tries"),
+        (errno.EPERM, "connect", StatusUnavailable, "connecting is forbidden here .*; the sandbox has to allow"),
+        (errno.EACCES, "__init__", StatusUnavailable, "connecting is forbidden here .*; the sandbox has to allow"),
+        (errno.EAFNOSUPPORT, "__init__", StatusUnavailable, "could not be asked .*; `areplay doctor` tries"),
     ],
 )
 def test_who_cannot_ask_is_told_why(
@@ -389,13 +389,13 @@ def test_who_cannot_ask_is_told_why(
     def refuse(*args: Any) -> None:
         raise OSError(number, os.strerror(number))
 
-    with watchpost() as watched:
-        post = post_of(watched)
+    with status_server() as watched:
+        address = post_of(watched)
         monkeypatch.setattr(watching.socket, "socket", type("Refusing", (socket.socket,), {call: refuse}))
         with pytest.raises(kind, match=said):
-            ask(post)
+            fetch_report(address)
         monkeypatch.undo()
-        assert ask(post)["format"] == FORMAT
+        assert fetch_report(address)["format"] == FORMAT
 
 
 @pytest.mark.parametrize("call", ["socket", "bind", "listen", "thread"])
@@ -427,13 +427,13 @@ def test_without_a_socket_there_is_a_warning_and_nothing_else(
     monkeypatch.setattr(watching.socket, "socket", Refusing)
     if call == "thread":
         monkeypatch.setattr(threading.Thread, "start", no_thread)
-    post = Watchpost(answer)
+    address = StatusServer(answer)
     monkeypatch.undo()
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert "cannot be watched by `areplay top`, it runs all the same" in record.getMessage()
-    assert post.name == ""
-    post.close()
+    assert address.name == ""
+    address.close()
     assert open_descriptors() == before
 
 
@@ -442,7 +442,7 @@ def test_out_of_descriptors_it_waits_for_better_times(monkeypatch: pytest.Monkey
     rest, rests = watching._rest, []
     monkeypatch.setattr(watching, "_rest", lambda listener: rests.append(None) or rest(listener))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with watchpost() as watched, socket.socket(socket.AF_UNIX) as client:
+    with status_server() as watched, socket.socket(socket.AF_UNIX) as client:
         spare: list[int] = []
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (open_descriptors() + 8, hard))
@@ -466,22 +466,22 @@ def test_out_of_descriptors_it_waits_for_better_times(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("said", "error", "why"),
     [
-        (answer(version=2, versions={"areplay": "9.0"}), NotWatchable, "newer version, areplay 9.0; use"),
-        ({"format": "another"}, NotWatchable, "no description of a replay"),
-        ({"no": "format"}, NotWatchable, "no description of a replay; some other program"),
-        ({"format": FORMAT, "version": "1"}, NotWatchable, "no description of a replay"),
-        (["format", "version"], NotWatchable, "no description of a replay"),
+        (answer(version=2, versions={"areplay": "9.0"}), StatusUnavailable, "newer version, areplay 9.0; use"),
+        ({"format": "another"}, StatusUnavailable, "no description of a replay"),
+        ({"no": "format"}, StatusUnavailable, "no description of a replay; some other program"),
+        ({"format": FORMAT, "version": "1"}, StatusUnavailable, "no description of a replay"),
+        (["format", "version"], StatusUnavailable, "no description of a replay"),
     ],
 )
 def test_what_is_not_understood_is_an_error(said: Any, error: type[Exception], why: str) -> None:
     """A newer one names its version."""
-    with watchpost(lambda: said) as watched, pytest.raises(error, match=why):
-        ask(post_of(watched))
+    with status_server(lambda: said) as watched, pytest.raises(error, match=why):
+        fetch_report(post_of(watched))
 
 
 def test_an_answer_that_never_ends_is_none() -> None:
     """The time is for all of it."""
-    post, is_over = Post(os.getpid(), 999, os.geteuid()), threading.Event()
+    address, is_over = ReplayAddress(os.getpid(), 999, os.geteuid()), threading.Event()
 
     def trickle(listener: socket.socket) -> None:
         connection, _ = listener.accept()
@@ -490,13 +490,13 @@ def test_an_answer_that_never_ends_is_none() -> None:
                 connection.send(b"x", socket.MSG_NOSIGNAL)
 
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind("\0" + post.name)
+        listener.bind("\0" + address.name)
         listener.listen(1)
         thread = threading.Thread(target=trickle, args=(listener,))
         thread.start()
         try:
-            with pytest.raises(NotWatchable, match=r"no answer within 0\.3 s"):
-                ask(post, 0.3)
+            with pytest.raises(StatusUnavailable, match=r"no answer within 0\.3 s"):
+                fetch_report(address, 0.3)
         finally:
             is_over.set()
             thread.join()
@@ -504,20 +504,20 @@ def test_an_answer_that_never_ends_is_none() -> None:
 
 def test_who_asks_waits_until_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where as many as possible wait to be accepted, the next one tries again, for a while."""
-    post = Post(os.getpid(), 999, os.geteuid())
+    address = ReplayAddress(os.getpid(), 999, os.geteuid())
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
-        listener.bind("\0" + post.name)
+        listener.bind("\0" + address.name)
         listener.listen(0)
-        first.connect("\0" + post.name)
-        with pytest.raises(NotWatchable, match=r"no answer within 0\.1 s"):
-            ask(post, 0.1)
+        first.connect("\0" + address.name)
+        with pytest.raises(StatusUnavailable, match=r"no answer within 0\.1 s"):
+            fetch_report(address, 0.1)
 
         def make_room(seconds: float) -> None:
             listener.accept()[0].close()
 
         monkeypatch.setattr(time, "sleep", make_room)
-        with pytest.raises(NotWatchable, match=r"no answer within 0\.2 s"):
-            ask(post, 0.2)
+        with pytest.raises(StatusUnavailable, match=r"no answer within 0\.2 s"):
+            fetch_report(address, 0.2)
         listener.accept()[0].close()  # it had connected
 
 
@@ -525,25 +525,25 @@ def test_a_stopped_process_is_said_to_be_stopped_and_how_it_goes_on() -> None:
     """A real one, by SIGSTOP: the kernel takes the connection, nobody else does."""
     program = """
 import sys
-from areplay._status.server import Watchpost
-post = Watchpost(lambda: {"format": "areplay replay", "version": 1})
-print(post.name, flush=True)
+from areplay._status.server import StatusServer
+address = StatusServer(lambda: {"format": "areplay replay", "version": 1})
+print(address.name, flush=True)
 sys.stdin.read()
-post.close()
+address.close()
 """
     command = [sys.executable, "-c", program]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             uid, pid, number = map(int, process.stdout.readline().split("-")[1:])
-            post = Post(pid, number, uid)
-            assert ask(post)["version"] == 1
+            address = ReplayAddress(pid, number, uid)
+            assert fetch_report(address)["version"] == 1
             process.send_signal(signal.SIGSTOP)
             os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
-            with pytest.raises(NotWatchable, match=f"its process is stopped; `kill -CONT {pid}` lets it go on"):
-                ask(post, 0.1)
+            with pytest.raises(StatusUnavailable, match=f"its process is stopped; `kill -CONT {pid}` lets it go on"):
+                fetch_report(address, 0.1)
             process.send_signal(signal.SIGCONT)
-            assert ask(post, WATCHDOG_S)["version"] == 1
+            assert fetch_report(address, WATCHDOG_S)["version"] == 1
         finally:
             process.send_signal(signal.SIGCONT)
             process.communicate(timeout=WATCHDOG_S)
@@ -551,11 +551,13 @@ post.close()
 
 def test_a_replay_that_does_not_answer_is_an_error() -> None:
     """As that of a busy process: the kernel takes the connection, nobody else does. And one that is gone."""
-    post = Post(os.getpid(), 999, os.geteuid())
+    address = ReplayAddress(os.getpid(), 999, os.geteuid())
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind("\0" + post.name)
+        listener.bind("\0" + address.name)
         listener.listen(1)
-        with pytest.raises(NotWatchable, match=r"no answer within 0\.1 s, its process is stopped or very busy; look"):
-            ask(post, 0.1)
+        with pytest.raises(
+            StatusUnavailable, match=r"no answer within 0\.1 s, its process is stopped or very busy; look"
+        ):
+            fetch_report(address, 0.1)
     with pytest.raises(Closed):
-        ask(post)
+        fetch_report(address)

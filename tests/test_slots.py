@@ -167,18 +167,18 @@ def test_memory_of_a_slot_has_the_fields_and_overlaps_no_other(slots: Slots) -> 
     """(B,) indices, weights, probabilities and (B, ...) fields; what is written to one slot is in that slot alone."""
     for slot in range(5):
         arrays = slots.batch(slot)
-        shapes = [arrays.indices.shape, arrays.weights.shape, arrays.probabilities.shape]
+        shapes = [arrays.indices.shape, arrays.importance_weights.shape, arrays.probabilities.shape]
         assert shapes == [(4,)] * 3
         assert {name: (a.shape, a.dtype) for name, a in arrays.fields.items()} == {
             "obs": ((4, 3), np.float32),
             "done": ((4,), np.bool_),
         }
-        for array in (arrays.indices, arrays.weights, arrays.probabilities, arrays.fields["obs"]):
+        for array in (arrays.indices, arrays.importance_weights, arrays.probabilities, arrays.fields["obs"]):
             array[:] = slot
         arrays.fields["done"][:] = slot % 2
     for slot in range(5):
         arrays = slots.batch(slot)
-        for array in (arrays.indices, arrays.weights, arrays.probabilities, arrays.fields["obs"]):
+        for array in (arrays.indices, arrays.importance_weights, arrays.probabilities, arrays.fields["obs"]):
             assert (array == slot).all()
         assert (arrays.fields["done"] == slot % 2).all()
 
@@ -232,7 +232,7 @@ def test_redrawn_rows_are_summed_over_the_samplers(slots: Slots) -> None:
 
 
 def test_a_batch_is_whole_before_it_is_ready(slots: Slots, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the kill point and at the fence of `publish` the slot is still FILLING, and its counts are there; that
+    """At the failpoint and at the fence of `publish` the slot is still FILLING, and its counts are there; that
     of `lend` stands between the look at the queue and what is read;
     at the fence of `give_back` it is still LENT: the learner's reads end before the sampler's writes."""
     seen: list[str] = []
@@ -240,7 +240,7 @@ def test_a_batch_is_whole_before_it_is_ready(slots: Slots, monkeypatch: pytest.M
     def note(name: str) -> None:
         seen.append(f"{name} {states(slots)} {slots.rows_redrawn}")
 
-    monkeypatch.setattr(slots_module, "kill_point", note)
+    monkeypatch.setattr(slots_module, "failpoint", note)
     monkeypatch.setattr(slots_module, "order", lambda: note("order"))
     slot = leased(slots, 0)
     slots.publish(slot, 9)
@@ -315,17 +315,17 @@ def test_the_invariant_check_notices_what_must_not_be(slots: Slots) -> None:
 def test_samplers_that_looked_in_vain_are_known_by_the_rows_that_they_saw(slots: Slots) -> None:
     """All of them, and since the last row came in; one that finds an item again is none of them."""
     slots.open_gate()
-    assert not slots.is_fruitless and not slots.all_in_vain(0)
+    assert not slots.found_no_items and not slots.found_no_items_since(0)
     for sampler, seen in ((0, 7), (1, 6)):
         slot = slots.lease(sampler)
         assert slot is not None
         slots.abandon(slot, seen)
-    assert slots.is_fruitless and not slots.all_in_vain(7)
+    assert slots.found_no_items and not slots.found_no_items_since(7)
     slot = slots.lease(1)
     assert slot is not None
     slots.abandon(slot, 7)
-    assert slots.all_in_vain(7) and not slots.all_in_vain(8)
+    assert slots.found_no_items_since(7) and not slots.found_no_items_since(8)
     slot = slots.lease(0)
     assert slot is not None
     slots.publish(slot)
-    assert slots.is_fruitless and not slots.all_in_vain(7)
+    assert slots.found_no_items and not slots.found_no_items_since(7)

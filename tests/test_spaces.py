@@ -12,7 +12,7 @@ import pytest
 from gymnasium import spaces
 
 from areplay._base.spaces import env_fields
-from areplay.errors import AreplayError, ExtraMissing
+from areplay.errors import AreplayError, MissingDependency
 from areplay.spec import Field
 
 BOX = spaces.Box(-1, 1, (3,), np.float32)
@@ -137,7 +137,7 @@ def test_without_gymnasium_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -
     """An error of areplay's own, that says what to install."""
     env = Env()
     monkeypatch.setitem(sys.modules, "gymnasium", None)
-    with pytest.raises(ExtraMissing, match=r"pip install '\.\[gymnasium\]'` in a clone of areplay") as caught:
+    with pytest.raises(MissingDependency, match=r"pip install '\.\[gymnasium\]'` in a clone of areplay") as caught:
         env_fields(env)
     assert isinstance(caught.value, AreplayError)
 

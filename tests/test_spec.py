@@ -568,7 +568,7 @@ def test_a_spec_of_steps_has_what_a_step_consists_of() -> None:
     assert (spec.observations, spec.actions, spec.extras) == (("obs",), ("action",), ("state",))
     assert spec.is_steps and not Spec(obs=((2,), "uint8")).is_steps
     assert spec.row_bytes == 2 + 8 + 4 + 1 + 1 + 8 + 12
-    assert list(spec.rows)[-3:] == ["steps.moment", "steps.ahead", "steps.back"]
+    assert list(spec.rows)[-3:] == ["steps.step_id", "steps.next_offset", "steps.prev_offset"]
     assert repr(spec).startswith("Spec.steps(obs=")
 
 
@@ -599,7 +599,7 @@ def test_a_spec_of_steps_is_equal_to_its_like_only() -> None:
     [
         ({"next_obs": ((2,), "uint8")}, "next_obs"),
         ({"terminated": ((), "bool")}, "terminated"),
-        ({"steps.ahead": ((), "int16")}, "steps.ahead"),
+        ({"steps.next_offset": ((), "int16")}, "steps.next_offset"),
         ({"reward": {"a": ((), "float32")}}, "reward"),
         ({"obs": {}}, "obs"),
         ({"obs": {"a.b": ((), "int8")}}, "a.b"),

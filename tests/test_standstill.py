@@ -28,7 +28,7 @@ class Scene:
 
     def __init__(self) -> None:
         self.ring: Any = SimpleNamespace(rows_inserted=np.array([30]), blocks=4)
-        self.guard: Any = SimpleNamespace(is_full=lambda besides=None: besides == self.full_besides, besides=None)
+        self.registry: Any = SimpleNamespace(is_full=lambda besides=None: besides == self.full_besides, besides=None)
         self.full_besides: Any = "nothing"
         self.limiters = [Limiter(0)]
         self.admission: Any = SimpleNamespace(limiters=self.limiters, reason=lambda: "Limiter()")
@@ -43,7 +43,7 @@ class Scene:
         self.group: Any = SimpleNamespace(alive=0, is_open=True, failures=[])
         self.standstill = Standstill(
             self.ring,
-            self.guard,
+            self.registry,
             self.admission,
             self.own,
             self.coordinator,

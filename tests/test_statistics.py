@@ -22,7 +22,7 @@ from areplay.statistics import (
     ChildExit,
     LimiterStatistics,
     SamplerStatistics,
-    Saved,
+    SaveResult,
     SavesStatistics,
     Statistics,
     Wait,
@@ -35,7 +35,7 @@ LIMITER = LimiterStatistics(8.0, 1_000, 512.0, -12.0, 2_000, 8_012, False, False
 COUNTS = (256, 16, 8, 0.5, 1, 99, 3, 2, 1, 0, 5, 0.25, 0.1)
 BATCHES = BatchesStatistics(*COUNTS, LIMITER, None, 1, "Rows() by Uniform()", 18, 1, 4_096, (SAMPLER,))
 WAIT = Wait("learner", "for rows", 1.5)
-SAVED = Saved(90, 8, 2, 1, 5_000, 0.3)
+SAVED = SaveResult(90, 8, 2, 1, 5_000, 0.3)
 SAVES = SavesStatistics(2, 1, 0, SAVED, "runs/1", 1_700_000_100.0, "the disk is full", 1_700_000_050.0)
 WHOLE = Statistics(
     90, 128, 100, 45, 8, 16, 9, 0, 0, (ACTOR,), (BATCHES,), (WAIT,), 1_700_000_000.0, 9_000, 1_700_000_200.0, SAVES

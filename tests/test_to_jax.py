@@ -11,18 +11,18 @@ import pytest
 from areplay._sampling.batch_memory import BatchArrays
 from areplay._sampling.jax import arrays as jax_arrays
 from areplay._sampling.slots import Slots
-from areplay.errors import ExtraMissing
-from areplay.items.item import BatchFields, View
+from areplay.errors import MissingDependency
+from areplay.items.item import BatchFields, FieldView
 
 jax = pytest.importorskip("jax")
 
 FIELDS = BatchFields(
     {
         "frames": ((5, 6), "uint8"),
-        "obs": View("frames", 0, 4),
-        "next_obs": View("frames", 1, 5),
+        "obs": FieldView("frames", 0, 4),
+        "next_obs": FieldView("frames", 1, 5),
         "history": ((7, 2, 3), "float32"),
-        "stacks": View("history", 1, 7, 4),
+        "stacks": FieldView("history", 1, 7, 4),
         "state": ((16,), "float32"),
         "reward": ((), "float32"),
         "mask": ((64,), "bool"),
@@ -52,7 +52,7 @@ def one_field(values: Any) -> BatchArrays:
     """A batch in memory of its own, with one field of such values."""
     array = np.asarray(values)
     batch = BatchArrays.empty(len(array), BatchFields({"value": (array.shape[1:], "float32")}))
-    return BatchArrays(batch.indices, batch.weights, batch.probabilities, {"value": array}, batch.layout)
+    return BatchArrays(batch.indices, batch.importance_weights, batch.probabilities, {"value": array}, batch.layout)
 
 
 def values_of(batch: BatchArrays) -> dict[str, Any]:
@@ -188,5 +188,7 @@ def test_a_device_can_be_named(slots: Slots) -> None:
 def test_without_jax_the_extra_is_named(slots: Slots, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error of areplay's own, that says what to install."""
     monkeypatch.setitem(sys.modules, "jax", None)
-    with pytest.raises(ExtraMissing, match=r"batch\.jax\(\) needs.*pip install '\.\[jax\]'` in a clone of areplay"):
+    with pytest.raises(
+        MissingDependency, match=r"batch\.jax\(\) needs.*pip install '\.\[jax\]'` in a clone of areplay"
+    ):
         jax_arrays(slots.batch(0))

@@ -22,18 +22,18 @@ from areplay._sampling import torch as to_torch
 from areplay._sampling.batch_memory import BatchArrays
 from areplay._sampling.slots import Slots
 from areplay._sampling.torch import Transfer, tensors, unpin
-from areplay.errors import ExtraMissing
-from areplay.items.item import BatchFields, View
+from areplay.errors import MissingDependency
+from areplay.items.item import BatchFields, FieldView
 
 torch = pytest.importorskip("torch")
 
 FIELDS = BatchFields(
     {
         "frames": ((5, 6), "uint8"),
-        "obs": View("frames", 0, 4),
-        "next_obs": View("frames", 1, 5),
+        "obs": FieldView("frames", 0, 4),
+        "next_obs": FieldView("frames", 1, 5),
         "history": ((7, 2, 3), "float32"),
-        "stacks": View("history", 1, 7, 4),
+        "stacks": FieldView("history", 1, 7, 4),
         "reward": ((), "float32"),
         "mask": ((3,), "bool"),
     }
@@ -114,7 +114,11 @@ def test_a_dtype_that_torch_lacks_is_refused_by_field() -> None:
     """The message names the field, its dtype and the torch at hand."""
     arrays = filled(BatchArrays.empty(4, BatchFields({"value": ((2,), "float64")})))
     odd = BatchArrays(
-        arrays.indices, arrays.weights, arrays.probabilities, {"value": np.zeros((4, 2), np.longdouble)}, arrays.layout
+        arrays.indices,
+        arrays.importance_weights,
+        arrays.probabilities,
+        {"value": np.zeros((4, 2), np.longdouble)},
+        arrays.layout,
     )
     with pytest.raises(TypeError, match=rf"field 'value' is {np.dtype(np.longdouble).name}.*torch.*batch\['value'\]"):
         tensors(odd)
@@ -160,7 +164,9 @@ def test_a_build_for_cuda_without_a_driver_is_torchs_own_error(
 def test_without_torch_the_extra_is_named(slots: Slots, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error of areplay's own, that says what to install."""
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ExtraMissing, match=r"batch\.torch\(\) needs.*pip install '\.\[torch\]'` in a clone of areplay"):
+    with pytest.raises(
+        MissingDependency, match=r"batch\.torch\(\) needs.*pip install '\.\[torch\]'` in a clone of areplay"
+    ):
         tensors(slots.batch(0))
 
 
@@ -500,7 +506,7 @@ needs_a_gpu = pytest.mark.skipif(not has_a_gpu(), reason="needs a CUDA device")
 @needs_a_gpu
 def test_on_a_real_device_the_values_are_the_same() -> None:
     """Over many batches, with slots that are written again as soon as their transfer is done."""
-    slots = Slots(BatchFields({"frames": ((5, 84, 84), "uint8"), "obs": View("frames", 0, 4)}), 256, 4, 1)
+    slots = Slots(BatchFields({"frames": ((5, 84, 84), "uint8"), "obs": FieldView("frames", 0, 4)}), 256, 4, 1)
     sums = []
     for number in range(40):
         arrays = slots.batch(number % 4)

@@ -19,12 +19,12 @@ from rich.console import Console
 from test_statistics import WHOLE
 
 import areplay
-from areplay._status.client import ask, posts
+from areplay._status.client import fetch_report, running_replays
 from areplay.cli import main, top
-from areplay.cli import terminal as showing
+from areplay.cli import terminal as terminal
 from areplay.cli.picture import command_of, picture
 from areplay.cli.top import rates
-from areplay.errors import Closed, NotWatchable
+from areplay.errors import Closed, StatusUnavailable
 
 SPEC = areplay.Spec(x=((), "int64"))
 
@@ -203,8 +203,8 @@ def test_what_comes_from_elsewhere_cannot_move_the_cursor() -> None:
 
 def test_bars_are_exact_to_an_eighth() -> None:
     """And stay within their width, whatever the share."""
-    assert [showing.bar(share, 4) for share in (0, 0.5, 1, 2, -1)] == ["    ", "██  ", "████", "████", "    "]
-    assert showing.bar(1 / 32, 4) == "▏   " and showing.bar(13 / 32, 4) == "█▋  "
+    assert [terminal.bar(share, 4) for share in (0, 0.5, 1, 2, -1)] == ["    ", "██  ", "████", "████", "    "]
+    assert terminal.bar(1 / 32, 4) == "▏   " and terminal.bar(13 / 32, 4) == "█▋  "
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_bars_are_exact_to_an_eighth() -> None:
 )
 def test_times_are_for_people(seconds: float, said: str) -> None:
     """In the unit that fits."""
-    assert showing.span(seconds) == said
+    assert terminal.span(seconds) == said
 
 
 @pytest.mark.parametrize(
@@ -221,16 +221,16 @@ def test_times_are_for_people(seconds: float, said: str) -> None:
 )
 def test_sizes_are_for_people(count: float, said: str) -> None:
     """In the unit that fits."""
-    assert showing.size(count) == said
+    assert terminal.size(count) == said
 
 
 async def test_one_replay_is_found_by_itself(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even by its own process; of two it has to be said which, and both are listed."""
-    mine = [post for post in posts() if post.pid == os.getpid()]
+    mine = [address for address in running_replays() if address.pid == os.getpid()]
     assert mine == []
-    monkeypatch.setattr(top, "ask", lambda post, timeout_s=5.0: ask(post, 30.0))
+    monkeypatch.setattr(top, "ask", lambda address, timeout_s=5.0: fetch_report(address, 30.0))
     options = ["top", "--once", "--json", "--interval", "0.01"]
     async with areplay.Replay(SPEC, 100) as replay:
         await replay.extend({"x": np.arange(10)})
@@ -253,25 +253,25 @@ def test_one_that_goes_away_or_does_not_answer(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The first is the end of a run, the second an error."""
-    post = top.Post(17, 0, os.geteuid())
-    monkeypatch.setattr(top, "posts", lambda: [post])
+    address = top.ReplayAddress(17, 0, os.geteuid())
+    monkeypatch.setattr(top, "running_replays", lambda: [address])
     said: list[Any] = [answer(), answer(), Closed("replay 17.0")]
 
-    def ask(asked: top.Post, timeout_s: float = 1.0) -> Any:
+    def fetch_report(asked: top.ReplayAddress, timeout_s: float = 1.0) -> Any:
         word = said.pop(0)
         if isinstance(word, Exception):
             raise word
         return word
 
-    monkeypatch.setattr(top, "ask", ask)
+    monkeypatch.setattr(top, "ask", fetch_report)
     assert main(["top", "--interval", "0.01"]) == 0
     out, err = capsys.readouterr()
     assert "train.py" in out and err == "areplay top: replay 17.0 is closed, or its process has ended\n"
-    said = [NotWatchable("replay 17.0", "no answer within 5 s", "ask again")]
+    said = [StatusUnavailable("replay 17.0", "no answer within 5 s", "ask again")]
     assert main(["top", "17", "--json"]) == 1
     assert "no answer within 5 s; ask again\n" in capsys.readouterr().err
-    monkeypatch.setattr(top, "posts", lambda: [post, top.Post(18, 0, os.geteuid())])
-    said = [NotWatchable("replay 17.0", "no answer within 1 s", "ask again"), Closed("replay 18.0")]
+    monkeypatch.setattr(top, "running_replays", lambda: [address, top.ReplayAddress(18, 0, os.geteuid())])
+    said = [StatusUnavailable("replay 17.0", "no answer within 1 s", "ask again"), Closed("replay 18.0")]
     assert main(["top"]) == 2
     assert re.search(r"17\.0  no answer within 1 s\n$", capsys.readouterr().err)
 
@@ -282,15 +282,15 @@ def test_one_that_closes_before_there_is_a_picture_is_an_error(
     options: list[str], looks: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A script that gets nothing is told so, by the exit status too."""
-    monkeypatch.setattr(top, "posts", lambda: [top.Post(17, 0, os.geteuid())])
+    monkeypatch.setattr(top, "running_replays", lambda: [top.ReplayAddress(17, 0, os.geteuid())])
     said: Iterator[dict[str, Any]] = iter([answer()] * looks)
 
-    def ask(asked: top.Post) -> dict[str, Any]:
+    def fetch_report(asked: top.ReplayAddress) -> dict[str, Any]:
         for word in said:
             return word
         raise Closed("replay 17.0")
 
-    monkeypatch.setattr(top, "ask", ask)
+    monkeypatch.setattr(top, "ask", fetch_report)
     assert main(["top", "--interval", "0.01", *options]) == 1
     out, err = capsys.readouterr()
     said_of_it = "replay 17.0 is closed, or its process has ended, before there was anything to show"
@@ -321,7 +321,7 @@ def test_ctrl_c_ends_every_command_quietly(monkeypatch: pytest.MonkeyPatch, caps
     def interrupt(*args: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(top, "posts", interrupt)
+    monkeypatch.setattr(top, "running_replays", interrupt)
     monkeypatch.setattr("areplay.cli.checks.findings", interrupt)
     monkeypatch.setattr("areplay.cli.inspect.Checkpoint", interrupt)
     for arguments in (["top"], ["doctor"], ["inspect", "somewhere"]):

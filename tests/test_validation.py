@@ -85,7 +85,7 @@ def test_a_number_in_an_array_without_axes_is_that_number() -> None:
     """Of numpy or torch; with an axis it is none, and what has no array is a ValueError that says what to do."""
     assert whole_number("size", np.array(5)) == 5
     assert seconds("grace_s", np.array(0.5)) == 0.5
-    assert flag("learner_fills", np.array(False)) is False
+    assert flag("inline_sampling", np.array(False)) is False
     for wrong in (np.array([5]), np.array("5"), np.array(None), np.array(5 + 0j)):
         with pytest.raises(ValueError, match="size must be"):
             whole_number("size", wrong)

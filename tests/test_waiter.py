@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from kit import cancel_at_every_tick, ticks, until
 
-from areplay._processes import waiter as waiting_module
-from areplay._processes.waiter import Naps, Sleeper, Turns, ended, in_thread, opened, run_to_completion
-from areplay._shm.doorbell import Doorbell, EventDescriptor
+from areplay._processes import waiter as waiter_module
+from areplay._processes.waiter import SleepBackoff, Waiter, YieldTimer, ended, in_thread, opened, run_to_completion
+from areplay._shm.doorbell import Doorbell, EventFd
 from areplay.errors import Closed, InboxFull, ResourceUnavailable, WaitTimeout
 
 LONG_S = 1_000.0
@@ -25,8 +25,8 @@ class Scene:
 
     def __init__(self) -> None:
         self.word = np.zeros(1, np.int64)
-        self.event = EventDescriptor("a test's doorbell")
-        self.sleeper = Sleeper(Doorbell(self.event, self.word.data))
+        self.event = EventFd("a test's doorbell")
+        self.sleeper = Waiter(Doorbell(self.event, self.word.data))
         self.ringer = Doorbell(self.event, self.word.data)
         self.is_ready = False
         self.looks = 0
@@ -39,7 +39,7 @@ class Scene:
     def ring(self) -> None:
         """Make the condition true and say so."""
         self.is_ready = True
-        self.ringer.ring()
+        self.ringer.notify()
 
     @property
     def is_armed(self) -> bool:
@@ -54,7 +54,7 @@ class Scene:
 @pytest.fixture
 def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     """A sleeper that never looks again by itself: what ends a wait must be a ring."""
-    monkeypatch.setattr(waiting_module, "_LOOK_AGAIN_S", LONG_S)
+    monkeypatch.setattr(waiter_module, "_LOOK_AGAIN_S", LONG_S)
     scene = Scene()
     yield scene
     scene.sleeper.close()
@@ -68,7 +68,7 @@ async def asleep(scene: Scene, task: asyncio.Task[None]) -> None:
     assert not task.done()
 
 
-# Sleeper.wait
+# Waiter.wait
 
 
 def test_what_is_ready_is_not_waited_for(scene: Scene) -> None:
@@ -97,7 +97,7 @@ async def test_a_ring_without_the_condition_does_not_end_the_wait(scene: Scene) 
     for _ in range(3):
         await asleep(scene, task)
         looks = scene.looks
-        scene.ringer.ring()
+        scene.ringer.notify()
         await until(lambda looks=looks: scene.looks > looks)
     assert not task.done()
     scene.ring()
@@ -119,7 +119,7 @@ async def test_what_comes_between_the_look_and_the_sleep_is_not_missed(scene: Sc
 
 async def test_a_change_that_nobody_announces_is_noticed(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """By looking again after a while: a dead process rings no bell."""
-    monkeypatch.setattr(waiting_module, "_LOOK_AGAIN_S", 0.01)
+    monkeypatch.setattr(waiter_module, "_LOOK_AGAIN_S", 0.01)
     task = asyncio.create_task(scene.wait())
     await asleep(scene, task)
     scene.is_ready = True
@@ -163,8 +163,8 @@ async def test_a_long_wait_says_who_waits_for_whom(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A warning after some seconds, then after twice as long each time: not a flood."""
-    monkeypatch.setattr(waiting_module, "_LOOK_AGAIN_S", 0.005)
-    monkeypatch.setattr(waiting_module, "WARN_AFTER_S", 0.02)
+    monkeypatch.setattr(waiter_module, "_LOOK_AGAIN_S", 0.005)
+    monkeypatch.setattr(waiter_module, "WARN_AFTER_S", 0.02)
     loop = asyncio.get_running_loop()
     started, said = loop.time(), []
 
@@ -189,10 +189,10 @@ async def test_a_short_wait_and_a_rest_say_nothing(
 ) -> None:
     """No warning before its time, and none from one who has nothing to complain about."""
     caplog.set_level(logging.WARNING, "areplay._processes.waiter")
-    monkeypatch.setattr(waiting_module, "_LOOK_AGAIN_S", 0.002)
+    monkeypatch.setattr(waiter_module, "_LOOK_AGAIN_S", 0.002)
     with pytest.raises(WaitTimeout):
         await scene.wait(0.02)
-    monkeypatch.setattr(waiting_module, "WARN_AFTER_S", 0.005)
+    monkeypatch.setattr(waiter_module, "WARN_AFTER_S", 0.005)
     seen = scene.looks
     await scene.sleeper.wait(lambda: scene.look() or scene.looks > seen + 10, None)
     assert caplog.records == []
@@ -200,7 +200,7 @@ async def test_a_short_wait_and_a_rest_say_nothing(
 
 async def test_a_wait_cancelled_at_any_tick_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The doorbell is disarmed, no timer or future is left, and the next wait works."""
-    monkeypatch.setattr(waiting_module, "_LOOK_AGAIN_S", LONG_S)
+    monkeypatch.setattr(waiter_module, "_LOOK_AGAIN_S", LONG_S)
     scenes: list[Scene] = []
 
     def build() -> Scene:
@@ -234,7 +234,7 @@ async def test_no_timer_outlives_its_wait(scene: Scene, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(loop, "call_at", recorded)
     for how in ("ring", "cancel"):
-        for wait in (scene.wait, lambda: scene.sleeper.linger(scene.look, LONG_S)):
+        for wait in (scene.wait, lambda: scene.sleeper.wait_briefly(scene.look, LONG_S)):
             scene.is_ready = False
             timers.clear()
             task = asyncio.create_task(wait())
@@ -259,7 +259,7 @@ async def test_a_condition_that_raises_ends_the_wait(scene: Scene) -> None:
     task = asyncio.create_task(scene.sleeper.wait(is_ready, None))
     await asleep(scene, task)
     is_closed = True
-    scene.ringer.ring()
+    scene.ringer.notify()
     with pytest.raises(Closed):
         await task
     assert not scene.is_armed
@@ -273,7 +273,7 @@ async def test_several_wait_on_one_doorbell(scene: Scene) -> None:
     for k in (1, 0, 2):
         assert scene.is_armed
         ready.add(k)
-        scene.ringer.ring()
+        scene.ringer.notify()
         await tasks[k]
         await ticks(2)
         assert [task.done() for task in tasks] == [number in ready for number in range(3)]
@@ -331,12 +331,12 @@ def test_a_sleeper_can_be_used_on_one_loop_after_the_other(scene: Scene) -> None
             runner.run(one_wait())
 
 
-# Sleeper.linger
+# Waiter.wait_briefly
 
 
 async def test_lingering_ends_with_the_condition_or_the_time(scene: Scene) -> None:
     """A ring before, the clock after; it never raises, and the sleeper is awake afterwards."""
-    task = asyncio.create_task(scene.sleeper.linger(scene.look, LONG_S))
+    task = asyncio.create_task(scene.sleeper.wait_briefly(scene.look, LONG_S))
     await asleep(scene, task)
     scene.ring()
     await task
@@ -344,17 +344,17 @@ async def test_lingering_ends_with_the_condition_or_the_time(scene: Scene) -> No
     scene.is_ready = False
     loop = asyncio.get_running_loop()
     started = loop.time()
-    await scene.sleeper.linger(scene.look, 0.02)
+    await scene.sleeper.wait_briefly(scene.look, 0.02)
     assert loop.time() >= started + 0.02
     assert not scene.is_armed
 
 
 async def test_lingering_goes_on_after_a_ring_without_the_condition(scene: Scene) -> None:
     """Only its own condition ends it early."""
-    task = asyncio.create_task(scene.sleeper.linger(scene.look, LONG_S))
+    task = asyncio.create_task(scene.sleeper.wait_briefly(scene.look, LONG_S))
     await asleep(scene, task)
     looks = scene.looks
-    scene.ringer.ring()
+    scene.ringer.notify()
     await until(lambda: scene.looks > looks)
     await asleep(scene, task)
     scene.ring()
@@ -364,7 +364,7 @@ async def test_lingering_goes_on_after_a_ring_without_the_condition(scene: Scene
 async def test_lingering_for_what_is_ready_takes_no_time(scene: Scene) -> None:
     """At once, disarmed."""
     scene.is_ready = True
-    await scene.sleeper.linger(scene.look, LONG_S)
+    await scene.sleeper.wait_briefly(scene.look, LONG_S)
     assert not scene.is_armed
 
 
@@ -381,7 +381,7 @@ async def test_lingering_cancelled_at_any_tick_leaves_nothing() -> None:
         scene.sleeper.close()
         scene.event.close()
 
-    assert await cancel_at_every_tick(build, lambda scene: scene.sleeper.linger(scene.look, LONG_S), check) == 12
+    assert await cancel_at_every_tick(build, lambda scene: scene.sleeper.wait_briefly(scene.look, LONG_S), check) == 12
 
 
 # run_to_completion
@@ -564,14 +564,14 @@ async def test_ending_waits_for_what_is_under_way_and_nothing_else() -> None:
     await ended(door.opening)
 
 
-# Turns and naps
+# YieldTimer and SleepBackoff
 
 
 def test_a_turn_is_due_once_a_period(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first at once, then one each period however often it is asked."""
     now = 100.0
-    monkeypatch.setattr(waiting_module.time, "monotonic", lambda: now)
-    turns = Turns(0.02)
+    monkeypatch.setattr(waiter_module.time, "monotonic", lambda: now)
+    turns = YieldTimer(0.02)
     seen: list[bool] = []
     for _ in range(9):
         seen.append(turns.is_due())
@@ -582,8 +582,8 @@ def test_a_turn_is_due_once_a_period(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_turn_that_costs_much_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """The caller says how much later; the period stays the least."""
     now = 100.0
-    monkeypatch.setattr(waiting_module.time, "monotonic", lambda: now)
-    turns = Turns(0.02)
+    monkeypatch.setattr(waiter_module.time, "monotonic", lambda: now)
+    turns = YieldTimer(0.02)
     assert turns.is_due(5.0)
     now += 1.0
     assert not turns.is_due(5.0) and turns.is_due(0.5)
@@ -595,8 +595,8 @@ def test_naps_grow_with_the_time_napped_and_end(monkeypatch: pytest.MonkeyPatch)
     """Each is as long as all before it, within bounds: whoever naps notices a change at most half as late as it took
     to come. After about 0.1 s it is time for a doorbell; a reset begins anew."""
     naps: list[float] = []
-    monkeypatch.setattr(waiting_module.time, "sleep", naps.append)
-    napper = Naps()
+    monkeypatch.setattr(waiter_module.time, "sleep", naps.append)
+    napper = SleepBackoff()
     for _ in range(2):
         naps.clear()
         while napper.nap():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from areplay._ingest.episodes import Episodes
-from areplay._storage.registry import RingGuard
+from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
 from areplay._storage.window_search import WindowFinder, _Walk
@@ -23,14 +23,14 @@ class Scene:
     """A ring with streams of vectors of made-up environments, whose observations count rows of their own."""
 
     def __init__(self, blocks: int = 12, block_rows: int = 16) -> None:
-        self.ring, self.guard = Ring(SPEC, blocks, block_rows), RingGuard()
+        self.ring, self.registry = Ring(SPEC, blocks, block_rows), WriterRegistry()
         self.writers: list[StreamWriter] = []
 
     def stream(self, environments: int, mode: str, steps: int, seed: int, mean: float = 1e9) -> StreamWriter:
         """Write a stream; its writer, to go on with. With short episodes some blocks stay short."""
         rng, episodes = np.random.default_rng(seed), Episodes(SPEC)
         episodes.autoreset_mode = mode
-        writer = StreamWriter(self.ring, self.ring.block_locks(), self.guard)
+        writer = StreamWriter(self.ring, self.ring.block_locks(), self.registry)
         self.writers.append(writer)
         resets = np.zeros(environments, bool)
         for number in range(steps):
@@ -56,7 +56,7 @@ class Scene:
 
     def committed(self) -> np.ndarray:
         """The indices of all rows that are there."""
-        first, end = self.ring.names()
+        first, end = self.ring.index_range()
         names = np.arange(first, end)
         return names[self.ring.committed(names)]
 
@@ -88,7 +88,7 @@ def test_guessing_and_walking_find_the_same(
     window = Window(back=back, forward=forward, across_episodes=across)
     rows = scene.committed()
     found = WindowFinder(scene.ring, window).find(rows)
-    steps = rows[scene.ring.columns["steps.ahead"][scene.ring.positions(rows)] > 0]
+    steps = rows[scene.ring.columns["steps.next_offset"][scene.ring.positions(rows)] > 0]
     walk = _Walk(scene.ring, window, steps)
     walk.forward()
     walk.back()
@@ -149,7 +149,7 @@ def test_only_every_period_th_step_begins_a_window(scene: Scene) -> None:
     """Counted from the first step of each episode; and only with enough steps before its end."""
     scene.stream(1, "Disabled", 150, 4, mean=8.0)
     rows = scene.committed()
-    numbers = scene.ring.columns["steps.moment"][scene.ring.positions(rows)] & 0xFFFFFFFF
+    numbers = scene.ring.columns["steps.step_id"][scene.ring.positions(rows)] & 0xFFFFFFFF
     every = WindowFinder(scene.ring, Window(forward=4)).find(rows)
     third = WindowFinder(scene.ring, Window(forward=4, period=3)).find(rows)
     assert third.indices.tolist() == [n for n in every.indices.tolist() if numbers[rows == n][0] % 3 == 0]

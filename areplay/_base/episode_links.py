@@ -22,8 +22,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-MOMENT, AHEAD, BACK = "steps.moment", "steps.ahead", "steps.back"
-FIELDS: dict[str, tuple[tuple[int, ...], str]] = {MOMENT: ((), "int64"), AHEAD: ((), "int16"), BACK: ((), "int16")}
+STEP_ID, NEXT_OFFSET, PREV_OFFSET = "steps.step_id", "steps.next_offset", "steps.prev_offset"
+FIELDS: dict[str, tuple[tuple[int, ...], str]] = {
+    STEP_ID: ((), "int64"),
+    NEXT_OFFSET: ((), "int16"),
+    PREV_OFFSET: ((), "int16"),
+}
 
 GAP = 1 << 30
 MAX_ENVIRONMENTS = 16_000  # in a vector: twice as many rows, if all episodes end at once, must still be an int16
@@ -34,12 +38,12 @@ _EPISODE_MASK = (1 << 31) - 1
 Numbers = NDArray[np.int64]
 
 
-def first_moment(episode: int, number: int = 0) -> int:
+def first_step_id(episode: int, number: int = 0) -> int:
     """The moment of a step of that episode; episodes are counted modulo 2^31."""
     return (episode & _EPISODE_MASK) << _NUMBER_BITS | number
 
 
-def first_moments(episodes: Numbers, number: int = 0) -> Numbers:
+def first_step_ids(episodes: Numbers, number: int = 0) -> Numbers:
     """The same for an array of episodes."""
     moments: Numbers = (episodes & _EPISODE_MASK) << _NUMBER_BITS | number
     return moments

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from areplay.errors import ExtraMissing
+from areplay.errors import MissingDependency
 
 Nested = tuple[tuple[int, ...], str] | dict[str, "Nested"]
 
@@ -28,7 +28,7 @@ def env_fields(env: object) -> tuple[Nested, Nested]:
         ValueError: a space has no fixed shape (Text, Graph, Sequence, OneOf), or a Dict or Tuple space is empty or has
             a key that cannot be part of a field's name.
         TypeError: `env` is no gymnasium environment.
-        ExtraMissing: gymnasium is not installed.
+        MissingDependency: gymnasium is not installed.
     """
     if _is_of_old_gym(env):
         raise TypeError(
@@ -38,7 +38,7 @@ def env_fields(env: object) -> tuple[Nested, Nested]:
     try:
         from gymnasium import Space
     except ImportError as error:
-        raise ExtraMissing("Spec.from_env", "gymnasium") from error
+        raise MissingDependency("Spec.from_env", "gymnasium") from error
     if isinstance(env, (str, type)):
         raise TypeError(f"expected an environment, got {env!r}; make one first, with gymnasium.make or make_vec")
     one = "single_" if hasattr(env, "single_observation_space") else ""  # a vector has its batched spaces beside

@@ -30,7 +30,7 @@ from areplay.errors import (
 
 FORMAT, VERSION = "areplay checkpoint", 1
 MANIFEST = "manifest.json"
-OURS = re.compile(
+OWN_FILES = re.compile(
     r"block-\d{1,19}-\d{1,19}-(\d{1,18})\.npys"
     r"|(?:blocks|masses-\d{1,9}|delivered-\d{1,9})-(\d{1,18})\.npy"
     r"|manifest\.json\.new"
@@ -210,7 +210,7 @@ def _check(manifest: Manifest) -> None:
 
 def _file(entry: Manifest) -> None:
     name = _text(entry, "file")
-    if not OURS.fullmatch(name):
+    if not OWN_FILES.fullmatch(name):
         raise ValueError(f"names {_short(name)}, which is no file of a checkpoint")
     _whole(entry, "bytes")
     _whole(entry, "crc32", most=0xFFFF_FFFF)

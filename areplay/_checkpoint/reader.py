@@ -47,7 +47,7 @@ def block_name(entry: np.void) -> str:
     return f"block-{entry['serial']}-{entry['rows']}-{entry['save']}.npys"
 
 
-class Stop(threading.Event):
+class CancelToken(threading.Event):
     """Set to make a save or a load give up at the next block."""
 
     def check(self) -> None:
@@ -97,8 +97,8 @@ class Checkpoint:
         WouldBlock: told to stop.
     """
 
-    def __init__(self, path: str, stop: Stop | None = None) -> None:
-        self.path, self._stop = path, Stop() if stop is None else stop
+    def __init__(self, path: str, stop: CancelToken | None = None) -> None:
+        self.path, self._stop = path, CancelToken() if stop is None else stop
         self.manifest, self.manifest_bytes = read_manifest(path)
         self.capacity_rows: int = self.manifest["capacity_rows"]
         self.block_rows: int = self.manifest["block_rows"]
@@ -146,13 +146,13 @@ class Checkpoint:
         if is_in_place and (table["serial"] >= floor).all():
             pieces = [
                 (int(table["serial"][k]), run, int(table["rows"][k]), [(k, 0, int(table["rows"][k]))])
-                for run, members in enumerate(runs)
-                for k in members
+                for run, workers in enumerate(runs)
+                for k in workers
             ]
             return self._planned(pieces, runs, blocks, block_rows, self.counters["next_serial"], next_stream, True)
         pieces = []
-        for run, members in enumerate(runs):
-            for part in _cut(members, table["rows"][members].tolist(), block_rows):
+        for run, workers in enumerate(runs):
+            for part in _cut(workers, table["rows"][workers].tolist(), block_rows):
                 last, _, stop = part[-1]
                 age = int(table["serial"][last]) * self.block_rows + stop
                 pieces.append((age, run, sum(stop - start for _, start, stop in part), part))
@@ -174,8 +174,8 @@ class Checkpoint:
         """The plan of `(serial, run, rows, parts)`; a run that is not the first of its stream becomes another."""
         names: dict[int, int] = {}
         seen: set[int] = set()
-        for run, members in enumerate(runs):
-            stream = int(self.table["stream"][members[0]])
+        for run, workers in enumerate(runs):
+            stream = int(self.table["stream"][workers[0]])
             if stream in seen:
                 stream, next_stream = next_stream, next_stream + 1
             seen.add(stream)
@@ -196,7 +196,7 @@ class Checkpoint:
 
     # Reading.
 
-    def fill(self, ring: Ring, plan: Plan, stop: Stop, progress: Progress | None = None) -> None:
+    def fill(self, ring: Ring, plan: Plan, stop: CancelToken, progress: Progress | None = None) -> None:
         """Read the rows into a ring that nobody else uses yet. Visible when all of them were read and found whole.
 
         Raises:
@@ -214,7 +214,7 @@ class Checkpoint:
             done += int(entry["bytes"])
             if progress is not None:
                 progress(done, self.size_bytes)
-        ring.put_back(plan.blocks, plan.next_serial, plan.next_stream, self.counters["rows_inserted"])
+        ring.restore(plan.blocks, plan.next_serial, plan.next_stream, self.counters["rows_inserted"])
 
     def files(self) -> Iterator[tuple[str, int, int]]:
         """`(name, bytes, checksum)` of each file that belongs to it, but for the manifest: tables, then blocks."""
@@ -391,11 +391,11 @@ def _runs(table: Array) -> list[Indices]:
     return sorted(runs, key=lambda run: int(run[0]))
 
 
-def _cut(members: Indices, rows: list[int], block_rows: int) -> Iterator[list[tuple[int, int, int]]]:
+def _cut(workers: Indices, rows: list[int], block_rows: int) -> Iterator[list[tuple[int, int, int]]]:
     """The rows of one run in pieces of a block each: `(block of the table, start, stop)`."""
     part: list[tuple[int, int, int]] = []
     room = block_rows
-    for block, count in zip(members.tolist(), rows, strict=True):
+    for block, count in zip(workers.tolist(), rows, strict=True):
         start = 0
         while start < count:
             n = min(room, count - start)

@@ -23,19 +23,19 @@ from areplay._base import forks
 from areplay._base.hooks import HookRaised, guarded
 from areplay._base.validation import optional_rate, seconds
 from areplay._checkpoint.manifest import MANIFEST
-from areplay._checkpoint.reader import Checkpoint, Progress, Stop
+from areplay._checkpoint.reader import CancelToken, Checkpoint, Progress
 from areplay._checkpoint.writer import Save, Snapshot
 from areplay._processes.dropped import Holdings, cancel_if_open
 from areplay._processes.event_loops import drop_quietly
 from areplay._processes.waiter import deliver, delivered, in_thread, run_to_completion
-from areplay._sampling.stream_records import Kept
+from areplay._sampling.stream_records import StreamState
 from areplay._storage.priorities import Priorities
-from areplay._storage.registry import RingGuard
+from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay.batches import Batches
 from areplay.errors import AreplayError, CheckpointDamaged, Closed, WouldBlock, WrongProcess
 from areplay.spec import Spec
-from areplay.statistics import Saved, SavesStatistics
+from areplay.statistics import SaveResult, SavesStatistics
 
 logger = logging.getLogger(__name__)
 
@@ -50,14 +50,14 @@ class Saver:
         snapshot: the replay at this moment.
     """
 
-    def __init__(self, ring: Ring, guard: RingGuard, snapshot: Callable[[], Snapshot]) -> None:
-        self._ring, self._guard, self._snapshot = ring, guard, snapshot
+    def __init__(self, ring: Ring, registry: WriterRegistry, snapshot: Callable[[], Snapshot]) -> None:
+        self._ring, self._registry, self._snapshot = ring, registry, snapshot
         self._known: dict[str, str] = {}  # by directory: the id of the checkpoint whose blocks are ours
-        self._running: dict[Stop, asyncio.Event] = {}
-        self._at_work: set[Stop] = set()  # of saves that have a thread
+        self._running: dict[CancelToken, asyncio.Event] = {}
+        self._at_work: set[CancelToken] = set()  # of saves that have a thread
         self._is_closed = False
         self._saves = self._failures = 0
-        self._last: tuple[Saved | None, str, float] = None, "", 0.0
+        self._last: tuple[SaveResult | None, str, float] = None, "", 0.0
         self._last_failure: tuple[str, float] = "", 0.0
         self._origin = forks.current
 
@@ -65,7 +65,7 @@ class Saver:
         """The rows of that checkpoint, which is in that directory, are those of the replay."""
         self._known[path] = checkpoint_id
 
-    async def save(self, path: str, max_bytes_per_s: float | None, progress: Progress | None) -> Saved:
+    async def save(self, path: str, max_bytes_per_s: float | None, progress: Progress | None) -> SaveResult:
         """See `Replay.save`; `path` is the directory's own, see `_directory`.
 
         Raises:
@@ -75,18 +75,20 @@ class Saver:
         if self._is_closed:
             raise Closed("this replay")
         snapshot = self._snapshot()
-        locks, stop, ended = self._ring.block_locks(), Stop(), asyncio.Event()
-        self._guard.hold(self._ring, at_once=True)
+        locks, stop, ended = self._ring.block_locks(), CancelToken(), asyncio.Event()
+        self._registry.hold(self._ring, at_once=True)
         try:
-            snapshot.take_blocks(self._guard)
-            work = Save(path, snapshot, self._guard, locks, self._known.get(path, ""), max_bytes_per_s, progress, stop)
+            snapshot.take_blocks(self._registry)
+            work = Save(
+                path, snapshot, self._registry, locks, self._known.get(path, ""), max_bytes_per_s, progress, stop
+            )
         except BaseException:
-            self._guard.let_go()
+            self._registry.let_go()
             raise
         self._running[stop] = ended
         at_work = self._at_work
 
-        def run() -> Saved:
+        def run() -> SaveResult:
             at_work.add(stop)
             try:
                 return work.run()
@@ -105,7 +107,7 @@ class Saver:
                 self._known[path] = work.id
             del self._running[stop]
             ended.set()
-            self._guard.let_go()
+            self._registry.let_go()
             locks.close()
         self._saves, self._last = self._saves + 1, (saved, path, time.time())
         logger.debug("saved %d rows into %s, %d bytes in %.1f s", saved.rows, path, saved.bytes_written, saved.seconds)
@@ -151,7 +153,7 @@ class Checkpoints:
     """Saves of a replay every so many seconds: an async context manager, made by `Replay.checkpoints`."""
 
     def __init__(
-        self, every_s: float, save: Callable[..., Coroutine[Any, Any, Saved]], options: dict[str, Any]
+        self, every_s: float, save: Callable[..., Coroutine[Any, Any, SaveResult]], options: dict[str, Any]
     ) -> None:
         self._save = save  # it holds the replay, for as long as the user holds this context
         self._schedule = _Schedule(every_s, weakref.ref(save), options)
@@ -160,7 +162,7 @@ class Checkpoints:
         self._origin = forks.current
 
     @property
-    def last(self) -> Saved | None:
+    def last(self) -> SaveResult | None:
         """What the last save did that succeeded; None before that."""
         return self._schedule.last
 
@@ -208,9 +210,9 @@ class _Schedule:
     """
 
     def __init__(
-        self, every_s: float, save: weakref.ref[Callable[..., Coroutine[Any, Any, Saved]]], options: dict[str, Any]
+        self, every_s: float, save: weakref.ref[Callable[..., Coroutine[Any, Any, SaveResult]]], options: dict[str, Any]
     ) -> None:
-        self.last: Saved | None = None
+        self.last: SaveResult | None = None
         self.failure: BaseException | None = None
         self._every_s, self._save, self._options = every_s, save, options
         self._task: asyncio.Task[None] | None = None
@@ -296,8 +298,8 @@ class Loading:
 
     def __init__(self, checkpoint: Checkpoint, progress: Progress | None) -> None:
         self.checkpoint, self._progress = checkpoint, progress
-        self.streams: list[Kept] = []
-        self.stop = Stop()
+        self.streams: list[StreamState] = []
+        self.stop = CancelToken()
         self.is_in_place = False
 
     def fill(self, ring: Ring) -> dict[float, Priorities]:
@@ -312,12 +314,12 @@ class Loading:
         for k, stream in enumerate(checkpoint.streams):
             rows = checkpoint.delivered(plan, k, ring)
             is_over = None if rows is None else partial(np.isin, test_elements=rows)
-            self.streams.append(Kept(stream["what"], stream["batches_delivered"], stream["limiter"], is_over))
+            self.streams.append(StreamState(stream["what"], stream["batches_delivered"], stream["limiter"], is_over))
         all_priorities: dict[float, Priorities] = {}
         try:
             for exponent, largest, parts in checkpoint.masses(plan):
                 all_priorities[exponent] = priorities = Priorities(ring, exponent)
-                priorities.put_back(largest, parts)
+                priorities.restore(largest, parts)
             if (
                 2 * int(plan.blocks.rows.sum()) > ring.capacity_rows
             ):  # page by page, at first use, takes ten times as long
@@ -338,7 +340,7 @@ class Checkpointed(ABC):
     def __init__(self) -> None:
         super().__init__()
         self._loading: Loading | None = None
-        self._resumable: list[Kept] = []  # what a checkpoint kept of streams of batches
+        self._resumable: list[StreamState] = []  # what a checkpoint kept of streams of batches
         self._is_loaded = False  # open, and not entered yet
 
     def save(
@@ -347,7 +349,7 @@ class Checkpointed(ABC):
         *,
         max_bytes_per_s: float | None = MAX_BYTES_PER_S,
         on_progress: Progress | None = None,
-    ) -> Coroutine[Any, Any, Saved]:
+    ) -> Coroutine[Any, Any, SaveResult]:
         """Write a checkpoint into that directory, off the loop, while everybody goes on; what was written.
 
         It holds the rows that are there when this is awaited, their episodes and priorities, and what limiters,
@@ -377,7 +379,7 @@ class Checkpointed(ABC):
 
     def _save(
         self, path: str | os.PathLike[str], max_bytes_per_s: float | None, on_progress: Progress | None
-    ) -> Callable[[], Coroutine[Any, Any, Saved]]:
+    ) -> Callable[[], Coroutine[Any, Any, SaveResult]]:
         """One save, with options that were looked at; it raises `HookRaised`, see `Saver.save`."""
         self._opened()
         assert self._saver is not None
@@ -405,7 +407,7 @@ class Checkpointed(ABC):
             "on_progress": on_progress,
         }
 
-        def save(max_bytes_per_s: float | None, on_progress: Progress | None) -> Coroutine[Any, Any, Saved]:
+        def save(max_bytes_per_s: float | None, on_progress: Progress | None) -> Coroutine[Any, Any, SaveResult]:
             return self._save(path, max_bytes_per_s, on_progress)()
 
         return Checkpoints(every_s, save, options)
@@ -503,7 +505,7 @@ class Checkpointed(ABC):
 
 async def _found(path: str) -> Checkpoint:
     """The checkpoint that is there now."""
-    stop = Stop()
+    stop = CancelToken()
     return await in_thread("areplay-files", partial(Checkpoint, path, stop), stop.set)
 
 

@@ -37,16 +37,16 @@ from areplay._checkpoint.manifest import (
     MANIFEST,
     MOST_BYTES,
     MOST_SAVES,
-    OURS,
+    OWN_FILES,
     VERSION,
     lack_of_means,
     manifest_checksum,
 )
-from areplay._checkpoint.reader import TABLE, Checkpoint, Progress, Stop, block_name
-from areplay._processes.failpoints import kill_point
+from areplay._checkpoint.reader import TABLE, CancelToken, Checkpoint, Progress, block_name
+from areplay._processes.failpoints import failpoint
 from areplay._shm.range_locks import BlockLocks
 from areplay._storage.priorities import Priorities
-from areplay._storage.registry import Indices, Mask, RingGuard
+from areplay._storage.registry import Indices, Mask, WriterRegistry
 from areplay._storage.ring import Ring
 from areplay.errors import (
     CheckpointBusy,
@@ -56,11 +56,11 @@ from areplay.errors import (
     CheckpointMissing,
 )
 from areplay.spec import Array
-from areplay.statistics import Saved
+from areplay.statistics import SaveResult
 
 logger = logging.getLogger(__name__)
 
-Masses = NDArray[np.float32]
+StoredMasses = NDArray[np.float32]
 Over = Mask  # both (blocks of the ring, block_rows), a value for each position
 
 _PIECE_BYTES = 1 << 20  # what is summed up and written in one go
@@ -91,10 +91,10 @@ class Snapshot:
     streams: list[tuple[dict[str, Any], Callable[[Indices], Mask] | None]]
     table: Array = field(init=False)
 
-    def take_blocks(self, guard: RingGuard) -> None:
+    def take_blocks(self, registry: WriterRegistry) -> None:
         """Note which rows there are at this moment; takes some microseconds."""
         inserted = self.ring.rows_inserted[0]
-        blocks = guard.blocks(self.ring)
+        blocks = registry.blocks(self.ring)
         self.table = np.zeros(len(blocks.serials), TABLE)
         for name, column in zip(_OF_BLOCKS, blocks, strict=True):
             self.table[name] = column
@@ -105,12 +105,12 @@ class Snapshot:
         """Which of these blocks were not recycled."""
         return self.ring.unchanged(table["serial"] * self.ring.block_rows)
 
-    def renew(self, table: Array, at: Indices, guard: RingGuard) -> Indices:
+    def renew(self, table: Array, at: Indices, registry: WriterRegistry) -> Indices:
         """Put into the table, in the entries `at`, the blocks that are in those places now; the entries that have one.
 
         Their serials are those of blocks that were begun after the snapshot, so the counters are raised above them.
         """
-        blocks = guard.blocks(self.ring)
+        blocks = registry.blocks(self.ring)
         newest = np.full(self.ring.blocks, -1)
         newest[blocks.serials % self.ring.blocks] = np.arange(len(blocks.serials))
         found = newest[table["serial"][at] % self.ring.blocks]
@@ -130,7 +130,7 @@ class Save:
     """One save of a snapshot into a directory; `run` blocks its thread for as long as that takes.
 
     Args:
-        guard: of the ring's writers.
+        registry: of the ring's writers.
         locks: of this thread, to see where writers are.
         known: the id of the checkpoint whose blocks are ours, if we know one; "" otherwise.
         max_bytes_per_s: write no more than that; None: as fast as it goes.
@@ -144,14 +144,14 @@ class Save:
         self,
         path: str,
         snapshot: Snapshot,
-        guard: RingGuard,
+        registry: WriterRegistry,
         locks: BlockLocks,
         known: str,
         max_bytes_per_s: float | None,
         progress: Progress | None,
-        stop: Stop,
+        stop: CancelToken,
     ) -> None:
-        self._path, self._snapshot, self._guard, self._locks, self._known = path, snapshot, guard, locks, known
+        self._path, self._snapshot, self._registry, self._locks, self._known = path, snapshot, registry, locks, known
         self._bytes_per_s, self._progress, self._stop = max_bytes_per_s, progress, stop
         self.id = ""
         self._columns = snapshot.ring.columns
@@ -162,7 +162,7 @@ class Save:
         self._due = self._started = time.monotonic()
         self._headers: dict[int, list[bytes]] = {}  # by the number of rows
 
-    def run(self) -> Saved:
+    def run(self) -> SaveResult:
         """Write the checkpoint; what was done.
 
         Raises:
@@ -183,7 +183,7 @@ class Save:
         except OSError as error:
             raise lack_of_means(error, self._path) or CheckpointFailed(self._path, str(error)) from error
 
-    def _run(self, directory: int) -> Saved:
+    def _run(self, directory: int) -> SaveResult:
         table, next_serial = self._snapshot.table, self._snapshot.manifest["counters"]["next_serial"]
         masses, has_masses = self._masses(table)
         is_over = self._is_over(table)
@@ -210,7 +210,7 @@ class Save:
                 if image is not None:
                     self._rest(len(image))
         self._sync_written()
-        kill_point("save.blocks_synced")
+        failpoint("save.blocks_synced")
         blocks_written, table = int(np.count_nonzero(is_new & is_there)), table[is_there]
         blocks_renewed = int(np.count_nonzero(table["serial"] >= next_serial))
         table = table[np.argsort(table["serial"])]  # oldest first, also those that came in others' places
@@ -221,12 +221,12 @@ class Save:
         os.fsync(directory)
         self._write_manifest(manifest)
         self._written, self.id = [], manifest["id"]  # from here on they are the checkpoint
-        kill_point("save.renamed")
+        failpoint("save.renamed")
         os.fsync(directory)
-        self._remove([name for name in os.listdir(self._path) if OURS.fullmatch(name) and name not in names])
-        kill_point("save.cleaned")
+        self._remove([name for name in os.listdir(self._path) if OWN_FILES.fullmatch(name) and name not in names])
+        failpoint("save.cleaned")
         seconds = time.monotonic() - self._started
-        return Saved(int(table["rows"].sum()), len(table), blocks_written, blocks_renewed, self._bytes, seconds)
+        return SaveResult(int(table["rows"].sum()), len(table), blocks_written, blocks_renewed, self._bytes, seconds)
 
     @contextlib.contextmanager
     def _locked_directory(self) -> Iterator[int]:
@@ -247,7 +247,7 @@ class Save:
         finally:
             directory.close()
 
-    def _masses(self, table: Array) -> tuple[dict[float, Masses], Mask]:
+    def _masses(self, table: Array) -> tuple[dict[float, StoredMasses], Mask]:
         """Of each exponent the masses of all rows, and of which blocks they are: the others were recycled meanwhile."""
         snapshot, ring = self._snapshot, self._snapshot.ring
         if not snapshot.priorities:
@@ -270,10 +270,10 @@ class Save:
     def _reuse(self, table: Array) -> Mask:
         """Note the files of blocks that are there already; which blocks have none."""
         with os.scandir(self._path) as entries:
-            ours = [entry for entry in entries if OURS.fullmatch(entry.name)]
+            ours = [entry for entry in entries if OWN_FILES.fullmatch(entry.name)]
         # A pipe, a folder or a link of such a name is no file of a save, but keeps its name from being used again.
         sizes = {entry.name: _size(entry) for entry in ours}
-        matches = [match for name in sizes if (match := OURS.fullmatch(name))]
+        matches = [match for name in sizes if (match := OWN_FILES.fullmatch(name))]
         numbers = [int(number) for match in matches for number in match.groups() if number]
         self._number = 1 + max((number for number in numbers if number < MOST_SAVES), default=0)
         is_new = np.ones(len(table), np.bool_)
@@ -307,7 +307,7 @@ class Save:
             raise CheckpointFailed(self._path, f"what is there must not be replaced ({mismatch})") from None
 
     def _images(
-        self, table: Array, group: Indices, masses: dict[float, Masses], is_over: list[Over | None]
+        self, table: Array, group: Indices, masses: dict[float, StoredMasses], is_over: list[Over | None]
     ) -> dict[int, bytearray]:
         """What the files of these blocks hold, by their place in the table; of those that were recycled, renewed there.
 
@@ -323,7 +323,7 @@ class Save:
             if not len(left):
                 break
             time.sleep(_AGAIN_S)  # whoever is recycling a block is done with it in less
-            left = self._snapshot.renew(table, left, self._guard)
+            left = self._snapshot.renew(table, left, self._registry)
             for place in (table["serial"][left] % self._snapshot.ring.blocks).tolist():
                 if masses:
                     self._wait_masses(place)
@@ -374,7 +374,9 @@ class Save:
         is_row: Mask = np.arange(self._snapshot.ring.block_rows) < table["rows"][:, None]
         return is_row
 
-    def _write_tables(self, table: Array, masses: dict[float, Masses], all_over: list[Over | None]) -> dict[str, Any]:
+    def _write_tables(
+        self, table: Array, masses: dict[float, StoredMasses], all_over: list[Over | None]
+    ) -> dict[str, Any]:
         """Write all but the blocks and the manifest, and return that."""
         snapshot = self._snapshot
         places, is_row = table["serial"] % snapshot.ring.blocks, self._is_row(table)
@@ -420,7 +422,7 @@ class Save:
             os.unlink(os.path.join(self._path, _NEW))
         self._write(_NEW, memoryview(text))
         self._sync_written()
-        kill_point("save.manifest")
+        failpoint("save.manifest")
         os.rename(os.path.join(self._path, _NEW), os.path.join(self._path, MANIFEST))
 
     def _write(self, name: str, image: memoryview) -> int:
@@ -435,7 +437,7 @@ class Save:
             while piece:
                 count = os.write(descriptor, piece)
                 piece, done = piece[count:], done + count
-            kill_point("save.block")
+            failpoint("save.block")
         self._bytes += len(image)
         self._unsynced_bytes += len(image)
         if len(self._unsynced) >= _FILES_AT_ONCE or self._unsynced_bytes >= _BYTES_AT_ONCE:

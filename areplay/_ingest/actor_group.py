@@ -21,7 +21,7 @@ from areplay._ingest.reports import Report, Scalar
 from areplay._processes.child import DESCRIPTORS_A_CHILD, DESCRIPTORS_TO_START, Body
 from areplay._processes.dropped import Holdings, InOrder, notice, unless_gone
 from areplay._processes.event_loops import drop_quietly
-from areplay._processes.supervisor import Crew, CrewOptions
+from areplay._processes.supervisor import Supervisor, SupervisorOptions
 from areplay._processes.waiter import ended, opened, run_to_completion
 from areplay._shm.resource_limits import check_descriptors
 from areplay.errors import ActorFailed, Closed
@@ -64,8 +64,8 @@ class Actors:
         inbox_rows: int,
         seeds: Callable[[int, int], np.random.SeedSequence],
         weights: Weights | None,
-        timeout_s: float | None,
-        options: CrewOptions,
+        add_timeout_s: float | None,
+        options: SupervisorOptions,
         quiet: QuietOptions,
         raises: bool,
         *,
@@ -80,7 +80,7 @@ class Actors:
         self._check_open, self._number = check_open, number
         self._spec, self._count, self._inbox_rows = spec, count, inbox_rows
         self._body, self._function, self._args, self._kwargs = body, function, args, kwargs
-        self._seeds, self._weights, self._timeout_s = seeds, weights, timeout_s
+        self._seeds, self._weights, self._add_timeout_s = seeds, weights, add_timeout_s
         self._attach, self._settle, self._detach, self._on_change = attach, settle, detach, on_change
         self._detaching = detaching
         self._holdings = Holdings("an actor" if count == 1 else f"a group of {count} actors")
@@ -91,7 +91,7 @@ class Actors:
         self._reports: deque[Report] = deque(maxlen=MAX_REPORTS)
         self._inboxes: Inboxes | None = None
         self._inbox: list[Inbox] = []
-        self._crew: Crew | None = None
+        self._supervisor: Supervisor | None = None
         self._gone = asyncio.Event()
         self._origin = forks.current
         self._opening: asyncio.Task[None] | None = None
@@ -119,7 +119,7 @@ class Actors:
         self._inboxes = Inboxes(self._spec, self._count, self._inbox_rows)
         self._inbox = inbox_of = [self._inboxes.inbox(index) for index in range(self._count)]
         settle, me = self._settle, weakref.ref(self)
-        self._crew = Crew(
+        self._supervisor = Supervisor(
             "actor",
             self._count,
             self._body,
@@ -128,14 +128,14 @@ class Actors:
             ActorFailed,
             ask=lambda index: inbox_of[index].stop(),
             after_exit=lambda index: settle(inbox_of[index]),
-            on_change=notice(self._member_changed),
+            on_change=notice(self._worker_changed),
             on_report=lambda index, report: None if (group := me()) is None else group._on_report(index, report),
         )
         self._holdings.push(self._on_change, self._inboxes.close, *map(self._detaching, self._inbox))
-        self._crew.note(self._holdings)
+        self._supervisor.note(self._holdings)
         for index, inbox in enumerate(self._inbox):
             await self._attach(inbox, index)
-        await self._crew.start()
+        await self._supervisor.start()
         if self._quiet_options.pause_s is not None:
             watch = _watch_quiet(weakref.ref(self), self._quiet_options.pause_s)
             self._watch = asyncio.create_task(watch, name="areplay quiet actors")
@@ -177,7 +177,7 @@ class Actors:
     def is_open(self) -> bool:
         """Whether it has been entered, and not begun to close."""
         self._check_process()
-        return self._crew is not None and self._closing is None and not self._holdings.is_abandoned
+        return self._supervisor is not None and self._closing is None and not self._holdings.is_abandoned
 
     def reports(self) -> list[Report]:
         """What the actors reported since the last call, oldest first; at most the newest 10,000."""
@@ -202,13 +202,13 @@ class Actors:
     def alive(self) -> int:
         """How many actors are running, or being restarted."""
         self._check_process()
-        return self._crew.alive if self._crew is not None and self._closing is None else 0
+        return self._supervisor.alive if self._supervisor is not None and self._closing is None else 0
 
     @property
     def failures(self) -> list[ActorFailed]:
         """The actors that failed for good, as the errors that tell why."""
         self._check_process()
-        failures = self._crew.failures if self._crew is not None else []
+        failures = self._supervisor.failures if self._supervisor is not None else []
         return [failure for failure in failures if isinstance(failure, ActorFailed)]
 
     @property
@@ -225,7 +225,7 @@ class Actors:
     def statistics(self) -> tuple[ActorStatistics, ...]:
         """One record an actor. From any thread."""
         self._check_process()
-        if self._crew is None:
+        if self._supervisor is None:
             return ()
         now = time.monotonic()
         return tuple(
@@ -244,7 +244,7 @@ class Actors:
                 last_failure=member.last_failure,
                 quiet_s=self._quiet[member.index].lasts_s(now, self._counts(member.index)) if member.is_alive else 0.0,
             )
-            for member, inbox in zip(self._crew.members, self._inbox, strict=True)
+            for member, inbox in zip(self._supervisor.workers, self._inbox, strict=True)
         )
 
     def waits(self) -> list[tuple[Inbox, Wait]]:
@@ -257,8 +257,8 @@ class Actors:
 
     def _wait(self, record: ActorStatistics) -> tuple[str, float] | None:
         """Why nothing comes from an actor, and for how many seconds; None if it steps."""
-        assert self._crew is not None
-        member = self._crew.members[record.index]
+        assert self._supervisor is not None
+        member = self._supervisor.workers[record.index]
         if record.waited_s and record.waiting_rows:
             return waiting_rows(self._inbox[record.index]), record.waited_s
         if record.quiet_s:
@@ -276,9 +276,9 @@ class Actors:
 
     def _look_for_quiet(self, *, acts: bool) -> None:
         """See which actors hand nothing in; say so or restart them if it `acts`, rather than only look."""
-        assert self._crew is not None
+        assert self._supervisor is not None
         now = time.monotonic()
-        for member, quiet in zip(self._crew.members, self._quiet, strict=True):
+        for member, quiet in zip(self._supervisor.workers, self._quiet, strict=True):
             inbox, counts = self._inbox[member.index], self._counts(member.index)
             is_held = inbox.waited_s > 0 and inbox.used > 0
             pid = member.child.pid if member.child is not None and member.is_alive else 0
@@ -286,9 +286,9 @@ class Actors:
             if self._quiet_options.quiet_s is not None and lasted_s >= self._quiet_options.quiet_s:
                 logger.info("actor %d (pid %d) hands in again after %.0f s", member.index, pid, lasted_s)
             if acts:
-                self._act_on_quiet(self._crew, member.index, quiet, now, counts)
+                self._act_on_quiet(self._supervisor, member.index, quiet, now, counts)
 
-    def _act_on_quiet(self, crew: Crew, index: int, quiet: Quiet, now: float, counts: int) -> None:
+    def _act_on_quiet(self, supervisor: Supervisor, index: int, quiet: Quiet, now: float, counts: int) -> None:
         if quiet.is_due(now):
             cause, lasts_s = quiet.cause(counts), quiet.lasts_s(now, counts)
             logger.warning("actor %d (pid %d) has handed in nothing for %.0f s: %s", index, quiet.pid, lasts_s, cause)
@@ -304,7 +304,7 @@ class Actors:
         else:
             return
         limit = self._quiet_options.restart_after_s
-        crew.restart(index, f"it handed in nothing for {overdue_s:.1f} s (restart_after_s = {limit:g})", number)
+        supervisor.restart(index, f"it handed in nothing for {overdue_s:.1f} s (restart_after_s = {limit:g})", number)
 
     def _counts(self, index: int) -> int:
         """How much an actor has handed in: its rows, and its reports."""
@@ -317,19 +317,28 @@ class Actors:
     def _arguments(self, index: int, run: int) -> tuple[Any, ...]:
         self._quiet[index].starts(self._counts(index))
         seeds = self._seeds(index, run)
-        return (self._function, self._args, self._kwargs, self._inboxes, index, seeds, self._weights, self._timeout_s)
+        return (
+            self._function,
+            self._args,
+            self._kwargs,
+            self._inboxes,
+            index,
+            seeds,
+            self._weights,
+            self._add_timeout_s,
+        )
 
     def _check_process(self) -> None:
         forks.check(self._origin, "this group of actors")
 
-    def _member_changed(self) -> None:
+    def _worker_changed(self) -> None:
         self._gone.set()
         self._on_change()
 
     async def _close(self) -> None:
         await ended(self._opening)
         await ended(self._watch)
-        if self._crew is None or self._inboxes is None:  # never entered
+        if self._supervisor is None or self._inboxes is None:  # never entered
             self._holdings.release()
             return
         async with InOrder() as stack:  # from the last line up, each even if another failed
@@ -338,7 +347,7 @@ class Actors:
             stack.callback(self._inboxes.close)
             for inbox in self._inbox:
                 stack.push_async_callback(self._detach, inbox)
-            stack.push_async_callback(self._crew.stop)
+            stack.push_async_callback(self._supervisor.stop)
         self._holdings.release()
 
 

@@ -5,7 +5,7 @@ item (`areplay._sampling.batch_plan`), which keep blocks from being recycled (`a
 back waits on a doorbell of the thread that it lives in: the coordinator's, or the owner's loop. They are rung by the
 learner's loop when it took a batch, when a stream of batches ends, and when a limiter was changed.
 
-Nothing here is shared between processes. `guard` makes the look at the limiters and the count of what they let pass
+Nothing here is shared between processes. `lock` makes the look at the limiters and the count of what they let pass
 one step, for the two threads that write.
 """
 
@@ -18,10 +18,10 @@ from typing import NamedTuple
 import numpy as np
 
 from areplay._base import forks
-from areplay._base.episode_links import AHEAD
-from areplay._shm.doorbell import Doorbell, EventDescriptor
-from areplay._shm.layout import WORDS_A_LINE, word
-from areplay._storage.registry import RingGuard
+from areplay._base.episode_links import NEXT_OFFSET
+from areplay._shm.doorbell import Doorbell, EventFd
+from areplay._shm.layout import WORDS_A_LINE, int64_word
+from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay.limiters import SamplesPerInsert
 from areplay.spec import Columns
@@ -37,23 +37,23 @@ class Admitted(NamedTuple):
 class Admission:
     """The limiters of the open streams of batches, and the doorbells of those who wait for them."""
 
-    def __init__(self, ring_guard: RingGuard) -> None:
+    def __init__(self, ring_guard: WriterRegistry) -> None:
         self._ring_guard = ring_guard
-        self.guard = forks.register_lock(threading.Lock())
+        self.lock = forks.register_lock(threading.Lock())
         self._limiters: tuple[SamplesPerInsert, ...] = ()
         self._is_lifted = False
         self.on_change: Callable[[], None] = _nothing  # called when limiters or keepers have changed
         self.take_waiting: Callable[[], Awaitable[None]] | None = None  # moves what waits and may be written
         self._announced: tuple[int, ...] = ()  # what may wait by limiters that are about to be added
         words = np.zeros((2, WORDS_A_LINE), np.int64)
-        self._events = [EventDescriptor("the doorbell of rows that wait for admission") for _ in range(2)]
+        self._events = [EventFd("the doorbell of rows that wait for admission") for _ in range(2)]
         self.coordinator_bell, self.owner_bell = (
-            Doorbell(event, word(words, k)) for k, event in enumerate(self._events)
+            Doorbell(event, int64_word(words, k)) for k, event in enumerate(self._events)
         )
 
     def add(self, limiter: SamplesPerInsert) -> None:
         """Let that one hold writers back as well."""
-        with self.guard:
+        with self.lock:
             self._limiters = (*self._limiters, limiter)
         self.changed()  # some may wait for what can never be now
 
@@ -71,7 +71,7 @@ class Admission:
 
     def remove(self, limiter: SamplesPerInsert) -> None:
         """Let it hold nobody back any more."""
-        with self.guard:
+        with self.lock:
             self._limiters = tuple(other for other in self._limiters if other is not limiter)
         self.changed()
 
@@ -82,19 +82,19 @@ class Admission:
 
     def lift(self) -> None:
         """Hold nobody back from now on: the replay closes."""
-        with self.guard:
+        with self.lock:
             self._is_lifted = True
         self.changed()
 
     def changed(self) -> None:
         """Let those who wait look again, and bound anew how much may wait: limiters or keepers have changed."""
         self.on_change()
-        self.ring()
+        self.notify()
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         """Let those who wait look again. From any thread."""
-        self.coordinator_bell.ring()
-        self.owner_bell.ring()
+        self.coordinator_bell.notify()
+        self.owner_bell.notify()
 
     @property
     def is_lifted(self) -> bool:
@@ -142,7 +142,7 @@ class Admission:
         """
         if not self._limiters or self._is_lifted:
             return Admitted(steps, ())
-        with self.guard:
+        with self.lock:
             admitted = min([steps, *(limiter.room for limiter in self._limiters)])
             if admitted < steps and all_or_none:
                 for limiter in self._limiters:
@@ -160,10 +160,10 @@ class Admission:
         """How many of these rows, from the first on, may be written, and their steps, which count from now on."""
         if not self._limiters or self._is_lifted:
             return stop - start, Admitted(0, ())
-        if AHEAD not in columns:
+        if NEXT_OFFSET not in columns:
             admitted = self.admit(stop - start)
             return admitted.steps, admitted
-        is_step = columns[AHEAD][start:stop] > 0
+        is_step = columns[NEXT_OFFSET][start:stop] > 0
         steps = int(np.count_nonzero(is_step))
         admitted = self.admit(steps)
         if admitted.steps == steps:
@@ -173,10 +173,10 @@ class Admission:
     def give_back(self, admitted: Admitted, steps: int) -> None:
         """So many of them were not written after all."""
         if admitted.by and steps:
-            with self.guard:
+            with self.lock:
                 for limiter in admitted.by:
                     limiter.insert(-steps)
-            self.ring()
+            self.notify()
 
     def reason(self, steps: int = 1, *, lacks_blocks: bool | None = None) -> str:
         """What keeps `steps` steps from being written at this moment, and its numbers; "" if nothing does.
@@ -209,7 +209,7 @@ def _nothing() -> None: ...
 
 def steps_among(columns: Columns, start: int, stop: int) -> int:
     """How many of these rows are steps: all but final observations."""
-    return stop - start if AHEAD not in columns else int(np.count_nonzero(columns[AHEAD][start:stop] > 0))
+    return stop - start if NEXT_OFFSET not in columns else int(np.count_nonzero(columns[NEXT_OFFSET][start:stop] > 0))
 
 
 def steps_in(ring: Ring, at_most: int) -> int:

@@ -27,18 +27,18 @@ from typing import Any
 import uvloop
 
 from areplay._base import forks
-from areplay._base.episode_links import AHEAD
+from areplay._base.episode_links import NEXT_OFFSET
 from areplay._ingest.admission import Admission, steps_among
 from areplay._ingest.inbox import Inbox
-from areplay._processes.waiter import Sleeper, in_thread, run_to_completion
-from areplay._storage.registry import RingGuard
+from areplay._processes.waiter import Waiter, in_thread, run_to_completion
+from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
 from areplay.errors import Closed, ResourceUnavailable, Stalled
 
 logger = logging.getLogger(__name__)
 
-LINGER_S = 0.005
+BATCHING_DELAY_S = 0.005
 """How long a first row may wait for others, so that a slow actor costs one wake-up in a while and not one a row."""
 _CHUNKS_AN_INBOX = 4
 """An actor rings when its inbox is filled by one part in so many, and one such part is taken at a time."""
@@ -58,7 +58,7 @@ class _Feed:
         self.inbox, self.writer, self.name, self.is_elastic = inbox, writer, name, is_elastic
         self.chunk_rows = max(1, inbox.inbox_rows // _CHUNKS_AN_INBOX)
         self.task: asyncio.Task[None] | None = None
-        self.ends: deque[int] = deque()
+        self.stream_ends: deque[int] = deque()
         self.held_since: float | None = None  # monotonic seconds, while its rows may not be written
 
     @property
@@ -82,7 +82,7 @@ class Coordinator:
     def __init__(
         self,
         ring: Ring,
-        guard: RingGuard,
+        registry: WriterRegistry,
         admission: Admission,
         on_rows: Callable[[], None],
         on_failure: Callable[[], None],
@@ -90,9 +90,9 @@ class Coordinator:
         self.last_rows_at = 0.0
         self.is_writing = False
         self.failure: BaseException | None = None
-        self._ring, self._guard, self._on_rows, self._on_failure = ring, guard, on_rows, on_failure
+        self._ring, self._registry, self._on_rows, self._on_failure = ring, registry, on_rows, on_failure
         self._admission = admission
-        self._admitted = Sleeper(admission.coordinator_bell)
+        self._admitted = Waiter(admission.coordinator_bell)
         self._feeds: dict[int, _Feed] = {}
         self._left: list[_Feed] = []  # inboxes without actors, of which rows are still to be written
         self._line: list[_Feed] = []  # those who wait for admission, in order
@@ -181,7 +181,7 @@ class Coordinator:
         if self._origin is not forks.current:  # a forked child has no such thread
             return
         self._is_stopped = True
-        self._guard.keep_nothing()
+        self._registry.keep_nothing()
         self._admission.lift()
         thread, self._thread = self._thread, None
         if thread is None or self._started is None:
@@ -198,7 +198,7 @@ class Coordinator:
     def let_go(self) -> bool:
         """`stop` without an event loop to wait on: whether the thread has ended. Call it again until it has."""
         self._is_stopped = True
-        self._guard.keep_nothing()
+        self._registry.keep_nothing()
         self._admission.lift()
         thread = self._thread
         if thread is None:
@@ -295,7 +295,7 @@ class Coordinator:
     async def _settle(self, inbox: Inbox) -> None:
         feed = self._feeds.get(id(inbox))
         if feed is not None:
-            feed.ends.append(inbox.rows_put)
+            feed.stream_ends.append(inbox.rows_put)
             self._take_all(feed)
 
     async def _detach(self, inbox: Inbox) -> None:
@@ -324,17 +324,17 @@ class Coordinator:
     async def _serve(self, feed: _Feed) -> None:
         """Move rows whenever there are some, until cancelled."""
         inbox = feed.inbox
-        rows = Sleeper(inbox.rows_bell)
+        rows = Waiter(inbox.rows_bell)
 
         def has_chunk() -> bool:
-            return inbox.used >= feed.wake_rows or inbox.is_hurried
+            return inbox.used >= feed.wake_rows or inbox.is_flush_requested
 
         try:
             while True:
                 inbox.set_wake(1)
                 await rows.wait(lambda: inbox.used > 0, None)
                 inbox.set_wake(feed.wake_rows)
-                await rows.linger(has_chunk, LINGER_S)
+                await rows.wait_briefly(has_chunk, BATCHING_DELAY_S)
                 await self._move_chunk(feed)
                 while has_chunk():
                     await asyncio.sleep(0)
@@ -374,7 +374,7 @@ class Coordinator:
         A final observation needs no room in a limiter. It may complete the item that the learner waits for, so it must
         not wait behind steps that the limiter lets in only when the learner has taken that.
         """
-        has_room, has_place = self._admission.has_room, self._guard.has_place()
+        has_room, has_place = self._admission.has_room, self._registry.has_place()
         for feed in self._line:
             if (has_room or _begins_with_final(feed.inbox)) and (has_place or feed.writer.has_open_block):
                 return feed
@@ -400,8 +400,8 @@ class Coordinator:
         columns, priorities, start, stop = inbox.peek()
         stop = min(stop, start + feed.chunk_rows)
         taken = inbox.rows_taken
-        if feed.ends:
-            stop = min(stop, start + feed.ends[0] - taken)
+        if feed.stream_ends:
+            stop = min(stop, start + feed.stream_ends[0] - taken)
         self.is_writing = True  # before the rows are admitted: a learner that sees no room left looks at this next
         try:
             rows, admitted = self._admission.admit_rows(columns, start, stop)
@@ -416,16 +416,16 @@ class Coordinator:
                 self._on_rows()
         finally:
             self.is_writing = False
-        while feed.ends and feed.ends[0] == taken + written:
-            feed.ends.popleft()
+        while feed.stream_ends and feed.stream_ends[0] == taken + written:
+            feed.stream_ends.popleft()
             feed.writer.begin_stream()
         return written > 0 or start == stop
 
     def _new_writer(self) -> StreamWriter:
-        return StreamWriter(self._ring, self._ring.block_locks(), self._guard)
+        return StreamWriter(self._ring, self._ring.block_locks(), self._registry)
 
 
 def _begins_with_final(inbox: Inbox) -> bool:
     """Whether the oldest row of an inbox is a final observation."""
     columns, _, start, stop = inbox.peek()
-    return start < stop and AHEAD in columns and bool(columns[AHEAD][start] < 0)
+    return start < stop and NEXT_OFFSET in columns and bool(columns[NEXT_OFFSET][start] < 0)

@@ -38,7 +38,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from areplay._base.arrays import Refusal, as_array, shown
-from areplay._base.episode_links import AHEAD, BACK, GAP, MAX_ENVIRONMENTS, MOMENT, first_moment, first_moments
+from areplay._base.episode_links import (
+    GAP,
+    MAX_ENVIRONMENTS,
+    NEXT_OFFSET,
+    PREV_OFFSET,
+    STEP_ID,
+    first_step_id,
+    first_step_ids,
+)
 from areplay._ingest.observation_memory import HandedIn, ObservationMemory
 from areplay._ingest.vector_links import VectorLinks
 from areplay.errors import SpecMismatch
@@ -49,7 +57,7 @@ AUTORESET_MODES = ("NextStep", "SameStep", "Disabled")
 logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
-Rows = tuple[Row, ...]
+StepRows = tuple[Row, ...]
 
 
 class Episodes:
@@ -69,7 +77,7 @@ class Episodes:
         self._is_nested = any("." in name for name in spec)
         self._mode, self._mode_is_given = AUTORESET_MODES[0], False
         self._environments: int | None = None  # 0: one that is no vector; None: not known yet
-        self._moment = 0  # of the next row, if there is one environment
+        self._step_id = 0  # of the next row, if there is one environment
         self._is_linked = False  # whether the row before it belongs to its episode
         self._vector = VectorLinks(0)
         self._expected: dict[str, Any] | None = None  # what the next observation must be, if that is known
@@ -107,7 +115,7 @@ class Episodes:
         """L, if the steps come from a vector of L environments; 0 if they come from one, or before the first step."""
         return self._environments or 0
 
-    def rows(self, step: Row, given: Row | None = None) -> Rows | Columns:
+    def rows(self, step: Row, given: Row | None = None) -> StepRows | Columns:
         """The rows of one step: of one environment as one row, or two at an episode's end; of a vector as columns.
 
         Values that need no conversion are not copied.
@@ -172,7 +180,7 @@ class Episodes:
         self._advance = None
         self._expected = None
         self._chosen_early.clear()
-        self._moment = first_moment((self._moment >> 32) + 1, GAP)
+        self._step_id = first_step_id((self._step_id >> 32) + 1, GAP)
         self._is_linked = False
         self._vector = self._vector.cut(self._mode)
         if not self._is_begun:  # nothing says yet how many environments there are
@@ -248,7 +256,7 @@ class Episodes:
         which = np.ones(count, np.bool_) if chosen is None else _mask(chosen, count)
         if chosen is None or (count == 0 and _mask(chosen, 1).all()):
             self._expected, self._is_linked, self._has_gap = None, False, False
-            self._moment = first_moment((self._moment >> 32) + 1)
+            self._step_id = first_step_id((self._step_id >> 32) + 1)
             self._has_ended = count == 0
         self._vector = self._vector.broken_off(which)
         if self._expected is not None:
@@ -256,21 +264,21 @@ class Episodes:
 
     # One environment.
 
-    def _rows_of_one(self, row: dict[str, Any], next_obs: dict[str, Any] | None, handed: HandedIn) -> Rows:
+    def _rows_of_one(self, row: dict[str, Any], next_obs: dict[str, Any] | None, handed: HandedIn) -> StepRows:
         if self._expected is not None:
             for name, expected in self._expected.items():
                 if _bytes(self._spec[name], row[name]) != expected:
                     raise _not_continuous(name, "")
         ended = self._flag(row, "terminated") | self._flag(row, "truncated")
-        moment = self._moment
-        row[MOMENT], row[AHEAD], row[BACK] = moment, 1, int(self._is_linked)
+        step_id = self._step_id
+        row[STEP_ID], row[NEXT_OFFSET], row[PREV_OFFSET] = step_id, 1, int(self._is_linked)
         if not ended:
             expected = None
             if next_obs is not None:
                 expected = {name: _bytes(self._next_fields[name], value) for name, value in next_obs.items()}
 
             def go_on() -> None:
-                self._moment, self._is_linked, self._expected = moment + 1, True, expected
+                self._step_id, self._is_linked, self._expected = step_id + 1, True, expected
                 self._handed, self._has_ended = handed, False
 
             self._advance = go_on
@@ -280,10 +288,10 @@ class Episodes:
         final = dict(self._final)
         for name, value in next_obs.items():
             final[name] = self._next_fields[name].convert(value)
-        final[MOMENT], final[AHEAD], final[BACK] = moment + 1, -1, 1  # type: ignore[assignment]
+        final[STEP_ID], final[NEXT_OFFSET], final[PREV_OFFSET] = step_id + 1, -1, 1  # type: ignore[assignment]
 
         def begin() -> None:
-            self._moment, self._is_linked, self._expected = first_moment((moment >> 32) + 1), False, None
+            self._step_id, self._is_linked, self._expected = first_step_id((step_id >> 32) + 1), False, None
             self._handed, self._has_ended = handed, True
 
         self._advance = begin
@@ -326,24 +334,24 @@ class Episodes:
         first[finals[finals + 1 < rows] + 1] = True
         begins = np.flatnonzero(first)
         started = np.concatenate([[0], begins])[np.cumsum(first)]  # for each row, the row where its episode began
-        episode = self._moment >> 32
-        moments = first_moments(episode + np.cumsum(first)) + (np.arange(rows) - started)
+        episode = self._step_id >> 32
+        step_ids = first_step_ids(episode + np.cumsum(first)) + (np.arange(rows) - started)
         before_begins = np.cumsum(first) == 0
-        moments[before_begins] += self._moment - first_moment(episode)
-        columns[MOMENT] = moments
-        columns[AHEAD] = np.ones(rows, np.int16)
-        columns[AHEAD][finals] = -1
-        columns[BACK] = np.where(first, 0, 1).astype(np.int16)
-        columns[BACK][0] = int(self._is_linked)
-        last = int(moments[-1])
+        step_ids[before_begins] += self._step_id - first_step_id(episode)
+        columns[STEP_ID] = step_ids
+        columns[NEXT_OFFSET] = np.ones(rows, np.int16)
+        columns[NEXT_OFFSET][finals] = -1
+        columns[PREV_OFFSET] = np.where(first, 0, 1).astype(np.int16)
+        columns[PREV_OFFSET][0] = int(self._is_linked)
+        last = int(step_ids[-1])
         if ended[-1]:
-            after, linked, expected = first_moment((last >> 32) + 1), False, None
+            after, linked, expected = first_step_id((last >> 32) + 1), False, None
         else:
             after, linked = last + 1, True
             expected = None if next_obs is None else {name: value[-1].tobytes() for name, value in next_obs.items()}
 
         def go_on() -> None:
-            self._moment, self._is_linked, self._expected = after, linked, expected
+            self._step_id, self._is_linked, self._expected = after, linked, expected
             self._handed = {}
 
         self._advance = go_on

@@ -8,7 +8,7 @@ Shared words of each inbox (int64, a cache line each):
     tail       rows put since the start. Written by the actor. A dead actor's successor goes on from it.
     head       rows taken since the start. Written by the coordinator, after the rows are in the ring.
     wake_at    the tail from which the actor rings the coordinator. Written by the coordinator before it sleeps.
-    hurry      the tail up to which the actor (that waits for room, or flushes) wants its rows taken at once.
+    flush_at   the tail up to which the actor (that waits for room, or flushes) wants its rows taken at once.
                Written by the actor.
     rows_sleep, room_sleep   the two doorbells: the coordinator sleeps until rows are there, the actor until room is.
     stopping   1 when the actor is to end. Written by the learner's process.
@@ -32,9 +32,9 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from areplay._base.debug import check_step
-from areplay._processes.failpoints import kill_point
-from areplay._shm.doorbell import Doorbell, EventDescriptor
-from areplay._shm.layout import WORDS_A_LINE, Layout, word
+from areplay._processes.failpoints import failpoint
+from areplay._shm.doorbell import Doorbell, EventFd
+from areplay._shm.layout import WORDS_A_LINE, Layout, int64_word
 from areplay._shm.memory_order import fence, order
 from areplay._shm.segment import Segment
 from areplay.errors import WouldBlock
@@ -72,10 +72,10 @@ class Inboxes:
         layout = Layout("inboxes", {"words": ((count, _WORDS, WORDS_A_LINE), np.int64), **columns})
         self._segment = Segment(layout, f"{count} inboxes of {inbox_rows:,} rows of {spec.row_bytes:,} bytes")
         self._segment.arrays["words"][:, _MAY_WAIT, 0] = inbox_rows
-        self._events: list[EventDescriptor] = []  # of each inbox the coordinator's, then the actor's
+        self._events: list[EventFd] = []  # of each inbox the coordinator's, then the actor's
         try:
             for k in range(2 * count):
-                self._events.append(EventDescriptor(f"a doorbell of inbox {k // 2}"))
+                self._events.append(EventFd(f"a doorbell of inbox {k // 2}"))
         except BaseException:
             self.close()
             raise
@@ -102,7 +102,7 @@ class Inboxes:
 
 
 class Inbox:
-    """One inbox. The actor uses `put`, `extend` and `hurry`; the coordinator `peek`, `consume` and `set_wake`."""
+    """One inbox. The actor uses `put`, `extend` and `request_flush`; the coordinator `peek`, `consume`, `set_wake`."""
 
     def __init__(
         self,
@@ -110,15 +110,15 @@ class Inbox:
         columns: Mapping[str, Array],
         priorities: Array,
         words: Array,
-        rows_event: EventDescriptor,
-        room_event: EventDescriptor,
+        rows_event: EventFd,
+        room_event: EventFd,
     ) -> None:
         self._columns, self._priorities = columns, priorities
         self.inbox_rows = len(next(iter(columns.values())))
-        self._tail, self._head, self._wake_at, self._hurry = (word(words, k) for k in range(4))
-        self.rows_bell = Doorbell(rows_event, word(words, 4))
-        self.room_bell = Doorbell(room_event, word(words, 5))
-        self._stopping, self._waits_since, self._may_wait = (word(words, k) for k in (6, 7, _MAY_WAIT))
+        self._tail, self._head, self._wake_at, self._flush_at = (int64_word(words, k) for k in range(4))
+        self.rows_bell = Doorbell(rows_event, int64_word(words, 4))
+        self.room_bell = Doorbell(room_event, int64_word(words, 5))
+        self._stopping, self._waits_since, self._may_wait = (int64_word(words, k) for k in (6, 7, _MAY_WAIT))
         self._writer = RowWriter(spec, columns)
         self._waits_since[0] = 0  # a predecessor may have died while it waited
 
@@ -182,13 +182,13 @@ class Inbox:
         tail, count = self._tail[0], len(rows)
         if tail - self._head[0] + count > self._may_wait[0] and self.room < count:
             raise WouldBlock("the inbox is full")
-        kill_point("add.before")
+        failpoint("add.before")
         for k, row in enumerate(rows):
             self._writer.write((tail + k) % self.inbox_rows, row)
             self._priorities[(tail + k) % self.inbox_rows] = priority
-        kill_point("add.written")
+        failpoint("add.written")
         self._publish(tail + count)
-        kill_point("add.published")
+        failpoint("add.published")
 
     def extend(self, columns: Mapping[str, Array], start: int, stop: int, priorities: Array | None = None) -> None:
         """Put rows `start` to `stop` of checked columns; they become safe together, when this returns.
@@ -202,7 +202,7 @@ class Inbox:
         tail, count = self._tail[0], stop - start
         if tail - self._head[0] + count > self._may_wait[0] and self.room < count:
             raise WouldBlock("the inbox is full")
-        kill_point("add.before")
+        failpoint("add.before")
         at = tail % self.inbox_rows
         before_seam = min(count, self.inbox_rows - at)
         self._priorities[at : at + before_seam] = math.nan
@@ -214,14 +214,14 @@ class Inbox:
             column[at : at + before_seam] = columns[name][start : start + before_seam]
             if before_seam < count:
                 column[: count - before_seam] = columns[name][start + before_seam : stop]
-        kill_point("add.written")
+        failpoint("add.written")
         self._publish(tail + count)
-        kill_point("add.published")
+        failpoint("add.published")
 
-    def hurry(self) -> None:
+    def request_flush(self) -> None:
         """Ask the coordinator to take all that was put without waiting for more."""
-        self._hurry[0] = self._tail[0]
-        self.rows_bell.ring()
+        self._flush_at[0] = self._tail[0]
+        self.rows_bell.notify()
 
     @property
     def is_stopping(self) -> bool:
@@ -233,7 +233,7 @@ class Inbox:
         self._tail[0] = tail
         fence()  # the tail before the look at what the coordinator waits for: it arms, and looks, the other way round
         if tail >= self._wake_at[0]:
-            self.rows_bell.ring()
+            self.rows_bell.notify()
         check_step(self)
 
     # The coordinator's side.
@@ -250,7 +250,7 @@ class Inbox:
         assert 0 <= count <= self.used, self
         order()  # what was read from the rows, before they may be written again
         self._head[0] += count
-        self.room_bell.ring()
+        self.room_bell.notify()
         check_step(self)
 
     def set_wake(self, rows: int) -> None:
@@ -262,13 +262,13 @@ class Inbox:
         before = self._may_wait[0]
         self._may_wait[0] = min(rows, self.inbox_rows)
         if self._may_wait[0] > before:
-            self.room_bell.ring()
+            self.room_bell.notify()
 
     @property
-    def is_hurried(self) -> bool:
+    def is_flush_requested(self) -> bool:
         """Whether the actor waits for its rows to be taken."""
-        hurried: bool = self._hurry[0] > self._head[0]
-        return hurried
+        is_requested: bool = self._flush_at[0] > self._head[0]
+        return is_requested
 
     def stop(self) -> None:
         """Ask the actor to end."""

@@ -23,8 +23,8 @@ from areplay._base.arrays import detached, own_columns
 from areplay._base.validation import NO_PRIORITY, one_priority, priority_column
 from areplay._ingest.admission import Admission, Admitted, steps_among
 from areplay._ingest.episodes import Episodes
-from areplay._processes.waiter import Sleeper, outcome_of, run_to_completion
-from areplay._storage.registry import Indices, RingGuard
+from areplay._processes.waiter import Waiter, outcome_of, run_to_completion
+from areplay._storage.registry import Indices, WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
 from areplay.errors import Closed, ResourceUnavailable, Stalled, WouldBlock
@@ -47,7 +47,7 @@ class Lacks(NamedTuple):
     """That it writes to. It may have an open block, but one that the rows do not fit into."""
 
 
-class OwnRows:
+class LocalWriter:
     """The owner's stream.
 
     Args:
@@ -63,19 +63,19 @@ class OwnRows:
     def __init__(
         self,
         ring: Ring,
-        guard: RingGuard,
+        registry: WriterRegistry,
         admission: Admission,
         on_rows: Callable[[], None],
         why_hopeless: Callable[[], str] = lambda: "",
     ) -> None:
         self.any_written = self.is_writing = False
         self._why_hopeless = why_hopeless
-        self._ring, self._guard, self._admission, self._on_rows = ring, guard, admission, on_rows
+        self._ring, self._registry, self._admission, self._on_rows = ring, registry, admission, on_rows
         self._episodes = Episodes(ring.spec) if ring.spec.is_steps else None
-        self.writer = StreamWriter(ring, ring.block_locks(), guard)
+        self.writer = StreamWriter(ring, ring.block_locks(), registry)
         self._lock = asyncio.Lock()
         self._calls = 0  # that hand in rows, and have not returned
-        self._admitted = Sleeper(admission.owner_bell)
+        self._admitted = Waiter(admission.owner_bell)
         self._waiting_since: float | None = None  # monotonic seconds
         self._lacks_steps, self._lacks_blocks = 1, False  # what the call that waits found at its last look
         self._refused: tuple[Lacks | None, int] = None, 0  # and how many rows had been inserted by then
@@ -255,7 +255,7 @@ class OwnRows:
         Room for them is reserved, until `unreserve`.
         """
         self._refused = None, 0
-        if not self._guard.keepers and not self._admission.limits:
+        if not self._registry.keepers and not self._admission.limits:
             return Admitted(0, ())
         self._lacks_blocks = not self.writer.reserve(rows)
         if self._lacks_blocks:

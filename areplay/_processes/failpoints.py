@@ -1,6 +1,6 @@
 """Kill points: named places where a test lets this very process die, to prove that nothing is lost there.
 
-`AREPLAY_KILL=point:n` makes the process send itself SIGKILL at its n-th pass of that point. Unset, `kill_point` is an
+`AREPLAY_KILL=point:n` makes the process send itself SIGKILL at its n-th pass of that point. Unset, `failpoint` is an
 empty function. A child that was restarted disarms its points, so that one death is followed by a recovery.
 """
 
@@ -25,7 +25,7 @@ def _disarmed(point: str) -> None:
     pass
 
 
-kill_point = _armed if _point else _disarmed
+failpoint = _armed if _point else _disarmed
 
 
 def disarm() -> None:

@@ -1,10 +1,10 @@
-"""Crews: several children of one kind, each kept alive, all stopped in order.
+"""Supervisors: several children of one kind, each kept alive, all stopped in order.
 
-Each place in a crew has a task that starts its child, waits for its end and decides: a child whose coroutine returned
-is done, however long its interpreter takes to end; any other is restarted after a back-off, until it has failed more
-than `max_restarts` times within a minute (None: for ever). A child that `restart` was called for is restarted likewise,
-whatever it says at its end.
-Before a successor starts, `after_exit` brings what the dead one left in order.
+Each place in a supervisor has a task that starts its child, waits for its end and decides: a child whose coroutine
+returned is done, however long its interpreter takes to end; any other is restarted after a back-off, until it has
+failed more than `max_restarts` times within a minute (None: for ever). A child that `restart` was called for is
+restarted likewise, whatever it says at its end. Before a successor starts, `after_exit` brings what the dead one left
+in order.
 
 Stopping is a ladder, each rung logged: ask, wait `grace_s`, SIGTERM, wait `grace_s`, SIGKILL, reap.
 """
@@ -42,17 +42,17 @@ _DETAILS_CHARACTERS = 4_000  # of a traceback, its end, for statistics
 
 
 @dataclass(frozen=True)
-class CrewOptions:
-    """How a crew treats its children; see `Replay.actors` and `Replay.batches`."""
+class SupervisorOptions:
+    """How a supervisor treats its children; see `Replay.actors` and `Replay.batches`."""
 
     max_restarts: int | None
     start_timeout_s: float
     grace_s: float
 
 
-def crew_options(max_restarts: int | None, start_timeout_s: float, grace_s: float) -> CrewOptions:
+def supervisor_options(max_restarts: int | None, start_timeout_s: float, grace_s: float) -> SupervisorOptions:
     """The options as users pass them; `ValueError` if one is wrong."""
-    return CrewOptions(
+    return SupervisorOptions(
         max_restarts=None if max_restarts is None else whole_number("max_restarts", max_restarts, at_least=0),
         start_timeout_s=seconds("start_timeout_s", start_timeout_s),
         grace_s=seconds("grace_s", grace_s),
@@ -60,8 +60,8 @@ def crew_options(max_restarts: int | None, start_timeout_s: float, grace_s: floa
 
 
 @dataclass
-class Member:
-    """One place in a crew, and what became of it."""
+class Worker:
+    """One place in a supervisor, and what became of it."""
 
     index: int
     child: Child | None = None
@@ -92,7 +92,7 @@ class Member:
         return self.has_finished or self.failure is not None
 
 
-class Crew:
+class Supervisor:
     """`count` children running `body(channel, *arguments(index, run))`.
 
     Args:
@@ -107,7 +107,7 @@ class Crew:
         count: int,
         body: Body,
         arguments: Callable[[int, int], tuple[Any, ...]],
-        options: CrewOptions,
+        options: SupervisorOptions,
         failure: type[ChildFailed],
         *,
         ask: Callable[[int], None],
@@ -116,7 +116,7 @@ class Crew:
         on_report: Callable[[int, Any], None] = lambda index, report: None,
     ) -> None:
         self.kind, self.options = kind, options
-        self.members = [Member(index) for index in range(count)]
+        self.workers = [Worker(index) for index in range(count)]
         self._body, self._arguments, self._failure = body, arguments, failure
         self._ask, self._after_exit, self._on_change, self._on_report = ask, after_exit, on_change, on_report
         self._stopping = asyncio.Event()
@@ -131,12 +131,12 @@ class Crew:
     @property
     def alive(self) -> int:
         """How many members have a running child, or will have one again."""
-        return sum(not member.is_gone for member in self.members)
+        return sum(not member.is_gone for member in self.workers)
 
     @property
     def failures(self) -> list[ChildFailed]:
         """The failures for good, one a member at most; copies, since raising one ties it to the frames it passes."""
-        return [copy.copy(member.failure) for member in self.members if member.failure is not None]
+        return [copy.copy(member.failure) for member in self.workers if member.failure is not None]
 
     async def start(self) -> None:
         """Start all children; returns when all have said READY. Cancelled: none is left.
@@ -145,7 +145,7 @@ class Crew:
             ChildFailed: one ended, or said nothing for `start_timeout_s`, before it was ready. None is left.
         """
         loop = self._loop = asyncio.get_running_loop()
-        started: list[asyncio.Future[None]] = [loop.create_future() for _ in self.members]
+        started: list[asyncio.Future[None]] = [loop.create_future() for _ in self.workers]
         self._keeper = asyncio.create_task(self._keep(started), name=f"areplay {self.kind}s")
         drop_quietly(self._keeper)  # with its loop: then the reaper sees to the children
         self._keeper.add_done_callback(lambda keeper: self._starter.shutdown())  # all are reaped, and it has no work
@@ -164,9 +164,9 @@ class Crew:
         """Send a signal to a child that is of no use any more; it counts as failed, for that reason.
 
         One whose coroutine has returned has finished by that, and is not restarted. Does nothing if there is no such
-        child at the moment, or the crew stops.
+        child at the moment, or the supervisor stops.
         """
-        member = self.members[index]
+        member = self.workers[index]
         if member.child is not None and member.is_alive and not self._stopping.is_set():
             if not member.child.has_returned:
                 member.restarted_for = member.restarted_for or reason
@@ -182,7 +182,7 @@ class Crew:
         self._stopping.set()
         try:
             logger.debug("stopping: %d %ss are asked to end", self.alive, self.kind)
-            for member in self.members:
+            for member in self.workers:
                 self._ask(member.index)
             for number in (signal.SIGTERM, signal.SIGKILL):
                 if await self._all_ended():
@@ -220,7 +220,7 @@ class Crew:
 
     def unwatch(self) -> None:
         """Start no more children, and let the loop hear of them no more. On that loop, or when it is closed."""
-        for member in self.members:
+        for member in self.workers:
             if member.child is not None:
                 member.child.give_up()
         if self._keeper is not None:
@@ -232,18 +232,19 @@ class Crew:
         return bool(done)
 
     def _running(self) -> list[Child]:
-        return [m.child for m in self.members if m.child is not None and m.child.exit is None and m.child.pid]
+        return [m.child for m in self.workers if m.child is not None and m.child.exit is None and m.child.pid]
 
     async def _keep(self, started: list[asyncio.Future[None]]) -> None:
         async with asyncio.TaskGroup() as group:
-            for member, future in zip(self.members, started, strict=True):
+            for member, future in zip(self.workers, started, strict=True):
                 work = self._keep_place(member, future)
                 drop_quietly(group.create_task(work, name=f"areplay {self.kind} {member.index}"))
 
-    async def _keep_place(self, member: Member, started: asyncio.Future[None]) -> None:
+    async def _keep_place(self, member: Worker, started: asyncio.Future[None]) -> None:
         """Supervise one place, then wait for the process of a child that has finished. Cancelled: it is killed.
 
-        Exit hooks of the user's may write files while its interpreter ends: until the crew stops, and `grace_s` longer.
+        Exit hooks of the user's may write files while its interpreter ends: until the supervisor stops, and `grace_s`
+        longer.
         """
         try:
             await self._supervise(member, started)
@@ -253,8 +254,8 @@ class Crew:
             if member.child is not None:
                 member.child.kill()
 
-    async def _supervise(self, member: Member, started: asyncio.Future[None]) -> None:
-        """Keep one place filled until its child finishes, fails for good, or the crew stops."""
+    async def _supervise(self, member: Worker, started: asyncio.Future[None]) -> None:
+        """Keep one place filled until its child finishes, fails for good, or the supervisor stops."""
         while not self._stopping.is_set():
             exit_ = await self._run_once(member, started)
             if member.restarted_for:  # also if its function returned on SIGTERM: that is no work done
@@ -299,7 +300,7 @@ class Crew:
             started.set_result(None)
         self._on_change()
 
-    async def _run_once(self, member: Member, started: asyncio.Future[None]) -> Exit:
+    async def _run_once(self, member: Worker, started: asyncio.Future[None]) -> Exit:
         """Start a child for this place and wait for its end; that of its coroutine, if it has finished."""
         index, run = member.index, member.restarts
         try:
@@ -339,9 +340,9 @@ class Crew:
 
     def _check_process(self) -> None:
         """Raise in a forked child: its copy of the event loop does not run, and any error comes of that."""
-        forks.check(self._origin, f"this crew of {self.kind}s")
+        forks.check(self._origin, f"this supervisor of {self.kind}s")
 
-    def _give_up(self, member: Member, exit_: Exit, started: asyncio.Future[None]) -> None:
+    def _give_up(self, member: Worker, exit_: Exit, started: asyncio.Future[None]) -> None:
         name = f"{self.kind} {member.index}"
         member.failed_at = time.monotonic()
         member.failure = self._failure(name, exit_.pid, exit_.code, member.restarts, exit_.details)

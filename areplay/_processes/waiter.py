@@ -1,6 +1,6 @@
 """Waiting: the one way in which a coroutine of areplay sleeps, so that no wait is silent and none is without an end.
 
-A `Sleeper` waits on a doorbell until a condition holds. It gives up after a timeout if the caller has one, and says in
+A `Waiter` waits on a doorbell until a condition holds. It gives up after a timeout if the caller has one, and says in
 a warning who waits for whom and why if it takes long. The condition may raise, for example `Closed` or `Stalled`:
 that is how a waiter notices that whoever it waits for is gone.
 
@@ -34,7 +34,7 @@ _LOOK_AGAIN_S = 1.0  # conditions can also change without a doorbell, by a death
 _POLL_S, _POLLED_S = 0.001, 1.0
 
 
-class Sleeper:
+class Waiter:
     """Sleeps on one doorbell, for any number of coroutines of one event loop."""
 
     def __init__(self, bell: Doorbell) -> None:
@@ -49,7 +49,7 @@ class Sleeper:
         is_ready: Callable[[], bool],
         reason: Callable[[], str] | None,
         timeout_s: float | None = None,
-        error: type[WaitTimeout] = WaitTimeout,
+        error: Callable[[str, float], WaitTimeout] = WaitTimeout,
     ) -> None:
         """Return when `is_ready()`; at once, without suspending, if it is so already.
 
@@ -57,7 +57,7 @@ class Sleeper:
         for one who rests between two tasks and has nothing to complain about, "" if another says it already.
 
         Raises:
-            WaitTimeout: or the given subclass of it, after `timeout_s`.
+            WaitTimeout: the one that `error` makes, after `timeout_s`.
             WrongProcess: this process was forked meanwhile, and is the child.
         """
         if is_ready():
@@ -87,7 +87,7 @@ class Sleeper:
             if self._waiters == 0:
                 self._bell.disarm()
 
-    async def linger(self, is_ready: Callable[[], bool], seconds: float) -> None:
+    async def wait_briefly(self, is_ready: Callable[[], bool], seconds: float) -> None:
         """Return when `is_ready()` or after `seconds`, whichever is first."""
         loop = asyncio.get_running_loop()
         self._attach(loop)
@@ -334,7 +334,7 @@ async def poll(is_done: Callable[[bool], bool]) -> None:
         await asyncio.sleep(_POLL_S)
 
 
-class Naps:
+class SleepBackoff:
     """Short naps, each as long as all before it together, for a process that has nothing else to do.
 
     Whoever waits so for something that came every T so far notices it at most T / 2 late, whatever T is, and costs the
@@ -361,7 +361,7 @@ class Naps:
         return True
 
 
-class Turns:
+class YieldTimer:
     """Says when a coroutine that may never have to wait should let its event loop turn: once every `period_s`.
 
     Attributes:

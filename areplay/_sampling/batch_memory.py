@@ -10,20 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from areplay._storage.registry import Indices
-from areplay.items.item import BatchFields, View
+from areplay.items.item import BatchFields, FieldView
 from areplay.spec import Array
 
 
 @dataclass(frozen=True)
 class BatchArrays:
-    """Places for a batch of B items: `indices` (B,), `weights` (B,), `probabilities` (B,), and each field (B, ...).
+    """Memory for a batch of B items: `indices`, `importance_weights` and `probabilities` (B,), each field (B, ...).
 
     Attributes:
         stored: the memory of the fields, as `layout` says.
     """
 
     indices: Indices
-    weights: NDArray[np.float32]
+    importance_weights: NDArray[np.float32]
     probabilities: NDArray[np.float64]
     stored: Mapping[str, Array]
     layout: BatchFields
@@ -46,24 +46,30 @@ class BatchArrays:
         return self.layout.of(self.stored)
 
     @property
-    def views(self) -> Mapping[str, View]:
+    def views(self) -> Mapping[str, FieldView]:
         """Which of the fields are parts of what is stored."""
         return self.layout.views
 
     @property
     def memory(self) -> tuple[Array, ...]:
         """All the arrays."""
-        return self.indices, self.weights, self.probabilities, *self.stored.values()
+        return self.indices, self.importance_weights, self.probabilities, *self.stored.values()
 
     def first(self, count: int) -> BatchArrays:
         """The places of the first `count` items."""
         if count == len(self.indices):
             return self
         stored = {name: array[:count] for name, array in self.stored.items()}
-        indices, weights, probabilities = self.indices[:count], self.weights[:count], self.probabilities[:count]
-        return BatchArrays(indices, weights, probabilities, stored, self.layout)
+        indices, importance_weights, probabilities = (
+            self.indices[:count],
+            self.importance_weights[:count],
+            self.probabilities[:count],
+        )
+        return BatchArrays(indices, importance_weights, probabilities, stored, self.layout)
 
     def copy(self) -> BatchArrays:
         """The same in memory of its own."""
         stored = {name: array.copy() for name, array in self.stored.items()}
-        return BatchArrays(self.indices.copy(), self.weights.copy(), self.probabilities.copy(), stored, self.layout)
+        return BatchArrays(
+            self.indices.copy(), self.importance_weights.copy(), self.probabilities.copy(), stored, self.layout
+        )

@@ -1,4 +1,4 @@
-"""Deliveries: which items are in which batch, settled beforehand, so that each is delivered as often as it should be.
+"""BatchPlan: which items are in which batch, settled beforehand, so that each is delivered as often as it should be.
 
 A selector like `Fifo` or `Epochs` does not draw. Batch number n of its stream consists of certain entries of an item
 log (see `areplay._sampling.completion_log`), whoever fills it: sampler k fills the batches k, k + samplers, ... in that
@@ -21,15 +21,15 @@ from areplay._base import forks
 from areplay._base.hooks import text_of
 from areplay._base.identity import identity
 from areplay._base.validation import flag, whole_number
-from areplay._sampling.completion_log import ItemLog
-from areplay._storage.registry import Indices, Mask, RingGuard
+from areplay._sampling.completion_log import CompletionLog
+from areplay._storage.registry import Indices, Mask, WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.windows import Window
-from areplay.errors import EpochsOver, Stalled
+from areplay.errors import EndOfEpochs, Stalled
 from areplay.items.item import Item
 
 
-class Deliveries:
+class BatchPlan:
     """The batches of one stream. Pickles into a sampler that is being spawned, as what `batch` needs.
 
     Args:
@@ -39,10 +39,10 @@ class Deliveries:
     takes_in = True
     """Whether rows that come later belong to it."""
 
-    def __init__(self, ring: Ring, guard: RingGuard, window: Window, batch_size: int) -> None:
+    def __init__(self, ring: Ring, registry: WriterRegistry, window: Window, batch_size: int) -> None:
         self.batch_size = batch_size
-        self.log = ItemLog(ring, window)
-        self._guard: RingGuard | None = guard
+        self.log = CompletionLog(ring, window)
+        self._registry: WriterRegistry | None = registry
 
     def begin(self, without: Callable[[Indices], Mask] | None = None) -> None:
         """Take in what is there, and from now on, if wanted, what comes. Call `keep` before.
@@ -50,18 +50,18 @@ class Deliveries:
         Args:
             without: by which rows items were delivered already, before a checkpoint; if it takes in what comes.
         """
-        assert self._guard is not None
-        self.log.begin(self._guard, goes_on=self.takes_in, without=without if self.takes_in else None)
+        assert self._registry is not None
+        self.log.begin(self._registry, goes_on=self.takes_in, without=without if self.takes_in else None)
 
     def keep(self) -> None:
         """Let no block be recycled from now on that is still needed."""
-        assert self._guard is not None
-        self._guard.keep(self.log)
+        assert self._registry is not None
+        self._registry.keep(self.log)
 
     def close(self) -> None:
         """Keep nothing any more."""
-        assert self._guard is not None
-        self._guard.forget(self.log)
+        assert self._registry is not None
+        self._registry.forget(self.log)
         self.log.close()
 
     def batch(self, number: int) -> Indices | None:
@@ -85,21 +85,21 @@ class Deliveries:
         raise NotImplementedError
 
     def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_guard": None}
+        return self.__dict__ | {"_registry": None}
 
 
-class LocalDeliveries:
-    """Deliveries to `Replay.sample`, one batch a call."""
+class LocalBatchPlan:
+    """BatchPlan to `Replay.sample`, one batch a call."""
 
-    def __init__(self, name: str, item: Item, deliveries: Deliveries) -> None:
-        self._name, self._batch_size = name, deliveries.batch_size
+    def __init__(self, name: str, item: Item, batch_plan: BatchPlan) -> None:
+        self._name, self._batch_size = name, batch_plan.batch_size
         self._item, self._identity = item, identity(item, item.window)  # as it was at the first call
-        self._deliveries: Deliveries | None = deliveries  # None when it is over
+        self._batch_plan: BatchPlan | None = batch_plan  # None when it is over
         self._number = 0
         self._origin = forks.current
         try:
-            deliveries.keep()
-            deliveries.begin()
+            batch_plan.keep()
+            batch_plan.begin()
         except BaseException:
             self.close()
             raise
@@ -107,71 +107,71 @@ class LocalDeliveries:
     @property
     def is_hopeless(self) -> bool:
         """Whether it has begun with less than a batch, and takes in no rows that come later."""
-        deliveries = self._deliveries
-        return deliveries is not None and not deliveries.takes_in and deliveries.size(0) == 0
+        batch_plan = self._batch_plan
+        return batch_plan is not None and not batch_plan.takes_in and batch_plan.size(0) == 0
 
     @property
     def has_batch(self) -> bool:
         """Whether the next call would get one."""
-        return self._deliveries is not None and self._deliveries.has_batch(self._number)
+        return self._batch_plan is not None and self._batch_plan.has_batch(self._number)
 
     def next_rows(self, item: Item, batch_size: int) -> Indices:
         """The rows that the items of the next batch are drawn by.
 
         Raises:
-            Stalled: they are not there. EpochsOver: there are no more.
+            Stalled: they are not there. EndOfEpochs: there are no more.
             ValueError: the item or the size is not that of the first call; another object of the same class and state
                 is the same item.
         """
-        deliveries = self._deliveries
+        batch_plan = self._batch_plan
         is_same = item is self._item or identity(item, item.window) == self._identity
         if batch_size != self._batch_size or not is_same:
             raise ValueError(
                 f"{self._name} goes on with batches of {self._batch_size} {text_of(self._item)}, got {batch_size} "
                 f"{text_of(item)}; use another selector for those"
             )
-        if deliveries is None:
-            raise EpochsOver(self._name)
-        rows = deliveries.batch(self._number)
-        if rows is None and deliveries.size(self._number) == 0 and self._number:
+        if batch_plan is None:
+            raise EndOfEpochs(self._name)
+        rows = batch_plan.batch(self._number)
+        if rows is None and batch_plan.size(self._number) == 0 and self._number:
             self.close()
-            raise EpochsOver(self._name)
+            raise EndOfEpochs(self._name)
         if rows is None:
-            left = deliveries.items_left(self._number)
-            items = deliveries.log.appended if left is None else left
+            left = batch_plan.items_left(self._number)
+            items = batch_plan.log.appended if left is None else left
             raise Stalled(f"sample() of {batch_size} items by {self._name}, but {items} are there; add rows first")
         return rows
 
     def on_taken(self) -> None:
         """The batch was copied: go on with the next."""
-        assert self._deliveries is not None
+        assert self._batch_plan is not None
         self._number += 1
-        self._deliveries.on_delivered(self._number)
+        self._batch_plan.on_delivered(self._number)
 
     def close(self) -> None:
         """Keep nothing any more, and give the memory back. May be called twice. Does nothing in a forked child."""
-        deliveries, self._deliveries = self._deliveries, None
-        if deliveries is not None and self._origin is forks.current:
-            deliveries.close()
+        batch_plan, self._batch_plan = self._batch_plan, None
+        if batch_plan is not None and self._origin is forks.current:
+            batch_plan.close()
 
 
-def close_each(local: Mapping[Any, LocalDeliveries]) -> None:
+def close_each(local: Mapping[Any, LocalBatchPlan]) -> None:
     """Close those of all selectors."""
-    for deliveries in list(local.values()):
-        deliveries.close()
+    for batch_plan in list(local.values()):
+        batch_plan.close()
 
 
 @runtime_checkable
-class Delivering(Protocol):
+class PlannedSelector(Protocol):
     """A selector that settles beforehand what is in each batch."""
 
     def check(self, batch_size: int, window: Window, capacity_rows: int) -> None:
         """Raise `ValueError` if batches of so many such items cannot be had from a ring of so many rows."""
         ...
 
-    def deliveries(
-        self, ring: Ring, guard: RingGuard, window: Window, batch_size: int, seeds: np.random.SeedSequence
-    ) -> Deliveries:
+    def batch_plan(
+        self, ring: Ring, registry: WriterRegistry, window: Window, batch_size: int, seeds: np.random.SeedSequence
+    ) -> BatchPlan:
         """Those of a new stream of batches."""
         ...
 
@@ -198,7 +198,7 @@ class Fifo:
         self.max_times_sampled = whole_number("max_times_sampled", max_times_sampled)
 
     def check(self, batch_size: int, window: Window, capacity_rows: int) -> None:
-        """See `Delivering`: the rows by which a batch's items are drawn take half of the ring at most."""
+        """See `PlannedSelector`: the rows by which a batch's items are drawn take half of the ring at most."""
         needed = 2 * batch_size * window.period + window.rows - 1
         if needed > capacity_rows:
             raise ValueError(
@@ -206,11 +206,11 @@ class Fifo:
                 f"got {capacity_rows:,}: while a batch waits for its last items, actors need room for others"
             )
 
-    def deliveries(
-        self, ring: Ring, guard: RingGuard, window: Window, batch_size: int, seeds: np.random.SeedSequence
-    ) -> Deliveries:
-        """See `Delivering`."""
-        return _InOrder(ring, guard, window, batch_size, self.max_times_sampled)
+    def batch_plan(
+        self, ring: Ring, registry: WriterRegistry, window: Window, batch_size: int, seeds: np.random.SeedSequence
+    ) -> BatchPlan:
+        """See `PlannedSelector`."""
+        return _InOrder(ring, registry, window, batch_size, self.max_times_sampled)
 
     def __repr__(self) -> str:
         return "Fifo()" if self.max_times_sampled == 1 else f"Fifo({self.max_times_sampled})"
@@ -222,7 +222,7 @@ class Epochs:
     All items that can be made of the rows that are there when the stream of batches is opened. Rows that come later do
     not belong to it; they wait where they would overwrite one that does, until the last batch was handed out. Batches
     have `batch_size` items, also where one epoch ends and the next begins; only the last one of all may have fewer.
-    After it the loop over the stream ends, and `get` raises `EpochsOver`. With no item there, or with `drop_last` less
+    After it the loop over the stream ends, and `get` raises `EndOfEpochs`. With no item there, or with `drop_last` less
     than a batch, `Stalled` is raised when the stream is opened, or by `sample`; both can be tried again with the same
     selector when rows came.
 
@@ -239,23 +239,23 @@ class Epochs:
         self.drop_last = flag("drop_last", drop_last)
 
     def check(self, batch_size: int, window: Window, capacity_rows: int) -> None:
-        """See `Delivering`: any do."""
+        """See `PlannedSelector`: any do."""
 
-    def deliveries(
-        self, ring: Ring, guard: RingGuard, window: Window, batch_size: int, seeds: np.random.SeedSequence
-    ) -> Deliveries:
-        """See `Delivering`."""
-        return _Shuffled(ring, guard, window, batch_size, self.epochs, self.drop_last, seeds)
+    def batch_plan(
+        self, ring: Ring, registry: WriterRegistry, window: Window, batch_size: int, seeds: np.random.SeedSequence
+    ) -> BatchPlan:
+        """See `PlannedSelector`."""
+        return _Shuffled(ring, registry, window, batch_size, self.epochs, self.drop_last, seeds)
 
     def __repr__(self) -> str:
         return f"Epochs({self.epochs}, drop_last=True)" if self.drop_last else f"Epochs({self.epochs})"
 
 
-class _InOrder(Deliveries):
+class _InOrder(BatchPlan):
     """As the log goes, each batch `times` times."""
 
-    def __init__(self, ring: Ring, guard: RingGuard, window: Window, batch_size: int, times: int) -> None:
-        super().__init__(ring, guard, window, batch_size)
+    def __init__(self, ring: Ring, registry: WriterRegistry, window: Window, batch_size: int, times: int) -> None:
+        super().__init__(ring, registry, window, batch_size)
         self._times = times
 
     def batch(self, number: int) -> Indices | None:
@@ -272,7 +272,7 @@ class _InOrder(Deliveries):
         return self.log.appended - batches // self._times * self.batch_size
 
 
-class _Shuffled(Deliveries):
+class _Shuffled(BatchPlan):
     """All entries of the log, in a new order each epoch."""
 
     takes_in = False
@@ -280,14 +280,14 @@ class _Shuffled(Deliveries):
     def __init__(
         self,
         ring: Ring,
-        guard: RingGuard,
+        registry: WriterRegistry,
         window: Window,
         batch_size: int,
         epochs: int | None,
         drop_last: bool,
         seeds: np.random.SeedSequence,
     ) -> None:
-        super().__init__(ring, guard, window, batch_size)
+        super().__init__(ring, registry, window, batch_size)
         self._epochs, self._drop_last, self._seeds = epochs, drop_last, seeds
         self._order: tuple[int, Indices] = -1, np.empty(0, np.int64)  # of the epoch of that number
 

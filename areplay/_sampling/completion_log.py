@@ -1,10 +1,10 @@
-"""The item log: the items of a ring in the order in which they became complete, each once.
+"""The completion log: the items of a ring in the order in which they became complete, each once.
 
 An item is complete when all the rows that its window needs are written. The threads that write rows find that out: for
 each stream they keep the rows whose items are *pending*, and append those that have become complete to the log. A row
 by which no item can ever be made any more (its actor died, a step of it was lost) is dropped.
 
-Shared memory, written by the owner's process under `_guard`, read by samplers without a lock. A sampler that reads an
+Shared memory, written by the owner's process under `_lock`, read by samplers without a lock. A sampler that reads an
 old count sees fewer items. If the owner dies everything here ends with it.
 
     order[n % capacity_rows]   index of the row that the n-th item is drawn by. Not written again while the item is due:
@@ -26,11 +26,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from areplay._base import forks
-from areplay._base.episode_links import AHEAD, BACK
-from areplay._shm.layout import WORDS_A_LINE, Layout, word
+from areplay._base.episode_links import NEXT_OFFSET, PREV_OFFSET
+from areplay._shm.layout import WORDS_A_LINE, Layout, int64_word
 from areplay._shm.memory_order import order
 from areplay._shm.segment import Segment
-from areplay._storage.registry import Indices, Mask, RingGuard, Watcher
+from areplay._storage.registry import Indices, Mask, Watcher, WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.window_search import WindowFinder
 from areplay._storage.windows import Window
@@ -51,7 +51,7 @@ class _Stream:
     blocks: deque[tuple[int, int]] = field(default_factory=deque)  # (place, distance of its end), those that we keep
 
 
-class ItemLog(Watcher):
+class CompletionLog(Watcher):
     """The items of such windows in a ring. Pickles into a sampler that is being spawned."""
 
     needs_blocks = True
@@ -59,11 +59,11 @@ class ItemLog(Watcher):
     def __init__(self, ring: Ring, window: Window) -> None:
         self._ring, self._window = ring, window
         layout = Layout(
-            "item log", {"appended": ((1, WORDS_A_LINE), np.int64), "order": ((ring.capacity_rows,), np.int64)}
+            "completion log", {"appended": ((1, WORDS_A_LINE), np.int64), "order": ((ring.capacity_rows,), np.int64)}
         )
         self._segment = Segment(layout, f"the order of the items of {ring.capacity_rows:,} rows")
         self._view()
-        self._guard = forks.register_lock(threading.Lock())
+        self._lock = forks.register_lock(threading.Lock())
         self._finder = WindowFinder(ring, window)
         self._streams: dict[int, _Stream] = {}
         self._known = np.zeros(ring.blocks, np.int64)  # per place: up to which index we have seen its rows
@@ -75,7 +75,7 @@ class ItemLog(Watcher):
 
     def _view(self) -> None:
         arrays = self._segment.arrays
-        self._appended = word(arrays["appended"], 0)
+        self._appended = int64_word(arrays["appended"], 0)
         self._order: Indices = arrays["order"]
 
     # Reading, in any process.
@@ -99,13 +99,15 @@ class ItemLog(Watcher):
 
     def is_over(self, released: int, indices: Indices) -> Mask:
         """Which of these rows were taken in, but are neither pending nor due, if so many items are released."""
-        with self._guard:
+        with self._lock:
             due = self.entries(max(released, self.appended - len(self._order)), self.appended)
             pending = [state.pending for state in self._streams.values()]
             is_known = indices < self._known.take(indices // self._ring.block_rows % self._ring.blocks)
         return is_known & ~np.isin(indices, np.concatenate([due, *pending]))
 
-    def begin(self, guard: RingGuard, *, goes_on: bool, without: Callable[[Indices], Mask] | None = None) -> None:
+    def begin(
+        self, registry: WriterRegistry, *, goes_on: bool, without: Callable[[Indices], Mask] | None = None
+    ) -> None:
         """Take in what is in the ring already, oldest first, and, if it `goes_on`, what comes.
 
         Meanwhile no block is recycled, if this is a keeper of the ring.
@@ -113,10 +115,10 @@ class ItemLog(Watcher):
         Args:
             without: by which rows of the ring no item is drawn any more.
         """
-        with self._guard:
+        with self._lock:
             self._without = without
-            if goes_on:  # those who write meanwhile wait for our guard before they tell us
-                guard.watch(self)
+            if goes_on:  # those who write meanwhile wait for our registry before they tell us
+                registry.watch(self)
             there = []
             for serial in np.sort(self._ring.occupied()[0]).tolist():  # all blocks first: items reach into later ones
                 place, first = serial % self._ring.blocks, serial * self._ring.block_rows
@@ -127,24 +129,24 @@ class ItemLog(Watcher):
             for place, first, end in there:
                 self._take_in(place, first, end)
             for stream in list(self._streams):
-                if not goes_on or stream not in guard.streams:
+                if not goes_on or stream not in registry.streams:
                     self._end(stream)
             self._without = None
             kept = np.zeros(self._ring.blocks, np.bool_)
             for state in self._streams.values():
                 kept[[place for place, _ in state.blocks]] = True
-            self._is_kept = kept  # at once: a writer may look without our guard
+            self._is_kept = kept  # at once: a writer may look without our registry
 
     def written(self, at: int, count: int, priorities: Array | None) -> None:
         """See `Watcher.written`."""
-        with self._guard:
+        with self._lock:
             place = at // self._ring.block_rows
             end = int(self._ring.ends[place])
             self._take_in(place, max(end - count, int(self._known[place])), end)
 
     def ended(self, stream: int) -> None:
         """See `Watcher.ended`: what is still pending will never be complete."""
-        with self._guard:
+        with self._lock:
             self._end(stream)
 
     def kept(self) -> Mask:
@@ -194,12 +196,12 @@ class ItemLog(Watcher):
         """Take note of how far apart the rows of an environment are; which of these rows are steps."""
         start = place * self._ring.block_rows + first % self._ring.block_rows
         rows, columns = slice(start, start + end - first), self._ring.columns
-        strides = columns[AHEAD][rows].astype(np.int64)
+        strides = columns[NEXT_OFFSET][rows].astype(np.int64)
         is_step: Mask = strides > 0
         state.longest_stride = max(state.longest_stride, int(np.abs(strides).max()))
         # The last step of an episode leads to its final observation, which may be as near as the next row. The hop to
         # the next step, of an item that goes on across episodes, leads over that one, which tells both parts of it.
-        hops = np.where(is_step, strides, columns[BACK][rows] - strides)
+        hops = np.where(is_step, strides, columns[PREV_OFFSET][rows] - strides)
         hops = hops[~(is_step & (columns["terminated"][rows] | columns["truncated"][rows]))]
         state.shortest_hop = int(hops.min(initial=state.shortest_hop))
         return is_step
@@ -262,7 +264,7 @@ class ItemLog(Watcher):
 
     def check(self) -> None:
         """Assert what must always hold: what is due is there, and its blocks are kept."""
-        with self._guard:
+        with self._lock:
             due = self.entries(self.released, self.appended)
             kept = self.kept()
             assert self._ring.committed(due).all(), self
@@ -282,4 +284,4 @@ class ItemLog(Watcher):
 
     def __repr__(self) -> str:
         pending = sum(len(state.pending) for state in self._streams.values())
-        return f"<ItemLog {self.appended:,} items, {self.released:,} of them released, {pending:,} pending>"
+        return f"<CompletionLog {self.appended:,} items, {self.released:,} of them released, {pending:,} pending>"

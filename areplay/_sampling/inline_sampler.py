@@ -16,7 +16,7 @@ import time
 
 import numpy as np
 
-from areplay._sampling.batch_plan import Delivering
+from areplay._sampling.batch_plan import PlannedSelector
 from areplay._sampling.reader import Reader
 from areplay._sampling.slots import LENT, Slots
 from areplay._storage.ring import Ring
@@ -25,7 +25,7 @@ from areplay.items.rows import Rows
 from areplay.items.sequences import Sequences
 from areplay.items.transform import Transform
 from areplay.items.transitions import Transitions
-from areplay.selectors.prioritized import OURS
+from areplay.selectors.prioritized import BUILT_IN
 from areplay.selectors.selector import Selector
 
 logger = logging.getLogger(__name__)
@@ -43,15 +43,15 @@ _WARN_AFTER_S = 5.0
 
 
 def may_fill(
-    item: Item, selector: Selector | Delivering, transform: Transform | None, fields: BatchFields, batch_size: int
+    item: Item, selector: Selector | PlannedSelector, transform: Transform | None, fields: BatchFields, batch_size: int
 ) -> bool:
     """Whether a learner may fill such batches itself."""
-    is_ours = type(item) in _ITEMS and type(selector) in OURS and transform is None
+    is_ours = type(item) in _ITEMS and type(selector) in BUILT_IN and transform is None
     item_bytes = sum(field.row_bytes for field in fields.stored.values())
     return is_ours and batch_size * item_bytes <= MOST_BYTES and batch_size * item.window.rows <= MOST_ROWS
 
 
-class OwnBatches:
+class InlineSampler:
     """What a learner fills itself, of one stream of batches. One thread uses it.
 
     Args:
@@ -67,7 +67,7 @@ class OwnBatches:
         ring: Ring,
         slots: Slots,
         item: Item,
-        selector: Selector | Delivering,
+        selector: Selector | PlannedSelector,
         seeds: np.random.SeedSequence,
         most_at_once: int,
     ) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from areplay._sampling.batch_memory import BatchArrays
-from areplay.errors import ExtraMissing
+from areplay.errors import MissingDependency
 from areplay.spec import Array
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def arrays(batch: BatchArrays, device: jax.Device | None = None, *, copy: bool =
             until the batch is released: `jax.block_until_ready` what you made of them before that.
 
     Raises:
-        ExtraMissing: jax is not installed.
+        MissingDependency: jax is not installed.
         TypeError: a field has a dtype that jax lacks; names it.
     """
     jax = _load()
@@ -82,5 +82,5 @@ def _load() -> Any:
         import jax
         import jax.numpy
     except ImportError as error:
-        raise ExtraMissing("batch.jax()", "jax") from error
+        raise MissingDependency("batch.jax()", "jax") from error
     return jax

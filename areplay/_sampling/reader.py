@@ -18,9 +18,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from areplay._processes.failpoints import kill_point
+from areplay._processes.failpoints import failpoint
 from areplay._sampling.batch_memory import BatchArrays
-from areplay._sampling.batch_plan import Delivering
+from areplay._sampling.batch_plan import PlannedSelector
 from areplay._shm.range_locks import BlockLocks
 from areplay._storage.registry import Indices
 from areplay._storage.ring import Ring
@@ -28,7 +28,7 @@ from areplay._storage.window_search import WindowFinder
 from areplay._storage.windows import Windows
 from areplay.items.item import BatchFields, Item
 from areplay.items.transform import Transform
-from areplay.selectors.prioritized import OURS, Prioritized, PrioritizedRest
+from areplay.selectors.prioritized import BUILT_IN, Prioritized, PrioritizedRest
 from areplay.selectors.selector import Selector, checked_draw, weigh
 from areplay.selectors.uniform import Uniform
 from areplay.spec import Array
@@ -73,7 +73,7 @@ class Reader:
         ring: Ring,
         locks: BlockLocks,
         item: Item,
-        selector: Selector | Delivering,
+        selector: Selector | PlannedSelector,
         rng: np.random.Generator,
         transform: Transform | None = None,
         *,
@@ -82,7 +82,7 @@ class Reader:
         gives_up: Callable[[], bool] = lambda: False,
     ) -> None:
         self._ring, self._locks, self._item, self._selector, self._rng = ring, locks, item, selector, rng
-        self._drawing = None if isinstance(selector, Delivering) else selector
+        self._drawing = None if isinstance(selector, PlannedSelector) else selector
         self._finder = WindowFinder(ring, item.window)
         self._item_fields = self.fields = BatchFields(item.fields(ring.spec))
         self._transform = transform
@@ -94,7 +94,7 @@ class Reader:
         self._stock_used, self._stock_rows, self._stock_drawn_s = 0, 0, 0.0
         self._most_at_once, self._most_drawn, self._gives_up = most_at_once, most_drawn, gives_up
         # A selector of the user's may draw rows that are not there, a few at a time, or slowly.
-        self._is_ours = isinstance(selector, Delivering) or type(selector) in OURS
+        self._is_ours = isinstance(selector, PlannedSelector) or type(selector) in BUILT_IN
         self._most_rounds = math.inf if self._is_ours else _ROUNDS_OF_THE_USERS
         self._draw_batches = getattr(selector, "draw_batches", None)
         self._prioritized = selector if type(selector) is Prioritized else None
@@ -115,10 +115,10 @@ class Reader:
             return False
         if rows is not None:
             assert len(windows) == len(rows), "a row that was to be delivered is gone"
-        kill_point("sampler.draw")
+        failpoint("sampler.draw")
         target = self._target(out)
         self._item.assemble(windows, target)
-        kill_point("sampler.gather")
+        failpoint("sampler.gather")
         out.indices[:] = windows.indices
         out.probabilities[:] = windows.probabilities
         torn = windows.changed()
@@ -126,7 +126,7 @@ class Reader:
             assert rows is None, "a row that was to be delivered was overwritten"
             if not self._mend(out, target, torn):
                 return False
-        weigh(out.probabilities, getattr(self._selector, "importance_sampling_exponent", 0.0), out.weights)
+        weigh(out.probabilities, getattr(self._selector, "importance_sampling_exponent", 0.0), out.importance_weights)
         if self._transform is not None:
             written = {name: out.stored[name] for name in self._transform.fields}
             self._transform.function(self._item_fields.of(target), written, self._rng)
@@ -285,7 +285,7 @@ class Reader:
                         break  # its writer is at work; most others are free
                     held.append(block)
                 else:
-                    kill_point("sampler.lock")
+                    failpoint("sampler.lock")
                     if len(windows.changed()) == 0:
                         self._copy(windows, out, target, np.array([at]))
                         return True

@@ -11,7 +11,7 @@ from typing import Any
 
 from areplay._base.hooks import text_of
 from areplay._base.validation import whole_number
-from areplay._sampling.batch_plan import Delivering
+from areplay._sampling.batch_plan import PlannedSelector
 from areplay._storage.windows import Window
 from areplay.items.item import Item
 from areplay.items.rows import Rows
@@ -44,15 +44,15 @@ def checked_item(
     spec: Spec,
     longest_window: int,
     item: Item | None,
-    selector: Selector | Delivering | None,
+    selector: Selector | PlannedSelector | None,
     transform: Transform | None,
-) -> tuple[Item, Selector | Delivering]:
+) -> tuple[Item, Selector | PlannedSelector]:
     """What to sample, and how: as given or by default, if it can be done with rows of that spec."""
     if item is None:
         item = Transitions() if spec.is_steps else Rows()
     selector = Uniform() if selector is None else selector
     _check_methods("item", item, ("fields", "assemble"), "Rows()")
-    if not isinstance(selector, Delivering):
+    if not isinstance(selector, PlannedSelector):
         _check_methods("selector", selector, ("draw",), "Uniform()")
     if transform is not None and not isinstance(transform, Transform):
         raise TypeError(f"transform must be an areplay.Transform, got {text_of(transform)}")
@@ -76,7 +76,7 @@ def checked_limiter(
     batch_size: int,
     capacity_rows: int,
     item: Item,
-    selector: Selector | Delivering,
+    selector: Selector | PlannedSelector,
 ) -> MinSize:
     """As given or by default, if it can be had with such batches."""
     if limiter is None:
@@ -87,7 +87,7 @@ def checked_limiter(
         raise TypeError(f"limiter must be a SamplesPerInsert or MinSize, got {text_of(limiter)}")
     whole_number("min_size_to_sample", limiter.min_size_to_sample, at_most=capacity_rows)
     if isinstance(limiter, SamplesPerInsert):
-        if isinstance(selector, Delivering):
+        if isinstance(selector, PlannedSelector):
             raise ValueError(
                 f"{text_of(selector)} delivers each item a fixed number of times, so {limiter!r} would hold one side "
                 f"for ever; leave the limiter out, or pass MinSize"

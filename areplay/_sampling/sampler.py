@@ -1,6 +1,6 @@
 """Samplers: the processes that fill the slots. One loop: lease a slot, fill it, publish it; sleep if none is free.
 
-With deliveries it is settled what is in each batch: then it also sleeps while not all items of its next one are there.
+With a batch plan the items of each batch are settled: then it also sleeps until all items of its next one are there.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import logging
 import numpy as np
 
 from areplay._processes.child import READY, Channel
-from areplay._processes.supervisor import Crew
-from areplay._processes.waiter import Naps, Sleeper, Turns
-from areplay._sampling.batch_plan import Deliveries, Delivering
+from areplay._processes.supervisor import Supervisor
+from areplay._processes.waiter import SleepBackoff, Waiter, YieldTimer
+from areplay._sampling.batch_plan import BatchPlan, PlannedSelector
 from areplay._sampling.reader import Reader
 from areplay._sampling.slots import Slots
 from areplay._storage.ring import Ring
@@ -37,9 +37,9 @@ async def run_sampler(
     slots: Slots,
     index: int,
     item: Item,
-    selector: Selector | Delivering,
+    selector: Selector | PlannedSelector,
     transform: Transform | None,
-    deliveries: Deliveries | None,
+    batch_plan: BatchPlan | None,
     seeds: np.random.SeedSequence,
 ) -> None:
     """What a sampler's process runs, until it is asked to stop."""
@@ -55,7 +55,7 @@ async def run_sampler(
         most_at_once=at_once,
         gives_up=lambda: slots.is_stopping,
     )
-    freed, naps, turns = Sleeper(slots.sampler_bells[index]), Naps(), Turns(_TURN_S)
+    freed, naps, turns = Waiter(slots.sampler_bells[index]), SleepBackoff(), YieldTimer(_TURN_S)
     channel.send(READY)
     pause_s = _EMPTY_RING_S[0]
 
@@ -64,21 +64,21 @@ async def run_sampler(
         return slots.published(index) * slots.samplers + index
 
     def can_fill() -> bool:
-        return slots.can_lease(index) and (deliveries is None or deliveries.has_batch(next_number()))
+        return slots.can_lease(index) and (batch_plan is None or batch_plan.has_batch(next_number()))
 
     while not slots.is_stopping:
         if turns.is_due():
             await asyncio.sleep(0)
-        slot = slots.lease(index) if deliveries is None or can_fill() else None
+        slot = slots.lease(index) if batch_plan is None or can_fill() else None
         if slot is None:
             if not slots.is_open or not naps.nap():
                 await freed.wait(lambda: slots.is_stopping or can_fill(), None)
             continue
         rows_inserted = ring.rows_inserted[0]
         batch, rows = slots.batch(slot), None
-        if deliveries is not None:
-            rows = deliveries.batch(next_number())
-            batch = batch.first(deliveries.size(next_number()))
+        if batch_plan is not None:
+            rows = batch_plan.batch(next_number())
+            batch = batch.first(batch_plan.size(next_number()))
         if reader.fill(batch, rows):
             slots.publish(slot, reader.rows_redrawn)
             naps.reset()
@@ -95,7 +95,7 @@ async def recover(slots: Slots, index: int) -> None:
         logger.warning("sampler %d left a batch half filled; it is not delivered, its slot is free again", index)
 
 
-def batches_at_once(selector: Selector | Delivering, slots: Slots) -> int:
+def batches_at_once(selector: Selector | PlannedSelector, slots: Slots) -> int:
     """How many batches a sampler may draw at once.
 
     Each waits in the queue for all that are filled before it, and drawn so, in addition, for those that are drawn with
@@ -109,10 +109,10 @@ def batches_at_once(selector: Selector | Delivering, slots: Slots) -> int:
     return 1
 
 
-def sampler_statistics(crew: Crew, slots: Slots) -> tuple[SamplerStatistics, ...]:
+def sampler_statistics(supervisor: Supervisor, slots: Slots) -> tuple[SamplerStatistics, ...]:
     """One record a sampler, as the learner's process sees it. From any thread."""
     found = []
-    for member in crew.members:
+    for member in supervisor.workers:
         taken, filled = slots.taken(member.index), slots.published(member.index)
         found.append(
             SamplerStatistics(
@@ -131,14 +131,14 @@ def sampler_statistics(crew: Crew, slots: Slots) -> tuple[SamplerStatistics, ...
     return tuple(found)
 
 
-def why_unfilled(crew: Crew, slots: Slots, batch: str = "") -> str:
+def why_unfilled(supervisor: Supervisor, slots: Slots, batch: str = "") -> str:
     """Say why no batch is ready: how far the samplers are, and which of them are stopped.
 
     Args:
         batch: the one that the sampler whose turn it is has to fill, where no other may.
     """
-    state = f"{slots!r}, {crew.alive} of {slots.samplers} samplers alive"
+    state = f"{slots!r}, {supervisor.alive} of {slots.samplers} samplers alive"
     if batch:
-        return f"{crew.members[slots.next_sampler].described('sampler')} has not filled {batch}; {state}"
-    stopped = [member.described("sampler") for member in crew.members if member.is_stopped]
+        return f"{supervisor.workers[slots.next_sampler].described('sampler')} has not filled {batch}; {state}"
+    stopped = [member.described("sampler") for member in supervisor.workers if member.is_stopped]
     return ", ".join([state, *stopped])

@@ -32,10 +32,10 @@ from __future__ import annotations
 import numpy as np
 
 from areplay._base.debug import check_step, poison
-from areplay._processes.failpoints import kill_point
+from areplay._processes.failpoints import failpoint
 from areplay._sampling.batch_memory import BatchArrays
-from areplay._shm.doorbell import Doorbell, EventDescriptor
-from areplay._shm.layout import WORDS_A_LINE, Layout, word, words_of
+from areplay._shm.doorbell import Doorbell, EventFd
+from areplay._shm.layout import WORDS_A_LINE, Layout, int64_view, int64_word
 from areplay._shm.memory_order import order
 from areplay._shm.segment import Segment
 from areplay.items.item import BatchFields
@@ -82,10 +82,10 @@ class Slots:
             },
         )
         self._segment = Segment(layout, f"{places} slots for batches of {batch_size:,}")
-        self._events: list[EventDescriptor] = []
+        self._events: list[EventFd] = []
         try:
             for whose in ("the learner's", *(f"sampler {k}'s" for k in range(samplers))):
-                self._events.append(EventDescriptor(f"{whose} doorbell"))
+                self._events.append(EventFd(f"{whose} doorbell"))
         except BaseException:
             self.close()
             raise
@@ -94,16 +94,16 @@ class Slots:
     def _view(self) -> None:
         arrays = self._segment.arrays
         words = arrays["words"]
-        self._states = words_of(arrays["states"])
-        self._queues = [words_of(queue) for queue in arrays["queue"]]
+        self._states = int64_view(arrays["states"])
+        self._queues = [int64_view(queue) for queue in arrays["queue"]]
         self._leased: set[int] = set()  # by this process
         self._next_sampler = 0  # whose queue the learner looks at first
-        self._gate, self._stopping = word(words, 0), word(words, 1)
+        self._gate, self._stopping = int64_word(words, 0), int64_word(words, 1)
         self._redrawn, self._published, self._taken, self._fruitless = (
-            [word(words, 3 + kind * self.samplers + k) for k in range(self.samplers)] for kind in (1, 2, 3, 4)
+            [int64_word(words, 3 + kind * self.samplers + k) for k in range(self.samplers)] for kind in (1, 2, 3, 4)
         )
-        self.learner_bell = Doorbell(self._events[0], word(words, 2))
-        self.sampler_bells = [Doorbell(event, word(words, 3 + k)) for k, event in enumerate(self._events[1:])]
+        self.learner_bell = Doorbell(self._events[0], int64_word(words, 2))
+        self.sampler_bells = [Doorbell(event, int64_word(words, 3 + k)) for k, event in enumerate(self._events[1:])]
         self._batches = [
             BatchArrays(
                 arrays["indices"][slot],
@@ -143,7 +143,7 @@ class Slots:
         self._fruitless[slot % self.samplers][0] = rows_inserted + 1
         self._leased.remove(slot)
         self._states[slot] = FREE
-        self.learner_bell.ring()
+        self.learner_bell.notify()
 
     def publish(self, slot: int, rows_redrawn: int = 0) -> None:
         """Pass a filled slot to the learner, and wake it if it sleeps."""
@@ -153,10 +153,10 @@ class Slots:
         number = self._published[sampler][0]
         self._queues[sampler][number % self.slots] = slot
         self._redrawn[sampler][0], self._fruitless[sampler][0] = rows_redrawn, 0
-        kill_point("sampler.publish")
+        failpoint("sampler.publish")
         order()
         self._published[sampler][0] = number + 1
-        self.learner_bell.ring()
+        self.learner_bell.notify()
 
     def published(self, sampler: int) -> int:
         """How many batches that sampler has published since the start, with all its predecessors."""
@@ -213,7 +213,7 @@ class Slots:
         order()  # what was read from the slot, before it may be written again
         self._states[slot] = FREE
         bell = self.sampler_bells[slot % self.samplers] if slot < self.slots else self.learner_bell
-        bell.ring()
+        bell.notify()
         check_step(self)
 
     def recover(self, sampler: int) -> int:
@@ -239,7 +239,7 @@ class Slots:
     def wake_samplers(self) -> None:
         """Let samplers that sleep look again: there are new items."""
         for bell in self.sampler_bells:
-            bell.ring()
+            bell.notify()
 
     @property
     def next_sampler(self) -> int:
@@ -267,11 +267,11 @@ class Slots:
         return self._segment.size_bytes
 
     @property
-    def is_fruitless(self) -> bool:
+    def found_no_items(self) -> bool:
         """Whether a sampler found no item in the rows when it looked last."""
         return any(word[0] for word in self._fruitless)
 
-    def all_in_vain(self, rows_inserted: int) -> bool:
+    def found_no_items_since(self, rows_inserted: int) -> bool:
         """Whether every sampler found no item although so many rows had been inserted when it looked."""
         return all(word[0] == rows_inserted + 1 for word in self._fruitless)
 

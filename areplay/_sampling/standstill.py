@@ -19,10 +19,10 @@ from typing import Protocol
 from areplay._ingest.actor_group import Actors
 from areplay._ingest.admission import Admission
 from areplay._ingest.coordinator import Coordinator
-from areplay._ingest.local_writer import OwnRows
-from areplay._sampling.batch_plan import LocalDeliveries
-from areplay._sampling.stream_records import Supply
-from areplay._storage.registry import RingGuard
+from areplay._ingest.local_writer import LocalWriter
+from areplay._sampling.batch_plan import LocalBatchPlan
+from areplay._sampling.stream_records import ProducerState
+from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 
 
@@ -62,26 +62,26 @@ class Standstill:
     def __init__(
         self,
         ring: Ring,
-        guard: RingGuard,
+        registry: WriterRegistry,
         admission: Admission,
-        own_rows: OwnRows,
+        local_writer: LocalWriter,
         coordinator: Coordinator,
         streams: Callable[[], Iterable[Stream]],
-        local: Callable[[], Iterable[LocalDeliveries]],
+        local: Callable[[], Iterable[LocalBatchPlan]],
         groups: Callable[[], Iterable[Actors]],
     ) -> None:
-        self._ring, self._guard, self._admission = ring, guard, admission
-        self._own_rows, self._coordinator = own_rows, coordinator
+        self._ring, self._registry, self._admission = ring, registry, admission
+        self._local_writer, self._coordinator = local_writer, coordinator
         self._streams, self._local, self._groups = streams, local, groups
 
-    def supply(self) -> Supply:
+    def supply(self) -> ProducerState:
         """Where the rows come from, at this moment. From any thread."""
-        own, coordinator, groups = self._own_rows, self._coordinator, list(self._groups())
+        own, coordinator, groups = self._local_writer, self._coordinator, list(self._groups())
         alive, last = sum(group.alive for group in groups), coordinator.last_rows_at
         failures: list[BaseException] = [failure for group in groups for failure in group.failures]
         exhausted = any(group.is_open for group in groups) and alive == 0
         exhausted = exhausted and not own.any_written and not coordinator.has_rows
-        return Supply(
+        return ProducerState(
             actors_alive=alive,
             is_exhausted=exhausted,
             last_row=f"last row {time.monotonic() - last:.1f} s ago" if last else "no row from them yet",
@@ -93,7 +93,7 @@ class Standstill:
 
     def why_held(self) -> str:
         """Say which rows wait at this moment, and for what; "" if no row waits. From any thread."""
-        for wait in self._own_rows.waits():
+        for wait in self._local_writer.waits():
             return wait.reason
         held = self._coordinator.held()
         why = self._admission.reason() if held else ""
@@ -112,7 +112,7 @@ class Standstill:
             return ""
         # Rows that were admitted before the look above may not be in the ring yet, and no sampler has looked at those
         # that came since: of either an item may be made. Final observations are let in where steps are not.
-        own, coordinator = self._own_rows, self._coordinator
+        own, coordinator = self._local_writer, self._coordinator
         is_in_between = own.is_writing or coordinator.is_writing or coordinator.has_free_rows
         return "" if is_in_between or inserted != self._ring.rows_inserted[0] else why
 
@@ -128,13 +128,13 @@ class Standstill:
     @property
     def _are_blocks_kept(self) -> bool:
         """Whether all blocks are kept, and no block is open for rows that wait or may come."""
-        lacks = self._own_rows.lacks
-        return self._guard.is_full(lacks.stream if lacks is not None and lacks.blocks else None)
+        lacks = self._local_writer.lacks
+        return self._registry.is_full(lacks.stream if lacks is not None and lacks.blocks else None)
 
     @property
     def _is_full(self) -> bool:
         """Whether no more rows fit into the ring before a batch is taken."""
-        lacks = self._own_rows.lacks
+        lacks = self._local_writer.lacks
         return self._are_blocks_kept or (lacks is not None and lacks.blocks and not self._may_others_write)
 
     @property
@@ -148,7 +148,7 @@ class Standstill:
         Rows of actors are written one by one: where there is room for one, they go on. A call of this process writes
         all of its rows at once or nothing: it may wait where there is room, but less than it needs.
         """
-        limiters, lacks = self._admission.limiters, self._own_rows.lacks
+        limiters, lacks = self._admission.limiters, self._local_writer.lacks
         for limiter in limiters:
             if not limiter.room:
                 return f"{limiter!r} lets none in before a batch is taken: raise min_size_to_sample or error_buffer"

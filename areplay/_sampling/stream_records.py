@@ -10,7 +10,7 @@ from areplay._storage.registry import Indices, Mask
 
 
 @dataclass(frozen=True, slots=True)
-class Supply:
+class ProducerState:
     """Where the rows come from, at one moment, for messages and for the decision that no more can come."""
 
     actors_alive: int
@@ -28,7 +28,7 @@ class Supply:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StreamState:
     """What a checkpoint keeps of a stream of batches, for the one that goes on in its place."""
 
     what: str

@@ -25,8 +25,8 @@ from weakref import WeakSet
 import numpy as np
 
 from areplay._sampling.batch_memory import BatchArrays
-from areplay.errors import ExtraMissing
-from areplay.items.item import View
+from areplay.errors import MissingDependency
+from areplay.items.item import FieldView
 from areplay.spec import Array
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def tensors(
             somebody must `wait` for it.
 
     Raises:
-        ExtraMissing: torch is not installed.
+        MissingDependency: torch is not installed.
         TypeError: a field has a dtype that torch lacks; names it.
         RuntimeError, AssertionError: torch's own, for a device that is not there.
     """
@@ -197,8 +197,8 @@ def _fields_of(arrays: BatchArrays, stored: Mapping[str, Tensor]) -> dict[str, T
     return {name: _view(stored, views[name]) if name in views else stored[name] for name in arrays.fields}
 
 
-def _view(stored: Mapping[str, Tensor], view: View) -> Tensor:
-    """What `View.of` is for arrays."""
+def _view(stored: Mapping[str, Tensor], view: FieldView) -> Tensor:
+    """What `FieldView.of` is for arrays."""
     part = stored[view.source][:, view.start : view.stop]
     return part.unfold(1, view.stack, 1).movedim(-1, 2) if view.stack else part
 
@@ -219,5 +219,5 @@ def _load() -> Any:
     try:
         import torch
     except ImportError as error:
-        raise ExtraMissing("batch.torch()", "torch") from error
+        raise MissingDependency("batch.torch()", "torch") from error
     return torch

@@ -7,7 +7,7 @@ sleeper that died leaves the word above 0, which costs each ringer one needless 
     sleeper                                     ringer
     -------                                     ------
     arm(): word = n, fence                      changes what the sleeper waits for
-    looks again at what it waits for            ring(): fence, reads word; above 0 and new: eventfd
+    looks again at what it waits for            notify(): fence, reads word; above 0 and new: eventfd
     sleeps on the eventfd, then disarm()
 
 One of the two always sees the other's change, since each has a full fence between its store and its load.
@@ -26,7 +26,7 @@ from areplay._shm.memory_order import fence
 from areplay.errors import ResourceUnavailable
 
 
-class EventDescriptor:
+class EventFd:
     """An eventfd that pickles into a child that is being spawned."""
 
     def __init__(self, what: str) -> None:
@@ -78,23 +78,23 @@ class EventDescriptor:
 class Doorbell:
     """One side's view of a doorbell; `word` is the shared word, `event` the eventfd that both sides hold."""
 
-    def __init__(self, event: EventDescriptor, word: memoryview) -> None:
+    def __init__(self, event: EventFd, word: memoryview) -> None:
         self.event = event
         self._word = word
         self._rung = 0
 
     def arm(self) -> None:
-        """Sleeper: say that you are about to sleep. Look once more at your condition before you do."""
+        """Waiter: say that you are about to sleep. Look once more at your condition before you do."""
         # Never a number that was used before, also not by a predecessor that died: a ringer rings once a number.
         self._word[0] = abs(self._word[0]) + 1
         fence()
 
     def disarm(self) -> None:
-        """Sleeper: say that you are awake."""
+        """Waiter: say that you are awake."""
         if self._word[0] > 0:
             self._word[0] = -self._word[0]
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         """Ringer: wake the sleeper if it sleeps, after you have changed what it waits for."""
         fence()
         sleep = self._word[0]

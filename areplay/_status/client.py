@@ -17,7 +17,7 @@ from typing import Any
 
 from areplay._processes.process_state import is_stopped
 from areplay._status.server import FORMAT, MAX_ANSWER_BYTES, PIECE_BYTES, REST_MS, VERSION, peer_of
-from areplay.errors import Closed, NotWatchable, ResourceUnavailable
+from areplay.errors import Closed, ResourceUnavailable, StatusUnavailable
 
 _LISTENS = 1 << 16  # __SO_ACCEPTCON, in /proc/net/unix
 
@@ -35,7 +35,7 @@ _TEXT_CHARACTERS = 500
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Post:
+class ReplayAddress:
     """A replay that may be asked: of which process (as that one calls itself), and which of its replays."""
 
     pid: int
@@ -51,16 +51,16 @@ class Post:
         return f"{self.pid}.{self.number}"
 
 
-def posts(root: Path = Path("/")) -> list[Post]:
+def running_replays(root: Path = Path("/")) -> list[ReplayAddress]:
     """The replays that run at this moment in this network namespace, of this user; of all, for root.
 
     Raises:
-        NotWatchable: the kernel does not tell.
+        StatusUnavailable: the kernel does not tell.
     """
     try:
         lines = (root / "proc/net/unix").read_text(errors="replace").splitlines()[1:]
     except OSError as error:
-        raise NotWatchable(
+        raise StatusUnavailable(
             "running replays",
             f"/proc/net/unix cannot be read ({error})",
             "`areplay top` has to run where /proc is mounted and may be read",
@@ -72,28 +72,28 @@ def posts(root: Path = Path("/")) -> list[Post]:
             match = _NAME.fullmatch(words[7][1:])
             if match:
                 uid, pid, number = map(int, match.groups())
-                found.add(Post(pid, number, uid))
-    return sorted(post for post in found if os.geteuid() in (post.uid, 0))
+                found.add(ReplayAddress(pid, number, uid))
+    return sorted(address for address in found if os.geteuid() in (address.uid, 0))
 
 
-def ask(post: Post, timeout_s: float = 5.0) -> dict[str, Any]:
+def fetch_report(address: ReplayAddress, timeout_s: float = 5.0) -> dict[str, Any]:
     """What that replay says of itself; see docs/observing.md.
 
     Raises:
-        Closed: it is gone.
-        NotWatchable: it may not be asked, does not answer, or not to the end, could not tell, belongs to somebody else,
+        Closed: it is gone. StatusUnavailable: it may not be asked, does not answer, or not to the end, could not tell,
+        belongs to somebody else,
             or is of a version that is not understood.
         ResourceUnavailable: this process has no descriptor left to ask with, or no memory.
     """
-    what = f"replay {post}"
-    said = _said(post, timeout_s)
+    what = f"replay {address}"
+    said = _said(address, timeout_s)
     try:
         answer = json.loads(said, parse_int=_number, parse_float=_number, parse_constant=_number)
     except (json.JSONDecodeError, UnicodeDecodeError):
-        if _is_gone(post):
+        if _is_gone(address):
             raise Closed(what) from None
         reason = f"its answer broke off after {len(said):,} bytes" if said else "it hung up without an answer"
-        raise NotWatchable(what, reason, "ask again; if it stays so, its log may say why") from None
+        raise StatusUnavailable(what, reason, "ask again; if it stays so, its log may say why") from None
     except (ValueError, RecursionError):  # numbers that are none, or lists in lists in lists
         raise _no_description(what) from None
     if not isinstance(answer, dict) or answer.get("format") != FORMAT or type(answer.get("version")) is not int:
@@ -101,12 +101,12 @@ def ask(post: Post, timeout_s: float = 5.0) -> dict[str, Any]:
     if answer["version"] > VERSION:
         versions = answer.get("versions")
         newer = _harmless(f"areplay {versions.get('areplay') if isinstance(versions, dict) else ''}".rstrip())
-        raise NotWatchable(what, f"it is of a newer version, {newer}", f"use the `areplay top` of {newer}")
+        raise StatusUnavailable(what, f"it is of a newer version, {newer}", f"use the `areplay top` of {newer}")
     if answer.get("closed"):
         raise Closed(what)
     if "failure" in answer:
         failure = _harmless(str(answer["failure"]))
-        raise NotWatchable(what, f"it could not tell how it is ({failure})", "its log has the traceback")
+        raise StatusUnavailable(what, f"it could not tell how it is ({failure})", "its log has the traceback")
     return answer
 
 
@@ -123,9 +123,9 @@ def _number(text: str) -> float:
     raise ValueError(f"no number of a description: {text[:_NUMBER_DIGITS]}")
 
 
-def _no_description(what: str) -> NotWatchable:
+def _no_description(what: str) -> StatusUnavailable:
     remedy = "some other program has taken its name: ask for another replay, `areplay top` lists them"
-    return NotWatchable(what, "what it says is no description of a replay", remedy)
+    return StatusUnavailable(what, "what it says is no description of a replay", remedy)
 
 
 def _harmless(text: str) -> str:
@@ -133,21 +133,21 @@ def _harmless(text: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in text[:_TEXT_CHARACTERS])
 
 
-def _said(post: Post, timeout_s: float) -> bytes:
+def _said(address: ReplayAddress, timeout_s: float) -> bytes:
     """All that it says until it hangs up."""
-    what = f"replay {post}"
+    what = f"replay {address}"
     deadline = time.monotonic() + timeout_s
     pieces: list[bytes] = []
     listener = 0  # its process, as far as the kernel tells
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(timeout_s)
-            _connect(connection, post, deadline)
+            _connect(connection, address, deadline)
             peer = peer_of(connection)
             listener = peer.pid
-            if peer.uid not in (os.geteuid(), post.uid if os.geteuid() == 0 else -1):
+            if peer.uid not in (os.geteuid(), address.uid if os.geteuid() == 0 else -1):
                 remedy = "`areplay top` as the user that runs it, in its container"
-                raise NotWatchable(what, "its name is that of another user's socket", remedy)
+                raise StatusUnavailable(what, "its name is that of another user's socket", remedy)
             left = MAX_ANSWER_BYTES
             while piece := connection.recv(PIECE_BYTES):
                 pieces.append(piece)
@@ -168,36 +168,36 @@ def _said(post: Post, timeout_s: float) -> bytes:
     return b"".join(pieces)
 
 
-def _silent(what: str, timeout_s: float, listener: int) -> NotWatchable:
+def _silent(what: str, timeout_s: float, listener: int) -> StatusUnavailable:
     """Why nothing was heard in time."""
     reason = f"no answer within {timeout_s:g} s"
     if is_stopped(listener):
-        return NotWatchable(what, f"{reason}, its process is stopped", f"`kill -CONT {listener}` lets it go on")
-    return NotWatchable(what, f"{reason}, its process is stopped or very busy", "look at it with ps, or ask again")
+        return StatusUnavailable(what, f"{reason}, its process is stopped", f"`kill -CONT {listener}` lets it go on")
+    return StatusUnavailable(what, f"{reason}, its process is stopped or very busy", "look at it with ps, or ask again")
 
 
-def _refused(what: str, error: OSError) -> NotWatchable | ResourceUnavailable:
+def _refused(what: str, error: OSError) -> StatusUnavailable | ResourceUnavailable:
     """Why it could not even be asked."""
     if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
         return ResourceUnavailable("socket", f"asking {what}", str(error))
     if error.errno in (errno.EPERM, errno.EACCES):
         remedy = "the sandbox has to allow abstract sockets of AF_UNIX, or `areplay top` has to run outside of it"
-        return NotWatchable(what, f"connecting is forbidden here ({error})", remedy)
-    return NotWatchable(what, f"it could not be asked ({error})", "`areplay doctor` tries what that takes")
+        return StatusUnavailable(what, f"connecting is forbidden here ({error})", remedy)
+    return StatusUnavailable(what, f"it could not be asked ({error})", "`areplay doctor` tries what that takes")
 
 
-def _is_gone(post: Post) -> bool:
+def _is_gone(address: ReplayAddress) -> bool:
     """Whether nobody listens under its name any more."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.setblocking(False)
-        return connection.connect_ex("\0" + post.name) == errno.ECONNREFUSED
+        return connection.connect_ex("\0" + address.name) == errno.ECONNREFUSED
 
 
-def _connect(connection: socket.socket, post: Post, deadline: float) -> None:
+def _connect(connection: socket.socket, address: ReplayAddress, deadline: float) -> None:
     """Connect, once there is room among those who wait to be accepted."""
     while True:
         try:
-            return connection.connect("\0" + post.name)
+            return connection.connect("\0" + address.name)
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise TimeoutError from None

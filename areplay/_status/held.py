@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 
 from areplay._processes.dropped import Holdings
-from areplay._sampling.batch_plan import Delivering, LocalDeliveries, close_each
+from areplay._sampling.batch_plan import LocalBatchPlan, PlannedSelector, close_each
 from areplay._shm.range_locks import BlockLocks
 from areplay._status.report import Observed
 from areplay._storage.priorities import PriorityTables
-from areplay._storage.registry import RingGuard
+from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 
 
@@ -20,35 +20,35 @@ class Held(Observed):
     """What a replay holds, apart from its groups and streams."""
 
     _holdings: Holdings
-    _guard: RingGuard
-    _local: MutableMapping[Delivering, LocalDeliveries]
+    _registry: WriterRegistry
+    _local: MutableMapping[PlannedSelector, LocalBatchPlan]
     _tables: PriorityTables
     _reading_locks: BlockLocks
 
     def _note_holdings(self, ring: Ring) -> None:
         """What is to be let go if the replay is dropped; from the last line up, as in `Replay._close`."""
-        assert self._own_rows is not None and self._saver is not None and self._watchpost is not None
-        guard, local, tables = self._guard, self._local, self._tables
-        self._holdings.watched(self._own_rows)
+        assert self._local_writer is not None and self._saver is not None and self._status_server is not None
+        registry, local, tables = self._registry, self._local, self._tables
+        self._holdings.watched(self._local_writer)
         self._holdings.push(
             ring.segment.close,
-            lambda: guard.forget(tables),
+            lambda: registry.forget(tables),
             tables.close,
             lambda: close_each(local),
             self._admission.close,
             self._reading_locks.close,
-            self._own_rows.writer.close,
+            self._local_writer.writer.close,
             self._saver.letting_go(),
             self._coordinator_now().let_go,
-            self._watchpost.close,
+            self._status_server.close,
         )
 
     async def _free(self, ring: Ring) -> None:
-        assert self._own_rows is not None
-        await self._own_rows.close()
+        assert self._local_writer is not None
+        await self._local_writer.close()
         self._reading_locks.close()
         self._admission.close()
         close_each(self._local)
-        self._guard.forget(self._tables)
+        self._registry.forget(self._tables)
         self._tables.close()
         ring.segment.close()

@@ -20,10 +20,10 @@ from areplay._checkpoint.service import Saver
 from areplay._ingest.actor_group import Actors
 from areplay._ingest.admission import Admission
 from areplay._ingest.coordinator import Coordinator
-from areplay._ingest.local_writer import OwnRows
+from areplay._ingest.local_writer import LocalWriter
 from areplay._processes.dropped import Living, unless_gone
 from areplay._sampling.standstill import Standstill
-from areplay._status.server import FORMAT, VERSION, Watchpost
+from areplay._status.server import FORMAT, VERSION, StatusServer
 from areplay._storage.priorities import Priorities
 from areplay._storage.ring import Ring
 from areplay.batches import Batches
@@ -51,8 +51,8 @@ class Observed(ABC):
         self._streams: Living[Batches] = Living()
         self._saver: Saver | None = None  # these while it is open
         self._coordinator: Coordinator | None = None
-        self._own_rows: OwnRows | None = None
-        self._watchpost: Watchpost | None = None
+        self._local_writer: LocalWriter | None = None
+        self._status_server: StatusServer | None = None
         self._opened_at = time.time(), time.monotonic()  # the same moment
         self._origin: forks.Origin | None = None  # the process that has opened it
 
@@ -100,13 +100,13 @@ class Observed(ABC):
                 yield wait
         yield from self._own().waits()
 
-    def _be_watched(self) -> None:
+    def _serve_status(self) -> None:
         """From now on, answer those who ask from outside."""
         self._opened_at = time.time(), time.monotonic()
-        self._watchpost = Watchpost(unless_gone(self._description, "this replay"))
+        self._status_server = StatusServer(unless_gone(self._description, "this replay"))
 
     def _description(self) -> dict[str, Any]:
-        """The answer, ready for JSON; see docs/observing.md. In the thread of the post."""
+        """The answer, ready for JSON; see docs/observing.md. In the thread of the address."""
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -146,10 +146,10 @@ class Observed(ABC):
         if self._origin is not None:
             forks.check(self._origin, "this replay")
 
-    def _own(self) -> OwnRows:
+    def _own(self) -> LocalWriter:
         self._opened()
-        assert self._own_rows is not None
-        return self._own_rows
+        assert self._local_writer is not None
+        return self._local_writer
 
     def _coordinator_now(self) -> Coordinator:
         assert self._coordinator is not None

@@ -1,7 +1,7 @@
 """Watching: a running replay answers whoever of the same user asks how it is. Read-only, and for local eyes only.
 
-A `Watchpost` listens on a socket of AF_UNIX with an abstract name, "areplay-<uid>-<pid>-<number>": no file, gone with
-its process, listed in /proc/net/unix. To connect is to ask: the answer, one JSON document, is written and the
+A `StatusServer` listens on a socket of AF_UNIX with an abstract name, "areplay-<uid>-<pid>-<number>": no file, gone
+with its process, listed in /proc/net/unix. To connect is to ask: the answer, one JSON document, is written and the
 connection closed. Whatever a client sends is not read. The kernel says who it is (SO_PEERCRED): anybody but the same
 user or root is turned away. See docs/decisions/007.
 
@@ -64,7 +64,7 @@ REST_MS = 20
 _BACKLOG = 64
 
 
-class Watchpost:
+class StatusServer:
     """Answers, from its making until `close`. Never raises: where no socket can be had, a warning says so.
 
     Args:
@@ -176,7 +176,7 @@ class Watchpost:
         return json.dumps({"format": FORMAT, "version": VERSION, **excuse}).encode()
 
     def __repr__(self) -> str:
-        return f"<Watchpost {self.name or 'closed'}>"
+        return f"<StatusServer {self.name or 'closed'}>"
 
 
 @dataclass

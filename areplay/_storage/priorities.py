@@ -8,7 +8,7 @@ until at most 4,096 are left:
 A draw is a cumulative sum over the top, and at each level below one over the groups that were hit. A change recomputes
 the sums above it from the masses, so they never drift, however many changes there were.
 
-Shared arrays, all written by the owner's process alone, under `_guard`; read by everyone without a lock:
+Shared arrays, all written by the owner's process alone, under `_lock`; read by everyone without a lock:
 
     masses   float32, by position. 0: not to be drawn (no row, a final observation).
     sums     float64, a level each. A reader that sees old sums draws a little out of proportion, never a row without
@@ -16,8 +16,8 @@ Shared arrays, all written by the owner's process alone, under `_guard`; read by
     largest  float64, one word: the largest mass that a row was given.
     exponents   float64: the importance sampling exponents of the selectors that draw by these masses.
 
-Rule: whoever changes a mass looks under the guard whether the row is still there; whoever recycles a block first takes
-its rows out of the ring, then clears their masses under the guard. So no update ever reaches a newcomer.
+Rule: whoever changes a mass looks under the lock whether the row is still there; whoever recycles a block first takes
+its rows out of the ring, then clears their masses under the lock. So no update ever reaches a newcomer.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from areplay._base import forks
-from areplay._base.episode_links import AHEAD
+from areplay._base.episode_links import NEXT_OFFSET
 from areplay._shm.layout import Layout
 from areplay._shm.memory_order import order
 from areplay._shm.segment import Segment
-from areplay._storage.registry import Indices, Mask, RingGuard, Watcher
+from areplay._storage.registry import Indices, Mask, Watcher, WriterRegistry
 from areplay._storage.ring import Ring
 from areplay.errors import AreplayError
 from areplay.spec import Array
@@ -80,7 +80,7 @@ class Priorities(Watcher):
             },
         )
         self._segment = Segment(layout, f"priorities of {ring.capacity_rows:,} rows")
-        self._guard = forks.register_lock(threading.Lock())
+        self._lock = forks.register_lock(threading.Lock())
         self._view()
         self._largest[0] = 1.0
         self._selectors = itertools.count()
@@ -189,10 +189,10 @@ class Priorities(Watcher):
         """Give rows new priorities; which of them are there still, those that are not are left out."""
         masses = self._masses_of(priorities)
         positions = self._ring.positions(indices)
-        with self._guard:
+        with self._lock:
             is_there = self._ring.committed(indices)
             # A block that was left for another lap is out of every reader's range, though its rows are whole.
-            first = self._ring.names()[0]
+            first = self._ring.index_range()[0]
             if np.minimum.reduce(indices, initial=first) < first:
                 is_there &= indices >= first
             if np.count_nonzero(is_there) < len(is_there):
@@ -202,7 +202,7 @@ class Priorities(Watcher):
                     # What has no mass gets none: a final observation is no item's row.
                     has_mass = self.masses.take(positions) > 0
                     if np.count_nonzero(has_mass) < len(has_mass):
-                        is_final = self._ring.columns[AHEAD].take(positions, mode="clip") < 0
+                        is_final = self._ring.columns[NEXT_OFFSET].take(positions, mode="clip") < 0
                         masses[~has_mass & is_final] = 0
                 self.masses[positions] = masses
                 self._largest[0] = max(self._largest[0], float(np.maximum.reduce(masses)))
@@ -215,7 +215,7 @@ class Priorities(Watcher):
         Args:
             priorities: of each; NaN where there is none given.
         """
-        with self._guard:
+        with self._lock:
             part = np.full(count, self._largest[0], np.float32)
             if priorities is not None:
                 is_given = ~np.isnan(priorities)
@@ -229,7 +229,7 @@ class Priorities(Watcher):
 
     def cleared(self, at: int, count: int) -> None:
         """The rows in positions `at` to `at + count` are not there any more."""
-        with self._guard:
+        with self._lock:
             self.masses[at : at + count] = 0
             self._recompute_range(at, at + count)
 
@@ -248,7 +248,7 @@ class Priorities(Watcher):
             if other is None:
                 self.written(at, count)
                 continue
-            with self._guard:
+            with self._lock:
                 part = _within_float32(other.masses[at : at + count].astype(np.float64) ** ratio).astype(np.float32)
                 self._clear_finals(at, part)
                 self.masses[at : at + count] = part
@@ -259,9 +259,9 @@ class Priorities(Watcher):
         """The largest mass that a row was given, which rows get that come without a priority."""
         return float(self._largest[0])
 
-    def put_back(self, largest: float, parts: Iterable[tuple[int, NDArray[np.float32]]]) -> None:
+    def restore(self, largest: float, parts: Iterable[tuple[int, NDArray[np.float32]]]) -> None:
         """Give rows the masses that they had: `(at, masses)` from position `at` on. Others get none."""
-        with self._guard:
+        with self._lock:
             self.masses.fill(0)
             for at, part in parts:
                 self.masses[at : at + len(part)] = part
@@ -277,7 +277,7 @@ class Priorities(Watcher):
     def _clear_finals(self, at: int, masses: NDArray[np.float32]) -> None:
         """Final observations have no mass: no item is drawn by them. Masses of the rows from position `at` on."""
         if self._ring.spec.is_steps:
-            masses[self._ring.columns[AHEAD][at : at + len(masses)] < 0] = 0
+            masses[self._ring.columns[NEXT_OFFSET][at : at + len(masses)] < 0] = 0
 
     def _recompute(self, groups: Indices) -> None:
         for below, sums in zip(self._groups, self._sums, strict=True):
@@ -291,7 +291,7 @@ class Priorities(Watcher):
 
     def check(self) -> None:
         """Assert that all sums are those of what is below them."""
-        with self._guard:
+        with self._lock:
             for below, sums in zip(self._groups, self._sums, strict=True):
                 assert np.array_equal(sums[: len(below)], _sums_of(below)), self
 
@@ -315,7 +315,7 @@ class Priorities(Watcher):
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
-        self._guard = forks.register_lock(threading.Lock())
+        self._lock = forks.register_lock(threading.Lock())
         self._view()
 
     def __repr__(self) -> str:
@@ -328,15 +328,15 @@ class PriorityTables(Watcher):
     Rows may come with priorities before the first selector does: then those are kept in a table of exponent 1, from the
     first one given on, until a selector says which exponent it wants. Its table begins with what that one has.
 
-    Rule: a row is told to all tables under `_guard`, and a table begins under it: no row is missed in between.
+    Rule: a row is told to all tables under `_lock`, and a table begins under it: no row is missed in between.
 
     Args:
-        tables: by exponent; what a checkpoint had. Written by the owner's process, under `_guard`.
+        tables: by exponent; what a checkpoint had. Written by the owner's process, under `_lock`.
     """
 
-    def __init__(self, ring: Ring, ring_guard: RingGuard, tables: dict[float, Priorities]) -> None:
+    def __init__(self, ring: Ring, ring_guard: WriterRegistry, tables: dict[float, Priorities]) -> None:
         self._ring, self._ring_guard, self._tables = ring, ring_guard, tables
-        self._guard = forks.register_lock(threading.Lock())
+        self._lock = forks.register_lock(threading.Lock())
         if tables:
             ring_guard.watch(self)
         else:
@@ -348,7 +348,7 @@ class PriorityTables(Watcher):
         Raises:
             MemoryLimitExceeded, ResourceUnavailable: there is no memory for it. Nothing changed.
         """
-        with self._guard:
+        with self._lock:
             if exponent not in self._tables:
                 self._begin(Priorities(self._ring, exponent))
                 given = self._tables.get(_AS_GIVEN)
@@ -360,13 +360,13 @@ class PriorityTables(Watcher):
 
     def written(self, at: int, count: int, priorities: Masses | None = None) -> None:
         """See `Watcher.written`."""
-        with self._guard:
+        with self._lock:
             for table in self._tables.values():
                 table.written(at, count, priorities)
 
     def cleared(self, at: int, count: int) -> None:
         """See `Watcher.cleared`."""
-        with self._guard:
+        with self._lock:
             for table in self._tables.values():
                 table.cleared(at, count)
 
@@ -384,11 +384,9 @@ class PriorityTables(Watcher):
             table.close()
 
     def _begin(self, table: Priorities) -> None:
-        """Take it in, with what another one has of the rows that are there. Under the guard."""
+        """Take it in, with what another one has of the rows that are there. Under the lock."""
         others = [other for other in self._tables.values() if other.exponent > 0]
-        if (
-            not self._tables
-        ):  # first of all: a row is there when we look, or its writer tells us and waits for the guard
+        if not self._tables:  # first of all: a row is there when we look, or its writer tells us and waits for the lock
             self._ring_guard.watch(self)
             self._ring_guard.on_priorities = None
         table.begin(max(others, key=lambda other: other.exponent, default=None))
@@ -398,7 +396,7 @@ class PriorityTables(Watcher):
         """Keep priorities from the first one on, for a selector that comes later. In the thread of the writer."""
         if np.logical_and.reduce(np.isnan(priorities)):
             return
-        with self._guard:
+        with self._lock:
             if self._tables:
                 return
             try:

@@ -1,4 +1,4 @@
-"""The ring's guard: what its writers share, in the owner's process, and who has a say in which blocks are recycled.
+"""The ring's registry: what its writers share, in the owner's process, and who has a say in which blocks are recycled.
 
 Rule: one lock, held for a few stores at a time; what is in shared memory under it says `areplay._storage.ring`. It also
 decides when blocks are split, since it knows the streams, and who uses blocks at this moment: see
@@ -37,8 +37,8 @@ class Blocks(NamedTuple):
     following: Indices
 
 
-class GuardedRing(Protocol):
-    """What the guard knows of a ring."""
+class RegisteredRing(Protocol):
+    """What the registry knows of a ring."""
 
     blocks: int
     block_rows: int
@@ -79,7 +79,7 @@ class Keeper(Protocol):
         ...
 
 
-class RingGuard:
+class WriterRegistry:
     """What the writers of one ring share, in the owner's process: a lock, held for a few stores at a time.
 
     Attributes:
@@ -110,9 +110,9 @@ class RingGuard:
         self._is_split_due = False
         self._warned_streams = 0
         self._unsaid: list[tuple[object, ...]] = []  # warnings: a log that is slow must not hold up the writers
-        self.lock = forks.register_lock(threading.Lock())  # for those in a hurry; others enter the guard itself
+        self.lock = forks.register_lock(threading.Lock())  # for callers that must not wait; see `__enter__`
 
-    def begin_use(self, ring: GuardedRing) -> None:
+    def begin_use(self, ring: RegisteredRing) -> None:
         """Blocks stay as large as they are from now on, until `end_use`: of a write, a sample, a save.
 
         First they are made as small as they should be; if others are at work, the last of them does that.
@@ -124,7 +124,7 @@ class RingGuard:
         if self._unsaid:
             self._say()
 
-    def end_use(self, ring: GuardedRing) -> None:
+    def end_use(self, ring: RegisteredRing) -> None:
         """Blocks may be split again, for all that this one cares."""
         with self.lock:
             self._uses -= 1
@@ -133,11 +133,11 @@ class RingGuard:
         if self._unsaid:
             self._say()
 
-    def use(self, ring: GuardedRing) -> BlockUse:
+    def use(self, ring: RegisteredRing) -> BlockUse:
         """`begin_use` and `end_use`, as a context."""
         return BlockUse(self, ring)
 
-    def hold(self, ring: GuardedRing, *, at_once: bool = False) -> bool:
+    def hold(self, ring: RegisteredRing, *, at_once: bool = False) -> bool:
         """Blocks stay as large as they are until `let_go`, for as long as samplers live or a save takes.
 
         False, and nothing changed: blocks are to be split, which those that use them this moment do when they have
@@ -155,19 +155,19 @@ class RingGuard:
         with self:
             self._holds -= 1
 
-    def warn_of_streams(self, ring: GuardedRing, more_streams: int) -> None:
+    def warn_of_streams(self, ring: RegisteredRing, more_streams: int) -> None:
         """Say so if so many more streams would leave much of the ring unused."""
         with self:
             streams = len(self.streams) + more_streams
             self._warn_if_unused(ring, streams, ring.block_rows if self._holds else self.fitting_rows(ring, streams))
         self._say()
 
-    def fitting_rows(self, ring: GuardedRing, streams: int) -> int:
+    def fitting_rows(self, ring: RegisteredRing, streams: int) -> int:
         """How large blocks should be for so many streams that write."""
         return fitting_block_rows(ring.capacity_rows, ring.block_rows, ring.finest_rows, streams, len(self.ended))
 
-    def _fit_blocks(self, ring: GuardedRing) -> None:
-        """Make blocks as small as they should be, if nobody uses them. Under this guard."""
+    def _fit_blocks(self, ring: RegisteredRing) -> None:
+        """Make blocks as small as they should be, if nobody uses them. Under this registry."""
         due = (ring.next_serial[0] - ring.blocks) * ring.block_rows
         while self.ended and self.ended[0][0] < due:
             self.ended.popleft()
@@ -185,7 +185,7 @@ class RingGuard:
         self._served = max(self._served, streams + streams // 4)
         self._warn_if_unused(ring, len(self.streams), ring.block_rows)
 
-    def _split(self, ring: GuardedRing, block_rows: int) -> None:
+    def _split(self, ring: RegisteredRing, block_rows: int) -> None:
         parts, before = ring.block_rows // block_rows, ring.block_rows
         moved = ring.split(block_rows, self._open.keys())
         self._open = {moved[place]: stream for place, stream in self._open.items()}
@@ -193,10 +193,10 @@ class RingGuard:
         self.left = {place * parts + k for place in self.left for k in range(parts)}
         logger.debug("blocks split from %d to %d rows, for %d streams", before, block_rows, len(self.streams))
 
-    def _warn_if_unused(self, ring: GuardedRing, streams: int, block_rows: int) -> None:
+    def _warn_if_unused(self, ring: RegisteredRing, streams: int, block_rows: int) -> None:
         """Have it said if so many streams that write, and those that ended, may leave much of the ring unused.
 
-        Again when they are twice as many. Under this guard.
+        Again when they are twice as many. Under this registry.
         """
         ended = len(self.ended)
         unused = streams * (block_rows - 1) + sum(rows for _, rows in self.ended)
@@ -217,7 +217,7 @@ class RingGuard:
         self._unsaid.append((streams, block_rows, others, share, ring.capacity_rows, remedy))
 
     def _say(self) -> None:
-        """Log the warnings, not under the guard."""
+        """Log the warnings, not under the registry."""
         while self._unsaid:
             with self:
                 said = self._unsaid[:1]
@@ -257,7 +257,7 @@ class RingGuard:
             return None
         return masks[0] if len(masks) == 1 else np.logical_or.reduce(masks)
 
-    def blocks(self, ring: GuardedRing) -> Blocks:
+    def blocks(self, ring: RegisteredRing) -> Blocks:
         """All blocks that hold rows which can be sampled, or which somebody keeps though they are left for a lap."""
         with self:
             return ring.table(self.kept())
@@ -269,7 +269,7 @@ class RingGuard:
             return kept is None or self.has_place_among(kept, self.reserved)
 
     def has_place_among(self, kept: Mask, promised: int) -> bool:
-        """Whether there is one beside so many that are promised to others. Under this guard."""
+        """Whether there is one beside so many that are promised to others. Under this registry."""
         return not kept.all() and (promised == 0 or self.sure(kept) > promised)
 
     def is_full(self, besides: int | None = None) -> bool:
@@ -283,7 +283,7 @@ class RingGuard:
             return kept is not None and bool(kept.all()) and not set(self._open.values()) - {besides}
 
     def goes_on_in(self, stream: int, place: int) -> None:
-        """The open block of a stream is in that place now; -1: it has none. Under this guard."""
+        """The open block of a stream is in that place now; -1: it has none. Under this registry."""
         before = self.streams.get(stream, -1)
         if before >= 0 and self._open.get(before) == stream:
             del self._open[before]
@@ -292,12 +292,12 @@ class RingGuard:
             self._open[place] = stream
 
     def forget_stream(self, stream: int) -> None:
-        """A stream has ended. Under this guard."""
+        """A stream has ended. Under this registry."""
         self.goes_on_in(stream, -1)
         del self.streams[stream]
 
     def take_away(self, place: int) -> None:
-        """No writer goes on in the block in that place: the ring has passed it. Under this guard."""
+        """No writer goes on in the block in that place: the ring has passed it. Under this registry."""
         stream = self._open.get(place)
         if stream is not None:
             self.goes_on_in(stream, -1)
@@ -314,13 +314,13 @@ class RingGuard:
 
 
 class BlockUse:
-    """A use of blocks, see `RingGuard.begin_use`. Not a generator: what the user's code raises within goes through."""
+    """A use of blocks, see `WriterRegistry.begin_use`. Not a generator: errors of the user's code go through it."""
 
-    def __init__(self, guard: RingGuard, ring: GuardedRing) -> None:
-        self._guard, self._ring = guard, ring
+    def __init__(self, registry: WriterRegistry, ring: RegisteredRing) -> None:
+        self._registry, self._ring = registry, ring
 
     def __enter__(self) -> None:
-        self._guard.begin_use(self._ring)
+        self._registry.begin_use(self._ring)
 
     def __exit__(self, *error: object) -> None:
-        self._guard.end_use(self._ring)
+        self._registry.end_use(self._ring)

@@ -11,17 +11,17 @@ serial, a stale index is recognised. `index % capacity_rows` is the row's *posit
 Shared words and arrays (int64), all written by the owner's process alone, by whichever of its threads holds what is
 named; read by everyone without a lock. If the owner dies, everything here ends with it.
 
-    next_serial         under the guard, before anything else of a block that is recycled: serial, end = -1, fence,
+    next_serial         under the registry, before anything else of a block that is recycled: serial, end = -1, fence,
                         rows. So a block is whole for as long as nobody took the serial that is due after it. A reader
                         that sees an old value misses the newest block.
-    rows_now, rows_inserted, next_stream   under the guard. For statistics and gates; never trusted for memory safety.
+    rows_now, rows_inserted, next_stream   under its lock. For statistics and gates; never trusted for memory safety.
     ends[place]         under the block's lock. The index after that of the block's last committed row, which tells its
                         serial and the number of its rows in one store; -1 while its rows are being replaced.
-    streams, previous, following [place]   under the guard: the chain of blocks of a stream, by serial, -1 at its ends.
+    streams, previous, following [place]   under its lock: the chain of blocks of a stream, by serial, -1 at its ends.
                         Good as long as the block in that place is the one that was asked for.
 
 The tables have room for the smallest blocks that there may be: `Ring.split` makes blocks smaller while nobody uses
-them, see `RingGuard.begin_use`.
+them, see `WriterRegistry.begin_use`.
 
 Readers take no lock. A row exists if its block's end lies behind it, by no more than a block. They look, copy, and look
 again: if it exists still, what was copied is whole, since a writer sets the end to -1 before it touches a row. Nobody
@@ -38,7 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from areplay._base import debug
-from areplay._shm.layout import WORDS_A_LINE, Layout, word
+from areplay._shm.layout import WORDS_A_LINE, Layout, int64_word
 from areplay._shm.memory_order import order
 from areplay._shm.range_locks import BlockLocks
 from areplay._shm.segment import Segment
@@ -85,8 +85,8 @@ class Ring:
         arrays = self.segment.arrays
         words = arrays["words"]
         self.capacity_rows = self.blocks * self.block_rows
-        self.next_serial, self.rows_now = word(words, 0), word(words, 1)
-        self.rows_inserted, self.next_stream = word(words, 2), word(words, 3)
+        self.next_serial, self.rows_now = int64_word(words, 0), int64_word(words, 1)
+        self.rows_inserted, self.next_stream = int64_word(words, 2), int64_word(words, 3)
         self._view_tables()
         self.checksums: NDArray[np.uint32] | None = arrays.get("checksums")  # of each row, in debug mode
         self.columns: Columns = {name: arrays[f"column:{name}"] for name in self.spec.rows}
@@ -101,7 +101,7 @@ class Ring:
     def split(self, block_rows: int, open_places: Collection[int]) -> dict[int, int]:
         """Split each block into blocks of so many rows; every row keeps its index, its position and its neighbours.
 
-        Under the writers' guard, and only while nobody else uses the blocks, in this process or another.
+        Under the writers' registry, and only while nobody else uses the blocks, in this process or another.
 
         Args:
             open_places: of blocks to which rows may still be appended.
@@ -142,7 +142,7 @@ class Ring:
         """Locks of the blocks, for one thread of this process."""
         return BlockLocks(self.segment.descriptor, self.segment.arrays["holders"])
 
-    def names(self) -> tuple[int, int]:
+    def index_range(self) -> tuple[int, int]:
         """`(first, end)`: every row that exists has an index in that range, but not every index in it has a row."""
         end = self.next_serial[0]
         return max(0, end - self.blocks) * self.block_rows, end * self.block_rows
@@ -167,7 +167,7 @@ class Ring:
         order()
         return self.committed(indices)
 
-    def is_none_due(self, indices: Indices) -> bool:
+    def all_current(self, indices: Indices) -> bool:
         """Whether no writer has come so far as to recycle the block of one of the indices, all committed before.
 
         Then all name the same rows still. Call it after copying: a writer takes its serial before it touches a row, and
@@ -187,7 +187,7 @@ class Ring:
         return serials, ends - serials * self.block_rows
 
     def table(self, kept: Mask | None) -> Blocks:
-        """All blocks that hold rows which can be sampled, and those in places that are `kept`. Under the guard."""
+        """All blocks that hold rows which can be sampled, and those in places that are `kept`. Under the registry."""
         serials = (self.ends - 1) // self.block_rows
         is_wanted = serials >= max(0, self.next_serial[0] - self.blocks)
         if kept is not None:
@@ -198,7 +198,7 @@ class Ring:
         rows = self.ends[places] - serials * self.block_rows
         return Blocks(serials, rows, self._streams[places], self._previous[places], self._following[places])
 
-    def put_back(self, blocks: Blocks, next_serial: int, next_stream: int, rows_inserted: int) -> None:
+    def restore(self, blocks: Blocks, next_serial: int, next_stream: int, rows_inserted: int) -> None:
         """Make rows visible that were written into the columns already. Only in a ring that nobody else uses yet."""
         places = blocks.serials % self.blocks
         self._streams[places], self._previous[places] = blocks.streams, blocks.previous

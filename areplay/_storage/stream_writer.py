@@ -14,10 +14,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from areplay._base import debug
-from areplay._processes.failpoints import kill_point
+from areplay._processes.failpoints import failpoint
 from areplay._shm.memory_order import fence, order
 from areplay._shm.range_locks import BlockLocks
-from areplay._storage.registry import Indices, RingGuard
+from areplay._storage.registry import Indices, WriterRegistry
 from areplay._storage.ring import Ring
 from areplay.errors import WouldBlock
 from areplay.spec import Array, Columns, RowWriter
@@ -38,12 +38,12 @@ class StreamWriter:
         locks: this writer's own, closed with it.
     """
 
-    def __init__(self, ring: Ring, locks: BlockLocks, guard: RingGuard) -> None:
-        self._ring, self._locks, self._guard = ring, locks, guard
-        with guard:
+    def __init__(self, ring: Ring, locks: BlockLocks, registry: WriterRegistry) -> None:
+        self._ring, self._locks, self._registry = ring, locks, registry
+        with registry:
             self.stream: int = ring.next_stream[0]
             ring.next_stream[0] = self.stream + 1
-            guard.goes_on_in(self.stream, -1)
+            registry.goes_on_in(self.stream, -1)
         self._next = -1  # the index of our next row, in our open block; -1 if we have none
         self._last = -1  # the index of our last row, -1 if there is none
         self._reserved = 0  # places promised to us
@@ -61,14 +61,14 @@ class StreamWriter:
         Args:
             priorities: float64, of the rows of `columns`; NaN: none given.
         """
-        self._guard.begin_use(self._ring)
+        self._registry.begin_use(self._ring)
         try:
             return self._write(columns, start, stop, priorities)
         finally:
-            self._guard.end_use(self._ring)
+            self._registry.end_use(self._ring)
 
     def _write(self, columns: Columns, start: int, stop: int, priorities: Array | None) -> Indices:
-        ring, guard = self._ring, self._guard
+        ring, registry = self._ring, self._registry
         written: list[Indices] = []
         done = start
         while done < stop:
@@ -79,17 +79,17 @@ class StreamWriter:
             try:
                 at = self._next % ring.capacity_rows
                 n = min(stop - done, ring.block_rows - at % ring.block_rows)
-                kill_point("ring.write")
+                failpoint("ring.write")
                 for name, column in ring.columns.items():
                     column[at : at + n] = columns[name][done : done + n]
                 debug.seal(ring, ring.spec, ring.columns, at, n)
                 first = self._publish(place, n)
                 part = None if priorities is None else priorities[done : done + n]
-                if part is not None and (on_priorities := guard.on_priorities) is not None:
+                if part is not None and (on_priorities := registry.on_priorities) is not None:
                     on_priorities(part)
-                for watcher in guard.watchers:
+                for watcher in registry.watchers:
                     watcher.written(at, n, part)
-                if place in guard.left:  # the ring passed it by while we wrote
+                if place in registry.left:  # the ring passed it by while we wrote
                     self._tell_left(place)
             finally:
                 self._locks.release(place)
@@ -111,24 +111,24 @@ class StreamWriter:
 
         Call `unreserve` when they are written.
         """
-        with self._guard:
-            kept = self._guard.kept()
+        with self._registry:
+            kept = self._registry.kept()
             if kept is None:
                 return True
             # As if we had no open block, which may be taken away before we come to it; but not for the few rows that it
             # has room for: then `write` writes nothing, and we come again.
             room = self._ring.block_rows - self._next % self._ring.block_rows if self.has_open_block else 0
             places = 0 if rows <= room else -(-rows // self._ring.block_rows)
-            if self._guard.sure(kept) - self._guard.reserved < places:
+            if self._registry.sure(kept) - self._registry.reserved < places:
                 return False
-            self._guard.reserved += places
+            self._registry.reserved += places
             self._reserved += places
             return True
 
     def unreserve(self) -> None:
         """Give back what was reserved and not used."""
-        with self._guard:
-            self._guard.reserved -= self._reserved
+        with self._registry:
+            self._registry.reserved -= self._reserved
             self._reserved = 0
 
     def write_rows(self, *rows: Mapping[str, object], priority: float = math.nan) -> int:
@@ -152,17 +152,17 @@ class StreamWriter:
     def begin_stream(self) -> None:
         """End the stream: what is written next belongs to a new one."""
         self._end_stream()
-        with self._guard:
+        with self._registry:
             self.stream = self._ring.next_stream[0]
             self._ring.next_stream[0] = self.stream + 1
-            self._guard.goes_on_in(self.stream, -1)
+            self._registry.goes_on_in(self.stream, -1)
 
     def seal(self) -> None:
         """End the open block, full or not: the next row goes into a new one."""
         self._next = -1
-        with self._guard:
-            if self.stream in self._guard.streams:
-                self._guard.goes_on_in(self.stream, -1)
+        with self._registry:
+            if self.stream in self._registry.streams:
+                self._registry.goes_on_in(self.stream, -1)
 
     def close(self) -> None:
         """End the stream, and give back the locks."""
@@ -171,25 +171,25 @@ class StreamWriter:
 
     def check(self) -> None:
         """Assert what must always hold."""
-        ring, guard = self._ring, self._guard
-        with guard:
+        ring, registry = self._ring, self._registry
+        with registry:
             ends = np.where(ring.ends > 0, ring.ends, 0)
             rows = ends - np.maximum(ends - 1, 0) // ring.block_rows * ring.block_rows
-            rows[list(guard.left)] = 0
+            rows[list(registry.left)] = 0
             assert ring.rows_now[0] == rows.sum(), ring
             assert rows.sum() <= ring.capacity_rows and ends.max() <= ring.next_serial[0] * ring.block_rows, ring
             assert -1 <= self._next < ring.next_serial[0] * ring.block_rows, ring
-            assert 0 <= self._reserved <= guard.reserved, ring
+            assert 0 <= self._reserved <= registry.reserved, ring
 
     def _end_stream(self) -> None:
-        with self._guard:
+        with self._registry:
             used = self._next % self._ring.block_rows
             if self.has_open_block and used > 0:
-                self._guard.ended.append((self._next - used, self._ring.block_rows - used))
-            if self.stream in self._guard.streams:
-                self._guard.forget_stream(self.stream)
+                self._registry.ended.append((self._next - used, self._ring.block_rows - used))
+            if self.stream in self._registry.streams:
+                self._registry.forget_stream(self.stream)
         self._next = self._last = -1
-        for watcher in self._guard.watchers:
+        for watcher in self._registry.watchers:
             watcher.ended(self.stream)
 
     def _publish(self, place: int, n: int) -> int:
@@ -202,13 +202,13 @@ class StreamWriter:
         self._last = first + n - 1
         is_full = (first + n) % ring.block_rows == 0
         self._next = -1 if is_full else first + n
-        guard = self._guard
-        with guard.lock:
+        registry = self._registry
+        with registry.lock:
             if is_full:
-                guard.goes_on_in(self.stream, -1)
+                registry.goes_on_in(self.stream, -1)
             ring.ends[place] = first + n
             ring.rows_inserted[0] += n
-            if place not in guard.left:
+            if place not in registry.left:
                 ring.rows_now[0] += n
         debug.check_step(self)
         return first
@@ -233,7 +233,7 @@ class StreamWriter:
         for attempt in itertools.count(1):
             if attempt % ring.blocks == 0:  # a ring of which every block is held: few blocks, and writers in each
                 time.sleep(_ALL_HELD_S)
-            with self._guard:
+            with self._registry:
                 serial, skipped = self._next_serial()
             for left in skipped:
                 self._tell_left(left)
@@ -245,11 +245,11 @@ class StreamWriter:
                     self._locks.release(place)
                     continue
                 # Or somebody may have written to it, and those rows be needed.
-                if not self._guard.keepers or not self._is_kept(place):
+                if not self._registry.keepers or not self._is_kept(place):
                     break
                 self._locks.release(place)
             # A reader copies under the lock, or another writer is in it: leave it for another lap, wait for nobody.
-            with self._guard:
+            with self._registry:
                 is_new = self._leave(place)
             if is_new:
                 self._tell_left(place)
@@ -257,9 +257,9 @@ class StreamWriter:
             logger.log(level, "block %d is held by process %d, left for another lap", place, self._locks.holder(place))
         # -1 before anything else changes: a reader that copied before or during what follows will see it. The fence
         # is for the non-temporal stores of a large copy, which could overtake this one.
-        with self._guard:
-            if place in self._guard.left:
-                self._guard.left.remove(place)
+        with self._registry:
+            if place in self._registry.left:
+                self._registry.left.remove(place)
             else:
                 ring.rows_now[0] -= ring.block(place)[1]
             ring.ends[place] = -1
@@ -270,30 +270,30 @@ class StreamWriter:
             last_place = last_serial % ring.blocks
             if last_serial >= 0 and ring.block(last_place)[0] == last_serial:
                 ring._following[last_place] = serial
-            self._guard.take_away(place)
-            self._guard.goes_on_in(self.stream, place)
+            self._registry.take_away(place)
+            self._registry.goes_on_in(self.stream, place)
             if self._reserved:
                 self._reserved -= 1
-                self._guard.reserved -= 1
+                self._registry.reserved -= 1
         fence()
-        for watcher in self._guard.watchers:
+        for watcher in self._registry.watchers:
             watcher.cleared(place * ring.block_rows, ring.block_rows)
         self._next = serial * ring.block_rows
-        kill_point("ring.recycle")
+        failpoint("ring.recycle")
         return place
 
     def _next_serial(self) -> tuple[int, list[int]]:
-        """The serial of the next place that nobody keeps, now ours, and the places that were left. Under the guard.
+        """The serial of the next place that nobody keeps, now ours, and the places that were left. Under the registry.
 
         Raises:
             WouldBlock: there is none, or all that there are were promised to others. Nothing changed.
         """
-        ring, guard = self._ring, self._guard
+        ring, registry = self._ring, self._registry
         serial: int = ring.next_serial[0]
-        kept, left = guard.kept(), []
+        kept, left = registry.kept(), []
         if kept is not None:
             free = np.flatnonzero(~kept)
-            if not guard.has_place_among(kept, guard.reserved - self._reserved):
+            if not registry.has_place_among(kept, registry.reserved - self._reserved):
                 raise WouldBlock("all blocks are kept")
             skipped = int(((free - serial) % ring.blocks).min())
             places = [passed % ring.blocks for passed in range(serial, serial + skipped)]
@@ -304,18 +304,18 @@ class StreamWriter:
 
     def _tell_left(self, place: int) -> None:
         """Nothing is drawn any more by the rows of a block that was left for another lap."""
-        for watcher in self._guard.watchers:
+        for watcher in self._registry.watchers:
             watcher.cleared(place * self._ring.block_rows, self._ring.block_rows)
 
     def _is_kept(self, place: int) -> bool:
-        with self._guard:
-            kept = self._guard.kept()
+        with self._registry:
+            kept = self._registry.kept()
             return kept is not None and bool(kept[place])
 
     def _leave(self, place: int) -> bool:
-        """Leave the block in that place for another lap; whether it was not left before. Under the guard."""
-        left = self._guard.left
-        self._guard.take_away(place)
+        """Leave the block in that place for another lap; whether it was not left before. Under the registry."""
+        left = self._registry.left
+        self._registry.take_away(place)
         if place in left:
             return False
         left.add(place)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from areplay._base.episode_links import AHEAD, BACK, MOMENT, numbers_of
+from areplay._base.episode_links import NEXT_OFFSET, PREV_OFFSET, STEP_ID, numbers_of
 from areplay._shm.memory_order import order
 from areplay._storage.registry import Indices, Mask
 from areplay._storage.ring import Ring
@@ -23,8 +23,8 @@ class WindowFinder:
         self._ring, self._window = ring, window
         self._offsets = np.arange(-window.back, window.forward + 1)
         if ring.spec.is_steps:
-            self._moments: Indices = ring.columns[MOMENT]
-            self._ahead, self._back = ring.columns[AHEAD], ring.columns[BACK]
+            self._moments: Indices = ring.columns[STEP_ID]
+            self._ahead, self._back = ring.columns[NEXT_OFFSET], ring.columns[PREV_OFFSET]
 
     def find(self, indices: Indices, probabilities: NDArray[np.float64] | float = 1.0) -> Windows:
         """The valid ones of the windows of these committed rows, in their order.
@@ -132,12 +132,12 @@ class _Guess:
         reached = np.where(is_after, (following[:, None] >= 0) & (after < block_rows), rows[:, None] > 0)
         reached &= ~is_before | ((previous[:, None] >= 0) & (offsets + before[:, None] >= 0))
         there = reached & ring.committed(found)
-        there &= ring.columns[MOMENT].take(positions(found), mode="clip") - moments[:, None] == steps
+        there &= ring.columns[STEP_ID].take(positions(found), mode="clip") - moments[:, None] == steps
         each = np.arange(len(indices))
         # Forward: all rows, or all up to the final observation.
         self.ahead = np.logical_and.accumulate(there[:, back + 1 :], axis=1).sum(axis=1)
         last = found[each, back + self.ahead]
-        links = ring.columns[AHEAD].take(positions(last), mode="clip")
+        links = ring.columns[NEXT_OFFSET].take(positions(last), mode="clip")
         is_full = self.ahead == window.forward
         if window.across_episodes:
             done, dead = is_full & (links > 0), np.zeros(len(indices), np.bool_)
@@ -153,7 +153,7 @@ class _Guess:
         if back:
             ahead_of = np.logical_and.accumulate(there[:, back - 1 :: -1], axis=1).sum(axis=1)
             nearest = found[each, back - ahead_of]
-            links = ring.columns[BACK].take(positions(nearest), mode="clip")
+            links = ring.columns[PREV_OFFSET].take(positions(nearest), mode="clip")
             column = np.maximum(back - 1 - ahead_of, 0)
             is_known = reached[each, column] | (is_before[each, column] & ((previous < 0) | (before == 0)))
             dead |= (ahead_of < back) & ((links == 0) | ((links == strides) & is_known))
@@ -171,7 +171,7 @@ class _Walk:
 
     def __init__(self, ring: Ring, window: Window, indices: Indices) -> None:
         self._ring, self._window = ring, window
-        self._moments, self._ahead, self._back = (ring.columns[name] for name in (MOMENT, AHEAD, BACK))
+        self._moments, self._ahead, self._back = (ring.columns[name] for name in (STEP_ID, NEXT_OFFSET, PREV_OFFSET))
         self._at = indices
         self.found = np.repeat(indices[:, None], window.rows, axis=1)
         self.ahead = np.zeros(len(indices), np.int64)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from areplay._base.episode_links import AHEAD, MOMENT, numbers_of
+from areplay._base.episode_links import NEXT_OFFSET, STEP_ID, numbers_of
 from areplay._base.validation import flag, whole_number
 from areplay._storage.registry import Indices, Mask
 from areplay._storage.ring import Ring
@@ -94,12 +94,12 @@ class Windows:
         """(B,) int64: how many steps there are from the row on, itself included; its final observation is none."""
         if not self.spec.is_steps:
             return np.ones(len(self), np.int64)
-        is_final = self.columns[AHEAD].take(self.positions[:, -1], mode="clip") < 0
+        is_final = self.columns[NEXT_OFFSET].take(self.positions[:, -1], mode="clip") < 0
         return self.ahead + 1 - is_final
 
     def numbers(self) -> Indices:
         """(B, W) int64: which step of its episode each row is, from 0; as far as they exist."""
-        return numbers_of(self.columns[MOMENT].take(self.positions, mode="clip"))
+        return numbers_of(self.columns[STEP_ID].take(self.positions, mode="clip"))
 
     def take(self, name: str, offset: int | slice = 0, out: Array | None = None) -> Array:
         """A field's value `offset` steps after the row (before it, if negative): `(B, *shape)`, or `(B, n, *shape)` for
@@ -125,8 +125,8 @@ class Windows:
 
         One look for all of them, if no writer has come so far; good for windows of rows that were committed.
         """
-        is_none_due = self._ring.is_none_due
-        if is_none_due(self.indices) and (self._elsewhere is None or is_none_due(self._elsewhere[1])):
+        all_current = self._ring.all_current
+        if all_current(self.indices) and (self._elsewhere is None or all_current(self._elsewhere[1])):
             return _NONE
         return np.flatnonzero(~self.unchanged())
 

@@ -32,7 +32,7 @@ from areplay._ingest.inbox import DESCRIPTORS_AN_INBOX
 from areplay._processes.child import DESCRIPTORS_A_CHILD, DESCRIPTORS_TO_START
 from areplay._shm.range_locks import BlockLocks
 from areplay._shm.resource_limits import available_memory, memory_limits, process_limit, processor_quota
-from areplay._status.client import posts
+from areplay._status.client import running_replays
 from areplay._status.server import listening_socket, peer_of
 
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -183,12 +183,12 @@ def _try_packets() -> None:
 
 
 def _try_watching() -> None:
-    with listening_socket() as post, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        name = post.getsockname()
+    with listening_socket() as address, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        name = address.getsockname()
         client.connect(name)
         if peer_of(client).uid != os.geteuid():
             raise RuntimeError("the kernel does not tell who listens")
-        if name[1:].decode() not in {each.name for each in posts()}:
+        if name[1:].decode() not in {each.name for each in running_replays()}:
             raise RuntimeError("/proc/net/unix does not list it")
 
 
@@ -397,7 +397,7 @@ async def _trial() -> int:
     async with (
         asyncio.timeout(_TRIAL_S),
         areplay.Replay(spec, 1_000) as replay,
-        replay.actors(count_up, timeout_s=_TRIAL_S, max_restarts=0),
+        replay.actors(count_up, add_timeout_s=_TRIAL_S, max_restarts=0),
         replay.batches(batch_size=16, timeout_s=_TRIAL_S, max_restarts=0) as stream,
     ):
         while batches < 100:

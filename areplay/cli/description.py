@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from areplay.cli.terminal import clean
-from areplay.errors import NotWatchable
+from areplay.errors import StatusUnavailable
 from areplay.statistics import Statistics
 
 Answer = dict[str, Any]
@@ -41,12 +41,12 @@ def checked(answer: Answer, what: str) -> Answer:
     """The answer, if it has that shape.
 
     Raises:
-        NotWatchable: it has not.
+        StatusUnavailable: it has not.
     """
     fault = _fault(answer, _Description, "")
     if fault:
         remedy = "use the `areplay top` of its version; or some other program has taken its name"
-        raise NotWatchable(what, f"what it says is no description of a replay that can be shown: {fault}", remedy)
+        raise StatusUnavailable(what, f"what it says is no description of a replay that can be shown: {fault}", remedy)
     return answer
 
 

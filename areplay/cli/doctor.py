@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import areplay
-from areplay.cli import checks as checkup
-from areplay.cli import terminal as showing
+from areplay.cli import checks as checks
+from areplay.cli import terminal as terminal
 from areplay.cli.checks import FAIL, WARN, Finding
 
 if TYPE_CHECKING:
@@ -36,19 +36,19 @@ def run(arguments: argparse.Namespace) -> int:
     found: list[Finding] = []
 
     def each() -> Iterator[Finding]:
-        for finding in checkup.findings():
+        for finding in checks.findings():
             found.append(finding)
             yield finding
 
     if arguments.json:
-        showing.write_json(report(each()))
-    elif showing.has_rich():
-        console = showing.console("areplay doctor")
+        terminal.write_json(report(each()))
+    elif terminal.has_rich():
+        console = terminal.console("areplay doctor")
         for part in parts(each()):
             console.print(part)
     else:
-        lines = ((showing.MARKS[each.status], each.name, each.value, each.meaning) for each in each())
-        showing.write(lines, (1, _NAME, _VALUE, 0))
+        lines = ((terminal.MARKS[each.status], each.name, each.value, each.meaning) for each in each())
+        terminal.write(lines, (1, _NAME, _VALUE, 0))
         print(verdict(found))
     return 1 if any(finding.status == FAIL for finding in found) else 0
 
@@ -77,21 +77,21 @@ def parts(findings: Iterable[Finding]) -> Iterator[RenderableType]:
         if not found or found[-1].section != finding.section:
             yield Text(("\n" if found else "") + finding.section, "bold")
         found.append(finding)
-        style = showing.STYLES[finding.status]
+        style = terminal.STYLES[finding.status]
         line = Table.grid(padding=(0, 2, 0, 0))
         line.add_column(width=1)
         line.add_column(width=_NAME)
         line.add_column(width=_VALUE)
         line.add_column()
         line.add_row(
-            Text(showing.MARKS[finding.status], style),
+            Text(terminal.MARKS[finding.status], style),
             Text(finding.name),
-            Text(showing.clean(finding.value), style if finding.status != checkup.OK else "cyan"),
-            Text(showing.clean(finding.meaning), "dim" if finding.status == checkup.OK else ""),
+            Text(terminal.clean(finding.value), style if finding.status != checks.OK else "cyan"),
+            Text(terminal.clean(finding.meaning), "dim" if finding.status == checks.OK else ""),
         )
         yield Padding(line, (0, 0, 0, 1))
     is_fit = not any(each.status == FAIL for each in found)
-    yield Text("\n" + verdict(found), "bold green" if is_fit else showing.STYLES[FAIL])
+    yield Text("\n" + verdict(found), "bold green" if is_fit else terminal.STYLES[FAIL])
 
 
 def verdict(findings: list[Finding]) -> str:

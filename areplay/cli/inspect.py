@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from areplay._checkpoint.manifest import OURS
+from areplay._checkpoint.manifest import OWN_FILES
 from areplay._checkpoint.reader import Checkpoint
-from areplay.cli import terminal as showing
+from areplay.cli import terminal as terminal
 from areplay.errors import CheckpointDamaged
 from areplay.spec import Spec
 
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
             checkpoint, damages = verified(checkpoint, on_progress)
     document = description(checkpoint, damages)
     if arguments.json:
-        showing.write_json(document)
+        terminal.write_json(document)
     else:
         show(document)
     return 1 if damages else 0
@@ -109,7 +109,7 @@ def description(checkpoint: Checkpoint, damages: list[CheckpointDamaged] | None)
 def show(document: dict[str, Any]) -> None:
     """As text, with colours if there is rich."""
     lines = list(_lines(document))
-    if showing.has_rich():
+    if terminal.has_rich():
         from rich.table import Table
         from rich.text import Text
 
@@ -118,17 +118,17 @@ def show(document: dict[str, Any]) -> None:
         grid.add_column()
         for label, text, style in lines:
             grid.add_row(Text(label, "dim"), Text(text, style))
-        showing.console("areplay inspect").print(grid)
+        terminal.console("areplay inspect").print(grid)
     else:
-        showing.write(((label, text) for label, text, _ in lines), (_LABEL, 0))
+        terminal.write(((label, text) for label, text, _ in lines), (_LABEL, 0))
 
 
 def _lines(document: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Label, text and style of each line."""
-    size, bytes_ = showing.size, document["bytes"]
+    size, bytes_ = terminal.size, document["bytes"]
     saved = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(document["saved_at_s"]))
-    age = showing.span(max(0.0, document["age_s"]))
-    yield "checkpoint", showing.clean(document["path"]), "bold"
+    age = terminal.span(max(0.0, document["age_s"]))
+    yield "checkpoint", terminal.clean(document["path"]), "bold"
     yield "saved", f"{saved}, {age} ago, save number {document['save']}, format {document['checkpoint_version']}", ""
     so_far = f"{document['rows_inserted']:,} since the start"
     yield "rows", f"{document['rows']:,} of capacity {document['capacity_rows']:,}; {so_far}", "cyan"
@@ -148,11 +148,11 @@ def _lines(document: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     width = max(len(field["name"]) for field in document["spec"])
     for field in document["spec"]:
         shape = f"({', '.join(map(str, field['shape']))}{',' if len(field['shape']) == 1 else ''})"
-        yield "", f"{showing.clean(field['name']):{width}}  {field['dtype']} {shape}", ""
+        yield "", f"{terminal.clean(field['name']):{width}}  {field['dtype']} {shape}", ""
     for each in document["priorities"]:
         yield "priorities", f"exponent {each['exponent']:g}, largest {each['largest']:g}", ""
     for stream in document["streams"]:
-        yield "stream of batches", f"{showing.clean(stream['what'])}: {stream['batches_delivered']:,} delivered", ""
+        yield "stream of batches", f"{terminal.clean(stream['what'])}: {stream['batches_delivered']:,} delivered", ""
         if stream["limiter"]:
             counts = ", ".join(f"{key} {value:g}" for key, value in stream["limiter"].items())
             yield "", f"limiter: {counts}", "dim"
@@ -165,7 +165,7 @@ def _lines(document: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
             "yellow",
         )
     for damage in document["damages"]:
-        yield "damaged", f"{showing.clean(damage['file'])} {showing.clean(damage['what'])}", "bold red"
+        yield "damaged", f"{terminal.clean(damage['file'])} {terminal.clean(damage['what'])}", "bold red"
     if not document["is_verified"]:
         yield "verified", "the manifest and the table of blocks; --verify reads everything", "dim"
     elif not document["damages"]:
@@ -184,7 +184,7 @@ def _left_over(path: str, names: dict[str, int]) -> dict[str, int]:
     found = {}
     with os.scandir(path) as entries:
         for entry in entries:
-            if OURS.fullmatch(entry.name) and entry.name not in names:
+            if OWN_FILES.fullmatch(entry.name) and entry.name not in names:
                 with suppress(FileNotFoundError):  # a save that goes on has just deleted it
                     found[entry.name] = entry.stat().st_size
     return found
@@ -193,7 +193,7 @@ def _left_over(path: str, names: dict[str, int]) -> dict[str, int]:
 @contextmanager
 def progress(is_quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
     """What shows how far the reading is: a bar on a terminal, nothing elsewhere."""
-    if is_quiet or not sys.stderr.isatty() or not showing.has_rich():
+    if is_quiet or not sys.stderr.isatty() or not terminal.has_rich():
         yield None
         return
     from rich.console import Console

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from areplay.errors import ExtraMissing
+from areplay.errors import MissingDependency
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,10 +28,10 @@ def console(feature: str) -> Console:
     """rich's console.
 
     Raises:
-        ExtraMissing: there is none.
+        MissingDependency: there is none.
     """
     if not has_rich():
-        raise ExtraMissing(feature, "cli")
+        raise MissingDependency(feature, "cli")
     from rich.console import Console
 
     class Plain(Console):

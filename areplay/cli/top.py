@@ -11,12 +11,12 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from areplay._status.client import Post, ask, posts
-from areplay.cli import terminal as showing
+from areplay._status.client import ReplayAddress, fetch_report, running_replays
+from areplay.cli import terminal as terminal
 from areplay.cli.description import checked
 from areplay.cli.picture import Answer, command_of, picture
 from areplay.cli.terminal import span
-from areplay.errors import Closed, NotWatchable
+from areplay.errors import Closed, StatusUnavailable
 
 _NEW_STREAM: Answer = {"batches_delivered": 0, "learner_waited_s": 0.0, "samplers": []}
 _NONE, _SEVERAL = 1, 2  # exit statuses
@@ -47,9 +47,9 @@ def add_to(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 def run(arguments: argparse.Namespace) -> int:
     """Find the replay, and show it again and again."""
     if not arguments.json:
-        console = showing.console("areplay top")  # or say at once that it is missing
-    running = posts()
-    found = [post for post in running if arguments.replay in (None, str(post.pid), str(post))]
+        console = terminal.console("areplay top")  # or say at once that it is missing
+    running = running_replays()
+    found = [address for address in running if arguments.replay in (None, str(address.pid), str(address))]
     if not found:
         which = f"no replay {arguments.replay} of this user" if arguments.replay else "no replay of this user"
         print(f"areplay top: {which} is running here", file=sys.stderr)
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         if arguments.json:
             for answer, before in looks:
-                showing.write_json({**answer, "rates": rates(answer, before)}, indent=1 if arguments.once else None)
+                terminal.write_json({**answer, "rates": rates(answer, before)}, indent=1 if arguments.once else None)
         elif arguments.once or not console.is_terminal:
             for answer, before in looks:
                 console.print(picture(answer, rates(answer, before)))
@@ -82,8 +82,8 @@ class _Looks:
         taken: such pairs so far.
     """
 
-    def __init__(self, post: Post, interval_s: float, count: int | None) -> None:
-        self._post, self._interval_s, self._count = post, interval_s, count
+    def __init__(self, address: ReplayAddress, interval_s: float, count: int | None) -> None:
+        self._post, self._interval_s, self._count = address, interval_s, count
         self.taken = 0
 
     def __iter__(self) -> Iterator[tuple[Answer, Answer]]:
@@ -96,7 +96,7 @@ class _Looks:
             before = now
 
     def _look(self) -> Answer:
-        return checked(ask(self._post), f"replay {self._post}")
+        return checked(fetch_report(self._post), f"replay {self._post}")
 
 
 def _show_live(console: Any, looks: _Looks) -> None:
@@ -107,20 +107,20 @@ def _show_live(console: Any, looks: _Looks) -> None:
             live.update(picture(answer, rates(answer, before)), refresh=True)
 
 
-def _list(found: list[Post]) -> None:
+def _list(found: list[ReplayAddress]) -> None:
     """Which replays there are, to choose from."""
-    for post in found:
+    for address in found:
         try:
-            answer = checked(ask(post, timeout_s=1.0), f"replay {post}")
+            answer = checked(fetch_report(address, timeout_s=1.0), f"replay {address}")
         except Closed:
             continue
-        except NotWatchable as error:
+        except StatusUnavailable as error:
             what = error.reason
         else:
             statistics = answer["statistics"]
             rows = f"{statistics['rows']:,} of {statistics['capacity_rows']:,} rows"
             what = f"up {span(answer['uptime_s'])}, {rows}: {command_of(answer)}"
-        print(f"  {post!s:>10}  {what}", file=sys.stderr)
+        print(f"  {address!s:>10}  {what}", file=sys.stderr)
 
 
 def _seconds(text: str) -> float:

@@ -34,7 +34,7 @@ from areplay.spec import Array, Spec, as_field
 
 
 @dataclass(frozen=True)
-class View:
+class FieldView:
     """A field that is a part of another one's memory: `source[:, start:stop]`.
 
     So that an observation and the next one share the frames that they have in common.
@@ -59,7 +59,7 @@ class View:
 
 
 Fields = Mapping[str, Any]
-"""Field name -> `(shape, dtype)` without the batch axis, a `Field`, or a `View` of another field."""
+"""Field name -> `(shape, dtype)` without the batch axis, a `Field`, or a `FieldView` of another field."""
 
 
 class Item(Protocol):
@@ -71,7 +71,7 @@ class Item(Protocol):
     def fields(self, spec: Spec) -> Fields:
         """Name, shape (without the batch axis) and dtype of each field of a batch of such items.
 
-        A field that is the source of a `View` is for `assemble` only, a batch does not show it.
+        A field that is the source of a `FieldView` is for `assemble` only, a batch does not show it.
 
         Raises:
             ValueError: such items cannot be made of rows of that spec.
@@ -95,7 +95,7 @@ class BatchFields:
     """
 
     def __init__(self, fields: Fields) -> None:
-        self.views = {name: given for name, given in fields.items() if isinstance(given, View)}
+        self.views = {name: given for name, given in fields.items() if isinstance(given, FieldView)}
         self.stored = {name: as_field(name, given) for name, given in fields.items() if name not in self.views}
         sources = {view.source for view in self.views.values()}
         self.names = tuple(name for name in fields if name not in sources)

@@ -9,7 +9,7 @@ import numpy as np
 from areplay._base.validation import flag, whole_number
 from areplay._storage.windows import Window, Windows
 from areplay.items.frame_stack import Stacks
-from areplay.items.item import Fields, View
+from areplay.items.item import Fields, FieldView
 from areplay.spec import Array, Spec
 
 MAX_STEPS = 100_000
@@ -84,7 +84,7 @@ class Sequences:
             depth = self._stacks.depth(name) if name in spec.observations else 0
             if depth and not self.across_episodes:
                 fields[f"frames:{name}"] = ((length + depth - 1, *field.shape), field.dtype)
-                fields[name] = View(f"frames:{name}", 0, length + depth - 1, stack=depth)
+                fields[name] = FieldView(f"frames:{name}", 0, length + depth - 1, stack=depth)
             elif depth:
                 fields[name] = ((length, depth, *field.shape), field.dtype)
             else:

@@ -9,7 +9,7 @@ import numpy as np
 from areplay._base.validation import fraction, whole_number
 from areplay._storage.windows import Window, Windows
 from areplay.items.frame_stack import Stacks
-from areplay.items.item import Fields, View
+from areplay.items.item import Fields, FieldView
 from areplay.spec import Array, Spec
 
 MAX_STEPS = 10_000
@@ -66,8 +66,8 @@ class Transitions:
                 # Else all are in one array so that one gather copies them, from neighbouring rows: 8 % faster than two.
                 next_at = 1 if self.n_step == 1 else depth
                 fields[f"frames:{name}"] = ((next_at + depth, *shape), dtype)
-                fields[name] = View(f"frames:{name}", 0, depth)
-                fields[f"next_{name}"] = View(f"frames:{name}", next_at, next_at + depth)
+                fields[name] = FieldView(f"frames:{name}", 0, depth)
+                fields[f"next_{name}"] = FieldView(f"frames:{name}", next_at, next_at + depth)
             else:
                 fields[name] = fields[f"next_{name}"] = (shape, dtype)
         for name in spec.actions:

@@ -234,7 +234,7 @@ class PrioritizedRest:
         return np.concatenate(found) if found else np.empty(0, np.int64)
 
 
-OURS: tuple[type[Selector], ...] = (Uniform, Prioritized)
+BUILT_IN: tuple[type[Selector], ...] = (Uniform, Prioritized)
 """Selectors of areplay's own, as they are: whose draws are known to be quick, and of rows that are there."""
 
 

@@ -17,7 +17,7 @@ class Uniform:
 
     def draw(self, ring: Ring, count: int, rng: np.random.Generator) -> tuple[Indices, Masses | float]:
         """See `Selector.draw`."""
-        first, end = ring.names()
+        first, end = ring.index_range()
         rows = max(1, ring.rows_now[0])
         if 2 * rows < end - first:  # mostly empty blocks: guessing would rarely hit a row
             return self._draw_counted(ring, count, rng), 1 / rows

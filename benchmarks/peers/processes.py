@@ -18,16 +18,16 @@ def family(pid: int) -> list[int]:
                 parents[int(entry.name)] = int(_stat(int(entry.name))[1])
             except OSError:  # it has just ended
                 continue
-    members = {pid} & set(parents)
-    while fresh := {child for child, parent in parents.items() if parent in members and child not in members}:
-        members |= fresh
-    return sorted(members)
+    workers = {pid} & set(parents)
+    while fresh := {child for child, parent in parents.items() if parent in workers and child not in workers}:
+        workers |= fresh
+    return sorted(workers)
 
 
-def cpu_s(members: Iterable[int]) -> float:
+def cpu_s(workers: Iterable[int]) -> float:
     """Processor seconds of processes so far; of children that have ended, by way of who reaped them."""
     ticks = 0
-    for member in members:
+    for member in workers:
         try:
             ticks += sum(int(word) for word in _stat(member)[11:15])
         except OSError:

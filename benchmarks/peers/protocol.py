@@ -165,13 +165,13 @@ def measure(side: Side, work: Work, producers: int, mode: str, seconds: float, s
             pace = work.rows_per_s / work.chunk_rows / producers
             side.switch.turn(FLAT_OUT if mode == FLOOD else PACED, pace)
             _wait_rows(side)
-        members = family(os.getpid())  # looks at every process of the host, so before anything is counted
+        workers = family(os.getpid())  # looks at every process of the host, so before anything is counted
         _spend(side, work, mode, Meter(settle_s, learner_s), settle_s)
-        before_cpu_s = cpu_s(members)  # slow beside a busy thread, so outside of what is counted by the clock
+        before_cpu_s = cpu_s(workers)  # slow beside a busy thread, so outside of what is counted by the clock
         before_rows, meter = side.rows_in(), Meter(seconds, learner_s)
         _spend(side, work, mode, meter, seconds)
         spent_s, rows = time.perf_counter() - meter.start_s, side.rows_in() - before_rows
-        used_s = cpu_s(members) - before_cpu_s
+        used_s = cpu_s(workers) - before_cpu_s
     finally:
         side.switch.turn(STOPPED)
     batches = len(meter.waits_s)

@@ -207,8 +207,8 @@ def test_slow_reading_of_processor_time_changes_no_rate(mode: str, monkeypatch: 
     """It takes a second before and a second after a turn; what goes on meanwhile is in no count of rows and batches."""
     now_s = [100.0]
 
-    def slow_cpu_s(members: list[int]) -> float:
-        assert os.getpid() in members
+    def slow_cpu_s(workers: list[int]) -> float:
+        assert os.getpid() in workers
         now_s[0] += 1.0
         return now_s[0]
 
@@ -612,8 +612,8 @@ def test_areplay_itself_is_measured() -> None:
                     assert 0 < turn["p50_us"] <= turn["p99_us"] <= turn["max_us"]
                 if mode == STEPS:
                     assert turn["batches_per_s"] < 200  # a step takes 5 ms
-        members = family(child.pid)
-        assert len(members) >= 4  # itself, a sampler, two actors
+        workers = family(child.pid)
+        assert len(workers) >= 4  # itself, a sampler, two actors
         assert child.memory_bytes() > 20_000_000
-    for member in members:
+    for member in workers:
         wait_gone(member)

@@ -98,7 +98,7 @@ async def insert_us(replay: areplay.Replay, workload: Workload, options: Options
 
 def update_us(replay: areplay.Replay, options: Options) -> float:
     """Microseconds a row of a batch whose priorities are updated, at the median; other rows each time."""
-    first, end = replay._ring.names() if replay._ring is not None else (0, 0)
+    first, end = replay._ring.index_range() if replay._ring is not None else (0, 0)
     rng, times = np.random.default_rng(0), Times(options)
     while not times.is_over:
         indices, errors = rng.integers(first, end, options.batch_size), rng.random(options.batch_size)

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from rich.console import Console, RenderableType
 
-from areplay._status.client import ask, posts
-from areplay.cli import checks as checkup
+from areplay._status.client import fetch_report, running_replays
+from areplay.cli import checks as checks
 from areplay.cli import doctor
 from areplay.cli.picture import picture
 from areplay.cli.top import rates
@@ -48,8 +48,12 @@ def capture_top() -> None:
         try:
             deadline = time.monotonic() + START_S
             while True:
-                found = [post for post in posts() if post.pid == process.pid]
-                before = ask(found[0]) if found else None
+                found = [
+                    address
+                    for address in running_replays()
+                    if address.pid == process.pid
+                ]
+                before = fetch_report(found[0]) if found else None
                 if (
                     before is not None
                     and sum(
@@ -63,7 +67,7 @@ def capture_top() -> None:
                 )
                 time.sleep(0.1)
             time.sleep(INTERVAL_S)
-            now = ask(found[0])
+            now = fetch_report(found[0])
         finally:
             process.terminate()
     now["argv"] = [
@@ -75,4 +79,4 @@ def capture_top() -> None:
 
 if __name__ == "__main__":
     capture_top()
-    capture("doctor", "areplay doctor", doctor.parts(checkup.findings()))
+    capture("doctor", "areplay doctor", doctor.parts(checks.findings()))

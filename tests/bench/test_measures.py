@@ -194,7 +194,7 @@ async def test_what_a_row_costs_is_the_median_time_of_a_chunk_or_batch_by_its_ro
             self.now_s, self.asked = 0.0, list[int]()
             self._ring = self
 
-        def names(self) -> tuple[int, int]:
+        def index_range(self) -> tuple[int, int]:
             return 100, 400
 
         def _call(self, rows: int) -> None:

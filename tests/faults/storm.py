@@ -46,8 +46,8 @@ from typing import Any
 import numpy as np
 
 import areplay
-from areplay._processes import supervisor as crew
-from areplay._processes.supervisor import Member
+from areplay._processes import supervisor as supervisor
+from areplay._processes.supervisor import Worker
 from tests.processes.oracle import SPEC, torn
 from tests.processes.watching import children, shared_memory_bytes, threads, until_now
 
@@ -211,7 +211,7 @@ class Round:
         self.delivered: dict[tuple[int, int], int] = defaultdict(int)  # by life, if in order
         self.delivered_rows = 0
         self._pending: dict[tuple[int, int], int] = defaultdict(int)  # as last read
-        self._down: dict[int, tuple[Member, int, float]] = {}  # by id of the member: it, the pid killed, and when
+        self._down: dict[int, tuple[Worker, int, float]] = {}  # by id of the member: it, the pid killed, and when
 
     async def run(self) -> None:
         """From the opening of the replay to the last comparison."""
@@ -235,14 +235,14 @@ class Round:
                     max_restarts=_LIMIT,
                 ) as actors,
             ):
-                assert actors._crew is not None and batches._crew is not None
-                members = actors._crew.members + batches._crew.members
+                assert actors._supervisor is not None and batches._supervisor is not None
+                places = actors._supervisor.workers + batches._supervisor.workers
                 held = len(os.listdir("/proc/self/fd"))
                 async with asyncio.TaskGroup() as group:
                     learner = group.create_task(self._learn(replay, batches))
-                    watcher = group.create_task(self._watch(actors._crew.members, batches._crew.members))
-                    await self._strike(members)
-                    await self._until(lambda: all(m.is_alive for m in members) and not self._down, "all are back")
+                    watcher = group.create_task(self._watch(actors._supervisor.workers, batches._supervisor.workers))
+                    await self._strike(places)
+                    await self._until(lambda: all(m.is_alive for m in places) and not self._down, "all are back")
                     at = self.batches
                     await self._until(lambda: self.batches > at + 10, "batches go on")
                     if kind.capacity <= 50_000:
@@ -293,20 +293,20 @@ class Round:
             self.batches += 1
             self.delivered_rows += len(numbers)
 
-    async def _strike(self, members: list[Member]) -> None:
+    async def _strike(self, workers: list[Worker]) -> None:
         """Kill so many, at random moments."""
         done = 0
         while done < self.kills:
             await asyncio.sleep(self.chance.uniform(0.0, 2 * self.interval_s))
             everybody = self.chance.random() < _ALL_AT_ONCE
-            await self._until(lambda: 2 * sum(m.is_alive for m in members) >= len(members), "half of all are ready")
-            victim, is_spared = self.chance.choice(members), self.chance.random() < _SPARED_AT_START
-            for member in members if everybody else [victim]:
+            await self._until(lambda: 2 * sum(m.is_alive for m in workers) >= len(workers), "half of all are ready")
+            victim, is_spared = self.chance.choice(workers), self.chance.random() < _SPARED_AT_START
+            for member in workers if everybody else [victim]:
                 is_starting = member.child is not None and not member.child.is_ready
                 if done < self.kills and (everybody or not is_starting or not is_spared):
                     done += self._kill(member)
 
-    def _kill(self, member: Member) -> bool:
+    def _kill(self, member: Worker) -> bool:
         child = member.child
         if child is None or not child.pid or child.exit is not None:
             return False  # its place is empty at this moment
@@ -320,7 +320,7 @@ class Round:
         self._down[id(member)] = member, child.pid, time.monotonic() if down is None else down[2]
         return True
 
-    async def _watch(self, actors: list[Member], samplers: list[Member]) -> None:
+    async def _watch(self, actors: list[Worker], samplers: list[Worker]) -> None:
         """See who is back, how long that took, and how long the learner waits though nobody is missing."""
         needed = len(actors) + len(samplers) if self.kind.needs_all else 1
         at, since, those = 0, time.monotonic(), set[int]()
@@ -413,8 +413,8 @@ async def storm(
     progress: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
     """So many kills, in rounds; what was found. Stops at the first round that hangs."""
-    outcome, chance, longest = Outcome(seed), random.Random(seed), crew._LONGEST_BACK_OFF_S
-    crew._LONGEST_BACK_OFF_S = 0.05  # pauses of seconds would leave little to kill
+    outcome, chance, longest = Outcome(seed), random.Random(seed), supervisor._LONGEST_BACK_OFF_S
+    supervisor._LONGEST_BACK_OFF_S = 0.05  # pauses of seconds would leave little to kill
     started = time.monotonic()
     try:
         await _round(kinds[0], outcome, chance, 0, actors, samplers, interval_s)  # what is opened once and kept
@@ -434,7 +434,7 @@ async def storm(
                 f"{outcome.after.descriptors} descriptors  {outcome.after.memory_bytes / 2**20:.0f} MiB"
             )
     finally:
-        crew._LONGEST_BACK_OFF_S = longest
+        supervisor._LONGEST_BACK_OFF_S = longest
     return outcome
 
 

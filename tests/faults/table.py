@@ -19,10 +19,10 @@ class Row:
 
 ROWS = {
     1: Row(
-        "SIGKILL an actor at every kill point of add",
+        "SIGKILL an actor at every failpoint of add",
         "the unfinished row is never seen, every acked one is stored, the actor is restarted as a new stream",
         (
-            "tests/processes/test_kill_points.py::test_an_actor_killed_within_add_leaves_whole_rows",
+            "tests/processes/test_failpoints.py::test_an_actor_killed_within_add_leaves_whole_rows",
             "tests/test_failpoints.py::test_the_process_dies_at_the_nth_pass_of_that_point",
             "tests/processes/test_items.py::test_items_of_actors_that_died_are_the_oracles",
         ),
@@ -39,7 +39,7 @@ ROWS = {
         "SIGKILL a sampler while drawing, gathering, publishing, holding a lock",
         "slot reclaimed, lock free, sampler restarted, no ready batch lost, none half-filled delivered",
         (
-            "tests/processes/test_kill_points.py::test_a_sampler_killed_within_a_batch_loses_nothing",
+            "tests/processes/test_failpoints.py::test_a_sampler_killed_within_a_batch_loses_nothing",
             "tests/faults/test_start_and_end.py::test_a_sampler_killed_with_a_lock_leaves_the_lock_free",
             "tests/processes/test_torn_reads.py::test_nobody_steals_the_lock_of_a_stopped_reader",
             "tests/test_slots.py::test_recovery_frees_what_the_dead_sampler_was_filling_and_nothing_else",

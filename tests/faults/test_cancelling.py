@@ -63,8 +63,8 @@ def test_every_public_await_is_listed() -> None:
         public = getattr(areplay, name)
         if not inspect.isclass(public):
             continue
-        members = {key: value for kind in reversed(public.__mro__) for key, value in vars(kind).items()}
-        for attribute, value in members.items():
+        workers = {key: value for kind in reversed(public.__mro__) for key, value in vars(kind).items()}
+        for attribute, value in workers.items():
             value = getattr(value, "__func__", value)  # of a class method
             is_public = not attribute.startswith("_") or attribute in ("__aenter__", "__aexit__", "__anext__")
             returns = str(getattr(value, "__annotations__", {}).get("return", ""))
@@ -164,7 +164,7 @@ async def test_writing_cancelled_anywhere_is_all_or_nothing(held_by: str) -> Non
             async def check(outcome: Any, before: int = before) -> None:
                 assert isinstance(outcome, asyncio.CancelledError)
                 assert inserted() == before
-                assert replay._guard.reserved == 0
+                assert replay._registry.reserved == 0
                 assert replay.statistics().waits == ()
 
             # A lock is waited for in one suspension, which lasts.
@@ -187,9 +187,9 @@ async def test_writing_cancelled_anywhere_is_all_or_nothing(held_by: str) -> Non
 
 async def _busy(replay: areplay.Replay) -> Callable[[], None]:
     """Keep other writers of this process waiting; what ends that."""
-    assert replay._own_rows is not None
-    await replay._own_rows._lock.acquire()
-    return replay._own_rows._lock.release
+    assert replay._local_writer is not None
+    await replay._local_writer._lock.acquire()
+    return replay._local_writer._lock.release
 
 
 @on_uvloop
@@ -208,7 +208,7 @@ async def test_starting_children_cancelled_anywhere_leaves_none() -> None:
                 if not isinstance(outcome, asyncio.CancelledError):
                     await outcome.__aexit__(None, None, None)
                 assert children() == before
-                assert replay._guard.keepers == ()
+                assert replay._registry.keepers == ()
 
             await cancelled_anywhere(lambda make=make: make().__aenter__(), check, waits=False)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import areplay
-from areplay._ingest import local_writer as own_rows
+from areplay._ingest import local_writer as local_writer
 from areplay._storage.stream_writer import StreamWriter
 from tests.processes.watching import until
 
@@ -111,8 +111,8 @@ async def test_a_call_that_waits_stores_what_its_arrays_held_when_it_began(call:
         limiter = areplay.SamplesPerInsert(1.0, 1, 4.0)
         limiter.open(2, 0, lambda: None)  # as a stream of batches does
         replay._admission.add(limiter)
-        assert replay._own_rows is not None
-        replay._own_rows._why_hopeless = lambda: ""  # the test is the learner
+        assert replay._local_writer is not None
+        replay._local_writer._why_hopeless = lambda: ""  # the test is the learner
 
         async def hand_in(given: dict[str, Any]) -> None:
             await (replay.extend(given) if is_extend else replay.add(**given))
@@ -120,7 +120,7 @@ async def test_a_call_that_waits_stores_what_its_arrays_held_when_it_began(call:
         def take_batch() -> None:
             if limiter.can_sample:
                 limiter.sample()
-            replay._admission.ring()
+            replay._admission.notify()
 
         first = None
         while first is None or first.done():  # until the limiter lets no more in
@@ -155,9 +155,9 @@ async def test_a_large_extend_stores_what_its_arrays_held_when_it_began(
     """While a thread writes it; and if it is so large that it is not copied before, on the loop."""
     spec, make, _ = CALLS[call]
     expected, given = await expected_of(spec, make(), True), make()
-    monkeypatch.setattr(own_rows, "_INLINE_BYTES", 0)
+    monkeypatch.setattr(local_writer, "_INLINE_BYTES", 0)
     if limit:
-        monkeypatch.setattr(own_rows, "_COPIED_BYTES", 1)
+        monkeypatch.setattr(local_writer, "_COPIED_BYTES", 1)
     may_write, write, threads = threading.Event(), StreamWriter.write, []
 
     def late(*args: Any) -> Any:

@@ -147,17 +147,17 @@ async def test_the_finalizer_takes_no_lock(tmp_path: Path) -> None:
     nothing_held = accounting()
 
     class Handler(logging.Handler):
-        guard = threading.Lock()  # not re-entrant, as that of a queue
+        registry = threading.Lock()  # not re-entrant, as that of a queue
 
         def emit(self, record: logging.LogRecord) -> None:
-            with self.guard:
+            with self.registry:
                 pass
 
     handler = Handler()
     opened = Opened()
     await opened.open(tmp_path, has_children=False)
     replay = opened.replay
-    locks = [handler.guard, replay._guard.lock, replay._admission.guard, dropped._reaper._lock]
+    locks = [handler.registry, replay._registry.lock, replay._admission.lock, dropped._reaper._lock]
     logging.getLogger("areplay._processes.dropped").addHandler(handler)
     try:
         opened.itself = opened  # type: ignore[attr-defined]
@@ -199,7 +199,7 @@ async def test_a_dropped_stream_leaves_its_replay_to_others(
     async with replay.batches(batch_size=8) as batches:
         assert torn(await anext(batches)) == 0
     await opened.checkpoints.__aexit__(None, None, None)
-    assert replay._guard._holds == 0, "blocks may be split again"
+    assert replay._registry._holds == 0, "blocks may be split again"
     await replay.close()
     assert warnings_of_drops() == []
 
@@ -408,7 +408,9 @@ def test_closing_that_is_destroyed_is_finished_by_the_reaper(
     loop, opened = new_loop(), Opened()
     loop.set_exception_handler(lambda loop, context: None)  # of the test's own task
     task = loop.create_task(live(opened))
-    while not (hasattr(opened, "actors") and opened.actors._crew and opened.actors._crew._stopping.is_set()):
+    while not (
+        hasattr(opened, "actors") and opened.actors._supervisor and opened.actors._supervisor._stopping.is_set()
+    ):
         loop.run_until_complete(asyncio.sleep(0.001))
     loop.close()
     del task, loop, opened

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 import areplay
-from areplay._status.client import ask, posts
+from areplay._status.client import fetch_report, running_replays
 from tests.faults import fork_workers
 from tests.forked import end, fork, in_child, outcome
 from tests.processes import workers
@@ -302,10 +302,12 @@ async def test_a_look_from_outside_is_answered_while_a_child_lives() -> None:
         pid = fork()
         if pid == 0:
             signal.pause()
-        (post,) = (post for post in posts() if post.pid == os.getpid())
-        assert (await asyncio.to_thread(ask, post))["pid"] == os.getpid()
+        (address,) = (address for address in running_replays() if address.pid == os.getpid())
+        assert (await asyncio.to_thread(fetch_report, address))["pid"] == os.getpid()
     try:
-        await until(lambda: not [post for post in posts() if post.pid == os.getpid()])  # once the child has run
+        await until(
+            lambda: not [address for address in running_replays() if address.pid == os.getpid()]
+        )  # once the child has run
     finally:
         end(pid)
 
@@ -320,7 +322,7 @@ async def test_what_a_child_drops_waits_for_no_thread_of_its_parents() -> None:
         held, over = threading.Event(), threading.Event()
 
         def hold() -> None:
-            with replay._guard:
+            with replay._registry:
                 held.set()
                 over.wait(30.0)
 

@@ -40,7 +40,7 @@ ERRORS: dict[str, Callable[[], BaseException]] = {
     "BaseException": lambda: BaseException("of no kind"),
     "WouldBlock": lambda: areplay.WouldBlock("a hook's own"),
     "Closed": lambda: areplay.Closed("a hook's own"),
-    "EpochsOver": lambda: areplay.EpochsOver("a hook's own"),
+    "EndOfEpochs": lambda: areplay.EndOfEpochs("a hook's own"),
     "CheckpointDamaged": lambda: areplay.CheckpointDamaged("a hook's own", "file", "what"),
 }
 WRAPPED = (StopIteration, StopAsyncIteration, GeneratorExit, asyncio.CancelledError)

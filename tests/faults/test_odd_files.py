@@ -379,10 +379,10 @@ def test_what_no_machine_has_is_not_allocated(tmp_path: Path) -> None:
 
 def test_a_checkpoint_that_is_told_to_stop(tmp_path: Path) -> None:
     """Also while its tables are read."""
-    from areplay._checkpoint.reader import Stop
+    from areplay._checkpoint.reader import CancelToken
 
     asyncio.run(saved(tmp_path))
-    stop = Stop()
+    stop = CancelToken()
     stop.set()
     with pytest.raises(areplay.WouldBlock):
         Checkpoint(str(tmp_path), stop)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from areplay._processes.supervisor import Member
+from areplay._processes.supervisor import Worker
 from tests.faults.storm import KINDS, Outcome, Resources, Round
 
 pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
@@ -28,9 +28,9 @@ class Swizzle(Round):
     stops = 0
     slowest_s = 0.0
 
-    async def _strike(self, members: list[Member]) -> None:
+    async def _strike(self, workers: list[Worker]) -> None:
         """Stop, kill and let go on at random moments; at least one actor and one sampler always run."""
-        actors, samplers = members[: self.actors], members[self.actors :]
+        actors, samplers = workers[: self.actors], workers[self.actors :]
         stopped: dict[int, int] = {}  # by id of a member: the process id of its child
         ends, seen, seen_at = time.monotonic() + SECONDS, self.batches, time.monotonic()
         while time.monotonic() < ends:
@@ -39,15 +39,15 @@ class Swizzle(Round):
             if self.batches > seen:
                 self.slowest_s, seen, seen_at = max(self.slowest_s, now - seen_at), self.batches, now
             assert now < seen_at + SLOWEST_S, "progress, with at least one live actor and sampler"
-            crew = self.chance.choice([actors, samplers])
-            running = [m for m in crew if m.is_alive and id(m) not in stopped]
+            supervisor = self.chance.choice([actors, samplers])
+            running = [m for m in supervisor if m.is_alive and id(m) not in stopped]
             if self.chance.random() < 0.5:
                 if len(running) > 1:
                     stopped |= self._stop(self.chance.choice(running))
             elif stopped:
                 self._go_on(stopped.pop(self.chance.choice(list(stopped))))
             if self.chance.random() < 0.1 and len(running) > 1:
-                victim = self.chance.choice([m for m in crew if id(m) in stopped] or running[1:])
+                victim = self.chance.choice([m for m in supervisor if id(m) in stopped] or running[1:])
                 self._kill(victim)
                 stopped.pop(id(victim), None)
         for pid in stopped.values():
@@ -57,7 +57,7 @@ class Swizzle(Round):
         ends = time.monotonic() + self.chance.uniform(0.0, 2 * seconds)
         await self._until(lambda: time.monotonic() > ends, "time passes")
 
-    def _stop(self, member: Member) -> dict[int, int]:
+    def _stop(self, member: Worker) -> dict[int, int]:
         assert member.child is not None
         with suppress(ProcessLookupError):
             os.kill(member.child.pid, signal.SIGSTOP)

@@ -60,13 +60,13 @@ async def test_a_learner_that_a_limiter_holds_is_told_and_can_give_up() -> None:
 
 
 async def test_actors_that_a_limiter_holds_are_told_and_can_give_up() -> None:
-    """InboxFull after timeout_s, while the owner's side says which limiter it is; the rows that waited are stored once
+    """InboxFull after add_timeout_s; the learner's side names the limiter. The rows that waited are stored once
     when the learner goes on."""
     limiter = areplay.SamplesPerInsert(4.0, min_size_to_sample=10, error_buffer=64.0)
     async with (
         areplay.Replay(SPEC, 10_000) as replay,
         replay.batches(batch_size=64, limiter=limiter, timeout_s=30.0) as batches,
-        replay.actors(workers.report_full_inbox, 1, args=(200,), inbox_rows=16, timeout_s=0.2) as actors,
+        replay.actors(workers.report_full_inbox, 1, args=(200,), inbox_rows=16, add_timeout_s=0.2) as actors,
     ):
         reports: list[areplay.Report] = []
         await until(lambda: reports.extend(actors.reports()) or reports)
@@ -209,7 +209,7 @@ async def test_room_for_less_than_a_step_is_no_standstill_while_an_actor_is_aliv
         waiting = asyncio.create_task(replay.add(**vector(16, 2)))
         taking = asyncio.create_task(anext(batches))
         assert batches._slots is not None
-        await until(lambda: batches._slots.all_in_vain(32))  # type: ignore[union-attr]
+        await until(lambda: batches._slots.found_no_items_since(32))  # type: ignore[union-attr]
         batches.look_again()
         said = "no Transitions(n_step=5, gamma=0.99) can be made of the 32 rows yet; 1 actors alive"
         (reason,) = (wait.reason for wait in replay.statistics().waits if wait.who == "learner")
@@ -333,7 +333,7 @@ async def test_a_selector_of_rows_that_are_gone_makes_nobody_wait_without_a_word
             await until(lambda: any(said in wait.reason for wait in replay.statistics().waits))
             await replay.extend(rows(OWNER, 1, 96, 140))
             assert set((await taking).indices.tolist()) == {130}
-        assert [member.child.exit.code for member in batches._crew.members] == [0]  # type: ignore[union-attr]
+        assert [member.child.exit.code for member in batches._supervisor.workers] == [0]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ class OtherStream:
     def __init__(self, replay: areplay.Replay) -> None:
         assert replay._ring is not None
         self._spec = replay.spec
-        self.writer = StreamWriter(replay._ring, replay._ring.block_locks(), replay._guard)
+        self.writer = StreamWriter(replay._ring, replay._ring.block_locks(), replay._registry)
         self._episodes = Episodes(replay.spec)
 
     @property
@@ -185,7 +185,7 @@ class Player:
 
     def seal(self) -> None:
         """The next row goes into a new block, as when a reader holds the open one for a moment."""
-        getattr(self._hand, "_own_rows", self._hand).writer.seal()
+        getattr(self._hand, "_local_writer", self._hand).writer.seal()
 
     async def play(self, gives_next: bool) -> None:
         """One step of each environment, handed in."""
@@ -398,7 +398,7 @@ class World:
 
     def oracle(self) -> Oracle:
         """Of the state now. Rows of final observations, whose indices nobody was told, are found by their numbers."""
-        present, reach = stored(self.ring, self.kind), range(*self.ring.names())
+        present, reach = stored(self.ring, self.kind), range(*self.ring.index_range())
         for episode in itertools.chain.from_iterable(self.lanes):
             for at, observation in enumerate(episode.observations):
                 found = present.get(observation["number"])
@@ -416,14 +416,14 @@ class World:
         They differ while a reader holds a block that the writers have passed: it is out of reach, so that no item is
         drawn by its rows; but as long as the way there is not overwritten either, they are found as earlier frames.
         """
-        oracle, reach = self.oracle(), range(*self.ring.names())
+        oracle, reach = self.oracle(), range(*self.ring.index_range())
         may_be = {index: item for index, item in items(oracle).items() if index in reach}
         return may_be, set(items(Oracle(self.lanes, {name for name in oracle.present if name in reach})))
 
 
 def stored(ring: Ring, kind: Kind) -> dict[int, int]:
     """Number of an observation -> index of its row, of all rows that are there."""
-    names = np.arange(ring.names()[1])
+    names = np.arange(ring.index_range()[1])
     names = names[ring.committed(names)]
     numbers = kind.number(ring.columns).take(ring.positions(names))
     found = {int(number): int(name) for number, name in zip(numbers, names, strict=True)}

@@ -107,12 +107,12 @@ class InboxMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.room)
     @rule(point=st.sampled_from(["add.before", "add.written", "add.published"]), as_chunk=st.booleans())
     def die_while_putting(self, point: str, as_chunk: bool) -> None:
-        def kill_point(at: str) -> None:
+        def failpoint(at: str) -> None:
             if at == point:
                 raise Killed
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(inbox_module, "kill_point", kill_point)
+            patch.setattr(inbox_module, "failpoint", failpoint)
             with pytest.raises(Killed):
                 if as_chunk:
                     self.actor.extend(self.chunk(1, 0), 0, 1)
@@ -124,8 +124,8 @@ class InboxMachine(RuleBasedStateMachine):
         self.coordinator_heard = False  # the successor does not know that its predecessor has rung
 
     @rule()
-    def hurry(self) -> None:
-        self.actor.hurry()
+    def request_flush(self) -> None:
+        self.actor.request_flush()
         self.hurried_to = self.put
         self.ring_the_coordinator()
 
@@ -197,9 +197,9 @@ class InboxMachine(RuleBasedStateMachine):
             assert side.may_wait == self.may_wait
             assert side.rows_put == self.put == self.taken + len(self.waiting)
             assert side.is_stopping == self.is_stopping
-            assert side.is_hurried == (self.hurried_to > self.taken)
+            assert side.is_flush_requested == (self.hurried_to > self.taken)
             assert repr(side) == f"<Inbox {len(self.waiting)} of {self.inbox_rows} rows, {self.taken} taken>"
-        assert (self.neighbour.used, self.neighbour.is_stopping, self.neighbour.is_hurried) == (1, False, False)
+        assert (self.neighbour.used, self.neighbour.is_stopping, self.neighbour.is_flush_requested) == (1, False, False)
 
     @invariant()
     def nobody_is_rung_in_vain(self) -> None:

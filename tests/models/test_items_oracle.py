@@ -442,7 +442,7 @@ def test_windows_are_unchanged_as_long_as_all_their_rows_are(mode: str, seed: in
                 await player.play(gives_next=False)
             finder = WindowFinder(world.ring, window)
             rows_of = world.oracle().windows(window.back, window.forward, across=window.across_episodes)
-            drawn = rng.choice(np.arange(*world.ring.names()), 150)
+            drawn = rng.choice(np.arange(*world.ring.index_range()), 150)
             some = finder.find(drawn[world.ring.committed(drawn)])
             assert set(some.indices.tolist()) <= rows_of.keys()
             parts = [some.part(0, 70), finder.find(np.array(sorted(rows_of))), some.part(0, 3), finder.find(drawn[:0])]
@@ -540,7 +540,7 @@ def test_items_are_whole_whatever_a_writer_does_meanwhile(
                 monkeypatch.setattr(search_module, "order", disturbance)
                 batches = []
                 for count in [1, 2, 20] * 8:
-                    out, oldest = BatchArrays.empty(count, reader.fields), world.ring.names()[0]
+                    out, oldest = BatchArrays.empty(count, reader.fields), world.ring.index_range()[0]
                     if reader.fill(out):
                         assert out.indices.min() >= oldest
                         batches.append(out)

@@ -21,9 +21,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from models.parts import machine_in_parts
 
 import areplay
-from areplay import batches as prefetch_module
+from areplay import batches as batches_module
 from areplay._ingest.inbox import Inboxes
-from areplay._processes import waiter as waiting_module
+from areplay._processes import waiter as waiter_module
 from areplay.batches import Batches
 
 SPEC = areplay.Spec(writer=((), "int64"), life=((), "int64"), number=((), "int64"))
@@ -33,11 +33,11 @@ WITHIN_S = 20.0
 eighths = st.integers(1, 40).map(lambda n: Fraction(n, 8))
 
 
-class Crew:
+class Supervisor:
     """Stands in for the samplers."""
 
     def __init__(self, *args: Any, **callbacks: Any) -> None:
-        self.members: list[Any] = []
+        self.workers: list[Any] = []
         self.alive = 1
         self.failures: list[BaseException] = []
 
@@ -119,8 +119,8 @@ class LimiterMachine(RuleBasedStateMachine):
     @initialize(ratio=eighths, batch_size=st.integers(1, 6), min_size=st.integers(1, 8), slack=eighths)
     def build(self, ratio: Fraction, batch_size: int, min_size: int, slack: Fraction) -> None:
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(prefetch_module, "Crew", Crew)
-        self.patch.setattr(waiting_module, "_LOOK_AGAIN_S", 1_000.0)
+        self.patch.setattr(batches_module, "Supervisor", Supervisor)
+        self.patch.setattr(waiter_module, "_LOOK_AGAIN_S", 1_000.0)
         self.runner = asyncio.Runner()
         self.put: dict[tuple[int, int], int] = defaultdict(int)  # (writer, life) -> rows
         self.life = [0, 0]
@@ -211,7 +211,7 @@ class LimiterMachine(RuleBasedStateMachine):
         for _ in range(min(count, self.inbox[k].room) if self.is_attached[k] else 0):
             self.inbox[k].put({"writer": k, "life": life[1], "number": self.put[life]})
             self.put[life] += 1
-        self.inbox[k].hurry()
+        self.inbox[k].request_flush()
         self.run(self.rest())
 
     @rule(k=st.integers(0, 1))
@@ -235,12 +235,12 @@ class LimiterMachine(RuleBasedStateMachine):
         self.run(self.rest())
 
     @rule(count=st.integers(1, 12), is_add=st.booleans())
-    def write_own_rows(self, count: int, is_add: bool) -> None:
+    def write_local_rows(self, count: int, is_add: bool) -> None:
         """By add or extend, which may have to wait."""
         if len(self.calls) < 3:
-            self.run(self._write_own_rows(1 if is_add else count, is_add))
+            self.run(self._write_local_rows(1 if is_add else count, is_add))
 
-    async def _write_own_rows(self, count: int, is_add: bool) -> None:
+    async def _write_local_rows(self, count: int, is_add: bool) -> None:
         async def write() -> None:
             at = self.put[OWNER, 0]
             numbers = np.arange(at, at + count)
@@ -265,7 +265,7 @@ class LimiterMachine(RuleBasedStateMachine):
         return found
 
     @rule(which=st.integers(0, 2))
-    def cancel_own_rows(self, which: int) -> None:
+    def cancel_local_rows(self, which: int) -> None:
         """Nothing of them is written."""
         for _, task in self.calls[which : which + 1]:
             task.cancel()
@@ -294,7 +294,7 @@ class LimiterMachine(RuleBasedStateMachine):
         """With a limiter of its own."""
         learner = Learner(self.replay, ratio, batch_size, min_size, slack, self.rows)
         self.run(learner.batches.__aenter__())
-        self.replay._admission.ring()  # else an extend that now fits never again would be told so a second later
+        self.replay._admission.notify()  # else an extend that now fits never again would be told so a second later
         self.learners.append(learner)
         self.run(self.rest())
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from models.parts import machine_in_parts
 
-from areplay._storage.registry import RingGuard
+from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
 from areplay.errors import SpecMismatch
@@ -53,7 +53,7 @@ class RingMachine(RuleBasedStateMachine):
     def build(self, blocks: int, block_rows: int) -> None:
         self.blocks, self.block_rows = blocks, block_rows
         self.ring = Ring(SPEC, blocks, block_rows)
-        self.guard = RingGuard()
+        self.registry = WriterRegistry()
         self.reader, self.prober = self.ring.block_locks(), self.ring.block_locks()
         self.writers: list[StreamWriter] = []
         self.streams: list[Stream] = []
@@ -65,7 +65,7 @@ class RingMachine(RuleBasedStateMachine):
 
     def add_stream(self) -> None:
         """One more writer, here and there."""
-        self.writers.append(StreamWriter(self.ring, self.ring.block_locks(), self.guard))
+        self.writers.append(StreamWriter(self.ring, self.ring.block_locks(), self.registry))
         self.streams.append(Stream(self.streams_begun))
         self.streams_begun += 1
 
@@ -211,7 +211,7 @@ class RingMachine(RuleBasedStateMachine):
         serials, rows = self.ring.occupied()
         expected = sorted((block.serial, len(block.rows)) for block in self.in_reach())
         assert sorted(zip(serials.tolist(), rows.tolist(), strict=True)) == expected
-        first, end = self.ring.names()
+        first, end = self.ring.index_range()
         assert first == max(0, self.next_serial - self.blocks) * self.block_rows
         assert end == self.next_serial * self.block_rows
 

@@ -16,7 +16,7 @@ import pytest
 from checkpoint_oracle import check_files, columns_of
 
 import areplay
-from areplay._sampling.batch_plan import Deliveries
+from areplay._sampling.batch_plan import BatchPlan
 from areplay._storage.stream_writer import StreamWriter
 
 from . import workers
@@ -157,13 +157,13 @@ async def test_a_fifo_goes_on_with_what_it_has_not_delivered(tmp_path: Path) -> 
 
 async def test_a_fifo_that_is_being_opened_is_saved_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A save between a load and the moment at which its successor has looked at the rows: nothing comes twice."""
-    begin = areplay.Batches._begin_deliveries
+    begin = areplay.Batches._begin_batch_plan
     is_opening, goes_on = threading.Event(), threading.Event()
 
-    def held(batches: areplay.Batches, deliveries: Deliveries) -> None:
+    def held(batches: areplay.Batches, batch_plan: BatchPlan) -> None:
         is_opening.set()
         assert goes_on.wait(30)
-        begin(batches, deliveries)
+        begin(batches, batch_plan)
 
     async with areplay.Replay(SPEC, 4_000) as replay:
         await replay.extend(rows(OWNER, 1, 0, 1_000))
@@ -173,7 +173,7 @@ async def test_a_fifo_that_is_being_opened_is_saved_as_it_was(tmp_path: Path, mo
     async with await areplay.Replay.load(tmp_path) as replay:
         stream = replay.batches(batch_size=50, selector=areplay.Fifo(), prefetch=4)
         with monkeypatch.context() as patch:
-            patch.setattr(areplay.Batches, "_begin_deliveries", held)
+            patch.setattr(areplay.Batches, "_begin_batch_plan", held)
             opening = asyncio.create_task(stream.__aenter__())
             await until(is_opening.is_set)
             await replay.save(tmp_path)
@@ -192,13 +192,13 @@ async def test_a_fifo_loses_nothing_that_it_kept_for_more_than_a_lap(tmp_path: P
     stream whose block the ring has gone round, and of a fast one."""
     async with areplay.Replay(SPEC, 800, block_rows=50) as replay:
         assert replay._ring is not None
-        fast = StreamWriter(replay._ring, replay._ring.block_locks(), replay._guard)
+        fast = StreamWriter(replay._ring, replay._ring.block_locks(), replay._registry)
         async with replay.batches(batch_size=100, selector=areplay.Fifo(), prefetch=1) as batches:
             seen: list[tuple[int, int]] = []
             for turn in range(40):
                 await replay.add(**row(OWNER, 2, turn))
                 fast.write(rows(OWNER, 1, 50 * turn, 50 * turn + 50), 0, 50)
-                if replay._guard.left:
+                if replay._registry.left:
                     break
                 if turn % 2 and turn > 4:
                     seen += await _names(batches, 1)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import areplay
-from areplay._processes.supervisor import Crew
+from areplay._processes.supervisor import Supervisor
 
 from . import workers
 from .oracle import OWNER, SPEC, lives, rows
@@ -144,8 +144,8 @@ async def test_a_debugger_that_is_told_first_does_not_make_the_loop_spin(monkeyp
     waitid = os.waitid
     monkeypatch.setattr(os, "waitid", not_yet)
     async with areplay.Replay(SPEC, 1_000) as replay, replay.actors(workers.hand_in_until_stopped, 1) as actors:
-        assert actors._crew is not None
-        child = actors._crew.members[0].child
+        assert actors._supervisor is not None
+        child = actors._supervisor.workers[0].child
         assert child is not None
         os.kill(child.pid, signal.SIGKILL)
         asyncio.get_running_loop().call_later(0.2, is_told.set)
@@ -202,15 +202,15 @@ async def test_exit_hooks_have_their_time_from_when_an_actor_has_returned(
     """One that returns when `grace_s` is almost over is not killed then."""
     looks: list[bool] = []
 
-    async def almost_over(crew: Crew) -> bool:
+    async def almost_over(supervisor: Supervisor) -> bool:
         looks.append(True)
         if len(looks) == 1:
             await until((tmp_path / "ending").exists)
             return False
-        return await all_ended(crew)
+        return await all_ended(supervisor)
 
-    all_ended = Crew._all_ended
-    monkeypatch.setattr(Crew, "_all_ended", almost_over)
+    all_ended = Supervisor._all_ended
+    monkeypatch.setattr(Supervisor, "_all_ended", almost_over)
     async with (
         areplay.Replay(SPEC, 10_000) as replay,
         replay.actors(workers.return_and_end_late, 1, args=(str(tmp_path), 0.3), grace_s=30.0),
@@ -225,8 +225,8 @@ async def test_a_second_cancellation_kills_one_that_ends_late(tmp_path: Path) ->
         actors = replay.actors(workers.return_and_end_late, 1, args=(str(tmp_path), 1_000.0), grace_s=1_000.0)
         await actors.__aenter__()
         await actors.wait()
-        assert actors._crew is not None
-        stopping = asyncio.create_task(actors._crew.stop())
+        assert actors._supervisor is not None
+        stopping = asyncio.create_task(actors._supervisor.stop())
         await asyncio.sleep(0)
         stopping.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -28,15 +28,15 @@ async def gone_through(epochs: areplay.Epochs, samplers: int, seed: int = 1, kil
         async with replay.batches(batch_size=64, samplers=samplers, prefetch=samplers, selector=epochs) as batches:
             async for batch in batches:
                 assert torn(batch) == 0
-                assert batch.weights.shape == batch.indices.shape == batch["number"].shape
+                assert batch.importance_weights.shape == batch.indices.shape == batch["number"].shape
                 found.append(batch["number"].tolist())
                 if len(found) == kill:
-                    crew = batches._crew
-                    assert crew is not None and crew.members[0].child is not None
-                    os.kill(crew.members[0].child.pid, signal.SIGKILL)
+                    supervisor = batches._supervisor
+                    assert supervisor is not None and supervisor.workers[0].child is not None
+                    os.kill(supervisor.workers[0].child.pid, signal.SIGKILL)
             assert batches.statistics().items_left == 0
             for _ in range(2):
-                with pytest.raises(areplay.EpochsOver, match=r"Epochs\(3"):
+                with pytest.raises(areplay.EndOfEpochs, match=r"Epochs\(3"):
                     await batches.get()
             await until(lambda: batches.statistics().restarts == (kill > 0))
     return found
@@ -96,11 +96,11 @@ async def test_endless_epochs_go_on_until_the_context_is_left() -> None:
 async def test_epochs_of_nothing_are_stalled() -> None:
     """When the stream is opened; nothing is kept by it after that."""
     async with asyncio.timeout(60), areplay.Replay(SPEC, **CAPACITY) as replay:
-        before = replay._guard.watchers
+        before = replay._registry.watchers
         with pytest.raises(areplay.Stalled, match=r"Epochs\(1\) of 0 "):
             async with replay.batches(batch_size=20, selector=areplay.Epochs()):
                 pass
-        assert (replay._guard.keepers, replay._guard.watchers) == ((), before)
+        assert (replay._registry.keepers, replay._registry.watchers) == ((), before)
         await replay.extend(rows(OWNER, 1, 0, 30))
         async with replay.batches(batch_size=20, selector=areplay.Epochs()) as batches:
             assert [len(batch.indices) async for batch in batches] == [20, 10]

@@ -17,7 +17,7 @@ import pytest
 from models.episode_oracle import Item, Lane, Oracle, Stack
 
 import areplay
-from areplay._processes import supervisor as crew
+from areplay._processes import supervisor as supervisor
 
 from . import steppers, workers
 from .oracle import OWNER, SPEC, ledgers, rows, torn
@@ -33,7 +33,7 @@ Seen = dict[tuple[int, int], list[int]]
 @pytest.fixture(autouse=True)
 def quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Children that die are replaced soon."""
-    monkeypatch.setattr(crew, "_LONGEST_BACK_OFF_S", 0.05)
+    monkeypatch.setattr(supervisor, "_LONGEST_BACK_OFF_S", 0.05)
 
 
 def take_down(batch: areplay.Batch, seen: Seen) -> None:
@@ -232,8 +232,8 @@ async def test_a_sampler_killed_for_good_is_told_when_it_is_its_turn() -> None:
             batch_size=16, samplers=2, prefetch=2, selector=areplay.Fifo(), max_restarts=0
         ) as batches:
             await until(lambda: batches.statistics().ready == 5)
-            assert batches._crew is not None and batches._crew.members[1].child is not None
-            os.kill(batches._crew.members[1].child.pid, signal.SIGKILL)
+            assert batches._supervisor is not None and batches._supervisor.workers[1].child is not None
+            os.kill(batches._supervisor.workers[1].child.pid, signal.SIGKILL)
             await until(lambda: batches.statistics().samplers_alive == 1)
             got = []
             with pytest.raises(areplay.SamplerFailed, match="sampler 1"):

@@ -11,7 +11,7 @@ import threading
 import pytest
 
 import areplay
-from areplay._processes import supervisor as crew
+from areplay._processes import supervisor as supervisor
 
 from . import workers
 from .oracle import OWNER, SPEC, lives, row, rows
@@ -25,7 +25,7 @@ async def test_restarts_are_limited_and_backed_off(
 ) -> None:
     """One that always raises is started 1 + max_restarts times, with growing pauses, and each time as a new stream;
     then wait() raises, and the learner that can get no batch any more is told why, with the child's traceback."""
-    monkeypatch.setattr(crew, "_FIRST_BACK_OFF_S", 0.6)
+    monkeypatch.setattr(supervisor, "_FIRST_BACK_OFF_S", 0.6)
     async with areplay.Replay(SPEC, 10_000) as replay:
         async with (
             replay.actors(workers.hand_in_and_raise, 1, args=(10,), max_restarts=2) as actors,
@@ -100,7 +100,7 @@ async def test_a_sampler_ended_by_a_stranger_is_restarted(number: signal.Signals
 
 
 async def test_an_actor_ended_by_a_stranger_is_restarted() -> None:
-    """SIGTERM from anybody but the crew is a death like any other, not an actor that has done its work."""
+    """SIGTERM from anybody but the supervisor is a death like any other, not an actor that has done its work."""
     async with (
         areplay.Replay(SPEC, 100_000) as replay,
         replay.actors(workers.hand_in_until_stopped, 1, args=(0.001,)) as actors,
@@ -214,7 +214,7 @@ async def test_a_place_that_cannot_be_cleared_is_given_up(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("max_restarts", [0, 1, 3, 18, 100, 5_000])
 async def test_as_many_restarts_as_are_allowed_fit_into_their_minute(max_restarts: int) -> None:
     """Pauses grow up to a longest one, which is shorter where more restarts are allowed."""
-    pauses = [crew._back_off_s(deaths, max_restarts) for deaths in range(1, max_restarts + 1)]
+    pauses = [supervisor._back_off_s(deaths, max_restarts) for deaths in range(1, max_restarts + 1)]
     assert pauses == sorted(pauses)
-    assert sum(pauses) <= crew._RESTART_WINDOW_S / 2 + 1e-6
-    assert crew._back_off_s(1_000, None) == crew._LONGEST_BACK_OFF_S
+    assert sum(pauses) <= supervisor._RESTART_WINDOW_S / 2 + 1e-6
+    assert supervisor._back_off_s(1_000, None) == supervisor._LONGEST_BACK_OFF_S

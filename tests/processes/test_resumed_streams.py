@@ -142,21 +142,21 @@ async def test_a_schedule_goes_on_at_its_count(tmp_path: Path) -> None:
     async with Replay(STEPS, 1_000) as replay:
         await play(replay, 0, 100)
         prioritized = areplay.Prioritized(1.0, annealed)
-        async with replay.batches(batch_size=20, selector=prioritized, learner_fills=False) as batches:
+        async with replay.batches(batch_size=20, selector=prioritized, inline_sampling=False) as batches:
             replay.update_priorities(np.arange(100), 1.0 + np.arange(100))
             await taken(batches, 10)
             assert prioritized.importance_sampling_exponent == annealed(10)
             await replay.save(tmp_path)
     async with await Replay.load(tmp_path) as replay:
         prioritized = areplay.Prioritized(1.0, annealed)
-        async with replay.batches(batch_size=20, selector=prioritized, learner_fills=False) as batches:
+        async with replay.batches(batch_size=20, selector=prioritized, inline_sampling=False) as batches:
             for number in range(10, 14):
                 assert prioritized.importance_sampling_exponent == annealed(number)
                 batch = await anext(batches)
                 priorities = 1.0 + batch["obs"]
                 np.testing.assert_allclose(batch.probabilities, priorities / priorities_sum(), rtol=1e-5)
                 logarithms = np.log(priorities.min() / priorities)
-                exponents = np.log(batch.weights)[logarithms < 0] / logarithms[logarithms < 0]
+                exponents = np.log(batch.importance_weights)[logarithms < 0] / logarithms[logarithms < 0]
                 assert annealed(10) - 1e-4 <= exponents.min() <= exponents.max() <= annealed(number) + 1e-4
 
 

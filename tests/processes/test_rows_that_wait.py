@@ -110,8 +110,8 @@ async def test_what_may_wait_follows_limiters_that_come_change_and_go() -> None:
 
 
 async def test_what_waits_when_a_limiter_comes_is_let_in_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else it would wait for the limiter, and all that is made later behind it. Here it would linger in its inbox."""
-    monkeypatch.setattr(coordinator, "LINGER_S", 1_000.0)
+    """Else it would wait for the limiter, and all that is made later behind it. Here it would stay in its inbox."""
+    monkeypatch.setattr(coordinator, "BATCHING_DELAY_S", 1_000.0)
     async with (
         areplay.Replay(SPEC, 10_000) as replay,
         replay.actors(workers.hang, 1, args=("wait", str(tmp_path)), quiet_s=None, grace_s=0.2) as actors,

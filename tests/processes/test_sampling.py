@@ -19,14 +19,14 @@ Drawn = np.ndarray[tuple[int, int], np.dtype[np.int64]]  # the indices of some b
 
 async def _delivered(replay: areplay.Replay, batches: int, samplers: int = 1) -> Drawn:
     """The indices of so many batches of 256."""
-    stream = replay.batches(batch_size=256, samplers=samplers, learner_fills=False, timeout_s=60.0)
+    stream = replay.batches(batch_size=256, samplers=samplers, inline_sampling=False, timeout_s=60.0)
     async with stream:
         found = np.empty((batches, 256), np.int64)
         for k in range(batches):
             batch = await anext(stream)
             found[k] = batch.indices
             assert batch.probabilities[0] == 1 / len(replay)
-            assert (batch.weights == 1.0).all()
+            assert (batch.importance_weights == 1.0).all()
     return found
 
 

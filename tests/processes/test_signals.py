@@ -243,7 +243,7 @@ def test_no_child_outlives_a_parent_killed_while_it_starts_them(import_s: float)
 
 @pytest.mark.parametrize("point", ["ring.write:30", "ring.recycle:2"])
 def test_no_child_outlives_a_parent_that_dies_within_a_write(point: str) -> None:
-    """The coordinator's process dies at a kill point of its own, holding a block's lock."""
+    """The coordinator's process dies at a failpoint of its own, holding a block's lock."""
     with running({"rows": 64}, AREPLAY_KILL=point) as program:
         assert program.process.wait(timeout=60.0) == -signal.SIGKILL
         print(f"all gone after {until_now(lambda: not program.everyone(), GONE_WITHIN_S):.2f} s")

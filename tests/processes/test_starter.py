@@ -192,7 +192,7 @@ async def test_arguments_that_do_not_pickle_leave_nothing() -> None:
 
 
 def _pid_of_a_sampler(batches: areplay.Batches) -> int:
-    assert batches._crew is not None
-    child = batches._crew.members[0].child
+    assert batches._supervisor is not None
+    child = batches._supervisor.workers[0].child
     assert child is not None
     return child.pid

@@ -8,7 +8,7 @@ import time
 import pytest
 
 import areplay
-from areplay._processes import supervisor as crew
+from areplay._processes import supervisor as supervisor
 
 from . import workers
 from .oracle import SPEC, lives
@@ -31,19 +31,19 @@ async def test_each_actor_is_stopped_by_the_first_rung_that_works(
     """One that looks at `stopping` gets no signal; one that only waits gets SIGTERM, and its clean-up runs and may
     still hand in rows; only one that does not listen gets SIGKILL. All rows are kept, and none of it is a failure."""
     caplog.set_level(logging.DEBUG, "areplay")
-    rungs, all_ended = iter([LADDER[:1], LADDER[1:3]]), crew.Crew._all_ended
+    rungs, all_ended = iter([LADDER[:1], LADDER[1:3]]), supervisor.Supervisor._all_ended
 
-    async def no_sooner(these: crew.Crew) -> bool:
+    async def no_sooner(these: supervisor.Supervisor) -> bool:
         """The time of a rung begins when those have ended who are to end by it: a busy machine may take longer."""
         for way in next(rungs):
-            member = these.members[LADDER.index(way)]
+            member = these.workers[LADDER.index(way)]
             await until(lambda member=member: member.is_gone)
         started = time.monotonic()
         have_ended = await all_ended(these)
         assert have_ended or time.monotonic() - started >= 0.7 - 0.002, "its whole grace, but for a tick of the clock"
         return have_ended
 
-    monkeypatch.setattr(crew.Crew, "_all_ended", no_sooner)
+    monkeypatch.setattr(supervisor.Supervisor, "_all_ended", no_sooner)
     async with areplay.Replay(SPEC, 100_000) as replay:
         async with replay.actors(workers.stop_slowly, len(LADDER), args=(LADDER,), grace_s=0.7) as actors:
             await until(lambda: all(r.rows >= 10 and r.waiting_rows == 0 for r in actors.statistics()))
@@ -66,8 +66,8 @@ async def test_each_actor_is_stopped_by_the_first_rung_that_works(
 
 async def test_stopping_ends_a_pause_before_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
     """Closing while an actor is due to be restarted neither waits for the pause nor starts it once more."""
-    monkeypatch.setattr(crew, "_FIRST_BACK_OFF_S", 60.0)
-    monkeypatch.setattr(crew, "_LONGEST_BACK_OFF_S", 60.0)
+    monkeypatch.setattr(supervisor, "_FIRST_BACK_OFF_S", 60.0)
+    monkeypatch.setattr(supervisor, "_LONGEST_BACK_OFF_S", 60.0)
     async with areplay.Replay(SPEC, 1_000) as replay:
         async with replay.actors(workers.hand_in_and_raise, 1, args=(4,), max_restarts=5) as actors:
             pid = actors.statistics()[0].pid

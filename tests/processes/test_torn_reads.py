@@ -160,7 +160,7 @@ async def test_a_sampler_stopped_in_mid_copy_delivers_nothing_stale() -> None:
     async with areplay.Replay(SPEC, 1_000, block_rows=50) as replay:
         await replay.extend(rows(OWNER, 0, 0, 1_000))
         async with replay.batches(workers.StopsItself(at_copy=3), batch_size=64, prefetch=4) as batches:
-            (member,) = batches._crew.members  # type: ignore[union-attr]
+            (member,) = batches._supervisor.workers  # type: ignore[union-attr]
             assert member.child is not None
             pid = member.child.pid
             await until(lambda: state_of(pid) == "T", what="it stops itself")
@@ -208,7 +208,7 @@ async def test_nobody_steals_the_lock_of_a_stopped_reader(
             lapped(replay, 64) as names,
             replay.batches(workers.StopsAtOne(0.01, enough), batch_size=2, prefetch=2, timeout_s=30.0) as batches,
         ):
-            (member,) = batches._crew.members  # type: ignore[union-attr]
+            (member,) = batches._supervisor.workers  # type: ignore[union-attr]
             assert member.child is not None
             pid = member.child.pid
             held: list[int] = []

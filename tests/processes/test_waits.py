@@ -20,13 +20,15 @@ pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
 
 
 async def test_an_actor_whose_rows_nobody_takes_gets_inbox_full_and_can_go_on() -> None:
-    """While the coordinator is held up, add and flush end after timeout_s with the counts in their text, nothing is
+    """While the coordinator is held up, add and flush end after add_timeout_s with the counts in their text, nothing is
     handed in twice or lost, and when rows are taken again all goes on."""
     async with areplay.Replay(SPEC, 10_000) as replay:
-        async with replay.actors(workers.report_full_inbox, 1, args=(3_000,), inbox_rows=16, timeout_s=0.3) as actors:
+        async with replay.actors(
+            workers.report_full_inbox, 1, args=(3_000,), inbox_rows=16, add_timeout_s=0.3
+        ) as actors:
             reports: list[areplay.Report] = []
             await until(lambda: len(replay) > 50)
-            with replay._guard:  # the coordinator needs it to write
+            with replay._registry:  # the coordinator needs it to write
                 await until(lambda: reports.extend(actors.reports()) or reports)
                 await until(lambda: actors.statistics()[0].waiting_rows == 16)
             await actors.wait()
@@ -34,7 +36,7 @@ async def test_an_actor_whose_rows_nobody_takes_gets_inbox_full_and_can_go_on() 
             assert first == (
                 "actor 0 waits for the coordinator: 16 of 16 rows of its inbox are not yet taken; the "
                 "learner may be slower than its limiter or selector allows; "
-                "gave up after 0.3 s, raise timeout_s to wait longer"
+                "gave up after 0.3 s, raise add_timeout_s to wait longer"
             )
         (stored,) = lives(replay).values()
         assert stored == 3_000
@@ -44,11 +46,11 @@ async def test_inbox_full_that_nobody_catches_ends_the_actor_with_that_text() ->
     """The error travels as the actor's failure; its rows are stored all the same."""
     async with areplay.Replay(SPEC, 10_000) as replay:
         async with replay.actors(
-            workers.hand_in_until_stopped, 1, inbox_rows=16, timeout_s=0.2, max_restarts=0
+            workers.hand_in_until_stopped, 1, inbox_rows=16, add_timeout_s=0.2, max_restarts=0
         ) as actors:
             await until(lambda: len(replay) > 50 or actors.alive == 0)
             (pid,) = (record.pid for record in actors.statistics())
-            with replay._guard:
+            with replay._registry:
                 await until(lambda: not os.path.exists(f"/proc/{pid}") or not actors.statistics()[0].is_alive)
             with pytest.raises(areplay.ActorFailed, match=r"InboxFull: actor 0 waits for the coordinator: 16 of 16"):
                 await actors.wait()
@@ -157,7 +159,7 @@ async def test_a_full_queue_holds_the_samplers_up() -> None:
             assert batches._slots is not None
             count = batches._slots.slots
             await until(lambda: batches.statistics().ready == count)
-            (member,) = batches._crew.members  # type: ignore[union-attr]
+            (member,) = batches._supervisor.workers  # type: ignore[union-attr]
             assert member.child is not None
             await until(lambda: _is_idle(member.child.pid), what="the sampler sleeps")  # type: ignore[union-attr]
             assert batches.statistics().fill == 1.0

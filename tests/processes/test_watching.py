@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import areplay
-from areplay._status.client import ask, posts
+from areplay._status.client import fetch_report, running_replays
 from areplay.errors import Closed
 
 from . import workers
@@ -146,9 +146,9 @@ def test_top_ends_with_the_replay() -> None:
 def test_nothing_is_left_of_a_program_that_was_killed() -> None:
     """Its name is gone with its process."""
     with running(actors=0) as process:
-        assert [post for post in posts() if post.pid == process.pid]
+        assert [address for address in running_replays() if address.pid == process.pid]
         process.kill()
-        until_now(lambda: not [post for post in posts() if post.pid == process.pid])
+        until_now(lambda: not [address for address in running_replays() if address.pid == process.pid])
 
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])
@@ -221,8 +221,8 @@ async def test_the_end_of_a_child_is_kept_until_the_next() -> None:
         await until(are_back)
         now = replay.statistics()
         assert now.actors[0].last_failure is None and now.actors[0].restarts == 0
-        (post,) = [post for post in posts() if post.pid == os.getpid()]
-        said = (await asyncio.to_thread(ask, post))["statistics"]
+        (address,) = [address for address in running_replays() if address.pid == os.getpid()]
+        said = (await asyncio.to_thread(fetch_report, address))["statistics"]
         for victim, child, plain in zip(
             victims,
             (now.actors[1], now.batches[0].samplers[0]),

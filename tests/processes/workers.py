@@ -343,7 +343,7 @@ class SlowUniform(areplay.Uniform):
         self.seconds = seconds
 
     def draw(self, ring: Ring, count: int, rng: np.random.Generator) -> tuple[Indices, float]:
-        """Draw, and linger."""
+        """Draw, and wait."""
         drawn = super().draw(ring, count, rng)
         time.sleep(self.seconds)
         return drawn
@@ -356,7 +356,7 @@ class SlowRows(areplay.Rows):
         self.seconds = seconds
 
     def assemble(self, windows: Windows, out: Mapping[str, Array]) -> None:
-        """Copy, and linger."""
+        """Copy, and wait."""
         super().assemble(windows, out)
         time.sleep(self.seconds)
 

@@ -52,7 +52,7 @@ async def test_a_sampler_killed_within_a_batch_loses_nothing(point: str, monkeyp
     async with areplay.Replay(SPEC, 4_000, seed=1) as replay:
         await replay.extend(rows(OWNER, os.getpid(), 0, 4_000))
         monkeypatch.setenv("AREPLAY_KILL", f"{point}:3")
-        async with replay.batches(batch_size=64, samplers=1, learner_fills=False, prefetch=6) as batches:
+        async with replay.batches(batch_size=64, samplers=1, inline_sampling=False, prefetch=6) as batches:
             slots = batches._slots
             assert slots is not None
             await until(lambda: batches.statistics().restarts == 1 and batches.statistics().ready == slots.slots)
@@ -73,5 +73,5 @@ async def test_a_sampler_killed_within_a_batch_loses_nothing(point: str, monkeyp
 
 async def _first_batches(replay: areplay.Replay, count: int) -> list[Indices]:
     """The indices of what a sampler delivers first if nobody disturbs it."""
-    async with replay.batches(batch_size=64, samplers=1, learner_fills=False, prefetch=count) as batches:
+    async with replay.batches(batch_size=64, samplers=1, inline_sampling=False, prefetch=count) as batches:
         return [(await batches.get(10.0)).indices.copy() for _ in range(count)]

@@ -1,4 +1,4 @@
-"""Any history of an item log, against episodes kept as plain Python lists.
+"""Any history of an completion log, against episodes kept as plain Python lists.
 
 Streams of one environment, or of vectors of them in all autoreset modes, go through queues (as inboxes) into a small
 ring of which blocks are kept. Steps get lost, actors die, blocks are sealed early, a reader holds one for a while, the
@@ -23,8 +23,8 @@ from models.episode_world import MODES, PLAIN, Player
 from models.parts import machine_in_parts
 
 from areplay._ingest.episodes import Episodes
-from areplay._sampling.completion_log import ItemLog
-from areplay._storage.registry import RingGuard
+from areplay._sampling.completion_log import CompletionLog
+from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
 from areplay._storage.window_search import WindowFinder
@@ -50,8 +50,8 @@ class Queue:
 
     autoreset_mode = ""
 
-    def __init__(self, ring: Ring, guard: RingGuard) -> None:
-        self._ring, self.writer = ring, StreamWriter(ring, ring.block_locks(), guard)
+    def __init__(self, ring: Ring, registry: WriterRegistry) -> None:
+        self._ring, self.writer = ring, StreamWriter(ring, ring.block_locks(), registry)
         self._waiting: list[Columns | None] = []  # None: there the stream ends
         self.streams: list[list[int]] = [[]]
         self._begin()
@@ -135,7 +135,7 @@ def item_windows(draw: st.DrawFn) -> Window:
     )
 
 
-class ItemLogMachine(RuleBasedStateMachine):
+class CompletionLogMachine(RuleBasedStateMachine):
     """The log and its oracle, side by side."""
 
     @initialize(
@@ -160,18 +160,18 @@ class ItemLogMachine(RuleBasedStateMachine):
         # So many rows a stream needs beside what the learner was not yet given: then it can go on.
         self.reach = 2 * (window.forward + 1 + window.back) * 2 * width
         blocks = max(4, len(modes) * (-(-self.reach // block_rows) + 1) + spare)
-        self.ring, self.guard = Ring(PLAIN.spec, blocks, block_rows), RingGuard()
+        self.ring, self.registry = Ring(PLAIN.spec, blocks, block_rows), WriterRegistry()
         self.reader = self.ring.block_locks()
         self.held: int | None = None
         self.finder = WindowFinder(self.ring, window)
         self.lanes: list[Lane] = []
-        self.queues = [Queue(self.ring, self.guard) for _ in modes]
+        self.queues = [Queue(self.ring, self.registry) for _ in modes]
         numbers = itertools.count(1)
         self.players = [
             Player(PLAIN, queue, mode, lengths[k], numbers, self.lanes)
             for k, (queue, mode) in enumerate(zip(self.queues, modes, strict=True))
         ]
-        self.log: ItemLog | None = None
+        self.log: CompletionLog | None = None
         self.gone: set[int] = set()  # numbers of rows that were overwritten before the log began
         self.logged: list[int] = []  # numbers of the items of the log, in its order
         self.is_over = False
@@ -184,9 +184,9 @@ class ItemLogMachine(RuleBasedStateMachine):
             self.queues[which].drain()
         ever = {number for queue in self.queues for stream in queue.streams for number in stream}
         self.gone = ever - self.there()
-        self.log = ItemLog(self.ring, window)
-        self.guard.keep(self.log)
-        self.log.begin(self.guard, goes_on=True)
+        self.log = CompletionLog(self.ring, window)
+        self.registry.keep(self.log)
+        self.log.begin(self.registry, goes_on=True)
         self.read()
 
     def in_block(self, place: int) -> set[int]:
@@ -268,7 +268,7 @@ class ItemLogMachine(RuleBasedStateMachine):
     def drain(self) -> None:
         """Each queue in turn; nobody waits for a reader that holds the last block there is."""
         for queue in self.queues:
-            kept = self.guard.kept()
+            kept = self.registry.kept()
             if kept is not None and np.count_nonzero(~kept) < 20:
                 self.a_reader_gives_it_back()
             queue.drain()
@@ -362,7 +362,7 @@ def quiet() -> Iterator[None]:
 
 
 TestItemLog = machine_in_parts(
-    ItemLogMachine,
+    CompletionLogMachine,
     max_examples=40,
     stateful_step_count=25,
     print_blob=True,

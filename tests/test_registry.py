@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from areplay._shm.range_locks import BlockLocks
-from areplay._storage.registry import Mask, RingGuard, Watcher
+from areplay._storage.registry import Mask, Watcher, WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
 from areplay.spec import Spec
@@ -39,20 +39,20 @@ class Rig:
     """A ring of 4 blocks of 4 rows, and writers."""
 
     def __init__(self) -> None:
-        self.ring, self.guard = Ring(SPEC, 4, 4), RingGuard()
+        self.ring, self.registry = Ring(SPEC, 4, 4), WriterRegistry()
         self._next = 0
         self._open: list[StreamWriter | BlockLocks] = []
 
     def writer(self) -> StreamWriter:
         """The writer of a new stream."""
-        self._open.append(StreamWriter(self.ring, self.ring.block_locks(), self.guard))
+        self._open.append(StreamWriter(self.ring, self.ring.block_locks(), self.registry))
         return self._open[-1]  # type: ignore[return-value]
 
     def keep(self, *places: int, grows: bool = False) -> Keeps:
         """Somebody who keeps these."""
         keeper = Keeps(*places, grows=grows)
-        self.guard.keep(keeper)
-        self.guard.watch(keeper)
+        self.registry.keep(keeper)
+        self.registry.watch(keeper)
         return keeper
 
     def write(self, writer: StreamWriter, rows: int) -> list[int]:
@@ -90,13 +90,13 @@ def test_a_kept_block_is_left_for_another_lap(rig: Rig) -> None:
     assert rig.write(writer, 8) == [16, 17, 18, 19, 28, 29, 30, 31]
     assert rig.numbers() == [4, 5, 6, 7, 8, 9, 10, 11, 16, 17, 18, 19, 20, 21, 22, 23]
     assert rig.ring.committed(np.arange(32)).nonzero()[0].tolist() == [*range(4, 12), *range(16, 20), *range(28, 32)]
-    assert (len(rig.ring), rig.guard.left) == (8, {1, 2})
+    assert (len(rig.ring), rig.registry.left) == (8, {1, 2})
     rig.write(writer, 8)
-    assert (len(rig.ring), rig.guard.left) == (8, {1, 2})
+    assert (len(rig.ring), rig.registry.left) == (8, {1, 2})
     keeper.places.clear()
     assert rig.write(writer, 16)[:4] == [48, 49, 50, 51]
     assert rig.numbers() == list(range(32, 48))
-    assert (len(rig.ring), rig.guard.left) == (16, set())
+    assert (len(rig.ring), rig.registry.left) == (16, set())
 
 
 def test_a_writer_writes_what_there_is_room_for(rig: Rig) -> None:
@@ -106,9 +106,9 @@ def test_a_writer_writes_what_there_is_room_for(rig: Rig) -> None:
     rig.write(writer, 2)
     keeper = rig.keep(0, 1, 3, grows=True)
     assert rig.write(writer, 9) == [2, 3, 8, 9, 10, 11]
-    state = repr(rig.ring), len(rig.ring), set(rig.guard.left), rig.guard.reserved
+    state = repr(rig.ring), len(rig.ring), set(rig.registry.left), rig.registry.reserved
     assert rig.write(writer, 1) == rig.write(other, 5) == []
-    assert (repr(rig.ring), len(rig.ring), rig.guard.left, rig.guard.reserved) == state
+    assert (repr(rig.ring), len(rig.ring), rig.registry.left, rig.registry.reserved) == state
     keeper.places.remove(1)
     assert rig.write(other, 5) == [20, 21, 22, 23]
     assert rig.numbers() == list(range(12))
@@ -120,25 +120,25 @@ def test_blocks_are_kept_for_whoever_wants_it(rig: Rig) -> None:
     rig.write(writer, 16)
     first, second = rig.keep(0, 1), rig.keep(1, 2)
     assert rig.write(writer, 4) == [28, 29, 30, 31]
-    rig.guard.forget(first)
+    rig.registry.forget(first)
     assert rig.write(writer, 4) == [32, 33, 34, 35]
-    rig.guard.keep_nothing()
-    assert rig.guard.kept() is None and second.places == {1, 2}
+    rig.registry.keep_nothing()
+    assert rig.registry.kept() is None and second.places == {1, 2}
     assert len(rig.write(writer, 16)) == 16
 
 
 def test_has_place_tells_whether_a_block_may_be_recycled(rig: Rig) -> None:
     """One that is kept by nobody, and promised to nobody."""
     writer = rig.writer()
-    assert rig.guard.has_place()
+    assert rig.registry.has_place()
     keeper = rig.keep(0, 1, 2)
-    assert rig.guard.has_place()
+    assert rig.registry.has_place()
     assert writer.reserve(4)
-    assert not rig.guard.has_place()
+    assert not rig.registry.has_place()
     writer.unreserve()
-    assert rig.guard.has_place()
+    assert rig.registry.has_place()
     keeper.places.add(3)
-    assert not rig.guard.has_place()
+    assert not rig.registry.has_place()
 
 
 def test_an_open_block_has_room_while_it_is_ours(rig: Rig) -> None:
@@ -166,21 +166,21 @@ def test_reserving_is_all_or_none(rig: Rig) -> None:
     rig.write(writer, 3)
     rig.keep(0, 1)
     assert not writer.reserve(9), "its open block may be taken away before it comes to it"
-    assert rig.guard.reserved == 0
+    assert rig.registry.reserved == 0
     assert writer.reserve(1)
-    assert rig.guard.reserved == 0, "that one fits into its open block"
+    assert rig.registry.reserved == 0, "that one fits into its open block"
     assert writer.reserve(8)
-    assert rig.guard.reserved == 2
+    assert rig.registry.reserved == 2
     assert len(rig.write(writer, 8)) == 8
     writer.unreserve()
-    assert rig.guard.reserved == 0
+    assert rig.registry.reserved == 0
 
 
 def test_without_keepers_there_is_always_room(rig: Rig) -> None:
     """Then nothing is reserved: each block may be recycled."""
     writer = rig.writer()
     assert writer.reserve(1_000)
-    assert rig.guard.reserved == 0
+    assert rig.registry.reserved == 0
 
 
 def test_what_is_reserved_nobody_else_gets(rig: Rig) -> None:
@@ -192,12 +192,12 @@ def test_what_is_reserved_nobody_else_gets(rig: Rig) -> None:
     assert len(rig.write(other, 16)) == 4
     assert rig.write(other, 1) == []
     assert len(rig.write(writer, 4)) == 4
-    assert rig.guard.reserved == 1
+    assert rig.registry.reserved == 1
     assert rig.write(other, 1) == []
     assert len(rig.write(writer, 4)) == 4
-    assert rig.guard.reserved == 0
+    assert rig.registry.reserved == 0
     writer.unreserve()
-    assert rig.guard.reserved == 0
+    assert rig.registry.reserved == 0
 
 
 def test_an_open_block_of_another_is_promised_to_nobody(rig: Rig) -> None:
@@ -234,7 +234,7 @@ def test_idle_streams_stop_nobody(rig: Rig) -> None:
         rig.write(writer, 1)
     rig.keep()
     newcomer = rig.writer()
-    assert rig.guard.has_place() and not rig.guard.is_full()
+    assert rig.registry.has_place() and not rig.registry.is_full()
     assert rig.write(newcomer, 2) == [16, 17]
     assert not idle[0].has_open_block and idle[1].has_open_block
 
@@ -244,17 +244,17 @@ def test_a_ring_is_full_when_nobody_can_write(rig: Rig) -> None:
     writer = rig.writer()
     rig.write(writer, 4)
     keeper = rig.keep(0, 1, 2, 3)
-    assert rig.guard.is_full()
+    assert rig.registry.is_full()
     keeper.places.clear()
     rig.write(writer, 2)
     keeper.places |= {0, 1, 2, 3}
-    assert not rig.guard.is_full()
+    assert not rig.registry.is_full()
     rig.write(writer, 2)
-    assert rig.guard.is_full()
+    assert rig.registry.is_full()
     other = rig.writer()
     keeper.places.discard(2)
     rig.write(other, 1)
-    assert not rig.guard.is_full()
+    assert not rig.registry.is_full()
     keeper.places |= {2}
     keeper.places.discard(1)
     rig.write(rig.writer(), 4)
@@ -262,7 +262,7 @@ def test_a_ring_is_full_when_nobody_can_write(rig: Rig) -> None:
     keeper.places.discard(3)
     rig.write(rig.writer(), 4)  # passes the open block of the other
     keeper.places |= {3}
-    assert not other.has_open_block and rig.guard.is_full()
+    assert not other.has_open_block and rig.registry.is_full()
 
 
 class Locks:
@@ -298,7 +298,7 @@ def test_a_block_that_is_needed_when_its_lock_is_had_stays(rig: Rig) -> None:
         rig.write(slow, 1)
         wrote.set()
 
-    rig.guard.watch(Told())
+    rig.registry.watch(Told())
     thread = threading.Thread(target=write_one)
     thread.start()
     assert writing.wait(20)
@@ -325,14 +325,14 @@ def test_watchers_that_leave_while_others_are_told_take_nobody_along(rig: Rig) -
 
     class Leaves(Watcher):
         def written(self, at: int, count: int, priorities: Any) -> None:
-            rig.guard.forget(self)
+            rig.registry.forget(self)
 
     class Stays(Watcher):
         def written(self, at: int, count: int, priorities: Any) -> None:
             told.append((at, count))
 
     for watcher in (Leaves(), Stays()):
-        rig.guard.watch(watcher)
+        rig.registry.watch(watcher)
     writer = rig.writer()
     rig.write(writer, 2)
     rig.write(writer, 3)
@@ -344,9 +344,9 @@ def test_watchers_are_told_of_the_end_of_each_stream(rig: Rig) -> None:
     ended: list[int] = []
     watcher = Watcher()
     watcher.ended = ended.append  # type: ignore[assignment, method-assign]
-    rig.guard.watch(watcher)
-    writer = StreamWriter(rig.ring, rig.ring.block_locks(), rig.guard)
+    rig.registry.watch(watcher)
+    writer = StreamWriter(rig.ring, rig.ring.block_locks(), rig.registry)
     writer.begin_stream()
-    assert (ended, writer.stream, list(rig.guard.streams)) == ([0], 1, [1])
+    assert (ended, writer.stream, list(rig.registry.streams)) == ([0], 1, [1])
     writer.close()
-    assert (ended, list(rig.guard.streams)) == ([0, 1], [])
+    assert (ended, list(rig.registry.streams)) == ([0, 1], [])
