@@ -217,7 +217,7 @@ def rung(admission: Admission) -> list[bool]:
 
 @pytest.mark.parametrize(
     "change",
-    [Admission.ring, Admission.lift, lambda admission: admission.remove(SamplesPerInsert(1.0, 1))],
+    [Admission.notify, Admission.lift, lambda admission: admission.remove(SamplesPerInsert(1.0, 1))],
     ids=["ring", "lift", "remove"],
 )
 def test_whoever_waits_is_woken_by_what_could_let_him_go_on(

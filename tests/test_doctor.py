@@ -173,7 +173,7 @@ def test_without_it_areplay_cannot_run(
     ("name", "missing"),
     [
         ("abstract sockets", refuse(checks, "listening_socket", errno.EPERM)),
-        ("abstract sockets", replace(checks, "posts", list)),
+        ("abstract sockets", replace(checks, "running_replays", list)),
         ("populating memory", replace(checks, "_MADV_POPULATE_WRITE", 9_999)),
         ("cores", replace(os, "sched_getaffinity", lambda pid: {0})),
         ("file descriptors", replace(resource, "getrlimit", lambda which: (256, 4_096))),

@@ -150,7 +150,7 @@ async def test_a_wrong_option_of_batches_is_refused(options: dict[str, Any], sai
     [
         *(({"count": count}, "count must be a whole number") for count in (0, -1, True, 2.5, 10**6)),
         *(({"inbox_rows": rows}, "inbox_rows must be a whole number") for rows in (0, -1, True, 2.5)),
-        ({"timeout_s": 0}, "timeout_s"),
+        ({"add_timeout_s": 0}, "add_timeout_s"),
         ({"start_timeout_s": float("inf")}, "start_timeout_s"),
         ({"grace_s": "2"}, "grace_s"),
         ({"max_restarts": 1.5}, "max_restarts"),

@@ -230,7 +230,7 @@ async def test_one_replay_is_found_by_itself(
     """Even by its own process; of two it has to be said which, and both are listed."""
     mine = [address for address in running_replays() if address.pid == os.getpid()]
     assert mine == []
-    monkeypatch.setattr(top, "ask", lambda address, timeout_s=5.0: fetch_report(address, 30.0))
+    monkeypatch.setattr(top, "fetch_report", lambda address, timeout_s=5.0: fetch_report(address, 30.0))
     options = ["top", "--once", "--json", "--interval", "0.01"]
     async with areplay.Replay(SPEC, 100) as replay:
         await replay.extend({"x": np.arange(10)})
@@ -263,7 +263,7 @@ def test_one_that_goes_away_or_does_not_answer(
             raise word
         return word
 
-    monkeypatch.setattr(top, "ask", fetch_report)
+    monkeypatch.setattr(top, "fetch_report", fetch_report)
     assert main(["top", "--interval", "0.01"]) == 0
     out, err = capsys.readouterr()
     assert "train.py" in out and err == "areplay top: replay 17.0 is closed, or its process has ended\n"
@@ -290,7 +290,7 @@ def test_one_that_closes_before_there_is_a_picture_is_an_error(
             return word
         raise Closed("replay 17.0")
 
-    monkeypatch.setattr(top, "ask", fetch_report)
+    monkeypatch.setattr(top, "fetch_report", fetch_report)
     assert main(["top", "--interval", "0.01", *options]) == 1
     out, err = capsys.readouterr()
     said_of_it = "replay 17.0 is closed, or its process has ended, before there was anything to show"

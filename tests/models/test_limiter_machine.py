@@ -167,7 +167,10 @@ class LimiterMachine(RuleBasedStateMachine):
         for learner in self.learners:
             self.play_sampler(learner)
             if learner.task is not None and learner.task.done():
-                learner.task.result()
+                if isinstance(learner.task.exception(), areplay.Stalled):
+                    assert not learner.may_sample(rows)
+                else:
+                    learner.task.result()
                 learner.task = None
             if learner.task is not None and learner.may_sample(rows):
                 return False
@@ -176,11 +179,20 @@ class LimiterMachine(RuleBasedStateMachine):
 
     def has_ended(self, steps: int, task: asyncio.Task[Any]) -> bool:
         """Whether that call has; an error must have its reason."""
-        if task.done() and not task.cancelled() and isinstance(task.exception(), ValueError):
+        if not task.done() or task.cancelled():
+            return task.done()
+        if isinstance(task.exception(), ValueError):
             assert not all(learner.can_ever(steps) for learner in self.learners)
-        elif task.done() and not task.cancelled():
+        elif isinstance(task.exception(), areplay.Stalled):
+            assert self.waits_for_itself(steps)
+        else:
             task.result()
-        return task.done()
+        return True
+
+    def waits_for_itself(self, steps: int) -> bool:
+        """Whether so many wait for a batch that cannot be made without them, in a replay without actors."""
+        rows = self.rows
+        return any(not learner.has_room_for(steps) and not learner.may_sample(rows) for learner in self.learners)
 
     def play_sampler(self, learner: Learner) -> None:
         """A ready batch wherever there is a slot, once there are rows enough."""
