@@ -148,7 +148,7 @@ def test_another_user_is_turned_away(monkeypatch: pytest.MonkeyPatch, caplog: py
     rests: list[None] = []
     monkeypatch.setattr(watching, "_rest", lambda listener: rests.append(None))
     with watchpost(lambda: answer(asked=asked.append(None))) as watched:
-        monkeypatch.setattr(client_module, "peer_of", lambda connection: Peer(1, os.geteuid() + 1))
+        monkeypatch.setattr(watching, "peer_of", lambda connection: Peer(1, os.geteuid() + 1))
         assert all_of(connected(watched)) == b""
         assert asked == []
         until(lambda: rests == [None])
