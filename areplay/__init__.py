@@ -1,4 +1,5 @@
-"""Experience replay for one big machine: actors in subprocesses, rows in shared memory, a learner that never waits.
+"""Experience replay for one big machine: actors in subprocesses, rows in shared memory, a learner
+that never waits.
 
 In short::
 

@@ -1,4 +1,5 @@
-"""Batches as the learner sees them: arrays by name, in a slot's memory or in memory of their own."""
+"""Batches as the learner sees them: arrays by name, in a slot's memory or in memory of their
+own."""
 
 from __future__ import annotations
 
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
 class Batch(Mapping[str, Array]):
     """B items: `batch["obs"]` is an array of shape `(B, *shape)`, dtype as in the spec.
 
-    One that comes from `async for` is a view into shared memory, valid until the next step of the loop: after that its
-    arrays show other items. `copy()` keeps it; `release()` gives its memory back earlier. In a forked child a view
-    raises `WrongProcess`; copies and the batches of `Replay.sample` have memory of their own, and can be read there.
+    One that comes from `async for` is a view into shared memory, valid until the next step of the
+    loop: after that its arrays show other items. `copy()` keeps it; `release()` gives its memory
+    back earlier. In a forked child a view raises `WrongProcess`; copies and the batches of
+    `Replay.sample` have memory of their own, and can be read there.
     """
 
     __slots__ = ("_arrays", "_give_back", "_origin", "_transfers")
@@ -52,9 +54,10 @@ class Batch(Mapping[str, Array]):
     def probabilities(self) -> NDArray[np.float64]:
         """(B,) float64: the probability with which the row that each item is drawn by was drawn.
 
-        Rows by which no item can be drawn (the last ones of an episode that goes on) are drawn again: divide by the
-        share of the others to get the item's own. Importance weights do not depend on it. Where such rows have an
-        eighth of all priorities or more, `Prioritized` leaves them out, and these are the probabilities of the others.
+        Rows by which no item can be drawn (the last ones of an episode that goes on) are drawn
+        again: divide by the share of the others to get the item's own. Importance weights do not
+        depend on it. Where such rows have an eighth of all priorities or more, `Prioritized` leaves
+        them out, and these are the probabilities of the others.
         """
         return self._whole().probabilities
 
@@ -65,9 +68,10 @@ class Batch(Mapping[str, Array]):
     def torch(self, device: torch.device | str | int | None = None) -> dict[str, torch.Tensor]:
         """The fields as torch tensors, of the same shapes and dtypes.
 
-        On the CPU they are the batch's memory, valid as long as it is. On a CUDA device they are copies, made from
-        pinned memory on a stream of their own, and valid as long as they live: what you enqueue on the stream that is
-        current waits for them, the host does not. The batch's memory is given back when they are done.
+        On the CPU they are the batch's memory, valid as long as it is. On a CUDA device they are
+        copies, made from pinned memory on a stream of their own, and valid as long as they live:
+        what you enqueue on the stream that is current waits for them, the host does not. The
+        batch's memory is given back when they are done.
 
         Raises:
             MissingDependency: torch is not installed.
@@ -83,8 +87,9 @@ class Batch(Mapping[str, Array]):
 
         Args:
             device: where to put them; None is jax's default device.
-            copy: False shares the batch's memory with jax on the CPU, where it can. Such arrays are valid as long as
-                the batch is: `jax.block_until_ready` what you made of them before the next step of the loop.
+            copy: False shares the batch's memory with jax on the CPU, where it can. Such arrays are
+                valid as long as the batch is: `jax.block_until_ready` what you made of them before
+                the next step of the loop.
 
         Raises:
             MissingDependency: jax is not installed.
@@ -96,10 +101,11 @@ class Batch(Mapping[str, Array]):
         return arrays(self._whole(), device, copy=copy)
 
     def release(self) -> None:
-        """Give the memory back now. Reading the batch after that raises `BatchReleased`. May be called twice.
+        """Give the memory back now. Reading the batch after that raises `BatchReleased`. May be
+        called twice.
 
-        If it is still being copied to a device, that is waited for: as long as one copy takes at most. In a forked
-        child a view is only dropped.
+        If it is still being copied to a device, that is waited for: as long as one copy takes at
+        most. In a forked child a view is only dropped.
         """
         if self._origin is not forks.current:
             self._arrays = None if self._give_back is not None else self._arrays
@@ -144,6 +150,7 @@ class Batch(Mapping[str, Array]):
 
 
 def unpin(arrays: BatchArrays) -> None:
-    """Before their memory is given back: if batches in it went to a device, that may not keep it."""
+    """Before their memory is given back: if batches in it went to a device, that may not keep
+    it."""
     if "areplay._sampling.torch" in sys.modules:
         sys.modules["areplay._sampling.torch"].unpin(arrays)

@@ -1,9 +1,10 @@
 """The prefetch queue: a stream of batches for the learner, kept near capacity by sampler processes.
 
-`async for batch in batches` takes a ready slot without suspending, and gives the previous one back. Where none is ready
-the learner may fill one itself (`areplay._sampling.inline_sampler`). It knows the slots and the samplers' supervisor;
-what rows there are, and who makes them, it asks a `ProducerState`. A limiter may hold a ready slot back; each batch
-that is handed out lets writers go on that wait for it.
+`async for batch in batches` takes a ready slot without suspending, and gives the previous one back.
+Where none is ready the learner may fill one itself (`areplay._sampling.inline_sampler`). It knows
+the slots and the samplers' supervisor; what rows there are, and who makes them, it asks a
+`ProducerState`. A limiter may hold a ready slot back; each batch that is handed out lets writers go
+on that wait for it.
 """
 
 from __future__ import annotations
@@ -29,10 +30,25 @@ from areplay._ingest.admission import Admission, steps_in
 from areplay._processes.child import DESCRIPTORS_A_CHILD, DESCRIPTORS_TO_START
 from areplay._processes.dropped import Holdings, InOrder, Once, notice, unless_gone
 from areplay._processes.supervisor import Supervisor, SupervisorOptions
-from areplay._processes.waiter import Waiter, YieldTimer, deliver, ended, in_thread, opened, poll, run_to_completion
+from areplay._processes.waiter import (
+    Waiter,
+    YieldTimer,
+    deliver,
+    ended,
+    in_thread,
+    opened,
+    poll,
+    run_to_completion,
+)
 from areplay._sampling.batch_plan import BatchPlan, Fifo, PlannedSelector
 from areplay._sampling.inline_sampler import RELEASE, InlineSampler, may_fill
-from areplay._sampling.sampler import batches_at_once, recover, run_sampler, sampler_statistics, why_unfilled
+from areplay._sampling.sampler import (
+    batches_at_once,
+    recover,
+    run_sampler,
+    sampler_statistics,
+    why_unfilled,
+)
 from areplay._sampling.slots import FILLING, LENT, READY, Slots
 from areplay._sampling.stream_records import ProducerState, StreamState
 from areplay._shm.resource_limits import check_descriptors
@@ -52,19 +68,21 @@ logger = logging.getLogger(__name__)
 
 _SCHEDULE = "the schedule of the selector"  # a hook of the user's
 _TURN_S, _OWN_TURN_S = 0.02, 0.001
-"""A learner that never waits lets its loop turn so often: for restarts, reports, cancellation, the user's other tasks.
-Not more often, since a turn after a training step, with caches cold, costs 40 us; rows come in without it. The second
-is for a learner that fills its batches itself, and would otherwise have slept and let others run."""
+"""A learner that never waits lets its loop turn so often: for restarts, reports, cancellation, the
+user's other tasks. Not more often, since a turn after a training step, with caches cold, costs 40
+us; rows come in without it. The second is for a learner that fills its batches itself, and would
+otherwise have slept and let others run."""
 
 _SPIN_S = 0.0001
-"""How long a learner that found no batch ready looks again, letting its loop turn, before it sleeps. Small batches
-come every 30 us, and a sleep costs both sides about as much."""
+"""How long a learner that found no batch ready looks again, letting its loop turn, before it
+sleeps. Small batches come every 30 us, and a sleep costs both sides about as much."""
 
 
 class Batches(AsyncIterator[Batch]):
     """A stream of batches: an async context manager and iterator, made by `Replay.batches`.
 
-    One coroutine iterates over it. Leaving the context stops its samplers; whoever still waits gets `Closed`.
+    One coroutine iterates over it. Leaving the context stops its samplers; whoever still waits gets
+    `Closed`.
 
     Attributes:
         what: it consists of, the same for every stream of the same, in every run.
@@ -102,7 +120,11 @@ class Batches(AsyncIterator[Batch]):
         self._on_delivered = getattr(selector, "on_delivered", None)
         self._batch_size, self._samplers, self._prefetch = batch_size, samplers, prefetch
         self._inline_sampling = inline_sampling
-        self._min_size, self._timeout_s, self._options = limiter.min_size_to_sample, timeout_s, options
+        self._min_size, self._timeout_s, self._options = (
+            limiter.min_size_to_sample,
+            timeout_s,
+            options,
+        )
         self._limiter = limiter if isinstance(limiter, SamplesPerInsert) else None
         self._new_batch_plan, self._admission = batch_plan, admission
         self._batch_plan: BatchPlan | None = None
@@ -110,7 +132,8 @@ class Batches(AsyncIterator[Batch]):
         self._is_limited = False  # by our limiter, which is ours from then on
         self._holdings = Holdings(f"a stream of batches of {self.what}")
         self._actor_failure: ActorFailed | None = None
-        # Seconds of waits that are over, and since when the others last: in one, since others may look at any time.
+        # Seconds of waits that are over, and since when the others last: in one, since others may
+        # look at any time.
         self._waited: tuple[float, tuple[float, ...]] = 0.0, ()
         self._slots: Slots | None = None
         self._own: InlineSampler | None = None
@@ -127,10 +150,12 @@ class Batches(AsyncIterator[Batch]):
         self.is_closed = False
 
     async def __aenter__(self) -> Batches:
-        """Start the samplers; returns when all have said READY. They begin to fill the queue at once.
+        """Start the samplers; returns when all have said READY. They begin to fill the queue at
+        once.
 
         Raises:
-            MemoryLimitExceeded, DescriptorLimitExceeded, ResourceUnavailable: before any sampler was started.
+            MemoryLimitExceeded, DescriptorLimitExceeded, ResourceUnavailable: before any sampler
+            was started.
             SamplerFailed: one could not be started. None is left.
             Stalled: of `Epochs`: there is no item.
         """
@@ -150,13 +175,16 @@ class Batches(AsyncIterator[Batch]):
         self._let_blocks_go, holdings = Once(self._ring_guard.let_go), self._holdings
         holdings.push(self._let_blocks_go)
         fields = guarded("the item", batch_fields)(self._item, self._ring.spec, self._transform)
-        # Slots beside the queue's: one for the batch that the learner holds, one for each sampler to fill meanwhile.
+        # Slots beside the queue's: one for the batch that the learner holds, one for each sampler
+        # to fill meanwhile.
         count = self._prefetch + 1 + self._samplers
         in_turn = self._new_batch_plan is not None
         has_own = self._inline_sampling and may_fill(
             self._item, self._selector, self._transform, fields, self._batch_size
         )
-        self._slots = slots = Slots(fields, self._batch_size, count, self._samplers, in_turn=in_turn, has_own=has_own)
+        self._slots = slots = Slots(
+            fields, self._batch_size, count, self._samplers, in_turn=in_turn, has_own=has_own
+        )
         holdings.push(slots.close)
         self._give_back = [partial(slots.give_back, slot) for slot in range(count + has_own)]
         if has_own:
@@ -190,8 +218,8 @@ class Batches(AsyncIterator[Batch]):
     async def _begin_pacing(self) -> None:
         """From now on writers wait for the learner, as limiter and selector want."""
         if self._limiter is not None:
-            # What waits in inboxes now comes in first. Else the limiter would let it in step by step, and rows made
-            # later would queue behind a quarter of an inbox of each actor.
+            # What waits in inboxes now comes in first. Else the limiter would let it in step by
+            # step, and rows made later would queue behind a quarter of an inbox of each actor.
             buffer_steps = self._limiter.buffer_steps_for(self._batch_size)
             self._admission.announce(buffer_steps)
             try:
@@ -211,13 +239,15 @@ class Batches(AsyncIterator[Batch]):
             if self._batch_plan.size(0) == 0:
                 items = self._batch_plan.log.appended
                 raise Stalled(
-                    f"{text_of(self._selector)} of {items:,} items, which are none or less than a batch; "
-                    f"add rows before"
+                    f"{text_of(self._selector)} of {items:,} items, which are none or less than a "
+                    f"batch; add rows before"
                 )
 
     def _begin_limiting(self, limiter: SamplesPerInsert) -> None:
         steps = steps_in(self._ring, self._min_size)
-        limiter.open(self._batch_size, steps, notice(self._on_limiter_changed), self._admission.lock)
+        limiter.open(
+            self._batch_size, steps, notice(self._on_limiter_changed), self._admission.lock
+        )
         self._is_limited = True
         self._holdings.push(partial(self._admission.end, limiter))
         kept = self._resumed.limiter if self._resumed is not None else None
@@ -235,14 +265,19 @@ class Batches(AsyncIterator[Batch]):
         Raises:
             HookRaised: a schedule of the selector raised.
         """
-        if self._on_delivered is not None:  # or the batches that are filled first would have a schedule's first value
+        # or the batches that are filled first would have a schedule's first value
+        if self._on_delivered is not None:
             guarded(_SCHEDULE, self._on_delivered)(kept.batches_delivered)
         self._resumed, self._delivered_before = kept, kept.batches_delivered
 
     def kept(self) -> StreamState:
         """What a checkpoint keeps of this stream, as it is now."""
         # What it resumes stays as it is until it has begun.
-        limiter, is_over = (None, None) if self._resumed is None else (self._resumed.limiter, self._resumed.is_over)
+        limiter, is_over = (
+            (None, None)
+            if self._resumed is None
+            else (self._resumed.limiter, self._resumed.is_over)
+        )
         if self._limiter is not None and self._slots is not None:
             limiter = self._limiter.kept()
         if self._batch_plan is not None and self._batch_plan.takes_in and self._has_begun:
@@ -262,16 +297,20 @@ class Batches(AsyncIterator[Batch]):
         self.look_again()
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await self._holdings.leave(kind, self.close)
         self.is_closed = True
 
     async def close(self) -> None:
-        """Stop the samplers; whoever waits for a batch gets `Closed`. Leaving the context does it. May be called twice.
+        """Stop the samplers; whoever waits for a batch gets `Closed`. Leaving the context does it.
+        May be called twice.
 
-        Cancelled: it is closed all the same, then the cancellation is delivered. In a process forked from the one that
-        opened it, this returns at once and does nothing.
+        Cancelled: it is closed all the same, then the cancellation is delivered. In a process
+        forked from the one that opened it, this returns at once and does nothing.
         """
         if self._origin is not forks.current:
             return
@@ -282,7 +321,8 @@ class Batches(AsyncIterator[Batch]):
         await run_to_completion(self._closing)
 
     async def __anext__(self) -> Batch:
-        """The next batch, a view valid until the next call; waits if none is ready, at most `timeout_s`.
+        """The next batch, a view valid until the next call; waits if none is ready, at most
+        `timeout_s`.
 
         Rather than wait it fills one itself, if it may; see `inline_sampling` of `Replay.batches`.
         The previous batch is given back first. Cancelled: no batch has been taken.
@@ -290,10 +330,11 @@ class Batches(AsyncIterator[Batch]):
         Raises:
             Closed: the context was left.
             StopAsyncIteration: all epochs were delivered.
-            Stalled: no row can come any more, since all actors or the coordinator failed, or, if it takes rows to go
-                on, since all actors have returned; says why.
+            Stalled: no row can come any more, since all actors or the coordinator failed, or, if it
+                takes rows to go on, since all actors have returned; says why.
             SamplerFailed: all samplers failed for good.
-            ActorFailed: an actor failed for good, of a group with `on_failure="raise"` that is still open.
+            ActorFailed: an actor failed for good, of a group with `on_failure="raise"` that is
+                still open.
             WaitTimeout: none was ready within the `timeout_s` given to `Replay.batches`.
             BaseException: what a schedule of the selector raised; no batch has been taken.
         """
@@ -307,7 +348,9 @@ class Batches(AsyncIterator[Batch]):
             self._raise_if_failed()
         try:
             slot = self._lend()
-            self._current = self._batch(await self._fill_or_wait(self._timeout_s) if slot is None else slot)
+            self._current = self._batch(
+                await self._fill_or_wait(self._timeout_s) if slot is None else slot
+            )
         except EndOfEpochs:
             raise StopAsyncIteration from None
         except HookRaised as raised:
@@ -315,9 +358,11 @@ class Batches(AsyncIterator[Batch]):
         return self._current
 
     async def get(self, timeout_s: float | None = None) -> Batch:
-        """A batch that stays valid until its `release()`. While it is held, the queue has one slot less.
+        """A batch that stays valid until its `release()`. While it is held, the queue has one slot
+        less.
 
-        Cancelled: no batch has been taken. Raises as `__anext__` does, but `EndOfEpochs` where that one ends the loop.
+        Cancelled: no batch has been taken. Raises as `__anext__` does, but `EndOfEpochs` where that
+        one ends the loop.
         """
         self._check_process()
         timeout_s = optional_seconds("timeout_s", timeout_s)
@@ -346,25 +391,37 @@ class Batches(AsyncIterator[Batch]):
             batches_delivered=self._delivered,
             filled_by_learner=own.filled if own is not None else 0,
             rows_redrawn=sum(who.rows_redrawn for who in (slots, own) if who is not None),
-            samplers_alive=sum(member.is_alive for member in supervisor.workers) if supervisor is not None else 0,
-            restarts=sum(member.restarts for member in supervisor.workers) if supervisor is not None else 0,
+            samplers_alive=sum(member.is_alive for member in supervisor.workers)
+            if supervisor is not None
+            else 0,
+            restarts=sum(member.restarts for member in supervisor.workers)
+            if supervisor is not None
+            else 0,
             learner_waits=self._waits,
             learner_waited_s=waited_s + sum(present),
             peak_learner_wait_s=max(self._peak_wait_s, *present, 0.0),
-            limiter=self._limiter.statistics() if self._limiter is not None and self._is_limited else None,
-            items_left=self._batch_plan.items_left(self._delivered) if self._batch_plan is not None else None,
+            limiter=self._limiter.statistics()
+            if self._limiter is not None and self._is_limited
+            else None,
+            items_left=self._batch_plan.items_left(self._delivered)
+            if self._batch_plan is not None
+            else None,
             number=self._number,
             what=f"{text_of(self._item)} by {text_of(self._selector)}",
             slots=len(states),
             filling=states.count(FILLING),
             slots_bytes=slots.size_bytes if slots is not None else 0,
-            samplers=sampler_statistics(supervisor, slots) if supervisor is not None and slots is not None else (),
+            samplers=sampler_statistics(supervisor, slots)
+            if supervisor is not None and slots is not None
+            else (),
         )
 
     def waits(self) -> list[Wait]:
         """The learner's wait, if it waits at this moment."""
         self._check_process()
-        return [Wait("learner", self._reason(), time.monotonic() - since) for since in self._waited[1]]
+        return [
+            Wait("learner", self._reason(), time.monotonic() - since) for since in self._waited[1]
+        ]
 
     def _check_process(self) -> None:
         forks.check(self._origin, "this stream of batches")
@@ -376,25 +433,28 @@ class Batches(AsyncIterator[Batch]):
 
     @property
     def may_let_rows_in(self) -> bool:
-        """Whether it holds writers back, by its limiter or selector, and a learner could take a batch and let some go
-        on; or it is only being opened or closed."""
+        """Whether it holds writers back, by its limiter or selector, and a learner could take a
+        batch and let some go on; or it is only being opened or closed."""
         if self._slots is None or self.is_closed or not (self.delivers or self._is_limited):
             return False
         if self._closing is not None or self.is_beginning or not self._needs_rows():
             return True
-        if self._batch_plan is not None:  # a gate that is shut opens for a learner that finds the ring full
+        # a gate that is shut opens for a learner that finds the ring full
+        if self._batch_plan is not None:
             return self._batch_plan.has_batch(self._delivered)
         return self._may_sample and self._slots.count(READY) > 0  # left from when there were items
 
     @property
     def is_beginning(self) -> bool:
         """Whether its selector keeps all blocks while it takes in what is there."""
-        return self.delivers and self._slots is not None and not self._has_begun and not self.is_closed
+        return (
+            self.delivers and self._slots is not None and not self._has_begun and not self.is_closed
+        )
 
     @property
     def may_find_items(self) -> bool:
-        """Whether items may be found without more rows though there are no items now: with other priorities, or by a
-        user's selector."""
+        """Whether items may be found without more rows though there are no items now: with other
+        priorities, or by a user's selector."""
         if self._slots is None or self.is_closed or not self._is_limited:
             return False
         return type(self._selector) not in BUILT_IN or bool(getattr(self._selector, "obstacle", ""))
@@ -405,7 +465,8 @@ class Batches(AsyncIterator[Batch]):
         return self._new_batch_plan is not None
 
     def on_rows(self) -> None:
-        """Open the gate once there are rows enough. Called after rows were written, from any thread."""
+        """Open the gate once there are rows enough. Called after rows were written, from any
+        thread."""
         slots, ring = self._slots, self._ring
         if slots is None:
             return
@@ -416,14 +477,17 @@ class Batches(AsyncIterator[Batch]):
                         slots.learner_bell.notify()
                         slots.wake_samplers()
             return
-        # Once blocks are recycled there will not be more rows: open blocks may keep a full ring below its capacity. Nor
-        # when nobody can recycle any.
-        is_full = ring.next_serial[0] > ring.blocks or (self.delivers and self._producer_state().is_stuck)
+        # Once blocks are recycled there will not be more rows: open blocks may keep a full ring
+        # below its capacity. Nor when nobody can recycle any.
+        is_full = ring.next_serial[0] > ring.blocks or (
+            self.delivers and self._producer_state().is_stuck
+        )
         if ring.rows_now[0] >= self._min_size or is_full:
             self._open_gate()
 
     def tell_failure(self, failure: ActorFailed | None) -> None:
-        """Raise it at each further batch; None: no more. Call `look_again` for a learner that waits now."""
+        """Raise it at each further batch; None: no more. Call `look_again` for a learner that waits
+        now."""
         self._actor_failure = failure
 
     def _open_gate(self) -> None:
@@ -432,7 +496,8 @@ class Batches(AsyncIterator[Batch]):
                 self._slots.open_gate()
 
     def look_again(self) -> None:
-        """Let a waiting learner look again: something has changed about samplers or actors. From any thread."""
+        """Let a waiting learner look again: something has changed about samplers or actors. From
+        any thread."""
         with self._gate_guard:  # or the descriptor could be closed, and another's by then
             if self._slots is not None and not self.is_closed:
                 self._slots.learner_bell.event.notify()
@@ -447,11 +512,13 @@ class Batches(AsyncIterator[Batch]):
         return Batch(arrays, self._give_back[slot])
 
     def _lend(self) -> int | None:
-        """Take a slot, if one is ready and may be handed out; writers who wait for that look again."""
+        """Take a slot, if one is ready and may be handed out; writers who wait for that look
+        again."""
         if self.is_closed or self._slots is None:
             raise Closed("this stream of batches")
         if self._actor_failure is not None:
-            raise copy.copy(self._actor_failure)  # a copy, since raising it ties it to the frames it passes
+            # a copy, since raising it ties it to the frames it passes
+            raise copy.copy(self._actor_failure)
         if not self._may_sample:
             return None
         if self._batch_plan is not None and self._batch_plan.size(self._delivered) == 0:
@@ -545,7 +612,8 @@ class Batches(AsyncIterator[Batch]):
     def _raise_if_failed(self) -> None:
         """Rather an error than a learner that goes on for days with the rows it has."""
         failure = self._producer_state().failure
-        if failure is not None and self._actor_failure is None:  # which `_lend` raises, as the user asked
+        # which `_lend` raises, as the user asked
+        if failure is not None and self._actor_failure is None:
             raise Stalled(f"no more rows can come: {failure}") from failure
 
     def _raise_if_starved(self) -> None:
@@ -559,7 +627,8 @@ class Batches(AsyncIterator[Batch]):
                 raise copy.copy(failure)
         if self._needs_rows():
             supply = self._producer_state()
-            if not self._slots.is_open and supply.is_stuck:  # the ring is full: more rows than these will not be there
+            # the ring is full: more rows than these will not be there
+            if not self._slots.is_open and supply.is_stuck:
                 self._open_gate()
                 return
             why = supply.why_barred()
@@ -591,28 +660,34 @@ class Batches(AsyncIterator[Batch]):
             alive += f"; {held}"
         rows, items = self._ring.rows_now[0], items_of(self._selector, self._item)
         if not self._slots.is_open:
-            return f"learner waits: {rows:,} of {self._min_size:,} rows needed by min_size_to_sample; {alive}"
+            return (
+                f"learner waits: {rows:,} of {self._min_size:,} rows needed by "
+                f"min_size_to_sample; {alive}"
+            )
         if self._limiter is not None and not self._limiter.can_sample:
             seen = self._limiter.statistics()
             return (
-                f"learner waits: {self._limiter.inserts_missing:,} steps are missing until the next batch, by "
-                f"{self._limiter!r}: {seen.inserts:,} steps inserted, {seen.samples:,} items handed out; {alive}"
+                f"learner waits: {self._limiter.inserts_missing:,} steps are missing until the "
+                f"next batch, by {self._limiter!r}: {seen.inserts:,} steps inserted, "
+                f"{seen.samples:,} items handed out; {alive}"
             )
         if self._batch_plan is not None and not self._batch_plan.has_batch(self._delivered):
             left = self._batch_plan.items_left(self._delivered)
             return (
-                f"learner waits: {left} of {self._batch_size} items for a batch of {text_of(self._selector)}; {alive}"
+                f"learner waits: {left} of {self._batch_size} items for a batch of "
+                f"{text_of(self._selector)}; {alive}"
             )
         if self._slots.found_no_items:
             if rows and (obstacle := getattr(self._selector, "obstacle", "")):
                 return f"learner waits: {text_of(self._selector)}: {obstacle}; {alive}"
             if rows and type(self._selector) not in BUILT_IN:
                 return (
-                    f"learner waits: {text_of(self._selector)} has drawn no row, of {rows:,}, that makes "
-                    f"{text_of(self._item)} yet; {alive}"
+                    f"learner waits: {text_of(self._selector)} has drawn no row, of {rows:,}, that "
+                    f"makes {text_of(self._item)} yet; {alive}"
                 )
             return f"learner waits: no {items} can be made of the {rows:,} rows yet; {alive}"
-        # The loop gives its batch back before it waits, so other slots that are lent now were taken with `get`.
+        # The loop gives its batch back before it waits, so other slots that are lent now were taken
+        # with `get`.
         is_in_loop = self._current is not None and not self._current.is_released
         remedy = RELEASE if self._slots.count(LENT) > is_in_loop else ""
         if self._batch_plan is not None:
@@ -622,7 +697,8 @@ class Batches(AsyncIterator[Batch]):
 
     async def _close(self) -> None:
         await ended(self._opening)
-        if self._slots is None or self._supervisor is None or self._ready is None:  # never entered, or not in full
+        # never entered, or not in full
+        if self._slots is None or self._supervisor is None or self._ready is None:
             self.is_closed = True
             self._free()
             self._holdings.release()

@@ -1,8 +1,9 @@
 """Every exception that areplay raises on its own behalf, in one tree under `AreplayError`.
 
-Rule: the name says what happened, the sentence gives the values, the last clause gives the knob to turn. The arguments
-of an error are its fields, so that it crosses a process boundary by pickling. A wrong option at the door (a batch
-size of 0) is a `ValueError` or `TypeError`; a broken invariant is an `assert`; everything else is one of these.
+Rule: the name says what happened, the sentence gives the values, the last clause gives the knob to
+turn. The arguments of an error are its fields, so that it crosses a process boundary by pickling. A
+wrong option at the door (a batch size of 0) is a `ValueError` or `TypeError`; a broken invariant is
+an `assert`; everything else is one of these.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class MissingDependency(AreplayError):
 class MemoryLimitExceeded(AreplayError):
     """The memory asked for is more than this process may take. Nothing was allocated."""
 
-    def __init__(self, what: str, needed_bytes: int, available_bytes: int, limit: str, parts: dict[str, int]) -> None:
+    def __init__(
+        self, what: str, needed_bytes: int, available_bytes: int, limit: str, parts: dict[str, int]
+    ) -> None:
         super().__init__(what, needed_bytes, available_bytes, limit, parts)
         self.what, self.needed_bytes, self.available_bytes = what, needed_bytes, available_bytes
         self.limit, self.parts = limit, parts
@@ -48,8 +51,9 @@ class MemoryLimitExceeded(AreplayError):
     def __str__(self) -> str:
         lines = [f"{name}: {size:,} bytes" for name, size in self.parts.items()]
         return (
-            f"{self.what} needs {self.needed_bytes:,} bytes, but {self.limit} leaves {self.available_bytes:,}; "
-            f"lower capacity, batch_size, prefetch or inbox_rows, or raise that limit\n  " + "\n  ".join(lines)
+            f"{self.what} needs {self.needed_bytes:,} bytes, but {self.limit} leaves "
+            f"{self.available_bytes:,}; lower capacity, batch_size, prefetch or inbox_rows, or "
+            "raise that limit\n  " + "\n  ".join(lines)
         )
 
 
@@ -62,8 +66,8 @@ class DescriptorLimitExceeded(AreplayError):
 
     def __str__(self) -> str:
         return (
-            f"{self.what} need {self.needed} file descriptors, but RLIMIT_NOFILE ({self.limit}) leaves "
-            f"{self.available}; raise it with `ulimit -n`, or start fewer"
+            f"{self.what} need {self.needed} file descriptors, but RLIMIT_NOFILE ({self.limit}) "
+            f"leaves {self.available}; raise it with `ulimit -n`, or start fewer"
         )
 
 
@@ -75,7 +79,10 @@ class ResourceUnavailable(AreplayError):
         self.call, self.what, self.reason = call, what, reason
 
     def __str__(self) -> str:
-        return f"{self.call} failed for {self.what}: {self.reason}; free some of it, or raise the limit it names"
+        return (
+            f"{self.call} failed for {self.what}: {self.reason}; free some of it, or raise the "
+            "limit it names"
+        )
 
 
 class LayoutMismatch(AreplayError):
@@ -86,11 +93,15 @@ class LayoutMismatch(AreplayError):
         self.expected, self.got = expected, got
 
     def __str__(self) -> str:
-        return f"expected shared memory of {self.expected}, found {self.got}; use one areplay version in all processes"
+        return (
+            f"expected shared memory of {self.expected}, found {self.got}; use one areplay "
+            "version in all processes"
+        )
 
 
 class Closed(AreplayError):
-    """The object has been closed, by leaving its `async with` block or because its owner is gone."""
+    """The object has been closed, by leaving its `async with` block or because its owner is
+    gone."""
 
     def __init__(self, what: str) -> None:
         super().__init__(what)
@@ -101,7 +112,8 @@ class Closed(AreplayError):
 
 
 class WrongProcess(AreplayError):
-    """The object was opened by another process, from which this one was forked. Nothing was done."""
+    """The object was opened by another process, from which this one was forked. Nothing was
+    done."""
 
     def __init__(self, what: str, pid: int) -> None:
         super().__init__(what, pid)
@@ -109,9 +121,10 @@ class WrongProcess(AreplayError):
 
     def __str__(self) -> str:
         return (
-            f"{self.what} was opened by process {self.pid} and is used in a process forked from it; use it in process "
-            f"{self.pid}, start the worker with the 'spawn' method or before the replay is opened, or hand the data "
-            f"over by a channel of your own, such as a multiprocessing queue"
+            f"{self.what} was opened by process {self.pid} and is used in a process forked from "
+            f"it; use it in process {self.pid}, start the worker with the 'spawn' method or before "
+            "the replay is opened, or hand the data over by a channel of your own, such as a "
+            "multiprocessing queue"
         )
 
 
@@ -130,11 +143,14 @@ class BatchReleased(AreplayError):
     """A batch was read after its slot went back to the samplers."""
 
     def __str__(self) -> str:
-        return "this batch was released, its memory holds other rows by now; keep it with batch.copy()"
+        return (
+            "this batch was released, its memory holds other rows by now; keep it with batch.copy()"
+        )
 
 
 class WaitTimeout(AreplayError):
-    """A wait outlasted the timeout that the caller gave. Nothing was taken and nothing was handed over."""
+    """A wait outlasted the timeout that the caller gave. Nothing was taken and nothing was handed
+    over."""
 
     def __init__(self, reason: str, timeout_s: float, option: str = "timeout_s") -> None:
         super().__init__(reason, timeout_s, option)
@@ -143,11 +159,14 @@ class WaitTimeout(AreplayError):
         self.option = option
 
     def __str__(self) -> str:
-        return f"{self.reason}; gave up after {self.timeout_s:g} s, raise {self.option} to wait longer"
+        return (
+            f"{self.reason}; gave up after {self.timeout_s:g} s, raise {self.option} to wait longer"
+        )
 
 
 class InboxFull(WaitTimeout):
-    """The coordinator did not make room in an actor's inbox before the deadline. What waited was not handed over."""
+    """The coordinator did not make room in an actor's inbox before the deadline. What waited was
+    not handed over."""
 
 
 class Stalled(AreplayError):
@@ -164,21 +183,40 @@ class Stalled(AreplayError):
 class ChildFailed(AreplayError):
     """A child process ended in a way it should not have, more often than `max_restarts` allows.
 
-    `exit_code` is negative for the signal that ended it, and None if it is unknown: the kernel does not tell where
-    SIGCHLD is ignored, or where other code in this process collects it with `os.waitpid(-1)`.
+    `exit_code` is negative for the signal that ended it, and None if it is unknown: the kernel does
+    not tell where SIGCHLD is ignored, or where other code in this process collects it with
+    `os.waitpid(-1)`.
     """
 
-    def __init__(self, child: str, pid: int, exit_code: int | None, restarts: int, details: str) -> None:
+    def __init__(
+        self, child: str, pid: int, exit_code: int | None, restarts: int, details: str
+    ) -> None:
         super().__init__(child, pid, exit_code, restarts, details)
-        self.child, self.pid, self.exit_code, self.restarts, self.details = child, pid, exit_code, restarts, details
+        self.child, self.pid, self.exit_code, self.restarts, self.details = (
+            child,
+            pid,
+            exit_code,
+            restarts,
+            details,
+        )
 
     def __str__(self) -> str:
         if self.exit_code is None:
             how = "exit code unknown"
         else:
-            how = f"killed by signal {-self.exit_code}" if self.exit_code < 0 else f"exit code {self.exit_code}"
-        again = f" after {self.restarts} restarts, as many as max_restarts allows" if self.restarts else ""
-        return f"{self.child} (pid {self.pid}, {how}) failed{again}; mend the cause:\n{self.details}"
+            how = (
+                f"killed by signal {-self.exit_code}"
+                if self.exit_code < 0
+                else f"exit code {self.exit_code}"
+            )
+        again = (
+            f" after {self.restarts} restarts, as many as max_restarts allows"
+            if self.restarts
+            else ""
+        )
+        return (
+            f"{self.child} (pid {self.pid}, {how}) failed{again}; mend the cause:\n{self.details}"
+        )
 
 
 class ActorFailed(ChildFailed):
@@ -190,7 +228,8 @@ class SamplerFailed(ChildFailed):
 
 
 class WouldBlock(AreplayError):
-    """The operation cannot be done at this moment, and the caller asked not to wait. Nothing was done."""
+    """The operation cannot be done at this moment, and the caller asked not to wait. Nothing was
+    done."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -230,11 +269,14 @@ class CheckpointDamaged(AreplayError):
         self.path, self.file, self.what = path, file, what
 
     def __str__(self) -> str:
-        return f"the checkpoint in {self.path!r} is damaged: {self.file} {self.what}; load another one"
+        return (
+            f"the checkpoint in {self.path!r} is damaged: {self.file} {self.what}; load another one"
+        )
 
 
 class CheckpointMismatch(AreplayError):
-    """A checkpoint is not what is expected: of another spec, or of a newer version. Nothing was loaded."""
+    """A checkpoint is not what is expected: of another spec, or of a newer version. Nothing was
+    loaded."""
 
     def __init__(self, path: str, differences: dict[str, str]) -> None:
         super().__init__(path, differences)
@@ -243,8 +285,8 @@ class CheckpointMismatch(AreplayError):
     def __str__(self) -> str:
         lines = [f"{name}: {difference}" for name, difference in self.differences.items()]
         return (
-            f"the checkpoint in {self.path!r} does not fit; load it with what it was saved with, or leave spec out\n  "
-            + "\n  ".join(lines)
+            f"the checkpoint in {self.path!r} does not fit; load it with what it was saved with, "
+            "or leave spec out\n  " + "\n  ".join(lines)
         )
 
 
@@ -257,16 +299,21 @@ class CheckpointFailed(AreplayError):
 
     def __str__(self) -> str:
         return (
-            f"no checkpoint could be written into {self.path!r}: {self.reason}; free room there, or give another path"
+            f"no checkpoint could be written into {self.path!r}: {self.reason}; free room there, "
+            "or give another path"
         )
 
 
 class CheckpointBusy(AreplayError):
-    """A checkpoint is being written into that directory at this moment, here or elsewhere. Nothing was done."""
+    """A checkpoint is being written into that directory at this moment, here or elsewhere. Nothing
+    was done."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
         self.path = path
 
     def __str__(self) -> str:
-        return f"a checkpoint is being written into {self.path!r} at this moment; wait for it, or give another path"
+        return (
+            f"a checkpoint is being written into {self.path!r} at this moment; wait for it, or "
+            "give another path"
+        )

@@ -1,10 +1,11 @@
 """Metrics: what `Replay.statistics()` tells, for Prometheus. Needs the extra `metrics`.
 
-    registry.register(areplay.metrics.ReplayCollector(replay))        # prometheus_client.REGISTRY, for example
+    registry.register(areplay.metrics.ReplayCollector(replay))        # prometheus_client.REGISTRY,
+                                                                      for example
     prometheus_client.start_http_server(9100, addr="127.0.0.1")
 
-Nothing is counted twice: at each scrape the statistics are taken, in whichever thread that is. All names begin with
-`areplay_`, those of counters end in `_total`, and units are in the names.
+Nothing is counted twice: at each scrape the statistics are taken, in whichever thread that is. All
+names begin with `areplay_`, those of counters end in `_total`, and units are in the names.
 """
 
 from __future__ import annotations
@@ -30,13 +31,15 @@ Labelled = Iterable[tuple[tuple[str, ...], object]]
 
 @dataclass(frozen=True, slots=True)
 class _Metric:
-    """One metric of one kind of record: its name (a counter's without `_total`), the record's field, what it is."""
+    """One metric of one kind of record: its name (a counter's without `_total`), the record's
+    field, what it is."""
 
     name: str
     field: str
     is_counter: bool
     what: str
-    is_moment: bool = False  # since the epoch; a record says 0.0 before the first, which is no moment and no sample
+    # since the epoch; a record says 0.0 before the first, which is no moment and no sample
+    is_moment: bool = False
 
 
 def _gauge(name: str, field: str, what: str) -> _Metric:
@@ -44,7 +47,13 @@ def _gauge(name: str, field: str, what: str) -> _Metric:
 
 
 def _moment(name: str, field: str, what: str) -> _Metric:
-    return _Metric(f"areplay_{name}_timestamp_seconds", field, False, f"{what}, since the epoch", is_moment=True)
+    return _Metric(
+        f"areplay_{name}_timestamp_seconds",
+        field,
+        False,
+        f"{what}, since the epoch",
+        is_moment=True,
+    )
 
 
 def _counter(name: str, field: str, what: str) -> _Metric:
@@ -58,9 +67,17 @@ _REPLAY = (
     _gauge("row_bytes", "row_bytes", "Bytes of one row as it is stored"),
     _gauge("blocks", "blocks", "Blocks of the ring"),
     _gauge("block_rows", "block_rows", "Rows that fit into a block"),
-    _counter("blocks_started", "blocks_started", "Blocks that were begun; above areplay_blocks each recycled another"),
+    _counter(
+        "blocks_started",
+        "blocks_started",
+        "Blocks that were begun; above areplay_blocks each recycled another",
+    ),
     _counter("priorities_updated", "priorities_updated", "Priorities that were updated"),
-    _counter("priorities_stale", "priorities_stale", "Priorities not updated, their rows had been overwritten"),
+    _counter(
+        "priorities_stale",
+        "priorities_stale",
+        "Priorities not updated, their rows had been overwritten",
+    ),
     _moment("opened", "opened_at_s", "When the replay was opened"),
     _gauge("memory_bytes", "memory_bytes", "Shared memory of ring, priorities, inboxes and slots"),
     _moment("last_row", "last_row_at_s", "When an actor's rows came in last"),
@@ -69,8 +86,16 @@ _REPLAY = (
     _gauge("saving", "saves.saving", "Saves that are going on"),
     _gauge("last_save_rows", "saves.last.rows", "Rows in the last checkpoint"),
     _gauge("last_save_blocks", "saves.last.blocks", "Blocks in the last checkpoint"),
-    _gauge("last_save_blocks_written", "saves.last.blocks_written", "Blocks that the last save had to write"),
-    _gauge("last_save_blocks_renewed", "saves.last.blocks_renewed", "Blocks saved in place of overwritten ones"),
+    _gauge(
+        "last_save_blocks_written",
+        "saves.last.blocks_written",
+        "Blocks that the last save had to write",
+    ),
+    _gauge(
+        "last_save_blocks_renewed",
+        "saves.last.blocks_renewed",
+        "Blocks saved in place of overwritten ones",
+    ),
     _gauge("last_save_bytes", "saves.last.bytes_written", "Bytes that the last save wrote"),
     _gauge("last_save_seconds", "saves.last.seconds", "How long the last save took"),
     _moment("last_save", "saves.last_saved_at_s", "When the last save was done"),
@@ -84,8 +109,14 @@ _ACTOR = (
     _counter("actor_rows", "rows", "Rows that it handed in"),
     _gauge("actor_inbox_rows", "waiting_rows", "Rows in its inbox, not taken yet"),
     _gauge("actor_inbox_capacity_rows", "inbox_rows", "Rows that fit into its inbox"),
-    _gauge("actor_waiting_seconds", "waited_s", "How long it has been waiting for room in its inbox"),
-    _gauge("actor_quiet_seconds", "quiet_s", "How long it has handed in nothing, though nothing holds it"),
+    _gauge(
+        "actor_waiting_seconds", "waited_s", "How long it has been waiting for room in its inbox"
+    ),
+    _gauge(
+        "actor_quiet_seconds",
+        "quiet_s",
+        "How long it has handed in nothing, though nothing holds it",
+    ),
 )
 _STREAM = (
     _gauge("batch_size_items", "batch_size", "Items a batch"),
@@ -97,9 +128,13 @@ _STREAM = (
     _gauge("slots_filling", "filling", "Slots that samplers are filling"),
     _gauge("slots_bytes", "slots_bytes", "Shared memory of the slots"),
     _counter("batches_delivered", "batches_delivered", "Batches that the learner took"),
-    _counter("batches_filled_by_learner", "filled_by_learner", "Of these, those that it filled itself"),
     _counter(
-        "rows_redrawn", "rows_redrawn", "Rows that its samplers, since their last start, and learner copied in vain"
+        "batches_filled_by_learner", "filled_by_learner", "Of these, those that it filled itself"
+    ),
+    _counter(
+        "rows_redrawn",
+        "rows_redrawn",
+        "Rows that its samplers, since their last start, and learner copied in vain",
     ),
     _counter("learner_waits", "learner_waits", "Times that the learner found no batch ready"),
     _counter("learner_wait_seconds", "learner_waited_s", "How long it waited then"),
@@ -108,14 +143,32 @@ _STREAM = (
     _gauge("items_left", "items_left", "Items that Fifo or Epochs are still to deliver"),
 )
 _LIMITER = (
-    _gauge("limiter_samples_per_insert", "samples_per_insert", "Items that the learner may take a step that comes in"),
-    _gauge("limiter_min_size_rows", "min_size_to_sample", "Rows that have to be there before the first batch"),
-    _gauge("limiter_error_buffer_samples", "error_buffer", "How far the error may go to either side"),
+    _gauge(
+        "limiter_samples_per_insert",
+        "samples_per_insert",
+        "Items that the learner may take a step that comes in",
+    ),
+    _gauge(
+        "limiter_min_size_rows",
+        "min_size_to_sample",
+        "Rows that have to be there before the first batch",
+    ),
+    _gauge(
+        "limiter_error_buffer_samples", "error_buffer", "How far the error may go to either side"
+    ),
     _gauge("limiter_error_samples", "error", "Above 0 the actors are ahead, below the learner is"),
     _counter("limiter_inserts", "inserts", "Steps that came in"),
     _counter("limiter_samples", "samples", "Items that were handed to the learner"),
-    _gauge("limiter_holds_learner", "holds_learner", "1 if the learner may take no batch before rows come"),
-    _gauge("limiter_holds_writers", "holds_writers", "1 if no step is written before the learner takes a batch"),
+    _gauge(
+        "limiter_holds_learner",
+        "holds_learner",
+        "1 if the learner may take no batch before rows come",
+    ),
+    _gauge(
+        "limiter_holds_writers",
+        "holds_writers",
+        "1 if no step is written before the learner takes a batch",
+    ),
 )
 _SAMPLER = (
     _gauge("sampler_alive", "is_alive", "1 if its process runs"),
@@ -124,9 +177,17 @@ _SAMPLER = (
     _counter("sampler_restarts", "restarts", "Times that it was restarted"),
     _counter("sampler_batches", "batches_filled", "Batches that it filled"),
     _gauge("sampler_ready_batches", "ready", "Those of them that wait in the queue"),
-    _counter("sampler_rows_redrawn", "rows_redrawn", "Rows that it copied in vain, since its last start"),
+    _counter(
+        "sampler_rows_redrawn", "rows_redrawn", "Rows that it copied in vain, since its last start"
+    ),
 )
-_WAITING = (_gauge("waiting_seconds", "waited_s", "How long somebody has been waiting; the longest wait of that name"),)
+_WAITING = (
+    _gauge(
+        "waiting_seconds",
+        "waited_s",
+        "How long somebody has been waiting; the longest wait of that name",
+    ),
+)
 _KINDS = (
     (_REPLAY, ("replay",)),
     (_ACTOR, ("replay", "group", "actor")),
@@ -138,10 +199,12 @@ _KINDS = (
 
 
 class ReplayCollector:
-    """A collector for a registry of prometheus_client, of one replay or of several: `{"name": replay}`.
+    """A collector for a registry of prometheus_client, of one replay or of several:
+    `{"name": replay}`.
 
-    The label `replay` is that name, "replay" of a single one. A replay that is not open has no samples, and none is
-    there in a process forked from the one that opened it; a replay is not kept alive by being collected.
+    The label `replay` is that name, "replay" of a single one. A replay that is not open has no
+    samples, and none is there in a process forked from the one that opened it; a replay is not kept
+    alive by being collected.
 
     Raises:
         MissingDependency: prometheus_client is not installed.
@@ -176,7 +239,8 @@ class ReplayCollector:
             if replay is not None:
                 try:
                     yield name, replay.statistics()
-                except (Closed, WrongProcess):  # or not open yet; a forked child has its own metrics, and not these
+                # or not open yet; a forked child has its own metrics, and not these
+                except (Closed, WrongProcess):
                     continue
 
 
@@ -189,10 +253,22 @@ def _records(now: Mapping[str, Statistics]) -> tuple[Labelled, ...]:
             waits[name, wait.who] = wait
     return (
         [((name,), whole) for name, whole in now.items()],
-        [((name, str(a.group), str(a.index)), a) for name, whole in now.items() for a in whole.actors],
+        [
+            ((name, str(a.group), str(a.index)), a)
+            for name, whole in now.items()
+            for a in whole.actors
+        ],
         [((name, str(stream.number)), stream) for name, stream in streams],
-        [((name, str(stream.number)), stream.limiter) for name, stream in streams if stream.limiter is not None],
-        [((name, str(stream.number), str(s.index)), s) for name, stream in streams for s in stream.samplers],
+        [
+            ((name, str(stream.number)), stream.limiter)
+            for name, stream in streams
+            if stream.limiter is not None
+        ],
+        [
+            ((name, str(stream.number), str(s.index)), s)
+            for name, stream in streams
+            for s in stream.samplers
+        ],
         list(waits.items()),
     )
 

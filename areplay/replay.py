@@ -1,8 +1,8 @@
 """The replay: opens the ring, the coordinator and all that hangs on them, and closes them in order.
 
-Closing, whatever the reason: nobody can look at it from outside any more -> actors stop -> their inboxes are emptied
-into blocks -> samplers stop -> waiting learners get `Closed` -> children are reaped -> descriptors are closed. The
-memory goes with its last view.
+Closing, whatever the reason: nobody can look at it from outside any more -> actors stop -> their
+inboxes are emptied into blocks -> samplers stop -> waiting learners get `Closed` -> children are
+reaped -> descriptors are closed. The memory goes with its last view.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ import numpy as np
 
 from areplay._base import forks
 from areplay._base.hooks import guarded, text_of
-from areplay._base.validation import flag, fraction, optional_seconds, priority_values, row_indices, whole_number
+from areplay._base.validation import (
+    flag,
+    fraction,
+    optional_seconds,
+    priority_values,
+    row_indices,
+    whole_number,
+)
 from areplay._checkpoint.reader import CancelToken, Checkpoint
 from areplay._checkpoint.service import Checkpointed, Saver
 from areplay._checkpoint.writer import Snapshot
@@ -64,14 +71,16 @@ _OWNER, _ACTORS, _BATCHES, _BATCH_PLANS = range(4)  # kinds of random generators
 
 
 class Replay(Checkpointed, Held):
-    """A replay buffer in shared memory: an async context manager. Dropped without being closed, it is let go.
+    """A replay buffer in shared memory: an async context manager. Dropped without being closed, it
+    is let go.
 
     Args:
         spec: the fields of a row.
         capacity: rows to keep, the newest ones; rounded up to whole blocks, see `capacity_rows`.
         seed: makes the draws of `sample`, and the seeds of actors and samplers, the same each time.
-        block_rows: rows a block; there is hardly ever a reason to give it. By default blocks are split as streams
-            become more, so that nine rows in ten are used with up to 1,000 of them; given, they stay as they are.
+        block_rows: rows a block; there is hardly ever a reason to give it. By default blocks are
+            split as streams become more, so that nine rows in ten are used with up to 1,000 of
+            them; given, they stay as they are.
         prefault: touch all the memory when opening, rather than as rows come in.
         on_prefault: called as `on_prefault(done_bytes, size_bytes)` meanwhile, from another thread.
 
@@ -108,13 +117,17 @@ class Replay(Checkpointed, Held):
         self._prefault = bool(prefault)
         self._on_prefault = None if on_prefault is None else guarded("on_prefault", on_prefault)
         if self.capacity_rows != capacity:
-            logger.info("capacity %d rounded up to %d rows, whole blocks", capacity, self.capacity_rows)
+            logger.info(
+                "capacity %d rounded up to %d rows, whole blocks", capacity, self.capacity_rows
+            )
         parts = {field.name: field.row_bytes * self.capacity_rows for field in spec.rows.values()}
         check_memory(f"a replay of {self.capacity_rows:,} rows of {spec.row_bytes:,} bytes", parts)
         self._registry = WriterRegistry()
         self._made = 0  # groups and streams so far, for their seeds
         self._ring: Ring | None = None
-        self._local: weakref.WeakKeyDictionary[PlannedSelector, LocalBatchPlan] = weakref.WeakKeyDictionary()
+        self._local: weakref.WeakKeyDictionary[PlannedSelector, LocalBatchPlan] = (
+            weakref.WeakKeyDictionary()
+        )
         self._holdings = Holdings(f"a replay of {self.capacity_rows:,} rows")
         self._opening: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -129,7 +142,8 @@ class Replay(Checkpointed, Held):
 
         Raises:
             MemoryLimitExceeded, ResourceUnavailable: nothing was left allocated.
-            BaseException: what `on_prefault` raised, as `save` raises it of `on_progress`. Nothing was left allocated.
+            BaseException: what `on_prefault` raised, as `save` raises it of `on_progress`. Nothing
+                was left allocated.
         """
         self._check_process()
         if self._is_loaded and self._closing is None:
@@ -144,15 +158,19 @@ class Replay(Checkpointed, Held):
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await self._holdings.leave(kind, self.close)
 
     async def close(self) -> None:
-        """Close everything that hangs on this replay, and itself; leaving the context does it. May be called twice.
+        """Close everything that hangs on this replay, and itself; leaving the context does it. May
+        be called twice.
 
-        Cancelled: it is closed all the same, then the cancellation is delivered. In a process forked from the one that
-        opened it, this returns at once and does nothing.
+        Cancelled: it is closed all the same, then the cancellation is delivered. In a process
+        forked from the one that opened it, this returns at once and does nothing.
         """
         if self._is_foreign:
             return
@@ -168,7 +186,11 @@ class Replay(Checkpointed, Held):
 
     def _open(self) -> None:
         self._registry.has_given_size = self._has_given_block_rows
-        finest_rows = None if self._has_given_block_rows else finest_block_rows(self.capacity_rows, self._block_rows)
+        finest_rows = (
+            None
+            if self._has_given_block_rows
+            else finest_block_rows(self.capacity_rows, self._block_rows)
+        )
         ring = Ring(self.spec, self._blocks, self._block_rows, finest_rows)
         announce_rows = partial(self._streams.tell, methodcaller("on_rows"))
         try:
@@ -180,14 +202,18 @@ class Replay(Checkpointed, Held):
             self._reading_locks = ring.block_locks()
             self._admission = Admission(self._registry)
             why_hopeless = unless_gone(self._why_hopeless, "this replay")
-            self._local_writer = LocalWriter(ring, self._registry, self._admission, announce_rows, why_hopeless)
+            self._local_writer = LocalWriter(
+                ring, self._registry, self._admission, announce_rows, why_hopeless
+            )
         except BaseException:
             for priorities in self._priorities.values():
                 priorities.close()
             ring.segment.close()
             raise
         self._saver = Saver(ring, self._registry, unless_gone(self._snapshot, "this replay"))
-        self._coordinator = Coordinator(ring, self._registry, self._admission, announce_rows, notice(self._on_change))
+        self._coordinator = Coordinator(
+            ring, self._registry, self._admission, announce_rows, notice(self._on_change)
+        )
         streams, local, groups = self._streams, self._local, self._groups
         self._standstill = Standstill(
             ring,
@@ -220,33 +246,38 @@ class Replay(Checkpointed, Held):
         start_timeout_s: float = 60.0,
         grace_s: float = 2.0,
     ) -> Actors:
-        """`count` processes that run `await function(actor, *args, **kwargs)`: an async context manager.
+        """`count` processes that run `await function(actor, *args, **kwargs)`: an async context
+        manager.
 
-        A process that dies or raises is restarted; its rows so far are kept. One whose function returns is done.
-        Leaving the context stops the actors and takes all their rows.
+        A process that dies or raises is restarted; its rows so far are kept. One whose function
+        returns is done. Leaving the context stops the actors and takes all their rows.
 
-        An actor is quiet if it hands in neither rows nor reports, though nothing holds it: its environment may hang.
-        The learner's event loop notices that, so it has to turn now and then.
+        An actor is quiet if it hands in neither rows nor reports, though nothing holds it: its
+        environment may hang. The learner's event loop notices that, so it has to turn now and then.
 
         Args:
             function: a coroutine function that can be imported, at the top level of its module.
             weights: what `actor.weights` reads.
-            inbox_rows: rows that an actor may be ahead of the coordinator, whatever holds them back. By default some
-                16 MiB, at most 8,192; while a limiter or selector holds rows back, only as many as it lets in soon,
-                see `SamplesPerInsert`.
-            add_timeout_s: how long `Actor.add` waits for room before it raises `InboxFull`; None for ever.
-            max_restarts: within a minute, of one actor, before it counts as failed for good. None: for ever, after a
-                pause that doubles with each end within a minute, from 0.05 s to 5 s.
-            on_failure: what an actor that failed for good means. "go on": an error in the log, and an entry in
-                `statistics().waits`; the other actors and the learner go on. "raise": besides, `ActorFailed` is raised
-                where the learner waits for a batch, at its next batch, and when the context is left.
-            quiet_s: after how long a quiet actor is named by a warning and in `statistics().waits`; None: never.
-            restart_after_s: after how long a quiet actor is restarted: SIGTERM, and SIGKILL after 1 s or `grace_s` if
-                that is shorter. It counts as a restart. None: never.
+            inbox_rows: rows that an actor may be ahead of the coordinator, whatever holds them
+                back. By default some 16 MiB, at most 8,192; while a limiter or selector holds rows
+                back, only as many as it lets in soon, see `SamplesPerInsert`.
+            add_timeout_s: how long `Actor.add` waits for room before it raises `InboxFull`; None
+                for ever.
+            max_restarts: within a minute, of one actor, before it counts as failed for good. None:
+                for ever, after a pause that doubles with each end within a minute, from 0.05 s to 5
+                s.
+            on_failure: what an actor that failed for good means. "go on": an error in the log, and
+                an entry in `statistics().waits`; the other actors and the learner go on. "raise":
+                besides, `ActorFailed` is raised where the learner waits for a batch, at its next
+                batch, and when the context is left.
+            quiet_s: after how long a quiet actor is named by a warning and in `statistics().waits`;
+                None: never.
+            restart_after_s: after how long a quiet actor is restarted: SIGTERM, and SIGKILL after 1
+                s or `grace_s` if that is shorter. It counts as a restart. None: never.
             start_timeout_s: until a process is ready, its imports included.
-            grace_s: how long an actor that is asked to end may take, before SIGTERM, and then again before SIGKILL.
-                Also how long its interpreter may take to end, before SIGKILL: from when the function has raised, or
-                from when the group closes, if it has returned.
+            grace_s: how long an actor that is asked to end may take, before SIGTERM, and then again
+                before SIGKILL. Also how long its interpreter may take to end, before SIGKILL: from
+                when the function has raised, or from when the group closes, if it has returned.
 
         Raises:
             ValueError, TypeError: an option is not what it should be.
@@ -256,7 +287,8 @@ class Replay(Checkpointed, Held):
         is_elastic = inbox_rows is None
         if inbox_rows is None:
             inbox_rows = default_inbox_rows(self.spec)
-        least_rows = 2 if self.spec.is_steps else 1  # an episode's last step and its final observation go in together
+        # an episode's last step and its final observation go in together
+        least_rows = 2 if self.spec.is_steps else 1
         group = self._next_number()
         self._groups.leave_out(lambda other: other.is_closed)  # and so frees their memory
         coordinator, entropy = self._coordinator_now(), self._entropy
@@ -270,13 +302,20 @@ class Replay(Checkpointed, Held):
             self.spec,
             count,
             whole_number("inbox_rows", inbox_rows, at_least=least_rows, at_most=1 << 30),
-            lambda index, run: np.random.SeedSequence(entropy, spawn_key=(_ACTORS, group, index, run)),
+            lambda index, run: np.random.SeedSequence(
+                entropy, spawn_key=(_ACTORS, group, index, run)
+            ),
             weights,
             optional_seconds("add_timeout_s", add_timeout_s),
             supervisor_options(max_restarts, start_timeout_s, grace_s),
-            QuietOptions(optional_seconds("quiet_s", quiet_s), optional_seconds("restart_after_s", restart_after_s)),
+            QuietOptions(
+                optional_seconds("quiet_s", quiet_s),
+                optional_seconds("restart_after_s", restart_after_s),
+            ),
             on_failure == "raise",
-            attach=lambda inbox, index: coordinator.attach(inbox, f"actor {index}", is_elastic=is_elastic),
+            attach=lambda inbox, index: coordinator.attach(
+                inbox, f"actor {index}", is_elastic=is_elastic
+            ),
             settle=coordinator.settle,
             detach=coordinator.detach,
             detaching=coordinator.detaching,
@@ -304,24 +343,32 @@ class Replay(Checkpointed, Held):
         start_timeout_s: float = 60.0,
         grace_s: float = 2.0,
     ) -> Batches:
-        """An endless stream of batches, drawn ahead of time by sampler processes: async context manager and iterator.
+        """An endless stream of batches, drawn ahead of time by sampler processes: async context
+        manager and iterator.
 
         Args:
-            item: what a batch consists of; by default `Transitions()` for a spec of steps, else `Rows()`.
-            batch_size: items a batch, with replacement; at most `capacity_rows`, or 4,096 if that is more.
+            item: what a batch consists of; by default `Transitions()` for a spec of steps, else
+                `Rows()`.
+            batch_size: items a batch, with replacement; at most `capacity_rows`, or 4,096 if that
+                is more.
             samplers: processes that fill the queue.
-            inline_sampling: where no batch is ready, the learner fills one itself rather than wait, once a sampler has
-                filled one: of areplay's own items and selectors, but not with `Fifo` or `Epochs`, nor with a transform,
-                nor above 16 MiB or 16,384 rows. False keeps its event loop free meanwhile; and with one sampler,
-                `Uniform`, rows that do not change and the same seed, the batches are the same each time.
-            prefetch: batches that are kept ready, beside the one that the learner holds and one that each sampler is
-                filling; at least one a sampler.
-            selector: which items: `Uniform()` by default, `Prioritized`, `Fifo`, `Epochs`, or one of your own.
-            transform: a function over the batch, run by the samplers, and the fields that it writes.
-            limiter: how learner and actors wait for each other: `SamplesPerInsert`, or by default `MinSize`.
-            min_size_to_sample: rows that must be there before the first batch is drawn, or a full ring; at most
-                `capacity_rows`. Short for `limiter=MinSize(...)`; 1 by default.
-            timeout_s: how long a step of the loop waits for a batch before it raises `WaitTimeout`; None for ever.
+            inline_sampling: where no batch is ready, the learner fills one itself rather than wait,
+                once a sampler has filled one: of areplay's own items and selectors, but not with
+                `Fifo` or `Epochs`, nor with a transform, nor above 16 MiB or 16,384 rows. False
+                keeps its event loop free meanwhile; and with one sampler, `Uniform`, rows that do
+                not change and the same seed, the batches are the same each time.
+            prefetch: batches that are kept ready, beside the one that the learner holds and one
+                that each sampler is filling; at least one a sampler.
+            selector: which items: `Uniform()` by default, `Prioritized`, `Fifo`, `Epochs`, or one
+                of your own.
+            transform: a function over the batch, run by the samplers, and the fields that it
+                writes.
+            limiter: how learner and actors wait for each other: `SamplesPerInsert`, or by default
+                `MinSize`.
+            min_size_to_sample: rows that must be there before the first batch is drawn, or a full
+                ring; at most `capacity_rows`. Short for `limiter=MinSize(...)`; 1 by default.
+            timeout_s: how long a step of the loop waits for a batch before it raises `WaitTimeout`;
+                None for ever.
             max_restarts, start_timeout_s, grace_s: as for `actors`.
 
         Raises:
@@ -336,7 +383,9 @@ class Replay(Checkpointed, Held):
             check_sendable("selector", selector)
         check_sendable("transform", transform)
         batch_size = whole_number("batch_size", batch_size, at_most=self._max_batch_size)
-        limiter = checked_limiter(limiter, min_size_to_sample, batch_size, self.capacity_rows, item, selector)
+        limiter = checked_limiter(
+            limiter, min_size_to_sample, batch_size, self.capacity_rows, item, selector
+        )
         samplers = whole_number("samplers", samplers, at_most=1_000)
         group = self._next_number()
         self._streams.leave_out(lambda other: other.is_closed)  # and so frees their memory
@@ -354,7 +403,9 @@ class Replay(Checkpointed, Held):
             limiter,
             self._batch_plan(selector, item, batch_size, group),
             self._admission,
-            lambda index, run: np.random.SeedSequence(entropy, spawn_key=(_BATCHES, group, index, run)),
+            lambda index, run: np.random.SeedSequence(
+                entropy, spawn_key=(_BATCHES, group, index, run)
+            ),
             optional_seconds("timeout_s", timeout_s),
             supervisor_options(max_restarts, start_timeout_s, grace_s),
             self._standstill.supply,
@@ -369,18 +420,19 @@ class Replay(Checkpointed, Held):
     def add(self, /, *, priority: Any = None, **row: Any) -> Coroutine[Any, Any, int | Indices]:
         """Write one row from this process; its index. It can be sampled when this returns.
 
-        With a spec of steps: one step of one environment, or of a vector of them, as `Actor.add` takes it; the index of
-        its row, or (L,) int64. Steps handed in from this process are one stream.
+        With a spec of steps: one step of one environment, or of a vector of them, as `Actor.add`
+        takes it; the index of its row, or (L,) int64. Steps handed in from this process are one
+        stream.
 
-        Waits for another `add` or `extend`, and where a limiter or selector lets no row in before the learner takes a
-        batch. Cancelled meanwhile: nothing was written.
+        Waits for another `add` or `extend`, and where a limiter or selector lets no row in before
+        the learner takes a batch. Cancelled meanwhile: nothing was written.
 
         The row gets the values that its arrays hold when the call begins to run, see `Actor.add`.
 
         Raises:
             SpecMismatch: the row does not fit the spec. Nothing was written.
-            Stalled: it would wait for a batch that cannot be made without more rows. Nothing was written.
-                If a learner waits for that batch it is the learner who gets this error.
+            Stalled: it would wait for a batch that cannot be made without more rows. Nothing was
+                written. If a learner waits for that batch it is the learner who gets this error.
         """
         self._opened()
         return self._own().add(row, priority)
@@ -389,7 +441,8 @@ class Replay(Checkpointed, Held):
         """As `Actor.end_episode`, for the steps that `add` and `extend` take in this process.
 
         Raises:
-            ValueError: `environments` is no choice of them; or the spec is not one of steps. Nothing has changed.
+            ValueError: `environments` is no choice of them; or the spec is not one of steps.
+                Nothing has changed.
         """
         self._own().break_off(environments)
 
@@ -402,25 +455,29 @@ class Replay(Checkpointed, Held):
     def autoreset_mode(self, mode: object) -> None:
         self._own().episodes.autoreset_mode = mode
 
-    def extend(self, columns: Mapping[str, Any], *, priorities: Any = None) -> Coroutine[Any, Any, Indices]:
+    def extend(
+        self, columns: Mapping[str, Any], *, priorities: Any = None
+    ) -> Coroutine[Any, Any, Indices]:
         """Write n rows from this process, all or none; their indices, (n,) int64.
 
-        Waits as `add` does, until all of them may be written. More than a few megabytes are written off the loop.
+        Waits as `add` does, until all of them may be written. More than a few megabytes are written
+        off the loop.
 
-        The rows get the values that the columns hold when the call begins to run: so columns of 4 MiB to 1 GiB are
-        copied first (0.1 s a GiB), unless they are read-only or converted; larger ones are written on the loop.
-        Cancelled before the copy begins: none were written; meanwhile: all of them, and the cancellation is delivered
-        after that. (If a stream with `Fifo` or `Epochs` is opened during the copy, it may have to wait for room in
-        between.)
+        The rows get the values that the columns hold when the call begins to run: so columns of 4
+        MiB to 1 GiB are copied first (0.1 s a GiB), unless they are read-only or converted; larger
+        ones are written on the loop. Cancelled before the copy begins: none were written;
+        meanwhile: all of them, and the cancellation is delivered after that. (If a stream with
+        `Fifo` or `Epochs` is opened during the copy, it may have to wait for room in between.)
 
         Args:
-            columns: field name -> array of shape `(n, *field.shape)`, dtype as in the spec, 1 <= n <= capacity_rows.
-                With a spec of steps: n consecutive steps of one environment, and `next_obs` if an episode ends among
-                them.
+            columns: field name -> array of shape `(n, *field.shape)`, dtype as in the spec, 1 <= n
+                <= capacity_rows. With a spec of steps: n consecutive steps of one environment, and
+                `next_obs` if an episode ends among them.
             priorities: (n,) float, as for `Actor.add`.
 
         Raises:
-            SpecMismatch: a field is missing, extra, or has the wrong shape or dtype. Nothing was written.
+            SpecMismatch: a field is missing, extra, or has the wrong shape or dtype. Nothing was
+                written.
             ValueError: more rows than fit, or than a limiter or selector can ever let in at once.
             Stalled: as of `add`.
         """
@@ -435,23 +492,30 @@ class Replay(Checkpointed, Held):
         *,
         transform: Transform | None = None,
     ) -> Batch:
-        """A batch drawn in this process at once, in memory of its own; the same each time under the same seed.
+        """A batch drawn in this process at once, in memory of its own; the same each time under the
+        same seed.
 
-        With `Fifo` or `Epochs` each call goes on where the one before it with this selector ended; from the first one
-        on rows are kept that are still to come, as long as that selector lives.
+        With `Fifo` or `Epochs` each call goes on where the one before it with this selector ended;
+        from the first one on rows are kept that are still to come, as long as that selector lives.
 
         Raises:
-            Stalled: no item can be made of the rows, or there are none; of `Fifo`: too few; of `Epochs`, at the first
-                call: none, or with `drop_last` less than a batch. When rows were added, the same call gives them.
+            Stalled: no item can be made of the rows, or there are none; of `Fifo`: too few; of
+                `Epochs`, at the first call: none, or with `drop_last` less than a batch. When rows
+                were added, the same call gives them.
             EndOfEpochs: of `Epochs`: all of them were given.
-            ValueError, TypeError: an option is not what it should be, or what a selector of your own has drawn.
+            ValueError, TypeError: an option is not what it should be, or what a selector of your
+                own has drawn.
         """
         ring = self._opened()
         item, chosen = checked_item(self.spec, self._longest_window, item, selector, transform)
         batch_size = whole_number("batch_size", batch_size, at_most=self._max_batch_size)
         with self._registry.use(ring):
             self._bind(chosen)
-            rows = self._next_rows(chosen, item, batch_size) if isinstance(chosen, PlannedSelector) else None
+            rows = (
+                self._next_rows(chosen, item, batch_size)
+                if isinstance(chosen, PlannedSelector)
+                else None
+            )
             reader = Reader(ring, self._reading_locks, item, chosen, self._rng, transform)
             arrays = BatchArrays.empty(batch_size if rows is None else len(rows), reader.fields)
             is_filled = reader.fill(arrays, rows)
@@ -463,38 +527,53 @@ class Replay(Checkpointed, Held):
             if len(self):
                 what = f"{len(self):,} rows of which no {items_of(chosen, item)} can be made"
             if len(self) and type(chosen) not in BUILT_IN:
-                what = f"{len(self):,} rows, of which {text_of(chosen)} drew no row that makes {text_of(item)}"
+                what = (
+                    f"{len(self):,} rows, of which {text_of(chosen)} drew no row that makes "
+                    f"{text_of(item)}"
+                )
             if len(self) and (obstacle := getattr(chosen, "obstacle", "")):
                 raise Stalled(f"sample() by {text_of(chosen)}: {obstacle}")
-            raise Stalled(f"sample() on {what}; add some first, or use batches(), which waits for them")
+            raise Stalled(
+                f"sample() on {what}; add some first, or use batches(), which waits for them"
+            )
         return Batch(arrays)
 
     def update_priorities(
         self, indices: Indices, priorities: Any, *, max_mean_mix: float = 0.9, mask: Any = None
     ) -> PriorityUpdate:
-        """Give the rows that a batch's items were drawn by new priorities: `batch.indices` and their errors.
+        """Give the rows that a batch's items were drawn by new priorities: `batch.indices` and
+        their errors.
 
-        A row that was overwritten meanwhile is recognised by its index, and left out. Of an index that occurs twice the
-        last priority counts. Signs do not matter. A row of priority 0 is not drawn by `Prioritized` any more.
+        A row that was overwritten meanwhile is recognised by its index, and left out. Of an index
+        that occurs twice the last priority counts. Signs do not matter. A row of priority 0 is not
+        drawn by `Prioritized` any more.
 
         Args:
             indices: (B,) int64.
-            priorities: (B,), or the errors of sequences, (B, T): then an item's priority is `max_mean_mix` times the
-                largest of them and the rest times their mean (R2D2, Kapturowski et al. 2019, section 2.3).
+            priorities: (B,), or the errors of sequences, (B, T): then an item's priority is
+                `max_mean_mix` times the largest of them and the rest times their mean (R2D2,
+                Kapturowski et al. 2019, section 2.3).
             max_mean_mix: from 0 to 1.
-            mask: (B, T) bool, which of the errors count; all by default. Of none, an item gets priority 0.
+            mask: (B, T) bool, which of the errors count; all by default. Of none, an item gets
+                priority 0.
 
         Raises:
-            ValueError: not one finite number an item (a tensor that requires a gradient is none: `.detach().cpu()`), a
-                whole number that float64 would round, or no `Prioritized` selector was given to `batches` or `sample`
-                yet and no row came with a priority. Nothing was changed.
+            ValueError: not one finite number an item (a tensor that requires a gradient is none:
+                `.detach().cpu()`), a whole number that float64 would round, or no `Prioritized`
+                selector was given to `batches` or `sample` yet and no row came with a priority.
+                Nothing was changed.
         """
         ring = self._opened()
         if not self._priorities:
-            raise ValueError("update_priorities has no effect: pass selector=Prioritized(...) to batches() or sample()")
+            raise ValueError(
+                "update_priorities has no effect: pass selector=Prioritized(...) to "
+                "batches() or sample()"
+            )
         names = row_indices(indices)
         try:
-            values = priority_values(priorities, len(names), fraction("max_mean_mix", max_mean_mix), mask)
+            values = priority_values(
+                priorities, len(names), fraction("max_mean_mix", max_mean_mix), mask
+            )
         except SpecMismatch as mismatch:  # there is no spec here, and nothing that is stored
             raise ValueError(str(mismatch)) from None
         with self._registry.use(ring):
@@ -504,7 +583,8 @@ class Replay(Checkpointed, Held):
         return PriorityUpdate(updated, len(names) - updated)
 
     def __len__(self) -> int:
-        """Rows that are there, final observations among them. `Uniform` and `Prioritized` draw from these alone."""
+        """Rows that are there, final observations among them. `Uniform` and `Prioritized` draw from
+        these alone."""
         rows: int = self._opened().rows_now[0]
         return rows
 
@@ -520,7 +600,9 @@ class Replay(Checkpointed, Held):
             return None
         selector.check(batch_size, item.window, self.capacity_rows)
         seeds = self._seeds(_BATCH_PLANS, group)
-        return partial(selector.batch_plan, self._opened(), self._registry, item.window, batch_size, seeds)
+        return partial(
+            selector.batch_plan, self._opened(), self._registry, item.window, batch_size, seeds
+        )
 
     def _next_rows(self, selector: PlannedSelector, item: Item, batch_size: int) -> Indices:
         """What `sample` goes on with."""
@@ -529,7 +611,8 @@ class Replay(Checkpointed, Held):
             start = self._batch_plan(selector, item, batch_size, self._next_number())
             assert start is not None
             local = LocalBatchPlan(text_of(selector), item, start())
-            if local.is_hopeless:  # not kept: the next call begins anew, with the rows that are there by then
+            # not kept: the next call begins anew, with the rows that are there by then
+            if local.is_hopeless:
                 try:
                     return local.next_rows(item, batch_size)
                 finally:
@@ -568,7 +651,9 @@ class Replay(Checkpointed, Held):
         return np.random.SeedSequence(self._entropy, spawn_key=key)
 
     @classmethod
-    def _for(cls, checkpoint: Checkpoint, capacity: int | None, block_rows: int | None, seed: int | None) -> Replay:
+    def _for(
+        cls, checkpoint: Checkpoint, capacity: int | None, block_rows: int | None, seed: int | None
+    ) -> Replay:
         is_as_before = block_rows is None and capacity in (None, checkpoint.capacity_rows)
         replay = cls(
             checkpoint.spec,

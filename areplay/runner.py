@@ -19,15 +19,17 @@ T = TypeVar("T")
 
 
 def run(main: Coroutine[Any, Any, T], *, debug: bool | None = None) -> T:
-    """Run a program's main coroutine on uvloop, as `asyncio.run` does; SIGTERM ends it as orderly as Ctrl-C.
+    """Run a program's main coroutine on uvloop, as `asyncio.run` does; SIGTERM ends it as orderly
+    as Ctrl-C.
 
-    One Ctrl-C cancels `main`, so that replays close in order, and `KeyboardInterrupt` is raised; a second one
-    interrupts at once. SIGTERM cancels likewise, and `SystemExit(143)` is raised.
+    One Ctrl-C cancels `main`, so that replays close in order, and `KeyboardInterrupt` is raised; a
+    second one interrupts at once. SIGTERM cancels likewise, and `SystemExit(143)` is raised.
 
     Standard streams that are closed are opened to /dev/null before.
 
-    A process that is forked meanwhile gets the handlers from before. If it leaves `main`, by whatever way, that way
-    leads out of here at once: the other tasks are not cancelled there, since they are the parent's.
+    A process that is forked meanwhile gets the handlers from before. If it leaves `main`, by
+    whatever way, that way leads out of here at once: the other tasks are not cancelled there, since
+    they are the parent's.
     """
     fill_standard_streams()
     origin, signals = forks.current, _Signals()
@@ -61,11 +63,13 @@ class _Signals:
         self._task: asyncio.Task[Any] | None = None
         self._handler_of_runner: Any = signal.default_int_handler
         self._handlers = forks.Handlers()
-        self._termination: tuple[Any, Any] | None = None  # handlers of SIGTERM: before, and the loop's
+        # handlers of SIGTERM: before, and the loop's
+        self._termination: tuple[Any, Any] | None = None
         self._is_in_main_thread = threading.current_thread() is threading.main_thread()
         # A handler of the user's stays, as it does under `asyncio.run`.
         self._is_interruptible = (
-            self._is_in_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            self._is_in_main_thread
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
         )
 
     async def around(self, main: Coroutine[Any, Any, T]) -> T:
@@ -84,10 +88,11 @@ class _Signals:
         return await main
 
     def restore(self) -> None:
-        """Leave SIGINT as it was found: `main` has been left, and what may remain of it is cancelled.
+        """Leave SIGINT as it was found: `main` has been left, and what may remain of it is
+        cancelled.
 
-        Forget its task, which holds what `main` raised, and so the replays in its frames: uvloop keeps handlers of
-        signals for ever.
+        Forget its task, which holds what `main` raised, and so the replays in its frames: uvloop
+        keeps handlers of signals for ever.
         """
         self._is_left = True
         if self._is_interruptible and signal.getsignal(signal.SIGINT) == self._interrupt:
@@ -100,7 +105,8 @@ class _Signals:
             self._task.cancel()
 
     def restore_termination(self) -> None:
-        """Leave SIGTERM as it was found, now that the loop is closed: uvloop leaves a handler that does nothing."""
+        """Leave SIGTERM as it was found, now that the loop is closed: uvloop leaves a handler that
+        does nothing."""
         if self._termination is None:
             return
         before, ours = self._termination
@@ -110,7 +116,8 @@ class _Signals:
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         """As `asyncio.Runner` does: cancel, and raise the second time, wherever the program is.
 
-        Within `main` that would only be one more reason to close its contexts in order: so the loop raises it, too.
+        Within `main` that would only be one more reason to close its contexts in order: so the loop
+        raises it, too.
         """
         try:
             self._handler_of_runner(number, frame)

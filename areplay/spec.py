@@ -1,10 +1,10 @@
 """The spec: which fields a row has, and the check that data fits them.
 
-Rule: data is stored bit for bit or refused. A value is refused if its shape differs or if its dtype could lose
-information; plain Python numbers, lists of them and single numbers of numpy or torch have no dtype of their own worth
-keeping, so they are judged by value instead. Whole numbers are always judged by value where a float or complex field
-takes them: numpy calls a cast from int64 to float64 safe, and rounds above 2^53. Nothing is broadcast, nothing is
-dropped, nothing is guessed.
+Rule: data is stored bit for bit or refused. A value is refused if its shape differs or if its dtype
+could lose information; plain Python numbers, lists of them and single numbers of numpy or torch
+have no dtype of their own worth keeping, so they are judged by value instead. Whole numbers are
+always judged by value where a float or complex field takes them: numpy calls a cast from int64 to
+float64 safe, and rounds above 2^53. Nothing is broadcast, nothing is dropped, nothing is guessed.
 
 Knows nothing of where rows are stored.
 """
@@ -29,7 +29,17 @@ Nested = Any
 """A `(shape, dtype)`, or a dict of name to Nested."""
 
 _KEYWORD = "priority"  # of `add`, beside the fields of a row
-_INTEGER_SCALARS = (int, np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64)
+_INTEGER_SCALARS = (
+    int,
+    np.int8,
+    np.int16,
+    np.int32,
+    np.int64,
+    np.uint8,
+    np.uint16,
+    np.uint32,
+    np.uint64,
+)
 
 
 @dataclass(frozen=True)
@@ -48,8 +58,11 @@ class Field:
     def __str__(self) -> str:
         return f"shape {self.shape} of {self.dtype.name}"
 
-    def convert(self, value: object, rows: tuple[int, ...] = (), *, by_value: bool = False) -> Array:
-        """`value` as an array of shape `(*rows, *shape)` and exactly this dtype; no copy if it is one already.
+    def convert(
+        self, value: object, rows: tuple[int, ...] = (), *, by_value: bool = False
+    ) -> Array:
+        """`value` as an array of shape `(*rows, *shape)` and exactly this dtype; no copy if it is
+        one already.
 
         Args:
             by_value: judge an array by its values too, as if each were a number of its own.
@@ -62,13 +75,19 @@ class Field:
         if isinstance(given, Refusal):
             raise self._mismatch(shape, given.got, given.remedy)
         if given.shape != shape:
-            raise self._mismatch(shape, f"shape {given.shape}", "nothing is broadcast or reshaped for you")
+            raise self._mismatch(
+                shape, f"shape {given.shape}", "nothing is broadcast or reshaped for you"
+            )
         if given.dtype == self.dtype and given.dtype.isnative:
             return given
         kind = given.dtype.kind
         if by_value or given.shape == () or isinstance(value, (list, tuple)):
             converted = exactly(given, self.dtype)
-        elif not given.dtype.isnative or kind not in KINDS or not np.can_cast(given.dtype, self.dtype, "safe"):
+        elif (
+            not given.dtype.isnative
+            or kind not in KINDS
+            or not np.can_cast(given.dtype, self.dtype, "safe")
+        ):
             converted = None
         elif kind in "iu" and self.dtype.kind in "fc":
             converted = exactly(given, self.dtype)
@@ -78,9 +97,13 @@ class Field:
             return converted
         order = "" if given.dtype.isnative else " in foreign byte order"
         change = (
-            f".to(torch.{self.dtype.name})" if torch_tensor_in(value) is not None else f".astype({self.dtype.name!r})"
+            f".to(torch.{self.dtype.name})"
+            if torch_tensor_in(value) is not None
+            else f".astype({self.dtype.name!r})"
         )
-        raise self._mismatch(shape, f"{given.dtype.name}{order}", f"convert it yourself, for example {change}")
+        raise self._mismatch(
+            shape, f"{given.dtype.name}{order}", f"convert it yourself, for example {change}"
+        )
 
     def _mismatch(self, shape: tuple[int, ...], got: str, remedy: str = "") -> SpecMismatch:
         remedy = remedy or "give an array of that shape"
@@ -88,24 +111,27 @@ class Field:
 
 
 class Spec(Mapping[str, Field]):
-    """The fields of a row: `Spec(obs=((4, 84, 84), "uint8"), action=((), "int32"))`. Each is a `(shape, dtype)`.
+    """The fields of a row: `Spec(obs=((4, 84, 84), "uint8"), action=((), "int32"))`. Each is a
+    `(shape, dtype)`.
 
-    A mapping of name to `Field`, in the order given. `Spec.steps` and `Spec.from_env` make one whose rows are the steps
-    of episodes.
+    A mapping of name to `Field`, in the order given. `Spec.steps` and `Spec.from_env` make one
+    whose rows are the steps of episodes.
 
     Attributes:
-        observations, actions, extras: names of a step's fields, by what they are; empty if rows are not steps. The
-            others are `reward`, `terminated` and `truncated`.
+        observations, actions, extras: names of a step's fields, by what they are; empty if rows are
+            not steps. The others are `reward`, `terminated` and `truncated`.
 
     Raises:
-        ValueError: no field, an axis that is no whole number of at least 1, or a dtype that cannot be shared between
-            processes (objects, strings, structures) or is in foreign byte order; or a field is named `priority`, which
-            `add` takes as an argument of its own.
+        ValueError: no field, an axis that is no whole number of at least 1, or a dtype that cannot
+            be shared between processes (objects, strings, structures) or is in foreign byte order;
+            or a field is named `priority`, which `add` takes as an argument of its own.
     """
 
     def __init__(self, /, **fields: tuple[tuple[int, ...], DTypeLike]) -> None:
         if not fields:
-            raise ValueError("a Spec needs at least one field, for example Spec(obs=((4,), 'float32'))")
+            raise ValueError(
+                "a Spec needs at least one field, for example Spec(obs=((4,), 'float32'))"
+            )
         if _KEYWORD in fields:
             raise _is_a_keyword(_KEYWORD)
         self._set(fields)
@@ -116,19 +142,23 @@ class Spec(Mapping[str, Field]):
         self.actions: tuple[str, ...] = ()
         self.extras: tuple[str, ...] = ()
         self.rows = self
-        """The fields that are stored: these, and for steps the links between the rows of an episode."""
+        """The fields that are stored: these, and for steps the links between the rows of an
+        episode."""
 
     @classmethod
     def steps(cls, /, *, obs: Nested, action: Nested, **extras: Nested) -> Spec:
-        """The fields of an environment's steps: `Spec.steps(obs=((84, 84), "uint8"), action=((), "int64"))`.
+        """The fields of an environment's steps:
+        `Spec.steps(obs=((84, 84), "uint8"), action=((), "int64"))`.
 
-        `reward` (a float32), `terminated` and `truncated` are added. Each step is stored once; what a learner samples
-        is put together from the rows of an episode, see `Transitions` and `Sequences`.
+        `reward` (a float32), `terminated` and `truncated` are added. Each step is stored once; what
+        a learner samples is put together from the rows of an episode, see `Transitions` and
+        `Sequences`.
 
         Args:
-            obs, action: a `(shape, dtype)`, or a dict of them, as for a Dict space: its fields get dotted names, such
-                as `obs.camera`.
-            extras: what else belongs to a step. `reward=((), "float64")` here is a reward of another kind.
+            obs, action: a `(shape, dtype)`, or a dict of them, as for a Dict space: its fields get
+                dotted names, such as `obs.camera`.
+            extras: what else belongs to a step. `reward=((), "float64")` here is a reward of
+                another kind.
 
         Raises:
             ValueError: as for `Spec(...)`, or an extra has a name that means something else.
@@ -136,30 +166,48 @@ class Spec(Mapping[str, Field]):
         for name in extras:
             if name.split(".")[0] == _KEYWORD:
                 raise _is_a_keyword(name)
-            if name in ("terminated", "truncated") or name.split(".")[0] in ("obs", "action", "next_obs", "final_obs"):
-                raise ValueError(f"field {name!r} of a step is areplay's own; give the extra another name")
+            if name in ("terminated", "truncated") or name.split(".")[0] in (
+                "obs",
+                "action",
+                "next_obs",
+                "final_obs",
+            ):
+                raise ValueError(
+                    f"field {name!r} of a step is areplay's own; give the extra another name"
+                )
         observations, actions = _flat("obs", obs), _flat("action", action)
         reward = _flat("reward", extras.pop("reward", ((), "float32")))
         others: dict[str, tuple[tuple[int, ...], DTypeLike]] = {}
         for name, given in extras.items():
             others |= _flat(name, given)
-        flags: dict[str, tuple[tuple[int, ...], DTypeLike]] = {"terminated": ((), "bool"), "truncated": ((), "bool")}
+        flags: dict[str, tuple[tuple[int, ...], DTypeLike]] = {
+            "terminated": ((), "bool"),
+            "truncated": ((), "bool"),
+        }
         fields = observations | actions | reward | flags | others
-        if len(fields) < len(observations) + len(actions) + len(reward) + len(flags) + len(others) or set(reward) != {
-            "reward"
-        }:
-            raise ValueError(f"two fields of a step have the same name, or reward has several, in {', '.join(fields)}")
+        if len(fields) < len(observations) + len(actions) + len(reward) + len(flags) + len(
+            others
+        ) or set(reward) != {"reward"}:
+            raise ValueError(
+                "two fields of a step have the same name, or reward has several, in "
+                f"{', '.join(fields)}"
+            )
         for name in fields:
             if name in links.FIELDS:
                 raise ValueError(f"field {name!r} of a step is areplay's own; give it another name")
         spec = cls(**fields)
-        spec.observations, spec.actions, spec.extras = tuple(observations), tuple(actions), tuple(others)
+        spec.observations, spec.actions, spec.extras = (
+            tuple(observations),
+            tuple(actions),
+            tuple(others),
+        )
         spec.rows = cls(**fields, **links.FIELDS)
         return spec
 
     @classmethod
     def from_env(cls, env: object, /, **extras: Nested) -> Spec:
-        """`Spec.steps` with the fields of a gymnasium environment's spaces, or of one environment of a vector.
+        """`Spec.steps` with the fields of a gymnasium environment's spaces, or of one environment
+        of a vector.
 
         Dict and Tuple spaces become fields with dotted names: `obs.camera`, `action.0`.
 
@@ -184,24 +232,35 @@ class Spec(Mapping[str, Field]):
         return sum(field.row_bytes for field in self.rows._fields.values())
 
     def convert_columns(self, columns: Mapping[str, object]) -> tuple[int, dict[str, Array]]:
-        """The number of rows and the checked arrays of `columns`: field name -> array of shape `(n, *field.shape)`.
+        """The number of rows and the checked arrays of `columns`: field name -> array of shape
+        `(n, *field.shape)`.
 
         Raises:
-            SpecMismatch: a field is missing or extra, or has the wrong shape or dtype; fields differ in their number
-                of rows; there are 0 rows.
+            SpecMismatch: a field is missing or extra, or has the wrong shape or dtype; fields
+                differ in their number of rows; there are 0 rows.
         """
         self.check_names(columns)
         rows = _length_of(next(iter(self._fields)), columns)
         for name in self._fields:
             if (length := _length_of(name, columns)) != rows:
                 first = next(iter(self._fields))
-                raise SpecMismatch(name, f"{rows} rows, as in {first!r}", f"{length}", "all columns need one length")
+                raise SpecMismatch(
+                    name,
+                    f"{rows} rows, as in {first!r}",
+                    f"{length}",
+                    "all columns need one length",
+                )
         if rows == 0:
-            raise SpecMismatch(next(iter(self._fields)), "at least 1 row", "0 rows", "leave the call out")
-        return rows, {name: field.convert(columns[name], (rows,)) for name, field in self._fields.items()}
+            raise SpecMismatch(
+                next(iter(self._fields)), "at least 1 row", "0 rows", "leave the call out"
+            )
+        return rows, {
+            name: field.convert(columns[name], (rows,)) for name, field in self._fields.items()
+        }
 
     def check_names(self, row: Mapping[str, object]) -> None:
-        """Raise `SpecMismatch` if `row` has not exactly the fields of this spec, `TypeError` if it is no mapping."""
+        """Raise `SpecMismatch` if `row` has not exactly the fields of this spec, `TypeError` if it
+        is no mapping."""
         if not isinstance(row, Mapping):
             raise TypeError(f"expected a mapping of field name to array, got {type(row).__name__}")
         if row.keys() == self._fields.keys():
@@ -209,17 +268,31 @@ class Spec(Mapping[str, Field]):
         known = ", ".join(self._fields)
         for name in row:
             if name not in self._fields:
-                raise SpecMismatch(name, f"one of the fields {known}", "a field that the spec lacks", "check its name")
+                raise SpecMismatch(
+                    name,
+                    f"one of the fields {known}",
+                    "a field that the spec lacks",
+                    "check its name",
+                )
         missing = next(name for name in self._fields if name not in row)
         if missing == _KEYWORD:  # of a checkpoint that was written before the name was refused
-            remedy = "add() takes priority= as an argument of its own: hand rows with such a field in with extend()"
+            remedy = (
+                "add() takes priority= as an argument of its own: hand rows with such a "
+                "field in with extend()"
+            )
             raise SpecMismatch(missing, str(self._fields[missing]), "nothing", remedy)
-        raise SpecMismatch(missing, str(self._fields[missing]), "nothing", f"a row needs all of {known}")
+        raise SpecMismatch(
+            missing, str(self._fields[missing]), "nothing", f"a row needs all of {known}"
+        )
 
     def description(self) -> dict[str, Any]:
         """What `described` makes the same spec of: lists, strings and numbers only."""
         fields = [[field.name, list(field.shape), field.dtype.name] for field in self.values()]
-        kinds = {"obs": list(self.observations), "action": list(self.actions), "extras": list(self.extras)}
+        kinds = {
+            "obs": list(self.observations),
+            "action": list(self.actions),
+            "extras": list(self.extras),
+        }
         return {"fields": fields, "steps": kinds if self.is_steps else None}
 
     @classmethod
@@ -242,7 +315,8 @@ class Spec(Mapping[str, Field]):
         return spec
 
     def differences(self, other: Spec) -> dict[str, str]:
-        """Field by field how `other` differs from what is expected here; empty if the two are equal."""
+        """Field by field how `other` differs from what is expected here; empty if the two are
+        equal."""
         found: dict[str, str] = {}
         for name in [*self, *(name for name in other if name not in self)]:
             mine, others = self._fields.get(name), other._fields.get(name)
@@ -250,7 +324,9 @@ class Spec(Mapping[str, Field]):
                 expected = "no such field" if mine is None else str(mine)
                 found[name] = f"expected {expected}, got {'none' if others is None else others}"
         if self.is_steps != other.is_steps:
-            expected, got = ("steps of episodes" if spec.is_steps else "plain rows" for spec in (self, other))
+            expected, got = (
+                "steps of episodes" if spec.is_steps else "plain rows" for spec in (self, other)
+            )
             found["rows"] = f"expected {expected}, got {got}"
         elif not found and list(self) != list(other):
             found["order of the fields"] = f"expected {', '.join(self)}, got {', '.join(other)}"
@@ -271,24 +347,35 @@ class Spec(Mapping[str, Field]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Spec) or self.is_steps != other.is_steps:
             return False
-        return list(self.values()) == list(other.values()) and self.observations == other.observations
+        return (
+            list(self.values()) == list(other.values()) and self.observations == other.observations
+        )
 
     def __hash__(self) -> int:
         return hash(tuple(self._fields.values()))
 
     def __repr__(self) -> str:
         steps = ".steps" if self.is_steps else ""
-        return f"Spec{steps}({', '.join(f'{f.name}=({f.shape}, {f.dtype.name!r})' for f in self._fields.values())})"
+        fields = ", ".join(f"{f.name}=({f.shape}, {f.dtype.name!r})" for f in self._fields.values())
+        return f"Spec{steps}({fields})"
 
 
 class RowWriter:
-    """Writes checked single rows into the columns of a `Spec`: the fast way in, for one row at a time."""
+    """Writes checked single rows into the columns of a `Spec`: the fast way in, for one row at a
+    time."""
 
     def __init__(self, spec: Spec, columns: Columns) -> None:
         self._spec = spec
         self._fields = [
-            # The columns' dtype objects, since one that was unpickled with the spec is not numpy's own.
-            (name, columns[name], field.shape, columns[name].dtype, *_scalars_taken_as_they_are(field))
+            # The columns' dtype objects, since one that was unpickled with the spec is not numpy's
+            # own.
+            (
+                name,
+                columns[name],
+                field.shape,
+                columns[name].dtype,
+                *_scalars_taken_as_they_are(field),
+            )
             for name, field in spec.items()
         ]
         self._count = len(self._fields)
@@ -296,7 +383,8 @@ class RowWriter:
     def write(self, at: int, row: Mapping[str, Any]) -> None:
         """Write `row` into position `at` of each column.
 
-        If it raises, some fields of position `at` may have been written: the caller has not published the row yet.
+        If it raises, some fields of position `at` may have been written: the caller has not
+        published the row yet.
 
         Raises:
             SpecMismatch: a field is missing or extra, or has the wrong shape or dtype.
@@ -319,7 +407,8 @@ class RowWriter:
 
 
 def _scalars_taken_as_they_are(field: Field) -> tuple[frozenset[type], Any, Any]:
-    """The scalar types and the range that need no further look; whatever lies outside goes through `convert`."""
+    """The scalar types and the range that need no further look; whatever lies outside goes through
+    `convert`."""
     if field.shape != () or field.dtype.kind == "c":
         return frozenset(), 0, 0
     if field.dtype.kind == "b":
@@ -327,13 +416,18 @@ def _scalars_taken_as_they_are(field: Field) -> tuple[frozenset[type], Any, Any]
     if field.dtype.kind == "f":
         largest = float(np.finfo(field.dtype).max)
         return frozenset({float, np.float64, field.dtype.type}), -largest, largest
-    return frozenset(_INTEGER_SCALARS), int(np.iinfo(field.dtype).min), int(np.iinfo(field.dtype).max)
+    return (
+        frozenset(_INTEGER_SCALARS),
+        int(np.iinfo(field.dtype).min),
+        int(np.iinfo(field.dtype).max),
+    )
 
 
 def _is_a_keyword(name: str) -> ValueError:
     return ValueError(
-        f"field {name!r}: add(priority=...) is an argument of its own, what Prioritized begins with for the row, so "
-        f"the field could never be handed in; give it another name, such as 'td_error'"
+        f"field {name!r}: add(priority=...) is an argument of its own, what Prioritized begins "
+        "with for the row, so the field could never be handed in; give it another name, such as "
+        "'td_error'"
     )
 
 
@@ -353,17 +447,27 @@ def as_field(name: str, given: object) -> Field:
             f"field {name!r} must be (shape, dtype), such as ((4,), 'float32'), got {shown(given)}"
         ) from None
     if any(isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1 for n in axes):
-        raise ValueError(f"field {name!r}: each axis must be a whole number of at least 1, got shape {shown(shape)}")
+        raise ValueError(
+            f"field {name!r}: each axis must be a whole number of at least 1, got "
+            f"shape {shown(shape)}"
+        )
     try:
         dtype = np.dtype(dtype_like)
     except Exception as error:
         raise ValueError(f"field {name!r}: {told(error)}; use a name such as 'float32'") from None
     if dtype.kind not in KINDS:
-        raise ValueError(f"field {name!r}: {dtype} cannot be shared; use a bool, integer, float or complex dtype")
+        raise ValueError(
+            f"field {name!r}: {dtype} cannot be shared; use a bool, integer, float or complex dtype"
+        )
     if not dtype.isnative:
-        raise ValueError(f"field {name!r}: {dtype.str} is in foreign byte order; use {dtype.newbyteorder('=').str}")
+        raise ValueError(
+            f"field {name!r}: {dtype.str} is in foreign byte order; use "
+            f"{dtype.newbyteorder('=').str}"
+        )
     if dtype.itemsize > 16 or dtype.char in "gG":
-        raise ValueError(f"field {name!r}: {dtype} differs between machines; use float64 or complex128")
+        raise ValueError(
+            f"field {name!r}: {dtype} differs between machines; use float64 or complex128"
+        )
     return Field(name, tuple(int(n) for n in axes), dtype)
 
 
@@ -372,11 +476,15 @@ def _flat(name: str, nested: Nested) -> dict[str, tuple[tuple[int, ...], DTypeLi
     if not isinstance(nested, Mapping):
         return {name: nested}
     if not nested:
-        raise ValueError(f"field {name!r} is an empty dict; leave it out, or give it a (shape, dtype)")
+        raise ValueError(
+            f"field {name!r} is an empty dict; leave it out, or give it a (shape, dtype)"
+        )
     fields: dict[str, tuple[tuple[int, ...], DTypeLike]] = {}
     for key, inner in nested.items():
         if not isinstance(key, str) or not key or "." in key:
-            raise ValueError(f"field {name!r}: its parts need names that are strings without a dot, got {key!r}")
+            raise ValueError(
+                f"field {name!r}: its parts need names that are strings without a dot, got {key!r}"
+            )
         fields |= _flat(f"{name}.{key}", inner)
     return fields
 
@@ -386,4 +494,6 @@ def _length_of(name: str, columns: Mapping[str, object]) -> int:
     try:
         return len(value)  # type: ignore[arg-type]
     except Exception:  # of a tensor without axes, or whatever else an object raises
-        raise SpecMismatch(name, "an array with a row axis", shown(value), "use add for one row") from None
+        raise SpecMismatch(
+            name, "an array with a row axis", shown(value), "use add for one row"
+        ) from None

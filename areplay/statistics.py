@@ -1,7 +1,8 @@
-"""What `Replay.statistics()` returns: frozen records of counts and states at one moment, cheap to take.
+"""What `Replay.statistics()` returns: frozen records of counts and states at one moment, cheap to
+take.
 
-`dataclasses.asdict` makes plain dicts of them, fit for JSON. Times named `*_at_s` are seconds since the epoch, as
-`time.time()`; all others are spans.
+`dataclasses.asdict` makes plain dicts of them, fit for JSON. Times named `*_at_s` are seconds since
+the epoch, as `time.time()`; all others are spans.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class ActorStatistics:
     pid: int
     """Of its present or last process; 0 before the first."""
     is_alive: bool
-    """Its process runs and has said READY. If not, and it has neither finished nor failed, one is being started."""
+    """Its process runs and has said READY. If not, and it has neither finished nor failed, one is
+    being started."""
     restarts: int
     """Since the start."""
     rows: int
@@ -44,7 +46,8 @@ class ActorStatistics:
     waited_s: float
     """How long it has been waiting for room in its inbox; 0.0 if it does not wait now."""
     group: int
-    """Number of its group: groups of actors and streams of batches are counted together as they are made, from 0."""
+    """Number of its group: groups of actors and streams of batches are counted together as they are
+    made, from 0."""
     has_finished: bool
     """Its function has returned, or it was stopped."""
     has_failed: bool
@@ -52,7 +55,8 @@ class ActorStatistics:
     last_failure: ChildExit | None
     """None if none of its processes has failed."""
     quiet_s: float
-    """How long it has handed in nothing, though nothing holds it, from the option `quiet_s` on; 0.0 before."""
+    """How long it has handed in nothing, though nothing holds it, from the option `quiet_s` on; 0.0
+    before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,8 @@ class SamplerStatistics:
     pid: int
     """Of its present or last process; 0 before the first."""
     is_alive: bool
-    """Its process runs and has said READY. If not, and it has neither finished nor failed, one is being started."""
+    """Its process runs and has said READY. If not, and it has neither finished nor failed, one is
+    being started."""
     restarts: int
     """Since the start."""
     has_finished: bool
@@ -131,7 +136,8 @@ class SavesStatistics:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """A process or task that waits at this moment, or an actor that hands in nothing or has failed for good."""
+    """A process or task that waits at this moment, or an actor that hands in nothing or has failed
+    for good."""
 
     who: str
     """"learner", "actor 3", or "owner" for `Replay.add` and `extend`."""
@@ -154,8 +160,8 @@ class LimiterStatistics:
     error: float
     """In samples: above 0 the actors are ahead, below the learner is."""
     inserts: int
-    """Steps since the stream was opened, and up to `min_size_to_sample` of those that were there before. A final
-    observation is no step."""
+    """Steps since the stream was opened, and up to `min_size_to_sample` of those that were there
+    before. A final observation is no step."""
     samples: int
     """Items handed to the learner."""
     holds_learner: bool
@@ -181,10 +187,11 @@ class BatchesStatistics:
     batches_delivered: int
     """Taken by the learner, since the stream was opened."""
     filled_by_learner: int
-    """Of them, those that it filled itself, since no sampler had one ready: each is one of `learner_waits`."""
+    """Of them, those that it filled itself, since no sampler had one ready: each is one of
+    `learner_waits`."""
     rows_redrawn: int
-    """Rows that were copied in vain because they were overwritten meanwhile: by samplers since their last start, by the
-    learner since the stream was opened."""
+    """Rows that were copied in vain because they were overwritten meanwhile: by samplers since
+    their last start, by the learner since the stream was opened."""
     samplers_alive: int
     """Whose processes run and have said READY."""
     restarts: int
@@ -198,15 +205,16 @@ class BatchesStatistics:
     limiter: LimiterStatistics | None
     """None if there is no `SamplesPerInsert`."""
     items_left: int | None
-    """Of `Fifo`: that are complete and were not handed to the learner as often as they should; of `Epochs`: that are
-    still to come; None of other selectors, and of endless epochs."""
+    """Of `Fifo`: that are complete and were not handed to the learner as often as they should; of
+    `Epochs`: that are still to come; None of other selectors, and of endless epochs."""
     number: int
-    """Of the stream: groups of actors and streams of batches are counted together as they are made, from 0."""
+    """Of the stream: groups of actors and streams of batches are counted together as they are made,
+    from 0."""
     what: str
     """What a batch is made of and how it is drawn, in words."""
     slots: int
-    """Places for batches: `prefetch`, one for the learner, one a sampler, and one for the learner to fill where it may;
-    0 before the stream is opened."""
+    """Places for batches: `prefetch`, one for the learner, one a sampler, and one for the learner
+    to fill where it may; 0 before the stream is opened."""
     filling: int
     """Slots that samplers are filling now."""
     slots_bytes: int
@@ -224,13 +232,15 @@ class Statistics:
     capacity_rows: int
     """Rows that fit."""
     rows_inserted: int
-    """Since the start; goes on from a checkpoint's count, as the other counts of rows, blocks and priorities do."""
+    """Since the start; goes on from a checkpoint's count, as the other counts of rows, blocks and
+    priorities do."""
     row_bytes: int
     """Of one row as it is stored, all fields together."""
     blocks: int
     """That the ring consists of."""
     block_rows: int
-    """Rows that fit into one. Halved, and all counts of blocks doubled, when streams become many."""
+    """Rows that fit into one. Halved, and all counts of blocks doubled, when streams become
+    many."""
     blocks_started: int
     """Since the start; above `blocks`, each one recycled another."""
     priorities_updated: int

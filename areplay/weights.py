@@ -1,7 +1,8 @@
 """Weights: named arrays that the learner publishes and the actors read, whole and without waiting.
 
-There are three copies. The learner writes version v into copy v % 3 while readers look at older ones, so a reader is
-disturbed only if two more versions are published while it copies; then it copies anew.
+There are three copies. The learner writes version v into copy v % 3 while readers look at older
+ones, so a reader is disturbed only if two more versions are published while it copies; then it
+copies anew.
 
 Shared words (int64):
 
@@ -31,10 +32,11 @@ _ROUNDS = 3  # of copying in vain, before a reader is content with the whole ver
 
 
 class Weights:
-    """Arrays by name, in shared memory: `weights = Weights({"w": w0, "b": b0})`; they are version 0.
+    """Arrays by name, in shared memory: `weights = Weights({"w": w0, "b": b0})`; they are version
+    0.
 
-    Made by the learner, handed to `Replay.actors(weights=...)`, read in each actor as `actor.weights`. One process
-    publishes, any number read. Several actors groups may share one.
+    Made by the learner, handed to `Replay.actors(weights=...)`, read in each actor as
+    `actor.weights`. One process publishes, any number read. Several actors groups may share one.
 
     Raises:
         ValueError: no arrays, or arrays of a dtype that cannot be shared.
@@ -43,20 +45,32 @@ class Weights:
 
     def __init__(self, arrays: Mapping[str, Array]) -> None:
         if not isinstance(arrays, Mapping) or not arrays:
-            raise ValueError(f"weights must be a mapping of names to at least one array, got {type(arrays).__name__}")
+            raise ValueError(
+                "weights must be a mapping of names to at least one array, got "
+                f"{type(arrays).__name__}"
+            )
         given: dict[str, Array] = {}
         for name, value in arrays.items():
             array = as_array(value)
             if isinstance(array, Refusal):
-                raise ValueError(f"weights {name!r}: {array.got}; {array.remedy or 'give an array'}")
+                raise ValueError(
+                    f"weights {name!r}: {array.got}; {array.remedy or 'give an array'}"
+                )
             given[name] = array
         for name, array in given.items():
             if array.dtype.kind not in "biufc" or not array.dtype.isnative:
-                raise ValueError(f"weights {name!r}: {array.dtype.str} cannot be shared; use a native numeric dtype")
-        self._fields = {name: Field(name, array.shape, array.dtype) for name, array in given.items()}
+                raise ValueError(
+                    f"weights {name!r}: {array.dtype.str} cannot be shared; use a "
+                    "native numeric dtype"
+                )
+        self._fields = {
+            name: Field(name, array.shape, array.dtype) for name, array in given.items()
+        }
         copies = {f"array:{f.name}": ((_COPIES, *f.shape), f.dtype) for f in self._fields.values()}
         layout = Layout("weights", {"words": ((2, WORDS_A_LINE), np.int64), **copies})
-        self._segment = Segment(layout, f"weights of {sum(f.row_bytes for f in self._fields.values()):,} bytes")
+        self._segment = Segment(
+            layout, f"weights of {sum(f.row_bytes for f in self._fields.values()):,} bytes"
+        )
         self._view()
         self._begun[0] = self._version[0] = -1
         self.publish(given)
@@ -83,8 +97,8 @@ class Weights:
             arrays: the same names, shapes and dtypes as at the start.
 
         Raises:
-            SpecMismatch: a name, shape or dtype differs, or a tensor has to be detached first. The newest version stays
-                what it was.
+            SpecMismatch: a name, shape or dtype differs, or a tensor has to be detached first. The
+                newest version stays what it was.
             Closed: after `close`.
         """
         forks.check(self._origin, "these weights")
@@ -92,7 +106,12 @@ class Weights:
             raise TypeError(f"expected a mapping of name to array, got {type(arrays).__name__}")
         if arrays.keys() != self._fields.keys():
             wrong = next(iter(arrays.keys() ^ self._fields.keys()))
-            raise SpecMismatch(wrong, f"exactly the arrays {', '.join(self._fields)}", ", ".join(arrays), "publish all")
+            raise SpecMismatch(
+                wrong,
+                f"exactly the arrays {', '.join(self._fields)}",
+                ", ".join(arrays),
+                "publish all",
+            )
         checked = {name: field.convert(arrays[name]) for name, field in self._fields.items()}
         self._segment.descriptor  # noqa: B018  raises Closed
         version = self.version + 1
@@ -105,16 +124,20 @@ class Weights:
         return version
 
     def latest(self) -> tuple[int, Mapping[str, Array]]:
-        """`(version, arrays)`: the newest whole version, as arrays of this process's own that nobody changes.
+        """`(version, arrays)`: the newest whole version, as arrays of this process's own that
+        nobody changes.
 
-        If the learner publishes faster than they can be copied, an older version that was had before; never a torn one.
-        As long as the version stays the same so does the mapping, and the call costs half a microsecond.
+        If the learner publishes faster than they can be copied, an older version that was had
+        before; never a torn one. As long as the version stays the same so does the mapping, and the
+        call costs half a microsecond.
         """
         version, rounds = self.version, 0
         while version != self._latest[0] and (rounds < _ROUNDS or self._latest[0] < 0):
             rounds += 1
             order()
-            arrays = {name: copy[version % _COPIES, ...].copy() for name, copy in self._copies.items()}
+            arrays = {
+                name: copy[version % _COPIES, ...].copy() for name, copy in self._copies.items()
+            }
             order()
             if self._begun[0] < version + _COPIES:  # nobody has begun to overwrite that copy
                 for array in arrays.values():
@@ -125,7 +148,8 @@ class Weights:
         return self._latest
 
     def close(self) -> None:
-        """Give back the descriptor. What readers hold stays readable; nothing more can be published."""
+        """Give back the descriptor. What readers hold stays readable; nothing more can be
+        published."""
         self._segment.close()
 
     def __getstate__(self) -> dict[str, object]:

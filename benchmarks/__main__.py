@@ -30,23 +30,34 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     asked = parser.parse_args(arguments)
     if unknown := set(asked.names) - set(BENCHMARKS):
-        parser.error(f"no benchmark is called {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+        parser.error(
+            f"no benchmark is called {', '.join(sorted(unknown))}; there are "
+            f"{', '.join(BENCHMARKS)}"
+        )
     options = _options(asked)
     figures: list[Figure] = []
     others: dict[str, float] = {}
     failed = []
-    for outcome in run_each({name: partial(BENCHMARKS[name], options) for name in asked.names or BENCHMARKS}, _begin):
+    for outcome in run_each(
+        {name: partial(BENCHMARKS[name], options) for name in asked.names or BENCHMARKS}, _begin
+    ):
         others[outcome.name] = outcome.others
         if outcome.value is None:
             failed.append(outcome.name)
             figures.append(Figure(f"{outcome.name}: failed", (), note=outcome.failure))
         else:
             figures += outcome.value
-        progress(f"{outcome.name} took {outcome.seconds:.0f} s, beside {outcome.others:.2f} cores busy with others")
+        progress(
+            f"{outcome.name} took {outcome.seconds:.0f} s, beside {outcome.others:.2f} cores "
+            "busy with others"
+        )
         write_json(asked.json, figures, options, others)
     faulthandler.cancel_dump_traceback_later()
     print(*(f"{name}: {value}" for name, value in machine().items()), sep="\n")
-    print("cores busy with others:", ", ".join(f"{name} {cores:.2f}" for name, cores in others.items()))
+    print(
+        "cores busy with others:",
+        ", ".join(f"{name} {cores:.2f}" for name, cores in others.items()),
+    )
     print("", table(figures), "", *summary(figures), sep="\n")
     for name in failed:
         print(f"{name} could not be measured, see its traceback above")
@@ -55,7 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _begin(name: str) -> None:
-    """Say which one begins. Past the last resort, print where it hangs and end: its loop is blocked."""
+    """Say which one begins. Past the last resort, print where it hangs and end: its loop is
+    blocked."""
     progress(name)
     faulthandler.dump_traceback_later(MAX_S + LAST_RESORT_S, exit=True)
 
@@ -63,20 +75,38 @@ def _begin(name: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="name", help=", ".join(BENCHMARKS))
-    parser.add_argument("--rounds", type=int, help="how often the sides of each comparison take turns")
-    parser.add_argument("--capacity", type=int, help="rows of each replay; 100,000 large rows are 2.8 GB")
+    parser.add_argument(
+        "--rounds", type=int, help="how often the sides of each comparison take turns"
+    )
+    parser.add_argument(
+        "--capacity", type=int, help="rows of each replay; 100,000 large rows are 2.8 GB"
+    )
     parser.add_argument("--seconds", type=float, help="measured, each side and round")
     parser.add_argument(
-        "--patience", type=float, default=0.0, metavar="SECONDS", help="to wait for others to leave the machine alone"
+        "--patience",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="to wait for others to leave the machine alone",
     )
-    parser.add_argument("--json", type=Path, default=RESULTS, help="where the figures go (default: %(default)s)")
-    parser.add_argument("--picture", default=str(PICTURE), help="where queue_fill draws (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="tiny: shows that everything runs, measures nothing")
+    parser.add_argument(
+        "--json", type=Path, default=RESULTS, help="where the figures go (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--picture", default=str(PICTURE), help="where queue_fill draws (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny: shows that everything runs, measures nothing"
+    )
     return parser
 
 
 def _options(asked: argparse.Namespace) -> Options:
-    options = Options.quick() if asked.quick else Options(picture=asked.picture, patience=Patience(asked.patience))
+    options = (
+        Options.quick()
+        if asked.quick
+        else Options(picture=asked.picture, patience=Patience(asked.patience))
+    )
     given = {name: getattr(asked, name) for name in ("rounds", "capacity", "seconds")}
     return replace(options, **{name: value for name, value in given.items() if value is not None})
 

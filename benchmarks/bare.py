@@ -17,12 +17,18 @@ from benchmarks.workloads import Columns, Workload
 IDLE_S = 300.0
 
 
-def takes_per_s(columns: Columns, batch_size: int, seconds: float, places: SharedColumns, count: int) -> float:
-    """Batches gathered each second by `take(out=, mode="clip")` into `count` places used in turn."""
+def takes_per_s(
+    columns: Columns, batch_size: int, seconds: float, places: SharedColumns, count: int
+) -> float:
+    """Batches gathered each second by `take(out=, mode="clip")` into `count` places used in
+    turn."""
     rows = len(next(iter(columns.values())))
     indices = np.random.default_rng(0).integers(0, rows, (1_024, batch_size))
     outs = [
-        {name: place[at * batch_size : (at + 1) * batch_size] for name, place in places.columns.items()}
+        {
+            name: place[at * batch_size : (at + 1) * batch_size]
+            for name, place in places.columns.items()
+        }
         for at in range(count)
     ]
     start, done = time.perf_counter(), 0
@@ -35,16 +41,21 @@ def takes_per_s(columns: Columns, batch_size: int, seconds: float, places: Share
 
 
 class TakingPair:
-    """Two processes that do what `takes_per_s` does, at once: what two cores of this machine can give.
+    """Two processes that do what `takes_per_s` does, at once: what two cores of this machine can
+    give.
 
     They end when told to, and by themselves when they were not asked for anything for `IDLE_S`.
     """
 
-    def __init__(self, columns: SharedColumns, batch_size: int, places: tuple[SharedColumns, SharedColumns]) -> None:
+    def __init__(
+        self, columns: SharedColumns, batch_size: int, places: tuple[SharedColumns, SharedColumns]
+    ) -> None:
         self._answers = spawn.Queue()
         self._asks = [spawn.Queue() for _ in places]
         self._children = [
-            spawn.Process(target=_take, args=(columns, batch_size, place, ask, self._answers), daemon=True)
+            spawn.Process(
+                target=_take, args=(columns, batch_size, place, ask, self._answers), daemon=True
+            )
             for place, ask in zip(places, self._asks, strict=True)
         ]
 
@@ -68,7 +79,9 @@ class TakingPair:
         return sum(float(self._answers.get(timeout=IDLE_S)) for _ in self._asks)
 
 
-def _take(columns: SharedColumns, batch_size: int, place: SharedColumns, asks: Any, answers: Any) -> None:
+def _take(
+    columns: SharedColumns, batch_size: int, place: SharedColumns, asks: Any, answers: Any
+) -> None:
     try:
         while (seconds := asks.get(timeout=IDLE_S)) is not None:
             answers.put(takes_per_s(columns.columns, batch_size, seconds, place, 1))
@@ -77,9 +90,13 @@ def _take(columns: SharedColumns, batch_size: int, place: SharedColumns, asks: A
 
 
 def draws_per_s(columns: Columns, batch_size: int, seconds: float) -> float:
-    """Small batches drawn and gathered each second into one place, with no check and no hand-over."""
+    """Small batches drawn and gathered each second into one place, with no check and no
+    hand-over."""
     rng, rows = np.random.default_rng(0), len(next(iter(columns.values())))
-    out = {name: np.empty((batch_size, *column.shape[1:]), column.dtype) for name, column in columns.items()}
+    out = {
+        name: np.empty((batch_size, *column.shape[1:]), column.dtype)
+        for name, column in columns.items()
+    }
     start, done = time.perf_counter(), 0
     while (now := time.perf_counter()) - start < seconds:
         drawn = rng.integers(0, rows, batch_size)
@@ -92,8 +109,8 @@ def draws_per_s(columns: Columns, batch_size: int, seconds: float) -> float:
 async def hand_over_us(learner_s: float, steps: int) -> list[float]:
     """Waits, in microseconds, of a learner that takes its batches from a list in its own memory.
 
-    It blocks as long as any other, and meanwhile its core goes to sleep and its caches go to the neighbours: what
-    remains is the least that `async for` costs on this machine at this moment.
+    It blocks as long as any other, and meanwhile its core goes to sleep and its caches go to the
+    neighbours: what remains is the least that `async for` costs on this machine at this moment.
     """
     waits: list[float] = []
     asked = time.perf_counter()
@@ -122,7 +139,8 @@ class _Nothing:
 
 
 def copies_per_s(source: Columns, inbox: SharedColumns, blocks: Columns, seconds: float) -> float:
-    """Rows copied each second from a source to an inbox and from there to the blocks, by one process."""
+    """Rows copied each second from a source to an inbox and from there to the blocks, by one
+    process."""
     chunk_rows = len(next(iter(source.values())))
     inbox_rows, block_rows = (len(next(iter(place.values()))) for place in (inbox.columns, blocks))
     at_inbox = itertools.cycle(range(0, inbox_rows - chunk_rows + 1, chunk_rows))

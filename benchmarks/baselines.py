@@ -1,12 +1,15 @@
-"""The two designs of the question, written as one writes them: locks over a shared buffer and a multiprocessing queue.
+"""The two designs of the question, written as one writes them: locks over a shared buffer and a
+multiprocessing queue.
 
-                    lock(s)                               multiprocessing.Queue
-  pusher process ----------->  rows in shared memory  <-----------  sampler process  ------------>  learner
+                 lock(s)                                            multiprocessing.Queue
+  pusher process -------->  rows in shared memory  <--------  sampler process  -------->  learner
 
-`ONE_LOCK`: one lock over the whole buffer; the sampler gathers a whole batch under it and queues the batch.
-`BLOCK_LOCKS`: a lock for each of 1,000 blocks; the sampler queues one item at a time and the learner collects a batch.
+`ONE_LOCK`: one lock over the whole buffer; the sampler gathers a whole batch under it and queues
+the batch. `BLOCK_LOCKS`: a lock for each of 1,000 blocks; the sampler queues one item at a time and
+the learner collects a batch.
 
-Every loop here ends by itself: at the end of its time, when told to stop, or when a process it needs is gone.
+Every loop here ends by itself: at the end of its time, when told to stop, or when a process it
+needs is gone.
 """
 
 from __future__ import annotations
@@ -78,7 +81,9 @@ class Shared:
 class Pipeline:
     """The learner's end of a running design."""
 
-    def __init__(self, shared: Shared, workload: Workload, design: Design, options: Options) -> None:
+    def __init__(
+        self, shared: Shared, workload: Workload, design: Design, options: Options
+    ) -> None:
         self._shared, self._workload, self._design = shared, workload, design
         self._batch_size = options.batch_size
         self._max_queued = queue_length(design, options)
@@ -98,12 +103,14 @@ class Pipeline:
     def queued(self) -> float:
         """The share of the queue that `qsize` calls taken, 0 to 1.
 
-        That counts what waits in the sampler's memory to be pickled and squeezed through a pipe, as well.
+        That counts what waits in the sampler's memory to be pickled and squeezed through a pipe, as
+        well.
         """
         return min(1.0, max(0, int(self._shared.out.qsize())) / self._max_queued)
 
     def fill(self) -> float:
-        """The share of the queue that the learner could take at once, 0 to 1: what has arrived in the pipe."""
+        """The share of the queue that the learner could take at once, 0 to 1: what has arrived in
+        the pipe."""
         arrived = array.array("i", [0])
         fcntl.ioctl(self._shared.out._reader.fileno(), termios.FIONREAD, arrived)
         return min(1.0, int(arrived[0]) / self._queue_bytes)
@@ -131,7 +138,8 @@ class Pipeline:
 def running(
     design: Design, workload: Workload, place: SharedColumns, options: Options, max_s: float
 ) -> Iterator[Pipeline]:
-    """Start pusher and sampler over a buffer that is full of rows; both are gone afterwards, whatever happens."""
+    """Start pusher and sampler over a buffer that is full of rows; both are gone afterwards,
+    whatever happens."""
     shared = Shared(
         place=place,
         locks=[spawn.Lock() for _ in range(min(design.locks, options.capacity))],

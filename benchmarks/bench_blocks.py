@@ -19,8 +19,16 @@ async def run(options: Options) -> list[Figure]:
 
 
 def _figure(name: str, series: dict[int, list[float]], unit: str) -> Figure:
-    """The slowest against the fastest, by their medians over all rounds: within a round it would measure the noise."""
+    """The slowest against the fastest, by their medians over all rounds: within a round it would
+    measure the noise."""
     middle = medians({str(rows): values for rows, values in series.items()})
     worst, best = min(middle, key=middle.__getitem__), max(middle, key=middle.__getitem__)
     note = f"{unit} by block_rows; slowest {worst}, fastest {best}"
-    return Figure(f"block sizes: {name}, slowest / fastest", (middle[worst] / middle[best],), "x", TARGET, note, middle)
+    return Figure(
+        f"block sizes: {name}, slowest / fastest",
+        (middle[worst] / middle[best],),
+        "x",
+        TARGET,
+        note,
+        middle,
+    )

@@ -1,4 +1,5 @@
-"""Small rows end to end: here it is the hand-over that costs, not the copy. Beside it cpprb with one producer."""
+"""Small rows end to end: here it is the hand-over that costs, not the copy. Beside it cpprb with
+one producer."""
 
 from __future__ import annotations
 
@@ -61,7 +62,9 @@ async def _flat_out(replay: areplay.Replay, batches: areplay.Batches, options: O
     return (await rates_at_once(replay, batches, options, actors)).batches_per_s
 
 
-async def _paced(replay: areplay.Replay, batches: areplay.Batches, options: Options, rows_per_s: float) -> float:
+async def _paced(
+    replay: areplay.Replay, batches: areplay.Batches, options: Options, rows_per_s: float
+) -> float:
     actors = partial(replay.actors, push_paced_chunks, 1, args=(CARTPOLE, CHUNK_ROWS, rows_per_s))
     return (await rates_at_once(replay, batches, options, actors)).batches_per_s
 
@@ -69,7 +72,13 @@ async def _paced(replay: areplay.Replay, batches: areplay.Batches, options: Opti
 def _figures(seen: dict[str, list[float]], peers: list[PeerRates], missing: str) -> list[Figure]:
     bare = medians({BARE: seen[BARE]})
     figures = [
-        Figure("cartpole: 1 sampler, end to end", tuple(seen[ALONE]), "batches/s", Target(">=", 25_000), beside=bare),
+        Figure(
+            "cartpole: 1 sampler, end to end",
+            tuple(seen[ALONE]),
+            "batches/s",
+            Target(">=", 25_000),
+            beside=bare,
+        ),
         Figure("cartpole: the same / bare draw and take", ratios(seen[ALONE], seen[BARE])),
         Figure("cartpole: the same, 1 producer flat out", tuple(seen[FLAT_OUT]), "batches/s"),
     ]
@@ -79,4 +88,7 @@ def _figures(seen: dict[str, list[float]], peers: list[PeerRates], missing: str)
     middle = medians({"areplay": seen[PACED], "cpprb": seen[PEER]})
     middle["rows/s coming in"] = statistics.median(rates.rows_per_s for rates in peers)
     note = "batches/s; the same rows/s coming in on both sides"
-    return [*figures, Figure(AGAINST_PEER, ratios(seen[PACED], seen[PEER]), "x", target, note, middle)]
+    return [
+        *figures,
+        Figure(AGAINST_PEER, ratios(seen[PACED], seen[PEER]), "x", target, note, middle),
+    ]

@@ -1,6 +1,8 @@
-"""What a checkpoint costs: the learner's wait while one is written, the bytes of a second one, and a load.
+"""What a checkpoint costs: the learner's wait while one is written, the bytes of a second one, and
+a load.
 
-The first is a whole checkpoint of a full ring, which goes round several times meanwhile: half a minute each round.
+The first is a whole checkpoint of a full ring, which goes round several times meanwhile: half a
+minute each round.
 """
 
 from __future__ import annotations
@@ -41,7 +43,11 @@ async def run(options: Options) -> list[Figure]:
             target=Target("<=", 2),
             beside={f"{name}, us": value for name, value in medians(waits).items()},
         ),
-        Figure("rows in that checkpoint, to those of the ring", tuple(shares), target=Target(">=", 0.95)),
+        Figure(
+            "rows in that checkpoint, to those of the ring",
+            tuple(shares),
+            target=Target(">=", 0.95),
+        ),
         Figure(
             "bytes of a second checkpoint after 1 of 100 blocks changed, to the first",
             again,
@@ -69,9 +75,14 @@ async def _waits(options: Options, folder: Path) -> tuple[dict[str, list[float]]
             rows, save = len(replay), asyncio.create_task(replay.save(folder))
             log = WaitLog()
             while not save.done():
-                log.wait_s += (await blocked_learner(replay, batches, options, steps=options.prefetch)).wait_s
+                log.wait_s += (
+                    await blocked_learner(replay, batches, options, steps=options.prefetch)
+                ).wait_s
             saved = save.result()
-            progress(f"saved {saved.rows:,} rows, {saved.bytes_written / 1e6:.0f} MB in {saved.seconds:.1f} s")
+            progress(
+                f"saved {saved.rows:,} rows, {saved.bytes_written / 1e6:.0f} MB in "
+                f"{saved.seconds:.1f} s"
+            )
             shares.append(saved.rows / rows)
             return log.wait_us(99)
 
@@ -79,7 +90,9 @@ async def _waits(options: Options, folder: Path) -> tuple[dict[str, list[float]]
         return await take_turns({"quiet": quiet, "saving": saving}, options), shares
 
 
-async def _again_and_load(options: Options, folder: Path) -> tuple[tuple[float, ...], dict[str, list[float]]]:
+async def _again_and_load(
+    options: Options, folder: Path
+) -> tuple[tuple[float, ...], dict[str, list[float]]]:
     path = folder / "again"
     async with areplay.Replay(FRAMES.spec(), max(1_000, options.capacity // _PART)) as replay:
         block_rows = replay.statistics().block_rows
@@ -91,7 +104,9 @@ async def _again_and_load(options: Options, folder: Path) -> tuple[tuple[float, 
         for _ in range(options.rounds):
             for _ in range(max(1, first.blocks // _CHANGED)):
                 await replay.extend(chunk)
-            shares.append((await replay.save(path, max_bytes_per_s=None)).bytes_written / first.bytes_written)
+            shares.append(
+                (await replay.save(path, max_bytes_per_s=None)).bytes_written / first.bytes_written
+            )
     del replay
     sides = {"plain read": partial(_read, path), "load": partial(_load, path)}
     return tuple(shares), await take_turns(sides, options)

@@ -1,8 +1,8 @@
 """Delivered batches of large rows, of one sampler and of two, against a bare loop of `take`.
 
-The loop reads columns of the same size on the same kind of memory, and writes each batch to the same place, which stays
-in the cache. A queue needs at least two places in turn; how much that alone costs is measured too, and what two
-processes reach that only take.
+The loop reads columns of the same size on the same kind of memory, and writes each batch to the
+same place, which stays in the cache. A queue needs at least two places in turn; how much that alone
+costs is measured too, and what two processes reach that only take.
 """
 
 from __future__ import annotations
@@ -66,6 +66,15 @@ async def _measure(options: Options, many: str) -> Seen:
         )
 
 
-def _figure(seen: Seen, name: str, under: str, against: str, target: Target | None = None) -> Figure:
+def _figure(
+    seen: Seen, name: str, under: str, against: str, target: Target | None = None
+) -> Figure:
     beside = medians({name: seen[name], under: seen[under]})
-    return Figure(f"frames: {name} / {against}", ratios(seen[name], seen[under]), "x", target, "batches/s", beside)
+    return Figure(
+        f"frames: {name} / {against}",
+        ratios(seen[name], seen[under]),
+        "x",
+        target,
+        "batches/s",
+        beside,
+    )

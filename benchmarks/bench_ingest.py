@@ -1,4 +1,5 @@
-"""Rows coming in through real actors and the coordinator, against the two copies that this cannot do without.
+"""Rows coming in through real actors and the coordinator, against the two copies that this cannot
+do without.
 
 Alone first, then while one sampler runs flat out and the learner takes every batch.
 """
@@ -18,7 +19,8 @@ from benchmarks.workloads import FRAMES, filled_replay, push_chunks, push_rows
 INBOX_BYTES = 16 << 20  # as large as areplay makes an inbox by default
 BARE_64, BARE_256, BESIDE = "bare, 64 rows", "bare, 256 rows", "beside a sampler"
 TARGET = Target(">=", 0.8)
-HELD = ("extend of 64 rows", "extend of 256 rows", "add, row by row")  # two actors need a third core
+# two actors need a third core
+HELD = ("extend of 64 rows", "extend of 256 rows", "add, row by row")
 AGAINST = {
     "extend of 64 rows": BARE_64,
     "extend of 256 rows": BARE_256,
@@ -28,7 +30,8 @@ AGAINST = {
 
 
 async def run(options: Options) -> list[Figure]:
-    """0.8 of the bare copies with nobody sampling; 100,000 rows/s and 500 batches/s with a sampler beside it."""
+    """0.8 of the bare copies with nobody sampling; 100,000 rows/s and 500 batches/s with a sampler
+    beside it."""
     at_once: list[Rates] = []
     inbox_rows = INBOX_BYTES // FRAMES.row_bytes
     with touched(FRAMES, inbox_rows) as inbox, touched(FRAMES, options.capacity) as blocks:
@@ -40,7 +43,9 @@ async def _measure(
     options: Options, inbox: SharedColumns, blocks: SharedColumns, at_once: list[Rates]
 ) -> dict[str, list[float]]:
     async with filled_replay(FRAMES, options) as replay, warm_batches(replay, options) as batches:
-        chunks = {rows: partial(replay.actors, push_chunks, 1, args=(FRAMES, rows)) for rows in (64, 256)}
+        chunks = {
+            rows: partial(replay.actors, push_chunks, 1, args=(FRAMES, rows)) for rows in (64, 256)
+        }
         rows = partial(replay.actors, push_rows, 1, args=(FRAMES,))
         two = partial(replay.actors, push_chunks, 2, args=(FRAMES, 64))
 
@@ -80,6 +85,18 @@ def _beside(at_once: list[Rates]) -> list[Figure]:
     rows = tuple(rates.rows_per_s for rates in at_once)
     batches = tuple(rates.batches_per_s for rates in at_once)
     return [
-        Figure("ingest beside a sampler: in", rows, "rows/s", Target(">=", 100_000), "cpprb 109,000 when designed"),
-        Figure("ingest beside a sampler: out", batches, "batches/s", Target(">=", 500), "cpprb 533 when designed"),
+        Figure(
+            "ingest beside a sampler: in",
+            rows,
+            "rows/s",
+            Target(">=", 100_000),
+            "cpprb 109,000 when designed",
+        ),
+        Figure(
+            "ingest beside a sampler: out",
+            batches,
+            "batches/s",
+            Target(">=", 500),
+            "cpprb 533 when designed",
+        ),
     ]

@@ -1,4 +1,5 @@
-"""How long a learner waits that blocks its loop for 5 ms with each batch, while 20,000 large rows/s come in."""
+"""How long a learner waits that blocks its loop for 5 ms with each batch, while 20,000 large rows/s
+come in."""
 
 from __future__ import annotations
 
@@ -15,11 +16,13 @@ from benchmarks.learners import WaitLog, blocked_learner
 from benchmarks.row.queue import watched
 from benchmarks.workloads import FRAMES
 
-Round = tuple[WaitLog, float, float]  # with the rows/s that came in, and the wait for a batch that is always there
+# with the rows/s that came in, and the wait for a batch that is always there
+Round = tuple[WaitLog, float, float]
 
 
 async def run(options: Options) -> list[Figure]:
-    """Waits in microseconds and the queue's fill, each from one replay that goes through all rounds."""
+    """Waits in microseconds and the queue's fill, each from one replay that goes through all
+    rounds."""
     rounds = await _rounds(options)
     logs = [log for log, _, _ in rounds]
     came_in = {"rows/s came in": statistics.median(rate for _, rate, _ in rounds)}
@@ -35,7 +38,13 @@ async def run(options: Options) -> list[Figure]:
         for percentile, bound in ((50, 20), (99, 200))
     ]
     fills = [
-        Figure(f"learner of 5 ms: queue fill, {name}", tuple(values), "", Target(">=", bound), beside=came_in)
+        Figure(
+            f"learner of 5 ms: queue fill, {name}",
+            tuple(values),
+            "",
+            Target(">=", bound),
+            beside=came_in,
+        )
         for name, values, bound in (
             ("mean", [statistics.mean(log.fill) for log in logs], 0.95),
             ("lowest", [min(log.fill) for log in logs], 0.85),
@@ -52,8 +61,8 @@ async def _rounds(options: Options) -> list[Round]:
             rounds.append(await options.patience.measure(partial(_round, replay, batches, options)))
             log, _, floor_us = rounds[-1]
             progress(
-                f"round {turn + 1}/{options.rounds}  p50 {log.wait_us(50):.1f} us, p99 {log.wait_us(99):.0f} us, "
-                f"floor {floor_us:.1f} us"
+                f"round {turn + 1}/{options.rounds}  p50 {log.wait_us(50):.1f} us, p99 "
+                f"{log.wait_us(99):.0f} us, floor {floor_us:.1f} us"
             )
     return rounds
 

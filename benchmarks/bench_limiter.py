@@ -1,6 +1,8 @@
-"""The rate limiter: how exactly it keeps its ratio, what the learner waits, and that whoever waits costs no CPU.
+"""The rate limiter: how exactly it keeps its ratio, what the learner waits, and that whoever waits
+costs no CPU.
 
-Over a minute each: actors that are faster than the learner, and a learner that is faster than the actors.
+Over a minute each: actors that are faster than the learner, and a learner that is faster than the
+actors.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ Running = tuple[areplay.Replay, areplay.Batches, areplay.SamplesPerInsert]
 
 
 async def run(options: Options) -> list[Figure]:
-    """The ratio within 1 %, whoever is faster; the learner's wait; the CPU of held actors and of a held learner."""
+    """The ratio within 1 %, whoever is faster; the learner's wait; the CPU of held actors and of a
+    held learner."""
     seconds = MINUTE_S if options.rounds > 1 else 4 * options.seconds
     async with _running(None, options) as running:
         ahead, log = await _measure(running, seconds, options.learner_s)
@@ -38,9 +41,21 @@ async def run(options: Options) -> list[Figure]:
     learner_share = await _held_learner(options)
     return [
         *_figures("actors ahead", ahead, log),
-        Figure("limiter: actors ahead, CPU of a held one", (100 * actors_share,), "", Target("<=", 2), "per cent"),
+        Figure(
+            "limiter: actors ahead, CPU of a held one",
+            (100 * actors_share,),
+            "",
+            Target("<=", 2),
+            "per cent",
+        ),
         *_figures("learner ahead", behind, slow_log),
-        Figure("limiter: learner ahead, CPU of a held one", (100 * learner_share,), "", Target("<=", 2), "per cent"),
+        Figure(
+            "limiter: learner ahead, CPU of a held one",
+            (100 * learner_share,),
+            "",
+            Target("<=", 2),
+            "per cent",
+        ),
     ]
 
 
@@ -48,21 +63,33 @@ def _figures(who: str, ratio: float, log: WaitLog) -> list[Figure]:
     error = 100 * abs(ratio / RATIO - 1)
     beside = {"p50": log.wait_us(50), "batches/s": log.steps_per_s}
     return [
-        Figure(f"limiter: {who}, ratio of 8 missed by", (error,), "", Target("<=", 1), "per cent", {"ratio": ratio}),
+        Figure(
+            f"limiter: {who}, ratio of 8 missed by",
+            (error,),
+            "",
+            Target("<=", 1),
+            "per cent",
+            {"ratio": ratio},
+        ),
         Figure(f"limiter: {who}, learner's wait p99", (log.wait_us(99),), "us", beside=beside),
     ]
 
 
 @asynccontextmanager
 async def _running(rows_per_s: float | None, options: Options) -> AsyncIterator[Running]:
-    """Actors that hand in rows, as fast as they may or at that pace, and a limited stream of batches."""
+    """Actors that hand in rows, as fast as they may or at that pace, and a limited stream of
+    batches."""
     limiter = areplay.SamplesPerInsert(RATIO, MIN_SIZE)
     async with areplay.Replay(CARTPOLE.spec(), capacity=options.capacity, seed=0) as replay:
         if rows_per_s is None:
             actors = replay.actors(push_chunks, ACTORS, args=(CARTPOLE, CHUNK_ROWS))
         else:
-            actors = replay.actors(push_paced_chunks, ACTORS, args=(CARTPOLE, CHUNK_ROWS, rows_per_s))
-        stream = replay.batches(batch_size=options.batch_size, prefetch=options.prefetch, limiter=limiter)
+            actors = replay.actors(
+                push_paced_chunks, ACTORS, args=(CARTPOLE, CHUNK_ROWS, rows_per_s)
+            )
+        stream = replay.batches(
+            batch_size=options.batch_size, prefetch=options.prefetch, limiter=limiter
+        )
         async with actors, stream as batches:
             (await batches.get(timeout_s=WAIT_S)).release()
             await _measure((replay, batches, limiter), options.warmup_s, options.learner_s)
@@ -70,7 +97,8 @@ async def _running(rows_per_s: float | None, options: Options) -> AsyncIterator[
 
 
 async def _measure(running: Running, seconds: float, learner_s: float) -> tuple[float, WaitLog]:
-    """Samples per insert over that time, as counted from batches taken and rows in the ring, and the waits."""
+    """Samples per insert over that time, as counted from batches taken and rows in the ring, and
+    the waits."""
     replay, batches, _ = running
     log, taken, inserted = WaitLog(), 0, replay.statistics().rows_inserted
     start = asked = time.perf_counter()
@@ -104,11 +132,15 @@ async def rest(actor: areplay.Actor, rows: int) -> None:
 
 
 async def _held_learner(options: Options) -> float:
-    """Share of a core that the learner's process takes while it waits for rows, with the coordinator's thread."""
+    """Share of a core that the learner's process takes while it waits for rows, with the
+    coordinator's thread."""
     limiter = areplay.SamplesPerInsert(RATIO, MIN_SIZE)
     async with areplay.Replay(CARTPOLE.spec(), capacity=options.capacity, seed=0) as replay:
         actors = replay.actors(rest, 1, args=(2 * MIN_SIZE,))
-        async with actors, replay.batches(batch_size=options.batch_size, limiter=limiter) as batches:
+        async with (
+            actors,
+            replay.batches(batch_size=options.batch_size, limiter=limiter) as batches,
+        ):
             for seconds in (WAIT_S, options.seconds):
                 before, start = time.process_time(), time.perf_counter()
                 with contextlib.suppress(areplay.WaitTimeout):

@@ -1,4 +1,5 @@
-"""Prioritised sampling: draws and updates alone, all of it end to end beside cpprb, and how old priorities get."""
+"""Prioritised sampling: draws and updates alone, all of it end to end beside cpprb, and how old
+priorities get."""
 
 from __future__ import annotations
 
@@ -22,14 +23,21 @@ from benchmarks.harness.options import Options
 from benchmarks.harness.turns import Side, take_turns
 from benchmarks.learners import WAIT_S
 from benchmarks.memory import SharedColumns
-from benchmarks.peers.cpprb_beside import PeerRates, cpprb_buffer, measure_cpprb, reason_missing, times_per_s
+from benchmarks.peers.cpprb_beside import (
+    PeerRates,
+    cpprb_buffer,
+    measure_cpprb,
+    reason_missing,
+    times_per_s,
+)
 from benchmarks.workloads import CARTPOLE, filled_replay, push_paced_chunks
 
 ROWS = (10_000, 100_000, 1_000_000, 10_000_000)
 AT_ONCE = 8  # batches that a sampler draws at once, if the queue is for 16
 CHUNK_ROWS = 256
 PREFETCH = (1, 4, 16, 64)
-LEARNER_S = 0.001  # a step of the learner whose batches' priorities are aged: long enough for a full queue
+# a step of the learner whose batches' priorities are aged: long enough for a full queue
+LEARNER_S = 0.001
 BUILT_IN, PEER = "areplay, out of process", "cpprb PrioritizedReplayBuffer, in process"
 OURS_FED, PEER_FED = "areplay, 1 actor", "cpprb MPPrioritizedReplayBuffer, 1 producer"
 AGAINST_PEER = "prioritized: CartPole rows, sample and update / cpprb"
@@ -37,8 +45,10 @@ AGAINST_MP_PEER = "prioritized: the same, 1 producer, / cpprb in shared memory"
 
 
 async def run(options: Options) -> list[Figure]:
-    """120 us a draw from a million rows, 60 us an update; twice, and with shared memory 8 times cpprb's batches."""
-    sizes = [rows for rows in ROWS if options.rounds > 1 or rows <= 100_000]  # tiny runs are for show
+    """120 us a draw from a million rows, 60 us an update; twice, and with shared memory 8 times
+    cpprb's batches."""
+    # tiny runs are for show
+    sizes = [rows for rows in ROWS if options.rounds > 1 or rows <= 100_000]
     return [*await _alone(sizes, options), *await _end_to_end(options), await _ages(options)]
 
 
@@ -53,17 +63,38 @@ async def _alone(sizes: list[int], options: Options) -> list[Figure]:
     middle = sizes[min(2, len(sizes) - 1)]
     base, largest = sizes[min(1, len(sizes) - 1)], sizes[-1]
     draws = medians({f"{rows:,}": seen[f"draw, {rows:,} rows"] for rows in sizes})
-    some = {f"{rows:,}": [us / AT_ONCE for us in seen[f"draw {AT_ONCE}, {rows:,} rows"]] for rows in sizes}
+    some = {
+        f"{rows:,}": [us / AT_ONCE for us in seen[f"draw {AT_ONCE}, {rows:,} rows"]]
+        for rows in sizes
+    }
     return [
-        Figure(f"prioritized: draw and weigh {options.batch_size} of {middle:,}",
-               tuple(seen[f"draw, {middle:,} rows"]), "us", Target("<=", 120), beside=draws),
-        Figure(f"prioritized: the same, {AT_ONCE} batches at once, each",
-               tuple(some[f"{middle:,}"]), "us", Target("<=", 120), beside=medians(some)),
-        Figure(f"prioritized: draw of {largest:,} / of {base:,}",
-               ratios(seen[f"draw, {largest:,} rows"], seen[f"draw, {base:,} rows"]), "x", Target("<=", 2)),
-        Figure(f"prioritized: update of {options.batch_size} of {middle:,}",
-               tuple(seen[f"update, {middle:,} rows"]), "us", Target("<=", 60)),
-    ]  # fmt: skip
+        Figure(
+            f"prioritized: draw and weigh {options.batch_size} of {middle:,}",
+            tuple(seen[f"draw, {middle:,} rows"]),
+            "us",
+            Target("<=", 120),
+            beside=draws,
+        ),
+        Figure(
+            f"prioritized: the same, {AT_ONCE} batches at once, each",
+            tuple(some[f"{middle:,}"]),
+            "us",
+            Target("<=", 120),
+            beside=medians(some),
+        ),
+        Figure(
+            f"prioritized: draw of {largest:,} / of {base:,}",
+            ratios(seen[f"draw, {largest:,} rows"], seen[f"draw, {base:,} rows"]),
+            "x",
+            Target("<=", 2),
+        ),
+        Figure(
+            f"prioritized: update of {options.batch_size} of {middle:,}",
+            tuple(seen[f"update, {middle:,} rows"]),
+            "us",
+            Target("<=", 60),
+        ),
+    ]
 
 
 def _work(rows: int, batch_size: int) -> tuple[Callable[[], object], ...]:
@@ -81,7 +112,11 @@ def _work(rows: int, batch_size: int) -> tuple[Callable[[], object], ...]:
         indices = np.arange(start, min(start + (1 << 16), ring.capacity_rows))
         priorities.update(indices, rng.random(len(indices)) ** 3)
     drawn = [priorities.draw(batch_size, rng)[0] for _ in range(64)]
-    errors, weights, turn = rng.random(batch_size), np.empty(batch_size, np.float32), iter(range(1 << 62))
+    errors, weights, turn = (
+        rng.random(batch_size),
+        np.empty(batch_size, np.float32),
+        iter(range(1 << 62)),
+    )
 
     def draw(batches: int = 1) -> None:
         _, probabilities = priorities.draw(batch_size, rng, batches)
@@ -113,25 +148,37 @@ async def _end_to_end(options: Options) -> list[Figure]:
     peers: list[PeerRates] = []
     async with AsyncExitStack() as stack:
         replay = await stack.enter_async_context(filled_replay(CARTPOLE, options))
-        stream = replay.batches(areplay.Rows(), options.batch_size, selector=selector, prefetch=options.prefetch)
+        stream = replay.batches(
+            areplay.Rows(), options.batch_size, selector=selector, prefetch=options.prefetch
+        )
         batches = await stack.enter_async_context(stream)
         (await batches.get(timeout_s=WAIT_S)).release()
         await _learned_per_s(replay, batches, errors, options.warmup_s)
-        sides: dict[str, Side] = {BUILT_IN: partial(_learned_per_s, replay, batches, errors, options.seconds)}
+        sides: dict[str, Side] = {
+            BUILT_IN: partial(_learned_per_s, replay, batches, errors, options.seconds)
+        }
         if not missing:
-            alone = stack.enter_context(cpprb_buffer(CARTPOLE, options, "PrioritizedReplayBuffer", alpha=0.6))
-            fed = stack.enter_context(cpprb_buffer(CARTPOLE, options, "MPPrioritizedReplayBuffer", alpha=0.6))
+            alone = stack.enter_context(
+                cpprb_buffer(CARTPOLE, options, "PrioritizedReplayBuffer", alpha=0.6)
+            )
+            fed = stack.enter_context(
+                cpprb_buffer(CARTPOLE, options, "MPPrioritizedReplayBuffer", alpha=0.6)
+            )
             learn = partial(_learn_from_cpprb, fed, errors, options)
 
             async def peer() -> float:
-                return times_per_s(partial(_learn_from_cpprb, alone, errors, options), options.seconds)
+                return times_per_s(
+                    partial(_learn_from_cpprb, alone, errors, options), options.seconds
+                )
 
             async def peer_fed() -> float:
                 peers.append(measure_cpprb(fed, CARTPOLE, CHUNK_ROWS, options, learn))
                 return peers[-1].batches_per_s
 
             rows_per_s = measure_cpprb(fed, CARTPOLE, CHUNK_ROWS, options, learn).rows_per_s
-            ours_fed = partial(_learned_per_s_while_fed, replay, batches, errors, options, rows_per_s)
+            ours_fed = partial(
+                _learned_per_s_while_fed, replay, batches, errors, options, rows_per_s
+            )
             sides |= {PEER: peer, OURS_FED: ours_fed, PEER_FED: peer_fed}
         seen = await take_turns(sides, options)
     if missing:
@@ -139,16 +186,22 @@ async def _end_to_end(options: Options) -> list[Figure]:
             Figure(AGAINST_PEER, (), target=Target(">=", 2), note=missing, beside=medians(seen)),
             Figure(AGAINST_MP_PEER, (), target=Target(">=", 8), note=missing),
         ]
-    two, two_fed = ({name: seen[name] for name in names} for names in ((BUILT_IN, PEER), (OURS_FED, PEER_FED)))
+    two, two_fed = (
+        {name: seen[name] for name in names} for names in ((BUILT_IN, PEER), (OURS_FED, PEER_FED))
+    )
     beside = medians(two_fed | {"rows/s coming in": [rates.rows_per_s for rates in peers]})
     note = "batches/s; the same rows/s coming in on both sides"
     return [
-        Figure(AGAINST_PEER, ratios(*two.values()), "x", Target(">=", 2), "batches/s", medians(two)),
+        Figure(
+            AGAINST_PEER, ratios(*two.values()), "x", Target(">=", 2), "batches/s", medians(two)
+        ),
         Figure(AGAINST_MP_PEER, ratios(*two_fed.values()), "x", Target(">=", 8), note, beside),
     ]
 
 
-async def _learned_per_s(replay: areplay.Replay, batches: areplay.Batches, errors: Masses, seconds: float) -> float:
+async def _learned_per_s(
+    replay: areplay.Replay, batches: areplay.Batches, errors: Masses, seconds: float
+) -> float:
     start, done = time.perf_counter(), 0
     async for batch in batches:
         replay.update_priorities(batch.indices, errors)
@@ -159,7 +212,11 @@ async def _learned_per_s(replay: areplay.Replay, batches: areplay.Batches, error
 
 
 async def _learned_per_s_while_fed(
-    replay: areplay.Replay, batches: areplay.Batches, errors: Masses, options: Options, rows_per_s: float
+    replay: areplay.Replay,
+    batches: areplay.Batches,
+    errors: Masses,
+    options: Options,
+    rows_per_s: float,
 ) -> float:
     async with replay.actors(push_paced_chunks, 1, args=(CARTPOLE, CHUNK_ROWS, rows_per_s)):
         await wait_rows(replay)
@@ -173,7 +230,8 @@ def _learn_from_cpprb(buffer: Any, errors: Masses, options: Options) -> None:
 
 
 class Dated(areplay.Prioritized):
-    """Says in place of the probabilities how many updates had been made when a batch was drawn: 1 / (1 + that).
+    """Says in place of the probabilities how many updates had been made when a batch was drawn: 1 /
+    (1 + that).
 
     Args:
         clock: `updates[0]`, in shared memory, written by the learner before each update.
@@ -187,19 +245,30 @@ class Dated(areplay.Prioritized):
         self, ring: Ring, batches: int, count: int, rng: np.random.Generator
     ) -> tuple[Indices, Masses | float]:
         """See `BatchSelector.draw_batches`."""
-        updates = float(self._clock.columns["updates"][0])  # read first: rather too old than too young
+        # read first: rather too old than too young
+        updates = float(self._clock.columns["updates"][0])
         return super().draw_batches(ring, batches, count, rng)[0], 1 / (1 + updates)
 
 
 async def _ages(options: Options) -> Figure:
-    """How many updates its learner made between the draw of a batch and its delivery, for queues of some lengths."""
+    """How many updates its learner made between the draw of a batch and its delivery, for queues of
+    some lengths."""
     medians_of, beside = {}, {}
     for prefetch in sorted({*PREFETCH, options.prefetch}):
         ages = await _ages_with(prefetch, options)
         medians_of[prefetch] = float(np.median(ages))
-        beside |= {f"prefetch {prefetch}": medians_of[prefetch], f"prefetch {prefetch}, most": max(ages)}
+        beside |= {
+            f"prefetch {prefetch}": medians_of[prefetch],
+            f"prefetch {prefetch}, most": max(ages),
+        }
     name = f"prioritized: updates behind a batch, prefetch {options.prefetch}"
-    return Figure(name, (medians_of[options.prefetch],), "updates", note="the queue is full; medians", beside=beside)
+    return Figure(
+        name,
+        (medians_of[options.prefetch],),
+        "updates",
+        note="the queue is full; medians",
+        beside=beside,
+    )
 
 
 async def _ages_with(prefetch: int, options: Options) -> list[float]:
@@ -208,7 +277,9 @@ async def _ages_with(prefetch: int, options: Options) -> list[float]:
         selector, options = Dated(clock), replace(options, capacity=min(options.capacity, 20_000))
         async with (
             filled_replay(CARTPOLE, options) as replay,
-            replay.batches(areplay.Rows(), options.batch_size, selector=selector, prefetch=prefetch) as batches,
+            replay.batches(
+                areplay.Rows(), options.batch_size, selector=selector, prefetch=prefetch
+            ) as batches,
         ):
             end_at = time.perf_counter() + options.settle_s + options.seconds
             async for batch in batches:
@@ -218,4 +289,5 @@ async def _ages_with(prefetch: int, options: Options) -> list[float]:
                 replay.update_priorities(batch.indices, errors)
                 if time.perf_counter() > end_at:
                     break
-    return ages[min(len(ages) // 2, 2 * prefetch) :]  # the first ones were drawn before there was any update
+    # the first ones were drawn before there was any update
+    return ages[min(len(ages) // 2, 2 * prefetch) :]

@@ -1,4 +1,5 @@
-"""areplay against the two designs of the question, on the same work: large rows, 20,000 of them a second coming in."""
+"""areplay against the two designs of the question, on the same work: large rows, 20,000 of them a
+second coming in."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ FASTER, SHORTER = Target(">=", 15), Target(">=", 500)
 
 
 async def run(options: Options) -> list[Figure]:
-    """15 times the batches of the block locks, and 500 times shorter waits of a learner that blocks for 5 ms."""
+    """15 times the batches of the block locks, and 500 times shorter waits of a learner that blocks
+    for 5 ms."""
     with touched(FRAMES, options.capacity) as place:
         seen = await _measure(options, place)
     return [
@@ -32,7 +34,9 @@ async def run(options: Options) -> list[Figure]:
 
 async def _measure(options: Options, place: SharedColumns) -> dict[str, list[float]]:
     async with filled_replay(FRAMES, options) as replay, warm_batches(replay, options) as batches:
-        actors = partial(replay.actors, push_paced_rows, 1, args=(FRAMES, float(options.rows_per_s)))
+        actors = partial(
+            replay.actors, push_paced_rows, 1, args=(FRAMES, float(options.rows_per_s))
+        )
 
         async def rate() -> float:
             return (await rates_at_once(replay, batches, options, actors)).batches_per_s
@@ -47,7 +51,9 @@ async def _measure(options: Options, place: SharedColumns) -> dict[str, list[flo
         return await take_turns(sides, options)
 
 
-async def _wait_us(replay: areplay.Replay, batches: areplay.Batches, options: Options, start_actors: Actors) -> float:
+async def _wait_us(
+    replay: areplay.Replay, batches: areplay.Batches, options: Options, start_actors: Actors
+) -> float:
     async with start_actors():
         await wait_rows(replay)
         await blocked_learner(replay, batches, options, options.steps // 4)

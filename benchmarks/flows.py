@@ -1,7 +1,9 @@
-"""Rates of a replay in full work: rows coming in through actors, batches going out through samplers, and both.
+"""Rates of a replay in full work: rows coming in through actors, batches going out through
+samplers, and both.
 
-Streams of batches stay open while their sides take turns: a stream that nobody takes from fills its queue and then
-sleeps. So a turn can be short, and the drift of a noisy machine hits all sides alike.
+Streams of batches stay open while their sides take turns: a stream that nobody takes from fills its
+queue and then sleeps. So a turn can be short, and the drift of a noisy machine hits all sides
+alike.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from benchmarks.harness.options import Options
 from benchmarks.learners import WAIT_S, count_batches
 from benchmarks.workloads import Workload, filled_replay, push_paced_rows
 
-MAX_RESTARTS = 1_000  # within a minute: where children are killed on purpose, each has to have a successor
+# within a minute: where children are killed on purpose, each has to have a successor
+MAX_RESTARTS = 1_000
 
 Actors = Callable[[], AbstractAsyncContextManager[object]]  # starts actors when called
 
@@ -32,7 +35,10 @@ class Rates:
 
 @asynccontextmanager
 async def warm_batches(
-    replay: areplay.Replay, options: Options, samplers: int = 1, selector: areplay.Selector | None = None
+    replay: areplay.Replay,
+    options: Options,
+    samplers: int = 1,
+    selector: areplay.Selector | None = None,
 ) -> AsyncIterator[areplay.Batches]:
     """A stream of rows whose samplers have mapped what they read."""
     stream = replay.batches(
@@ -53,10 +59,13 @@ async def warm_batches(
 async def loaded(
     workload: Workload, options: Options, samplers: int = 1, actors: int = 1
 ) -> AsyncIterator[tuple[areplay.Replay, areplay.Batches, areplay.Actors]]:
-    """A full replay, rows that come in at a steady rate one by one, and a warm stream of batches."""
+    """A full replay, rows that come in at a steady rate one by one, and a warm stream of
+    batches."""
     rate = options.rows_per_s / actors
     async with filled_replay(workload, options) as replay:
-        group = replay.actors(push_paced_rows, actors, args=(workload, rate), max_restarts=MAX_RESTARTS)
+        group = replay.actors(
+            push_paced_rows, actors, args=(workload, rate), max_restarts=MAX_RESTARTS
+        )
         async with group as pushing, warm_batches(replay, options, samplers) as batches:
             yield replay, batches, pushing
 

@@ -1,4 +1,5 @@
-"""Learners: one that takes batches and does nothing, and one that blocks for some ms with each, as training does."""
+"""Learners: one that takes batches and does nothing, and one that blocks for some ms with each, as
+training does."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ WAIT_S = 60.0  # for the first batch, and for a run as a whole beyond its own le
 
 @dataclass
 class WaitLog:
-    """What a learner saw at each step: how long it waited, and how full the queue was when it asked."""
+    """What a learner saw at each step: how long it waited, and how full the queue was when it
+    asked."""
 
     at_s: list[float] = field(default_factory=list)
     wait_s: list[float] = field(default_factory=list)
@@ -59,7 +61,8 @@ async def blocked_learner(
     """Steps of a learner that blocks its event loop with each batch, as a training step does.
 
     Args:
-        is_done: asked after each step, outside of what is measured; True ends it before its last step.
+        is_done: asked after each step, outside of what is measured; True ends it before its last
+            step.
     """
     log, left = WaitLog(), options.steps if steps is None else steps
     start = time.monotonic()

@@ -1,7 +1,7 @@
 """Columns in shared memory for the baselines, on the same kind of memory that areplay uses.
 
-A memfd, mapped by each process that gets the object as an argument of its start. There is nothing to unlink: the
-memory is gone with its last process.
+A memfd, mapped by each process that gets the object as an argument of its start. There is nothing
+to unlink: the memory is gone with its last process.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class SharedColumns:
         self.columns = self._map()
 
     def fill(self, chunk: Columns) -> None:
-        """Write every row, so that no page is touched for the first time while something is measured."""
+        """Write every row, so that no page is touched for the first time while something is
+        measured."""
         for name, column in self.columns.items():
             for start in range(0, self._rows, len(chunk[name])):
                 part = column[start : start + len(chunk[name])]

@@ -1,4 +1,5 @@
-"""The learners of `benchmarks.learners` for the `get()` of the lock designs: same clock reads, same places."""
+"""The learners of `benchmarks.learners` for the `get()` of the lock designs: same clock reads, same
+places."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""The picture: how full the queue is over time, for the two lock designs and for areplay, behind the same learner.
+"""The picture: how full the queue is over time, for the two lock designs and for areplay, behind
+the same learner.
 
-`python -m benchmarks.queue_fill [PATH]` measures and draws it; `python -m benchmarks queue_fill` does too.
+`python -m benchmarks.queue_fill [PATH]` measures and draws it; `python -m benchmarks queue_fill`
+does too.
 """
 
 from __future__ import annotations
@@ -72,13 +74,16 @@ async def _areplay(options: Options) -> WaitLog:
 
 
 def draw(logs: dict[str, WaitLog], options: Options, path: Path) -> None:
-    """For each design the queue over all the seconds, and the learner's work and waits in a tenth of one."""
+    """For each design the queue over all the seconds, and the learner's work and waits in a tenth
+    of one."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, rows = pyplot.subplots(len(logs), 2, sharex="col", figsize=(10, 5.4), dpi=160, width_ratios=(2.6, 1))
+    figure, rows = pyplot.subplots(
+        len(logs), 2, sharex="col", figsize=(10, 5.4), dpi=160, width_ratios=(2.6, 1)
+    )
     for (left, right), (name, log) in zip(rows, logs.items(), strict=True):
         _queue_panel(left, name, log)
         _learner_panel(right, name, log, options)
@@ -95,8 +100,9 @@ def draw(logs: dict[str, WaitLog], options: Options, path: Path) -> None:
 
 def _head(figure: Any, options: Options) -> None:
     work = (
-        f"A learner blocks {options.learner_s * 1e3:.0f} ms with each batch of {options.batch_size} x "
-        f"{FRAMES.row_bytes:,} bytes, while {options.rows_per_s:,} rows/s come in."
+        f"A learner blocks {options.learner_s * 1e3:.0f} ms with each batch of "
+        f"{options.batch_size} x {FRAMES.row_bytes:,} bytes, while {options.rows_per_s:,} rows/s "
+        "come in."
     )
     ready = f"Batches ready when it asks, as a share of the {options.prefetch} that the queue holds"
     figure.text(0.05, 0.945, work, color=INK, fontsize=12, fontweight="bold")
@@ -109,7 +115,16 @@ def _queue_panel(panel: Any, name: str, log: WaitLog) -> None:
     if isinstance(log, PipelineLog):
         panel.step(log.at_s, log.queued, where="post", color=PALE, linewidth=1.5)
         note = "qsize() says full, but all that is still to be pickled and piped"
-        panel.text(0.99, 0.84, note, transform=panel.transAxes, ha="right", va="top", color=GREY, fontsize=8)
+        panel.text(
+            0.99,
+            0.84,
+            note,
+            transform=panel.transAxes,
+            ha="right",
+            va="top",
+            color=GREY,
+            fontsize=8,
+        )
     panel.fill_between(log.at_s, log.fill, step="post", color=colour, alpha=0.22, linewidth=0)
     panel.step(log.at_s, log.fill, where="post", color=colour, linewidth=2.2)
     panel.set_title(name, loc="left", color=colour, fontsize=11, fontweight="bold", pad=5)
@@ -125,7 +140,9 @@ def _learner_panel(panel: Any, name: str, log: WaitLog, options: Options) -> Non
     middle_s = log.at_s[len(log.at_s) // 2]
     starts = [(at_s - middle_s) * 1e3 for at_s in log.at_s if 0 <= at_s - middle_s < ZOOM_S]
     spans = [(start, options.learner_s * 1e3) for start in starts]
-    panel.broken_barh(spans, (0, 1), color=COLOURS[name], alpha=0.75, edgecolor="white", linewidth=0.6)
+    panel.broken_barh(
+        spans, (0, 1), color=COLOURS[name], alpha=0.75, edgecolor="white", linewidth=0.6
+    )
     wait_us = log.wait_us(50)
     wait = f"{wait_us / 1e3:,.0f} ms" if wait_us >= 1_000 else f"{wait_us:,.0f} µs"
     panel.set_title(f"learner waits {wait}", loc="right", color=INK, fontsize=9.5, pad=5)

@@ -1,4 +1,5 @@
-"""The benchmarks run, with timing off: each once and tiny. Asserted is that they are whole, never how fast."""
+"""The benchmarks run, with timing off: each once and tiny. Asserted is that they are whole, never
+how fast."""
 
 from __future__ import annotations
 
@@ -64,7 +65,8 @@ async def test_sides_take_turns_forwards_and_backwards() -> None:
 
 
 def test_verdict_says_by_how_much_a_target_was_missed() -> None:
-    """Met on the bound itself, missed by a share of the bound on the wrong side, in both directions."""
+    """Met on the bound itself, missed by a share of the bound on the wrong side, in both
+    directions."""
     assert Figure("a", (1.0, 9.0, 2.0), target=Target(">=", 2)).verdict == "met"
     assert Figure("a", (1.7,), target=Target(">=", 2)).verdict == "missed by 15 %"
     assert Figure("a", (30.0,), target=Target("<=", 20)).verdict == "missed by 50 %"
@@ -73,8 +75,12 @@ def test_verdict_says_by_how_much_a_target_was_missed() -> None:
 
 
 def test_table_and_json_hold_every_figure(tmp_path: Path) -> None:
-    """Also one that could not be measured, whose JSON value is null and not a NaN that no parser takes."""
-    figures = [Figure("fast", (2.0,), beside={"ours": 20.0}), Figure("absent", (), note="not installed")]
+    """Also one that could not be measured, whose JSON value is null and not a NaN that no parser
+    takes."""
+    figures = [
+        Figure("fast", (2.0,), beside={"ours": 20.0}),
+        Figure("absent", (), note="not installed"),
+    ]
     assert [line.split()[0] for line in table(figures).splitlines()[2:]] == ["fast", "absent"]
     write_json(tmp_path / "results" / "out.json", figures, Options.quick(), {"delivery": 0.5})
     record = json.loads((tmp_path / "results" / "out.json").read_text())
@@ -89,7 +95,8 @@ def test_numbers_keep_three_digits_that_mean_something() -> None:
 
 
 def test_the_end_of_a_run_says_which_targets_were_met() -> None:
-    """Those missed say by how much, those not measured are named; figures without a target are left out."""
+    """Those missed say by how much, those not measured are named; figures without a target are left
+    out."""
     figures = [
         Figure("a", (2.0,), target=Target(">=", 2)),
         Figure("b", (30.0,), "us", Target("<=", 20)),

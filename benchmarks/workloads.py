@@ -1,7 +1,8 @@
 """The rows that are moved, and the actors that move them.
 
-Two kinds of rows of our own: `FRAMES`, 28,240 bytes, four stacked Atari frames and a few scalars; `CARTPOLE`, 45 bytes.
-The actors are coroutines at module level, because children are spawned and import them by name.
+Two kinds of rows of our own: `FRAMES`, 28,240 bytes, four stacked Atari frames and a few scalars;
+`CARTPOLE`, 45 bytes. The actors are coroutines at module level, because children are spawned and
+import them by name.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class Workload:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row over all fields."""
-        return sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in self.fields.values())
+        return sum(
+            int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in self.fields.values()
+        )
 
     def spec(self) -> areplay.Spec:
         """The same fields for areplay."""
@@ -81,11 +84,16 @@ def split(columns: Columns) -> list[dict[str, Any]]:
 
 
 @asynccontextmanager
-async def filled_replay(workload: Workload, options: Options, **settings: Any) -> AsyncIterator[areplay.Replay]:
-    """A replay whose every row has been written, as it is for all but the first minutes of a training run."""
+async def filled_replay(
+    workload: Workload, options: Options, **settings: Any
+) -> AsyncIterator[areplay.Replay]:
+    """A replay whose every row has been written, as it is for all but the first minutes of a
+    training run."""
     rows = max(1, min(FILL_ROWS, FILL_BYTES // workload.row_bytes))
     chunk = workload.columns(rows)
-    async with areplay.Replay(workload.spec(), capacity=options.capacity, seed=0, **settings) as replay:
+    async with areplay.Replay(
+        workload.spec(), capacity=options.capacity, seed=0, **settings
+    ) as replay:
         for _ in range(-(-replay.statistics().capacity_rows // rows)):
             await replay.extend(chunk)
         yield replay
@@ -117,7 +125,9 @@ async def push_paced_rows(actor: areplay.Actor, workload: Workload, rows_per_s: 
             pace.sent += 1
 
 
-async def push_paced_chunks(actor: areplay.Actor, workload: Workload, chunk_rows: int, rows_per_s: float) -> None:
+async def push_paced_chunks(
+    actor: areplay.Actor, workload: Workload, chunk_rows: int, rows_per_s: float
+) -> None:
     """Hand in chunks at a steady rate."""
     chunk = workload.columns(chunk_rows, actor.seed)
     pace = Pace(rows_per_s / chunk_rows)
@@ -135,7 +145,8 @@ class Pace:
         self._per_s, self._start, self.sent = per_s, time.monotonic(), 0
 
     def due(self) -> int:
-        """How many should have been sent by now and have not; whoever lags far behind is forgiven."""
+        """How many should have been sent by now and have not; whoever lags far behind is
+        forgiven."""
         lag_s = time.monotonic() - self._start - self.sent / self._per_s
         if lag_s > MAX_LAG_S:
             self._start += lag_s
@@ -143,5 +154,6 @@ class Pace:
         return max(0, int(lag_s * self._per_s))
 
     def early_s(self) -> float:
-        """Seconds until the next one is due; at least a millisecond, the finest sleep an event loop knows."""
+        """Seconds until the next one is due; at least a millisecond, the finest sleep an event loop
+        knows."""
         return max(0.001, self._start + (self.sent + 1) / self._per_s - time.monotonic())

@@ -1,17 +1,20 @@
-"""Atari from pixels: each frame is stored once, and learnt from in stacks of four and transitions of three steps.
+"""Atari from pixels: each frame is stored once, and learnt from in stacks of four and transitions
+of three steps.
 
     python examples/atari.py --game pong
 
-Each actor is a process that plays in several environments with the newest weights, and hands in single frames. What the
-learner, a double DQN in PyTorch, gets to see is `ITEM`; the sampler puts it together ahead of time. The examiner is an
-actor that hands in nothing: it plays without random actions and reports how well that goes. On a GPU the batches go
-from the sampler's memory to the device without another copy, while the learner learns from those before.
+Each actor is a process that plays in several environments with the newest weights, and hands in
+single frames. What the learner, a double DQN in PyTorch, gets to see is `ITEM`; the sampler puts it
+together ahead of time. The examiner is an actor that hands in nothing: it plays without random
+actions and reports how well that goes. On a GPU the batches go from the sampler's memory to the
+device without another copy, while the learner learns from those before.
 
-It ends after `--frames`, or when a test is passed (Pong: 18 points of 21), with a last test, a checkpoint, a table of
-figures and a picture. That wants a GPU and a dozen cores. Two cores run the same program, to look at: there the actors
-bring in an hour what the learner would need days for.
+It ends after `--frames`, or when a test is passed (Pong: 18 points of 21), with a last test, a
+checkpoint, a table of figures and a picture. That wants a GPU and a dozen cores. Two cores run the
+same program, to look at: there the actors bring in an hour what the learner would need days for.
 
-`explore`, `examine` and `train` are the use of areplay. What learns is in `atari_dqn.py`, what you see in `display.py`.
+`explore`, `examine` and `train` are the use of areplay. What learns is in `atari_dqn.py`, what you
+see in `display.py`.
 """
 
 from __future__ import annotations
@@ -36,35 +39,46 @@ from display import Chart, Progress, display, draw_picture
 
 if (
     TYPE_CHECKING
-):  # where it is needed, it is imported there: the sampler's process, which imports this file too, starts
-    from atari_dqn import DoubleDQN, Network  # ten times faster without torch, and is 200 MB smaller
+    # where it is needed, it is imported there: the sampler's process, which imports this file too,
+    # starts
+):
+    # ten times faster without torch, and is 200 MB smaller
+    from atari_dqn import DoubleDQN, Network
 
 Floats = NDArray[np.float64]
 
-FRAME_SKIP, STACK = 4, 4  # frames that an action lasts; of them one is seen, and the last four seen are an observation
+# frames that an action lasts; of them one is seen, and the last four seen are an observation
+FRAME_SKIP, STACK = 4, 4
 SPEC = areplay.Spec.steps(obs=((84, 84), "uint8"), action=((), "int64"))
-ITEM = areplay.Transitions(n_step=3, gamma=0.99, frame_stack=STACK, pad="zero")  # ale-py begins with black frames too
+# ale-py begins with black frames too
+ITEM = areplay.Transitions(n_step=3, gamma=0.99, frame_stack=STACK, pad="zero")
 CAPACITY_ROWS, PREFETCH_BATCHES = 1_000_000, 16
-DEFAULTS = {  # 8 samples a row are those of Nature, 32 every fourth step; in batches of 256 more of them are needed
+# 8 samples a row are those of Nature, 32 every fourth step; in batches of 256 more of them are
+# needed
+DEFAULTS = {
     "cpu": {"batch_size": 32, "samples_a_row": 8, "samplers": 1},
     "cuda": {"batch_size": 256, "samples_a_row": 16, "samplers": 2},
 }
 
 PUBLISH_STEPS = 25  # learner steps from one publishing of weights to the next
 CHECKPOINT_S = 60.0
-GRACE_S = 10.0  # an actor may be asked to end while it imports torch, which takes seconds where cores are short
-MOST_FRAMES = 50_000  # after which an episode is cut, as in Ape-X: a greedy player may go in circles for ever
+# an actor may be asked to end while it imports torch, which takes seconds where cores are short
+GRACE_S = 10.0
+# after which an episode is cut, as in Ape-X: a greedy player may go in circles for ever
+MOST_FRAMES = 50_000
 TEST_SEED = 1_000_000
 SOLVED_RETURNS = {"pong": 18.0}
 RETURN_RANGES = {"pong": (-21.0, 21.0)}
 
-# Epsilon of environment i of N is 0.4 ** (1 + 7 i / (N - 1)), as in Ape-X: from 40 % to 0.07 %. Curves are of a third.
+# Epsilon of environment i of N is 0.4 ** (1 + 7 i / (N - 1)), as in Ape-X: from 40 % to 0.07 %.
+# Curves are of a third.
 EPSILON_BOUNDS = (0.01, 0.05)
 SERIES = ("actors, random up to 1 %", "actors, random up to 5 %", "actors, random up to 40 %")
 
 
 async def explore(actor: areplay.Actor, game: str, actors: int, count: int) -> None:
-    """Play in `count` environments with the newest weights and hand in every step. Runs in a process of its own."""
+    """Play in `count` environments with the newest weights and hand in every step. Runs in a
+    process of its own."""
     from atari_dqn import Network, set_up
 
     set_up(threads=1)  # the other cores have actors of their own
@@ -72,12 +86,15 @@ async def explore(actor: areplay.Actor, game: str, actors: int, count: int) -> N
     envs = make_envs(game, count, threads=max(1, cores() // actors))
     actor.autoreset_mode = envs.autoreset_mode
     network = Network(envs.single_action_space.n)
-    obs, _ = envs.reset(seed=actor.seed >> 2)  # ale-py takes 31 bits, and adds the environment's number
+    # ale-py takes 31 bits, and adds the environment's number
+    obs, _ = envs.reset(seed=actor.seed >> 2)
     returns = np.zeros(count)
     while not actor.stopping:
         network.follow(actor.weights)
         is_random = actor.rng.random(count) < epsilons
-        actions = np.where(is_random, actor.rng.integers(network.actions, size=count), network.act(obs))
+        actions = np.where(
+            is_random, actor.rng.integers(network.actions, size=count), network.act(obs)
+        )
         next_obs, rewards, terminated, truncated, _ = envs.step(actions)
         await actor.add(
             obs=obs[:, -1],  # only the newest frame: the others were handed in before
@@ -97,7 +114,8 @@ async def explore(actor: areplay.Actor, game: str, actors: int, count: int) -> N
 
 
 async def examine(actor: areplay.Actor, game: str, episodes: int) -> None:
-    """Test the newest weights, again and again, and report the mean return. Runs in a process of its own."""
+    """Test the newest weights, again and again, and report the mean return. Runs in a process of
+    its own."""
     from atari_dqn import Network, set_up
 
     set_up(threads=1)
@@ -115,7 +133,10 @@ async def examine(actor: areplay.Actor, game: str, episodes: int) -> None:
 async def train(learner: DoubleDQN, run: Run, options: argparse.Namespace) -> None:
     """Learn until the frames are used up or a test is passed, then test the network once more."""
     weights = areplay.Weights(learner.network.arrays())
-    play_args, test_args = (options.game, options.actors, options.envs), (options.game, options.test_episodes)
+    play_args, test_args = (
+        (options.game, options.actors, options.envs),
+        (options.game, options.test_episodes),
+    )
     async with (
         areplay.Replay(SPEC, capacity=options.capacity, seed=options.seed) as replay,
         replay.batches(
@@ -125,12 +146,19 @@ async def train(learner: DoubleDQN, run: Run, options: argparse.Namespace) -> No
             prefetch=PREFETCH_BATCHES,
             min_size_to_sample=options.min_rows,
         ) as batches,
-        replay.actors(examine, args=test_args, weights=weights, inbox_rows=2, grace_s=GRACE_S) as examiner,
-        replay.actors(explore, options.actors, args=play_args, weights=weights, grace_s=GRACE_S) as players,
+        replay.actors(
+            examine, args=test_args, weights=weights, inbox_rows=2, grace_s=GRACE_S
+        ) as examiner,
+        replay.actors(
+            explore, options.actors, args=play_args, weights=weights, grace_s=GRACE_S
+        ) as players,
     ):
         with display(run, options.quiet) as show:
             while not (run.is_solved or run.frames >= options.frames):
-                if learner.steps_now * options.batch_size <= options.samples_a_row * run.rows or not players.alive:
+                if (
+                    learner.steps_now * options.batch_size <= options.samples_a_row * run.rows
+                    or not players.alive
+                ):
                     batch = await run.timed(anext(batches))
                     learner.learn(batch.torch(options.device))
                     if learner.steps % PUBLISH_STEPS == 0:
@@ -147,7 +175,9 @@ async def train(learner: DoubleDQN, run: Run, options: argparse.Namespace) -> No
                 run.look(replay.statistics(), weights.version)
                 show()
     learner.save(options.checkpoint)
-    run.final_returns, run.final_steps = await play(learner.network, options.game, options.test_episodes)
+    run.final_returns, run.final_steps = await play(
+        learner.network, options.game, options.test_episodes
+    )
     run.note_test(run.final_returns.mean())
 
 
@@ -172,7 +202,8 @@ async def play(
 
 
 def make_envs(game: str, count: int, threads: int) -> gymnasium.vector.VectorEnv[Any, Any, Any]:
-    """A vector environment of ale-py: 84 x 84 pixels, grey, stacks of four, and rewards as the game gives them."""
+    """A vector environment of ale-py: 84 x 84 pixels, grey, stacks of four, and rewards as the game
+    gives them."""
     return AtariVectorEnv(
         game,
         count,
@@ -201,7 +232,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-# ------------------------------------------------------------------------------------------------------- figures
+# ------------------------------------------------------------------------------------------ figures
 
 
 class Run(Progress):
@@ -252,7 +283,9 @@ class Run(Progress):
             FloatingPointError: it is no number any more, so learning is over.
         """
         if not np.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss} after {self.looks[-1].batches:,} learner steps")
+            raise FloatingPointError(
+                f"the loss is {loss} after {self.looks[-1].batches:,} learner steps"
+            )
         median, late = self._waits(newest=1_000)
         self.facts = {"loss": (f"{loss:.4f}", ""), "learner's wait": (median, f"p99 {late}")}
 
@@ -301,7 +334,7 @@ def _short(seconds: float) -> str:
     return f"{seconds * 1e6:,.0f} us" if seconds < 1e-3 else f"{seconds * 1e3:,.1f} ms"
 
 
-# ---------------------------------------------------------------------------------------------------- command line
+# ------------------------------------------------------------------------------------- command line
 
 
 def main(arguments: Sequence[str] | None = None) -> Run:
@@ -309,14 +342,17 @@ def main(arguments: Sequence[str] | None = None) -> Run:
     from atari_dqn import DoubleDQN, best_device, set_up
 
     options = _parse(arguments, best_device())
-    set_up(threads=max(1, cores() - options.actors))  # more would wait for each other, with actors on the same cores
+    # more would wait for each other, with actors on the same cores
+    set_up(threads=max(1, cores() - options.actors))
     learner = DoubleDQN(number_of_actions(options.game), options.device, options.seed)
     if options.resume is not None:
         learner.load(options.resume)
     run = Run(options)
     areplay.run(train(learner, run, options))
     game, players = options.game, f"{options.actors} actors with {options.envs} environments each"
-    print(f"| {game}, {players}, batches of {options.batch_size} on {options.device} | |\n|---|---|")
+    print(
+        f"| {game}, {players}, batches of {options.batch_size} on {options.device} | |\n|---|---|"
+    )
     for name, figure in run.figures().items():
         print(f"| {name} | {figure} |")
     draw_picture(run, options.picture)
@@ -336,23 +372,49 @@ def _parse(arguments: Sequence[str] | None, best_device: str) -> argparse.Namesp
     add("--envs", type=int, default=16, help="environments an actor")
     add("--seed", type=int, default=0, help="of actors, sampling and first weights")
     add("--device", choices=("cpu", "cuda"), default=best_device, help="where the learner learns")
-    add("--batch-size", type=int, help="transitions a learner step (default: 256 on cuda, 32 on cpu)")
-    add("--samples-a-row", type=float, help="how often a row is learnt from, at most (default: 16 on cuda, 8 on cpu)")
-    add("--samplers", type=int, help="processes that put batches together (default: 2 on cuda, 1 on cpu)")
-    add("--capacity", type=int, help="rows of 7 kB in the replay (default: 1,000,000, or all of the frames)")
+    add(
+        "--batch-size",
+        type=int,
+        help="transitions a learner step (default: 256 on cuda, 32 on cpu)",
+    )
+    add(
+        "--samples-a-row",
+        type=float,
+        help="how often a row is learnt from, at most (default: 16 on cuda, 8 on cpu)",
+    )
+    add(
+        "--samplers",
+        type=int,
+        help="processes that put batches together (default: 2 on cuda, 1 on cpu)",
+    )
+    add(
+        "--capacity",
+        type=int,
+        help="rows of 7 kB in the replay (default: 1,000,000, or all of the frames)",
+    )
     add("--min-rows", type=int, default=20_000, help="before learning begins")
     add("--test-episodes", type=int, default=10, help="side by side")
-    add("--checkpoint", type=Path, default=Path("atari.pt"), help="written each minute and at the end")
+    add(
+        "--checkpoint",
+        type=Path,
+        default=Path("atari.pt"),
+        help="written each minute and at the end",
+    )
     add("--resume", type=Path, help="a checkpoint to go on from, with an empty replay")
     add("--picture", type=Path, default=Path("atari.png"), help="written at the end")
     add("--quiet", action="store_true", help="no display while it learns")
     options = parser.parse_args(arguments)
     if options.game not in ale_py.roms.get_all_rom_ids():
-        parser.error(f"ale-py has no game {options.game!r}; it has {', '.join(ale_py.roms.get_all_rom_ids())}")
+        parser.error(
+            f"ale-py has no game {options.game!r}; it has "
+            f"{', '.join(ale_py.roms.get_all_rom_ids())}"
+        )
     for name, default in DEFAULTS[options.device].items():
         if getattr(options, name) is None:
             setattr(options, name, default)
-    options.capacity = options.capacity or min(CAPACITY_ROWS, max(options.frames // FRAME_SKIP, options.min_rows))
+    options.capacity = options.capacity or min(
+        CAPACITY_ROWS, max(options.frames // FRAME_SKIP, options.min_rows)
+    )
     return options
 
 

@@ -1,4 +1,5 @@
-"""What learns in the Atari example: the network of Mnih et al. (Nature 2015), and a double DQN that trains it."""
+"""What learns in the Atari example: the network of Mnih et al. (Nature 2015), and a double DQN that
+trains it."""
 
 from __future__ import annotations
 
@@ -73,7 +74,8 @@ class DoubleDQN:
     """A network that learns from batches of transitions.
 
     Attributes:
-        steps: learnt, by all runs that went on from each other's checkpoints; `steps_now` are those of this one.
+        steps: learnt, by all runs that went on from each other's checkpoints; `steps_now` are those
+            of this one.
         loss: of the last step, on the device.
     """
 
@@ -108,12 +110,16 @@ class DoubleDQN:
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_name(f"{path.name}.new")
         parts = {"network": self.network, "target": self.target, "optimiser": self._optimiser}
-        torch.save({"steps": self.steps} | {name: part.state_dict() for name, part in parts.items()}, new)
+        torch.save(
+            {"steps": self.steps} | {name: part.state_dict() for name, part in parts.items()}, new
+        )
         new.replace(path)
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint."""
-        checkpoint = torch.load(path, map_location=next(self.network.parameters()).device, weights_only=True)
+        checkpoint = torch.load(
+            path, map_location=next(self.network.parameters()).device, weights_only=True
+        )
         self.network.load_state_dict(checkpoint["network"])
         self.target.load_state_dict(checkpoint["target"])
         self._optimiser.load_state_dict(checkpoint["optimiser"])

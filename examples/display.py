@@ -1,7 +1,8 @@
 """What you see of an example: the live display while it learns, and the picture afterwards.
 
-`Progress` collects what they show, `Chart` says what it is called. Nothing here knows how the agent learns. rich and
-matplotlib are imported where they are needed, because the actor processes import this file too.
+`Progress` collects what they show, `Chart` says what it is called. Nothing here knows how the agent
+learns. rich and matplotlib are imported where they are needed, because the actor processes import
+this file too.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 LOOK_S = 0.02  # from one look at the statistics to the next, at first
-MAX_LOOKS = 20_000  # then every other one is dropped, and they are taken half as often: a run may last all night
+# then every other one is dropped, and they are taken half as often: a run may last all night
+MAX_LOOKS = 20_000
 LIVE_S, PLAIN_S = 0.2, 1.0  # from one refresh of the display, from one plain line, to the next
 RATE_S = 1.0  # the time over which rates are taken
 BAR_WIDTH = 32
@@ -46,7 +48,8 @@ class Chart:
     unit: str
     """Of the returns."""
     series: Sequence[str]
-    """Names of the curves of actors' episodes, in the order of the numbers that come with their reports."""
+    """Names of the curves of actors' episodes, in the order of the numbers that come with their
+    reports."""
     test: str
     """Name of the curve of tests."""
     returns: tuple[float, float] | None
@@ -101,7 +104,8 @@ class Progress:
         self.tests.append((self.seconds(), mean_return))
 
     def note_episode(self, report: areplay.Report) -> None:
-        """An actor has finished an episode, and reported its return and the series that it belongs to."""
+        """An actor has finished an episode, and reported its return and the series that it belongs
+        to."""
         episode = report.time_s - self._started_s, float(report.values["episode_return"])
         self.episodes.setdefault(int(report.values["series"]), []).append(episode)
 
@@ -113,8 +117,13 @@ class Progress:
         """Keep what the replay and the queue look like now."""
         queue = statistics.batches[0]
         delivered, prefetch = queue.batches_delivered, queue.prefetch
-        ready = min(queue.ready, prefetch)  # the one that a sampler is about to finish is none too many
-        self.looks.append(Look(self.seconds(), statistics.rows_inserted, delivered, ready, prefetch, weight_version))
+        # the one that a sampler is about to finish is none too many
+        ready = min(queue.ready, prefetch)
+        self.looks.append(
+            Look(
+                self.seconds(), statistics.rows_inserted, delivered, ready, prefetch, weight_version
+            )
+        )
         if len(self.looks) > MAX_LOOKS:
             del self.looks[2:-1:2]
             self._look_s *= 2
@@ -128,28 +137,40 @@ class Progress:
     def is_solved(self) -> bool:
         """Whether the last test says so."""
         solved_return = self.chart.solved_return
-        return solved_return is not None and self.test_return is not None and self.test_return >= solved_return
+        return (
+            solved_return is not None
+            and self.test_return is not None
+            and self.test_return >= solved_return
+        )
 
     def mean_return(self, series: int, episodes: int = 10) -> float:
         """Of the last few episodes of a series."""
-        return float(np.mean([episode_return for _, episode_return in self.episodes[series][-episodes:]]))
+        return float(
+            np.mean([episode_return for _, episode_return in self.episodes[series][-episodes:]])
+        )
 
     def share_of(self, episode_return: float) -> float:
         """Where a return is between the lowest (0) and the highest (1)."""
-        returns = [value for pairs in (self.tests, *self.episodes.values()) for _, value in pairs[-100:]]
+        returns = [
+            value for pairs in (self.tests, *self.episodes.values()) for _, value in pairs[-100:]
+        ]
         lowest, highest = self.chart.returns or (min(returns), max(returns))
         return (episode_return - lowest) / max(highest - lowest, 1e-9)
 
     def rates(self, over_s: float = RATE_S) -> tuple[float, float]:
-        """Rows/s in and batches/s out over the last second, or over so many; over all if that is infinity."""
+        """Rows/s in and batches/s out over the last second, or over so many; over all if that is
+        infinity."""
         now = self.looks[-1]
         first = self.looks[min(1, len(self.looks) - 1)]
-        then = next((look for look in reversed(self.looks) if now.time_s - look.time_s >= over_s), first)
+        then = next(
+            (look for look in reversed(self.looks) if now.time_s - look.time_s >= over_s), first
+        )
         elapsed_s = max(now.time_s - then.time_s, LOOK_S)
         return (now.rows - then.rows) / elapsed_s, (now.batches - then.batches) / elapsed_s
 
     def left(self) -> str:
-        """The time until the limit at the rate so far; it is over sooner when the agent is good enough."""
+        """The time until the limit at the rate so far; it is over sooner when the agent is good
+        enough."""
         now = self.looks[-1]
         if now.time_s - self.looks[1].time_s < RATE_S:
             return "learning has begun"
@@ -168,12 +189,13 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
-# ------------------------------------------------------------------------------------------------------- display
+# ------------------------------------------------------------------------------------------ display
 
 
 @contextmanager
 def display(progress: Progress, quiet: bool) -> Iterator[Callable[[], None]]:
-    """A function that shows the progress, as often as is good: a live panel in a terminal, plain lines elsewhere."""
+    """A function that shows the progress, as often as is good: a live panel in a terminal, plain
+    lines elsewhere."""
     if quiet:
         yield lambda: None
     elif not sys.stdout.isatty():
@@ -202,11 +224,14 @@ def line(progress: Progress) -> str:
     """All in one line."""
     look, (rows_per_s, batches_per_s) = progress.looks[-1], progress.rates()
     test_return = "-" if progress.test_return is None else f"{progress.test_return:.0f}"
-    returns = " ".join(f"{progress.mean_return(series):.0f}" for series in sorted(progress.episodes)) or "-"
+    returns = (
+        " ".join(f"{progress.mean_return(series):.0f}" for series in sorted(progress.episodes))
+        or "-"
+    )
     return (
         f"{look.time_s:4.0f} s  return test {test_return}, actors {returns}"
-        f" | {rows_per_s:,.0f} rows/s in | {batches_per_s:,.0f} batches/s out | queue {look.ready}/{look.prefetch}"
-        f" | weights {look.weight_version} | {progress.left()}"
+        f" | {rows_per_s:,.0f} rows/s in | {batches_per_s:,.0f} batches/s out | queue "
+        f"{look.ready}/{look.prefetch} | weights {look.weight_version} | {progress.left()}"
     )
 
 
@@ -224,18 +249,33 @@ def panel(progress: Progress) -> Panel:
 
     def bar(share: float, colour: str) -> ProgressBar:
         share = min(max(share, 0.0), 1.0)
-        return ProgressBar(total=1.0, completed=share, width=BAR_WIDTH, complete_style=colour, finished_style=colour)
+        return ProgressBar(
+            total=1.0,
+            completed=share,
+            width=BAR_WIDTH,
+            complete_style=colour,
+            finished_style=colour,
+        )
 
     shares = [progress.share_of(mean_return) for _, mean_return in progress.tests]
     test_return = "" if progress.test_return is None else f"[bold]{progress.test_return:.0f}"
     table.add_row("test return", test_return, sparkline(shares))
     for series, name in enumerate(progress.chart.series):
         if series in progress.episodes:
-            mean_return, colour = progress.mean_return(series), SERIES_COLOURS[series % len(SERIES_COLOURS)]
+            mean_return, colour = (
+                progress.mean_return(series),
+                SERIES_COLOURS[series % len(SERIES_COLOURS)],
+            )
             table.add_row(name, f"{mean_return:.0f}", bar(progress.share_of(mean_return), colour))
     table.add_row("prefetch queue", f"{look.ready}/{look.prefetch}", bar(look.fill, QUEUE_COLOUR))
-    table.add_row("rows in", f"{rows_per_s:,.0f}/s", f"[dim]{_so_far(look.rows, progress.chart.max_rows)}")
-    table.add_row("batches out", f"{batches_per_s:,.0f}/s", f"[dim]{_so_far(look.batches, progress.chart.max_batches)}")
+    table.add_row(
+        "rows in", f"{rows_per_s:,.0f}/s", f"[dim]{_so_far(look.rows, progress.chart.max_rows)}"
+    )
+    table.add_row(
+        "batches out",
+        f"{batches_per_s:,.0f}/s",
+        f"[dim]{_so_far(look.batches, progress.chart.max_batches)}",
+    )
     table.add_row("weight version", f"{look.weight_version:,}")
     for name, (value, note) in progress.facts.items():
         table.add_row(name, value, f"[dim]{note}")
@@ -252,11 +292,12 @@ def sparkline(shares: Sequence[float]) -> str:
     return "".join("▁▂▃▄▅▆▇█"[min(max(int(share * 8), 0), 7)] for share in shares[-BAR_WIDTH:])
 
 
-# ------------------------------------------------------------------------------------------------------- picture
+# ------------------------------------------------------------------------------------------ picture
 
 
 def draw_picture(progress: Progress, path: Path) -> None:
-    """Write a PNG: the returns of tests and actors above, the prefetch queue's fill below, over one time axis."""
+    """Write a PNG: the returns of tests and actors above, the prefetch queue's fill below, over one
+    time axis."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6), layout="constrained")  # not pyplot: no window, no global state
@@ -291,7 +332,9 @@ def _draw_returns(axes: Axes, progress: Progress) -> None:
         axes.plot(times, returns, "o-", color=TEST_COLOUR, markersize=4, label=chart.test)
     if chart.solved_return is not None:
         label = f"solved at {chart.solved_return:.0f}"
-        axes.axhline(chart.solved_return, color=GREY, linestyle=(0, (4, 4)), linewidth=1, label=label)
+        axes.axhline(
+            chart.solved_return, color=GREY, linestyle=(0, (4, 4)), linewidth=1, label=label
+        )
     if chart.returns is not None:
         lowest, highest = chart.returns
         margin = 0.04 * (highest - lowest)
@@ -306,20 +349,31 @@ def _draw_queue(axes: Axes, progress: Progress) -> None:
     looks = progress.looks[1:]
     times, fills = np.array([(look.time_s, 100 * look.fill) for look in looks]).T
     centres, lows, means, highs = _binned(times, fills, bins=60)
-    axes.fill_between(centres, lows, highs, color=QUEUE_COLOUR, alpha=0.2, linewidth=0, label="lowest to highest")
+    axes.fill_between(
+        centres, lows, highs, color=QUEUE_COLOUR, alpha=0.2, linewidth=0, label="lowest to highest"
+    )
     axes.plot(centres, means, color=QUEUE_COLOUR, linewidth=1.5, label="mean")
     axes.set_ylim(0, 104)
     axes.set_ylabel("prefetch queue's fill [%]")
-    axes.set_title(f"The queue from sampler to learner: {looks[-1].prefetch} batches when full", loc="left")
+    axes.set_title(
+        f"The queue from sampler to learner: {looks[-1].prefetch} batches when full", loc="left"
+    )
     axes.legend(loc="lower right", fontsize=9, frameon=False)
 
 
 def _binned(times: Floats, values: Floats, bins: int) -> tuple[Floats, Floats, Floats, Floats]:
-    """Centres, lowest, mean and highest values of those of so many equal spans of time that hold any."""
+    """Centres, lowest, mean and highest values of those of so many equal spans of time that hold
+    any."""
     order = np.argsort(times, kind="stable")  # reports of several processes may come out of turn
     times, values = times[order], values[order]
     edges = np.linspace(times[0], times[-1], bins + 1)
     spans = np.clip(np.searchsorted(edges, times, side="right") - 1, 0, bins - 1)
-    held, starts, counts = np.unique(spans, return_index=True, return_counts=True)  # times only grow: a span is a run
+    # times only grow: a span is a run
+    held, starts, counts = np.unique(spans, return_index=True, return_counts=True)
     lows, highs = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
-    return (edges[held] + edges[held + 1]) / 2, lows, np.add.reduceat(values, starts) / counts, highs
+    return (
+        (edges[held] + edges[held + 1]) / 2,
+        lows,
+        np.add.reduceat(values, starts) / counts,
+        highs,
+    )

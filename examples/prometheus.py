@@ -1,9 +1,10 @@
-"""A replay that Prometheus watches: at each scrape its statistics are served as metrics, in a thread, by HTTP.
+"""A replay that Prometheus watches: at each scrape its statistics are served as metrics, in a
+thread, by HTTP.
 
     python examples/prometheus.py [PORT]
 
-Look at http://127.0.0.1:9100/metrics while it runs, or let a Prometheus scrape it; it is over after ten seconds, or
-fewer: `python examples/prometheus.py 9100 2`.
+Look at http://127.0.0.1:9100/metrics while it runs, or let a Prometheus scrape it; it is over after
+ten seconds, or fewer: `python examples/prometheus.py 9100 2`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ async def explore(actor: areplay.Actor) -> None:
 
 
 async def main(port: int, seconds: float) -> None:
-    """Serve metrics while batches are taken; in the end, show some of them as Prometheus gets them."""
+    """Serve metrics while batches are taken; in the end, show some of them as Prometheus gets
+    them."""
     async with areplay.Replay(SPEC, capacity=100_000) as replay:
         registry = CollectorRegistry()
         registry.register(ReplayCollector(replay))
@@ -46,7 +48,9 @@ async def main(port: int, seconds: float) -> None:
                 lines = answer.read().decode().splitlines()
         print(
             "\n".join(
-                line for line in lines if line.startswith(("areplay_actor_rows", "areplay_batches", "areplay_queue"))
+                line
+                for line in lines
+                if line.startswith(("areplay_actor_rows", "areplay_batches", "areplay_queue"))
             )
         )
         server.shutdown()
@@ -56,4 +60,6 @@ async def main(port: int, seconds: float) -> None:
 
 if __name__ == "__main__":
     options = sys.argv[1:]
-    areplay.run(main(int(options[0]) if options else 9100, float(options[1]) if options[1:] else 10.0))
+    areplay.run(
+        main(int(options[0]) if options else 9100, float(options[1]) if options[1:] else 10.0)
+    )

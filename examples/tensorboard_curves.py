@@ -1,8 +1,10 @@
-"""What a replay does, beside the loss in TensorBoard: a few numbers of its statistics, again and again.
+"""What a replay does, beside the loss in TensorBoard: a few numbers of its statistics, again and
+again.
 
     python examples/tensorboard_curves.py [DIRECTORY [SECONDS]] && tensorboard --logdir runs
 
-tensorboardX writes the files without TensorBoard; torch.utils.tensorboard has the same SummaryWriter.
+tensorboardX writes the files without TensorBoard; torch.utils.tensorboard has the same
+SummaryWriter.
 """
 
 from __future__ import annotations
@@ -30,9 +32,13 @@ def write(writer: Any, now: areplay.Statistics, before: areplay.Statistics, seco
     (queue,), (queue_before,), step = now.batches, before.batches, now.batches[0].batches_delivered
     waited_s = queue.learner_waited_s - queue_before.learner_waited_s
     writer.add_scalar("replay/rows", now.rows, step)
-    writer.add_scalar("replay/rows_per_s", (now.rows_inserted - before.rows_inserted) / seconds, step)
+    writer.add_scalar(
+        "replay/rows_per_s", (now.rows_inserted - before.rows_inserted) / seconds, step
+    )
     writer.add_scalar("queue/fill", queue.fill, step)
-    writer.add_scalar("queue/batches_per_s", (step - queue_before.batches_delivered) / seconds, step)
+    writer.add_scalar(
+        "queue/batches_per_s", (step - queue_before.batches_delivered) / seconds, step
+    )
     writer.add_scalar("queue/learner_waiting_share", waited_s / seconds, step)
 
 
@@ -41,7 +47,11 @@ async def main(directory: str = "runs/areplay", seconds: float | str = 5.0) -> N
     from tensorboardX import SummaryWriter  # here, for it imports torch, which actors need not do
 
     with SummaryWriter(directory) as writer:
-        async with areplay.Replay(SPEC, 100_000) as replay, replay.actors(explore, 2), replay.batches() as batches:
+        async with (
+            areplay.Replay(SPEC, 100_000) as replay,
+            replay.actors(explore, 2),
+            replay.batches() as batches,
+        ):
             started = looked = time.monotonic()
             before = replay.statistics()
             while time.monotonic() < started + float(seconds):

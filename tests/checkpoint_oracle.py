@@ -1,4 +1,5 @@
-"""A checkpoint read with json and numpy alone, as docs/checkpoints.md says; nothing of areplay is used."""
+"""A checkpoint read with json and numpy alone, as docs/checkpoints.md says; nothing of areplay is
+used."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""`python -m tests.distribution dist`: sdist and wheel are complete, and the wheel works in an environment of its own.
+"""`python -m tests.distribution dist`: sdist and wheel are complete, and the wheel works in an
+environment of its own.
 
-What `make dist` has built is compared with what git knows, installed with nothing but what it asks for, and used to run
-the README's program outside of this repository.
+What `make dist` has built is compared with what git knows, installed with nothing but what it asks
+for, and used to run the README's program outside of this repository.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ PROGRAM = re.compile(r"```python\n(.*?)```", re.DOTALL)
 def tracked() -> set[str]:
     """The files that git knows."""
     command = ["git", "-C", str(ROOT), "ls-files", "-z"]
-    return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")) - {""}
+    return set(
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
+    ) - {""}
 
 
 def missing_in_sdist(path: Path) -> set[str]:
@@ -44,15 +47,22 @@ def missing_in_wheel(path: Path) -> set[str]:
 def strangers_in_wheel(path: Path) -> set[str]:
     """What is neither of the package nor about it."""
     with zipfile.ZipFile(path) as file:
-        return {name for name in file.namelist() if not re.match(r"areplay/|areplay-[^/]+\.dist-info/", name)}
+        return {
+            name
+            for name in file.namelist()
+            if not re.match(r"areplay/|areplay-[^/]+\.dist-info/", name)
+        }
 
 
 def _licence(names: set[str]) -> str:
-    return "the licence" if any(name.endswith("dist-info/licenses/LICENSE") for name in names) else ""
+    return (
+        "the licence" if any(name.endswith("dist-info/licenses/LICENSE") for name in names) else ""
+    )
 
 
 def try_wheel(path: Path) -> str:
-    """What the README's program prints, with the wheel in a fresh environment and this repository out of sight."""
+    """What the README's program prints, with the wheel in a fresh environment and this repository
+    out of sight."""
     with tempfile.TemporaryDirectory() as folder:
         venv.create(Path(folder) / "venv", with_pip=True)
         binaries = Path(folder) / "venv" / "bin"
@@ -61,7 +71,9 @@ def try_wheel(path: Path) -> str:
         program.write_text(PROGRAM.findall((ROOT / "README.md").read_text())[0])
         subprocess.run([binaries / "areplay", "doctor"], cwd=folder, check=True)
         run = [binaries / "python", "-W", "error", program]
-        return subprocess.run(run, cwd=folder, stdout=subprocess.PIPE, text=True, check=True, timeout=120).stdout
+        return subprocess.run(
+            run, cwd=folder, stdout=subprocess.PIPE, text=True, check=True, timeout=120
+        ).stdout
 
 
 def main(folder: Path) -> None:
@@ -77,7 +89,11 @@ def main(folder: Path) -> None:
     printed = try_wheel(wheel)
     if not printed.startswith("learnt"):
         sys.exit(f"the README's program printed {printed!r}")
-    print(f"{sdist.name} and {wheel.name} are complete; installed, the README's program says: {printed}", end="")
+    print(
+        f"{sdist.name} and {wheel.name} are complete; installed, the README's program says: "
+        f"{printed}",
+        end="",
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Forked children for tests: what a function returned, or raised, in a child that `os.fork` made."""
+"""Forked children for tests: what a function returned, or raised, in a child that `os.fork`
+made."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from typing import Any
 
 
 def fork() -> int:
-    """`os.fork`, without the warnings of Python and of jax that threads are not forked with it: that is tested here."""
+    """`os.fork`, without the warnings of Python and of jax that threads are not forked with it:
+    that is tested here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)

@@ -1,4 +1,5 @@
-"""What several test modules need: conditions, cancellation at every tick, failing system calls, passed descriptors."""
+"""What several test modules need: conditions, cancellation at every tick, failing system calls,
+passed descriptors."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ async def ticks(count: int) -> None:
 
 @contextmanager
 def other_task() -> Iterator[Callable[[], int]]:
-    """Another task of the event loop, that lives as long as the block: says how many turns it has had."""
+    """Another task of the event loop, that lives as long as the block: says how many turns it has
+    had."""
     turns = 0
 
     async def count() -> None:
@@ -47,12 +49,16 @@ def other_task() -> Iterator[Callable[[], int]]:
 
 
 async def cancel_at_every_tick(
-    build: Callable[[], T], act: Callable[[T], Awaitable[Any]], check: Callable[[T], None], most: int = 12
+    build: Callable[[], T],
+    act: Callable[[T], Awaitable[Any]],
+    check: Callable[[T], None],
+    most: int = 12,
 ) -> int:
-    """Start `act` on a fresh thing, cancel it after 0, 1, 2, ... turns of the loop, and `check` each time.
+    """Start `act` on a fresh thing, cancel it after 0, 1, 2, ... turns of the loop, and `check`
+    each time.
 
-    Ends when `act` finishes before the cancellation, or after `most` turns for one that waits for ever. Returns how
-    many of the runs were really cancelled.
+    Ends when `act` finishes before the cancellation, or after `most` turns for one that waits for
+    ever. Returns how many of the runs were really cancelled.
     """
     cancelled = 0
     for count in range(most):
@@ -78,7 +84,8 @@ def open_descriptors() -> int:
 
 
 def memory_descriptors() -> int:
-    """How many descriptors of areplay's memory files this process has: locks and mappings hold some, too."""
+    """How many descriptors of areplay's memory files this process has: locks and mappings hold
+    some, too."""
     gc.collect()
     found = 0
     for name in os.listdir("/proc/self/fd"):
@@ -88,7 +95,8 @@ def memory_descriptors() -> int:
 
 
 class FailsAt:
-    """Stands in for a system call: the n-th call fails as if a limit were reached, all others go through."""
+    """Stands in for a system call: the n-th call fails as if a limit were reached, all others go
+    through."""
 
     def __init__(self, call: Callable[..., Any], nth: int, error: int = errno.ENFILE) -> None:
         self._call, self._nth, self._error = call, nth, error
@@ -107,7 +115,8 @@ class FailsAt:
 
 
 class PassedDescriptor:
-    """Stands in for `multiprocessing.reduction.DupFd`: passes a descriptor within this very process."""
+    """Stands in for `multiprocessing.reduction.DupFd`: passes a descriptor within this very
+    process."""
 
     def __init__(self, descriptor: int) -> None:
         self._copy = os.dup(descriptor)
@@ -119,7 +128,8 @@ class PassedDescriptor:
 
 @contextmanager
 def descriptors_pass_by_pickle() -> Iterator[None]:
-    """Pickling a segment or a doorbell and loading it in this process attaches to it, as a spawned child would."""
+    """Pickling a segment or a doorbell and loading it in this process attaches to it, as a spawned
+    child would."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("multiprocessing.reduction.DupFd", PassedDescriptor)
         yield

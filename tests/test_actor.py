@@ -188,7 +188,9 @@ async def test_more_rows_than_an_inbox_has_go_in_by_pieces(scene: Scene) -> None
 
 @pytest.mark.parametrize("held_by", ["a full inbox", "a turn of the loop"])
 @pytest.mark.parametrize("how", ["add", "extend", "more than an inbox"])
-async def test_what_the_arrays_held_when_the_call_began_is_handed_in(scene: Scene, held_by: str, how: str) -> None:
+async def test_what_the_arrays_held_when_the_call_began_is_handed_in(
+    scene: Scene, held_by: str, how: str
+) -> None:
     """Whatever is written to them while it waits."""
     if held_by == "a full inbox":
         scene.actor._turns.period_s = 1_000.0
@@ -199,7 +201,9 @@ async def test_what_the_arrays_held_when_the_call_began_is_handed_in(scene: Scen
     rows = {"add": 1, "extend": 3, "more than an inbox": 9}[how]
     given = row(first) if how == "add" else columns(first, rows)
     given["number"] = np.array(given["number"])
-    task = asyncio.create_task(scene.actor.add(**given) if how == "add" else scene.actor.extend(given))
+    task = asyncio.create_task(
+        scene.actor.add(**given) if how == "add" else scene.actor.extend(given)
+    )
     await ticks(1)
     assert not task.done()
     for array in given.values():
@@ -242,8 +246,11 @@ async def test_a_vectors_arrays_may_change_while_it_waits_for_room() -> None:
 
 
 @pytest.mark.parametrize(("mode", "fits"), [("NextStep", 8), ("SameStep", 4), ("Disabled", 4)])
-async def test_a_vector_of_which_a_step_may_not_fit_is_refused_at_the_first_step(mode: str, fits: int) -> None:
-    """Cancelled, it could leave a part of a step behind; the error names the option. What fits is taken."""
+async def test_a_vector_of_which_a_step_may_not_fit_is_refused_at_the_first_step(
+    mode: str, fits: int
+) -> None:
+    """Cancelled, it could leave a part of a step behind; the error names the option. What fits is
+    taken."""
     spec = Spec.steps(obs=((), "float32"), action=((), "int64"))
     inboxes = Inboxes(spec, 1, 8)
     for count in (fits + 1, fits):
@@ -251,7 +258,11 @@ async def test_a_vector_of_which_a_step_may_not_fit_is_refused_at_the_first_step
         actor.autoreset_mode = mode
         given = {"obs": np.zeros(count), "action": np.zeros(count, int), "reward": np.zeros(count)}
         given |= {"terminated": np.ones(count, bool), "truncated": np.zeros(count, bool)}
-        given |= {"final_obs": list(np.ones(count))} if mode == "SameStep" else {"next_obs": np.ones(count)}
+        given |= (
+            {"final_obs": list(np.ones(count))}
+            if mode == "SameStep"
+            else {"next_obs": np.ones(count)}
+        )
         if mode == "NextStep":
             del given["next_obs"]
         if count > fits:
@@ -319,8 +330,12 @@ async def test_handing_in_cancelled_while_there_is_room_is_all_or_nothing() -> N
         scene.close()
 
 
-@pytest.mark.parametrize("bad", [{}, {"number": 1}, {**row(1), "more": 1}, {"number": "x", "pair": [1.0, 1.0]}])
-async def test_a_row_that_does_not_fit_is_refused_and_the_actor_goes_on(scene: Scene, bad: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "bad", [{}, {"number": 1}, {**row(1), "more": 1}, {"number": "x", "pair": [1.0, 1.0]}]
+)
+async def test_a_row_that_does_not_fit_is_refused_and_the_actor_goes_on(
+    scene: Scene, bad: dict[str, Any]
+) -> None:
     """SpecMismatch; nothing of it is handed in."""
     with pytest.raises(SpecMismatch):
         await scene.actor.add(**bad)
@@ -379,12 +394,33 @@ async def test_an_actor_is_told_to_stop(scene: Scene) -> None:
 
 
 def test_reports_are_sent_as_plain_scalars(scene: Scene) -> None:
-    """numpy scalars and arrays of one element become numbers of Python's; bools and strings stay."""
-    scene.actor.report(a=1, b=2.5, c=True, d="x", e=np.float32(0.5), f=np.array([7]), g=np.bool_(False), h=math.inf)
+    """numpy scalars and arrays of one element become numbers of Python's; bools and strings
+    stay."""
+    scene.actor.report(
+        a=1, b=2.5, c=True, d="x", e=np.float32(0.5), f=np.array([7]), g=np.bool_(False), h=math.inf
+    )
     ((kind, (when, values)),) = scene.channel.sent
     assert kind == REPORT and when > 1e9
-    assert values == {"a": 1, "b": 2.5, "c": True, "d": "x", "e": 0.5, "f": 7, "g": False, "h": math.inf}
-    assert [type(value) for value in values.values()] == [int, float, bool, str, float, int, bool, float]
+    assert values == {
+        "a": 1,
+        "b": 2.5,
+        "c": True,
+        "d": "x",
+        "e": 0.5,
+        "f": 7,
+        "g": False,
+        "h": math.inf,
+    }
+    assert [type(value) for value in values.values()] == [
+        int,
+        float,
+        bool,
+        str,
+        float,
+        int,
+        bool,
+        float,
+    ]
 
 
 def test_a_scalar_may_have_any_name(scene: Scene) -> None:

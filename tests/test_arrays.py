@@ -1,6 +1,8 @@
-"""Tests of `_base.arrays`: what comes in is the very values that were given, or refused with a remedy.
+"""Tests of `_base.arrays`: what comes in is the very values that were given, or refused with a
+remedy.
 
-torch and jax are asked for where a test is about their arrays; without them those tests are skipped.
+torch and jax are asked for where a test is about their arrays; without them those tests are
+skipped.
 """
 
 from __future__ import annotations
@@ -13,7 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from areplay._base.arrays import Refusal, as_array, detached, exactly, own_columns, plain, share_memory, shown
+from areplay._base.arrays import (
+    Refusal,
+    as_array,
+    detached,
+    exactly,
+    own_columns,
+    plain,
+    share_memory,
+    shown,
+)
 
 BIG = (1 << 53) + 1  # the first whole number that float64 lacks
 WHOLE = [np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64]
@@ -21,7 +32,8 @@ FLOATS = ["float16", "float32", "float64", "complex64", "complex128"]
 
 
 def holds(number: int, dtype: str) -> bool:
-    """Whether a float of that kind is that whole number; by Python's own arithmetic, that does not round."""
+    """Whether a float of that kind is that whole number; by Python's own arithmetic, that does not
+    round."""
     with np.errstate(all="ignore"):
         nearest = float(np.dtype(dtype).type(number).real)
     return math.isfinite(nearest) and Fraction(nearest) == number
@@ -32,11 +44,17 @@ def holds(number: int, dtype: str) -> bool:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("kind", WHOLE)
-def test_a_whole_number_comes_out_as_it_went_in_or_not_at_all(kind: type[np.integer[Any]], dtype: str) -> None:
+def test_a_whole_number_comes_out_as_it_went_in_or_not_at_all(
+    kind: type[np.integer[Any]], dtype: str
+) -> None:
     """Of every width, around every power of two, and at both ends of its range."""
     info = np.iinfo(kind)
-    numbers = {sign * (1 << power) + off for power in range(65) for off in (-1, 0, 1) for sign in (1, -1)}
-    for number in sorted({int(info.min), int(info.max)} | {n for n in numbers if info.min <= n <= info.max}):
+    numbers = {
+        sign * (1 << power) + off for power in range(65) for off in (-1, 0, 1) for sign in (1, -1)
+    }
+    for number in sorted(
+        {int(info.min), int(info.max)} | {n for n in numbers if info.min <= n <= info.max}
+    ):
         converted = exactly(np.array([0, number], kind), np.dtype(dtype))
         if holds(number, dtype):
             assert converted is not None and converted.dtype == dtype, number
@@ -45,14 +63,21 @@ def test_a_whole_number_comes_out_as_it_went_in_or_not_at_all(kind: type[np.inte
             assert converted is None, number
 
 
-@pytest.mark.parametrize("pair", [("float64", "float32"), ("float32", "float16"), ("complex128", "complex64")])
+@pytest.mark.parametrize(
+    "pair", [("float64", "float32"), ("float32", "float16"), ("complex128", "complex64")]
+)
 def test_a_float_may_be_rounded_but_not_overflow(pair: tuple[str, str]) -> None:
     """NaN and infinities are values like others."""
     longer, shorter = pair
     values = np.array([0.1, math.nan, math.inf, -math.inf, 1.0], longer)
     converted = exactly(values, np.dtype(shorter))
-    assert converted is not None and np.array_equal(converted, values.astype(shorter), equal_nan=True)
-    assert exactly(np.array([1e300 if longer != "float32" else 1e30], longer), np.dtype(shorter)) is None
+    assert converted is not None and np.array_equal(
+        converted, values.astype(shorter), equal_nan=True
+    )
+    assert (
+        exactly(np.array([1e300 if longer != "float32" else 1e30], longer), np.dtype(shorter))
+        is None
+    )
 
 
 def test_a_longdouble_is_taken_if_it_is_a_value_of_float64() -> None:
@@ -62,7 +87,10 @@ def test_a_longdouble_is_taken_if_it_is_a_value_of_float64() -> None:
         assert converted is not None and np.array_equal(converted, [value], equal_nan=True)
     if np.finfo(np.longdouble).nmant > 52:
         assert exactly(np.array([BIG], np.longdouble), np.dtype("float64")) is None
-        assert exactly(np.array([BIG], np.longdouble).astype(np.clongdouble), np.dtype("complex128")) is None
+        assert (
+            exactly(np.array([BIG], np.longdouble).astype(np.clongdouble), np.dtype("complex128"))
+            is None
+        )
 
 
 @pytest.mark.parametrize(
@@ -79,13 +107,16 @@ def test_a_longdouble_is_taken_if_it_is_a_value_of_float64() -> None:
     ],
 )
 def test_a_list_in_which_numpy_would_round_a_whole_number_is_refused(values: Any) -> None:
-    """numpy makes floats of whole numbers that stand beside a float, before anybody could look at them."""
+    """numpy makes floats of whole numbers that stand beside a float, before anybody could look at
+    them."""
     refusal = as_array(values)
     assert isinstance(refusal, Refusal)
     assert "rounded" in refusal.got and refusal.remedy
 
 
-@pytest.mark.parametrize("values", [[1 << 53, 0.5], [1e300, 2], [1 << 63, -1], [BIG, 2], [BIG - 2, 1.5], [], [[]]])
+@pytest.mark.parametrize(
+    "values", [[1 << 53, 0.5], [1e300, 2], [1 << 63, -1], [BIG, 2], [BIG - 2, 1.5], [], [[]]]
+)
 def test_a_list_of_which_each_number_survives_is_an_array(values: Any) -> None:
     """Large floats beside small whole numbers, and large whole numbers among themselves."""
     array = as_array(values)
@@ -97,7 +128,10 @@ def test_a_list_of_which_each_number_survives_is_an_array(values: Any) -> None:
 
 TENSORS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "a gradient": (lambda torch: torch.zeros(3, requires_grad=True), ".detach().cpu()"),
-    "a single number's gradient": (lambda torch: torch.tensor(1.0, requires_grad=True), ".detach().cpu()"),
+    "a single number's gradient": (
+        lambda torch: torch.tensor(1.0, requires_grad=True),
+        ".detach().cpu()",
+    ),
     "bfloat16": (lambda torch: torch.zeros(3).bfloat16(), ".detach().cpu().float()"),
     "no memory": (lambda torch: torch.zeros(3, device="meta"), ".detach().cpu()"),
     "sparse": (lambda torch: torch.eye(3).to_sparse(), ".detach().to_dense().cpu()"),
@@ -124,7 +158,9 @@ def test_tensors_on_the_cpu_are_arrays() -> None:
     """With their own dtype, and of a single one the number."""
     torch = pytest.importorskip("torch")
     array = as_array(torch.arange(3))
-    assert not isinstance(array, Refusal) and array.dtype == np.int64 and array.tolist() == [0, 1, 2]
+    assert (
+        not isinstance(array, Refusal) and array.dtype == np.int64 and array.tolist() == [0, 1, 2]
+    )
     assert as_array([torch.tensor(1.0), torch.tensor(2.0)]).tolist() == [1.0, 2.0]  # type: ignore[union-attr]
     assert plain(torch.tensor(5)) == 5 and isinstance(plain(torch.tensor(5)), np.int64)
     assert plain(torch.zeros(1)) is not None and not isinstance(plain(torch.zeros(1)), np.generic)
@@ -176,7 +212,14 @@ def test_what_is_detached_is_out_of_the_callers_reach() -> None:
     each = np.array([None, None], object)
     each[0] = within
     view = array[1:]
-    given = {"a": array, "t": (view, 5), "l": [within, None], "o": each, "m": memoryview(array), "s": "x"}
+    given = {
+        "a": array,
+        "t": (view, 5),
+        "l": [within, None],
+        "o": each,
+        "m": memoryview(array),
+        "s": "x",
+    }
     kept = detached(given)
     array[:] = 7
     within[:] = 7
@@ -199,7 +242,11 @@ def test_tensors_are_detached_too() -> None:
 def test_who_else_can_write_to_an_array() -> None:
     """An array, its views and what wraps it reach one memory; a conversion has its own."""
     array = np.zeros(4)
-    assert share_memory(array, array) and share_memory(array, array[1:]) and share_memory(array[:2], array[1:])
+    assert (
+        share_memory(array, array)
+        and share_memory(array, array[1:])
+        and share_memory(array[:2], array[1:])
+    )
     assert not share_memory(array, array.copy()) and not share_memory(array[:2], array[2:])
     assert not share_memory(5, 5) and not share_memory("a", "a")
     numbers = [1, 2]
@@ -207,13 +254,21 @@ def test_who_else_can_write_to_an_array() -> None:
 
 
 def test_columns_of_ones_own_are_copied_only_where_they_have_to_be() -> None:
-    """A conversion has a memory of its own already, and what is read-only down to its base nobody writes to."""
+    """A conversion has a memory of its own already, and what is read-only down to its base nobody
+    writes to."""
     array, frozen, numbers = np.zeros(4), np.zeros(4), [1.0, 2.0]
     frozen.flags.writeable = False
     through_a_view = array[:]
     through_a_view.flags.writeable = False
-    fixed = {"converted": array.astype(np.float32), "frozen": frozen, "its view": frozen[1:], "list": np.array(numbers)}
-    kept = own_columns(fixed, {"converted": array, "frozen": frozen, "its view": frozen, "list": numbers})
+    fixed = {
+        "converted": array.astype(np.float32),
+        "frozen": frozen,
+        "its view": frozen[1:],
+        "list": np.array(numbers),
+    }
+    kept = own_columns(
+        fixed, {"converted": array, "frozen": frozen, "its view": frozen, "list": numbers}
+    )
     assert all(kept[name] is column for name, column in fixed.items())
     loose = {
         "array": array,
@@ -225,6 +280,11 @@ def test_columns_of_ones_own_are_copied_only_where_they_have_to_be() -> None:
         "read-only buffer": np.frombuffer(memoryview(array).toreadonly()),
     }
     assert not loose["windows"].flags.writeable and not loose["read-only buffer"].flags.writeable
-    given = {"array": array, "view": array, "seen through": through_a_view, "wrapped": memoryview(array)}
+    given = {
+        "array": array,
+        "view": array,
+        "seen through": through_a_view,
+        "wrapped": memoryview(array),
+    }
     for name, column in own_columns(loose, given).items():
         assert not np.may_share_memory(column, array), name

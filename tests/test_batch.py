@@ -25,7 +25,8 @@ def arrays() -> BatchArrays:
 
 
 def test_a_batch_is_a_mapping_of_its_fields() -> None:
-    """Names in order, arrays by name, and beside them indices, weights and probabilities: views, not copies."""
+    """Names in order, arrays by name, and beside them indices, weights and probabilities: views,
+    not copies."""
     memory = arrays()
     batch = Batch(memory)
     assert list(batch) == ["obs", "done"]
@@ -42,11 +43,17 @@ def test_a_batch_is_a_mapping_of_its_fields() -> None:
 
 
 def test_a_copy_lives_on_its_own() -> None:
-    """Equal in every array, and untouched by what happens to the slot, or by the release of the original."""
+    """Equal in every array, and untouched by what happens to the slot, or by the release of the
+    original."""
     memory = arrays()
     batch = Batch(memory, lambda: None)
     copy = batch.copy()
-    for array in (memory.indices, memory.importance_weights, memory.probabilities, *memory.fields.values()):
+    for array in (
+        memory.indices,
+        memory.importance_weights,
+        memory.probabilities,
+        *memory.fields.values(),
+    ):
         array[:] = 0
     batch.release()
     assert not copy.is_released

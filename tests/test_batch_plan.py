@@ -1,4 +1,5 @@
-"""Tests of `_sampling.batch_plan`: which items are in which batch. Samplers, actors and deaths are in `processes/`."""
+"""Tests of `_sampling.batch_plan`: which items are in which batch. Samplers, actors and deaths are
+in `processes/`."""
 
 from __future__ import annotations
 
@@ -43,14 +44,18 @@ class Scene:
 
     def rows(self, count: int) -> int:
         """Append so many; how many there was room for."""
-        written = len(self.writer.write({"number": np.arange(self._next, self._next + count)}, 0, count))
+        written = len(
+            self.writer.write({"number": np.arange(self._next, self._next + count)}, 0, count)
+        )
         self._next += written
         return written
 
     def begun(self, selector: PlannedSelector, batch_size: int, seed: int = 0) -> BatchPlan:
         """Those of that selector, from now on."""
         seeds = np.random.SeedSequence(seed)
-        self._open.append(selector.batch_plan(self.ring, self.registry, Window(), batch_size, seeds))
+        self._open.append(
+            selector.batch_plan(self.ring, self.registry, Window(), batch_size, seeds)
+        )
         self._open[-1].keep()
         self._open[-1].begin()
         return self._open[-1]
@@ -68,7 +73,9 @@ class Scene:
     def all_of(self, batch_plan: BatchPlan, at_most: int = 100) -> list[list[int]]:
         """All batches, delivered one after the other."""
         found: list[list[int]] = []
-        while len(found) < at_most and (numbers := self.numbers(batch_plan, len(found))) is not None:
+        while (
+            len(found) < at_most and (numbers := self.numbers(batch_plan, len(found))) is not None
+        ):
             found.append(numbers)
             batch_plan.on_delivered(len(found))
         return found
@@ -117,7 +124,9 @@ def test_several_times_means_batch_after_batch_the_same(scene: Scene) -> None:
     """Each so often, one after the other, and kept until the last time."""
     fifo = scene.begun(Fifo(max_times_sampled=3), 8)
     assert scene.rows(40) == 32
-    assert scene.numbers(fifo, 0) == scene.numbers(fifo, 1) == scene.numbers(fifo, 2) == list(range(8))
+    assert (
+        scene.numbers(fifo, 0) == scene.numbers(fifo, 1) == scene.numbers(fifo, 2) == list(range(8))
+    )
     assert scene.numbers(fifo, 3) == list(range(8, 16))
     fifo.on_delivered(2)
     assert (fifo.items_left(2), scene.rows(1)) == (32, 0)
@@ -141,8 +150,8 @@ def test_what_is_closed_keeps_nothing(scene: Scene) -> None:
 
 
 def test_each_item_comes_once_an_epoch(scene: Scene) -> None:
-    """In another order each time, the same under the same seed; batches go over the end of an epoch, the last one is
-    smaller."""
+    """In another order each time, the same under the same seed; batches go over the end of an
+    epoch, the last one is smaller."""
     scene.rows(10)
     batches = scene.all_of(scene.begun(Epochs(3), 4))
     assert [len(batch) for batch in batches] == [4] * 7 + [2]
@@ -164,7 +173,9 @@ def test_a_batch_may_span_several_epochs(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize(("batch_size", "expected"), [(4, [4, 4]), (5, [5, 5]), (11, [])])
-def test_a_smaller_last_batch_can_be_left_out(scene: Scene, batch_size: int, expected: list[int]) -> None:
+def test_a_smaller_last_batch_can_be_left_out(
+    scene: Scene, batch_size: int, expected: list[int]
+) -> None:
     """All the others have `batch_size` items."""
     scene.rows(10)
     epochs = scene.begun(Epochs(drop_last=True), batch_size)
@@ -205,7 +216,8 @@ def test_rows_that_come_later_belong_to_no_epoch(scene: Scene) -> None:
 
 
 def test_each_sampler_finds_the_same_epochs(scene: Scene) -> None:
-    """BatchPlan that went to another process say the same, whichever batch they are asked for first."""
+    """BatchPlan that went to another process say the same, whichever batch they are asked for
+    first."""
     scene.rows(10)
     epochs = scene.begun(Epochs(None), 4)
     with descriptors_pass_by_pickle():
@@ -226,7 +238,9 @@ def test_fifo_refuses_what_is_no_number_of_times(wrong: Any) -> None:
         Fifo(wrong)
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"epochs": 1.5}, {"epochs": "1"}, {"drop_last": 1}])
+@pytest.mark.parametrize(
+    "wrong", [{"epochs": 0}, {"epochs": 1.5}, {"epochs": "1"}, {"drop_last": 1}]
+)
 def test_epochs_refuse_what_is_no_option(wrong: Any) -> None:
     """By the name of the option."""
     with pytest.raises((ValueError, TypeError), match=next(iter(wrong))):
@@ -256,7 +270,11 @@ def columns(start: int, stop: int) -> dict[str, Any]:
 async def test_fifo_refuses_batches_that_take_more_than_half_of_the_ring() -> None:
     """With the numbers; nothing is kept by that."""
     async with areplay.Replay(PLAIN, 64, block_rows=16) as replay:
-        with pytest.raises(ValueError, match=r"batch_size=33 .*needs a capacity of at least 66 rows, got 64"):
+        with pytest.raises(
+            ValueError,
+            match=r"batch_size=33 .*needs a capacity of at least 66 "
+            r"rows, got 64",
+        ):
             replay.batches(batch_size=33, selector=Fifo())
         with pytest.raises(ValueError, match="needs a capacity"):
             replay.sample(33, selector=Fifo())
@@ -267,7 +285,8 @@ async def test_fifo_refuses_batches_that_take_more_than_half_of_the_ring() -> No
 
 
 async def test_samples_of_fifo_go_on_where_the_one_before_ended() -> None:
-    """From the first on; too few items are an error that takes none; another selector begins anew."""
+    """From the first on; too few items are an error that takes none; another selector begins
+    anew."""
     async with areplay.Replay(PLAIN, 64, block_rows=16) as replay:
         await replay.extend(columns(0, 10))
         fifo, other = Fifo(), Fifo(2)
@@ -307,8 +326,8 @@ def drained(replay: areplay.Replay, item: Any, fifo: Fifo) -> list[int]:
     ids=repr,
 )
 async def test_fifo_gives_each_item_with_the_step_that_completes_it(mode: str, item: Any) -> None:
-    """Also where rows of final observations lie between the steps of a vector: there may never be another step. The
-    oracle keeps episodes as lists."""
+    """Also where rows of final observations lie between the steps of a vector: there may never be
+    another step. The oracle keeps episodes as lists."""
     lanes: list[Lane] = []
     lengths = [
         [(1, "terminated"), (9, "truncated"), (2, "terminated")],
@@ -321,8 +340,15 @@ async def test_fifo_gives_each_item_with_the_step_that_completes_it(mode: str, i
         for step in range(40):
             await player.play(step % 3 == 0)
             given += drained(replay, item, fifo)
-            oracle, window = Oracle(lanes, {None, *range(1_024)}), item.window  # the rows of final ones have no name
-            needs = window.back, window.forward, window.period, window.min_steps, window.across_episodes
+            # the rows of final ones have no name
+            oracle, window = Oracle(lanes, {None, *range(1_024)}), item.window
+            needs = (
+                window.back,
+                window.forward,
+                window.period,
+                window.min_steps,
+                window.across_episodes,
+            )
             assert len(given) == len(set(given))
             assert set(given) == oracle.windows(*needs).keys()
         assert len(given) > 10
@@ -335,14 +361,19 @@ async def test_samples_of_a_selector_are_all_of_one_kind() -> None:
             await replay.add(obs=number, action=0, reward=0.0, terminated=False, truncated=False)
         fifo = Fifo()
         assert replay.sample(2, selector=fifo)["obs"].tolist() == [0, 1]
-        for size, item in ((3, None), (2, areplay.Sequences(2)), (2, areplay.Transitions(n_step=2))):
+        for size, item in (
+            (3, None),
+            (2, areplay.Sequences(2)),
+            (2, areplay.Transitions(n_step=2)),
+        ):
             with pytest.raises(ValueError, match="goes on with batches of 2"):
                 replay.sample(size, item, fifo)
         assert replay.sample(2, selector=fifo)["next_obs"].tolist() == [3, 4]
 
 
 async def test_samples_of_epochs_end() -> None:
-    """The last one is smaller, then each call says that they are over; rows that came later were not among them."""
+    """The last one is smaller, then each call says that they are over; rows that came later were
+    not among them."""
     async with areplay.Replay(PLAIN, 64, block_rows=16, seed=3) as replay:
         await replay.extend(columns(0, 10))
         epochs = Epochs(2)
@@ -358,12 +389,16 @@ async def test_samples_of_epochs_end() -> None:
 
 @pytest.mark.parametrize("epochs", [Epochs(1), Epochs(2, drop_last=True), Epochs(None)], ids=repr)
 async def test_epochs_of_nothing_are_stalled_until_rows_came(epochs: Epochs) -> None:
-    """Not over: there was nothing to go through. Then the same selector gives what is there, also another size of it;
-    from its first batch on it is as if there had been no call before."""
+    """Not over: there was nothing to go through. Then the same selector gives what is there, also
+    another size of it; from its first batch on it is as if there had been no call before."""
     async with areplay.Replay(PLAIN, 64, block_rows=16) as replay:
         for size in (6, 4, 6):
             before = memory_descriptors()
-            with pytest.raises(areplay.Stalled, match=rf"{size} items by Epochs\(.*, but 0 are there; add rows first"):
+            with pytest.raises(
+                areplay.Stalled,
+                match=rf"{size} items by Epochs\(.*, but 0 are "
+                r"there; add rows first",
+            ):
                 replay.sample(size, selector=epochs)
             assert memory_descriptors() == before
         assert not replay._registry.keepers
@@ -413,7 +448,8 @@ async def test_samples_are_the_same_under_the_same_seed() -> None:
 
 
 async def test_rows_wait_until_samples_have_made_room() -> None:
-    """An `add` and an `extend` go on when a sample took the last item of a block; all of their rows or none."""
+    """An `add` and an `extend` go on when a sample took the last item of a block; all of their rows
+    or none."""
     async with areplay.Replay(PLAIN, 64, block_rows=16) as replay:
         await replay.extend(columns(0, 8))
         fifo = Fifo()
@@ -484,7 +520,8 @@ def test_batches_are_lent_in_turn() -> None:
 
 
 def test_what_a_sampler_has_published_is_known_to_its_successor() -> None:
-    """A batch that it was still filling when it died does not count; a twin in another process has the same order."""
+    """A batch that it was still filling when it died does not count; a twin in another process has
+    the same order."""
     slots = turned()
     publish(slots, 0)
     slots.lease(0)
@@ -504,7 +541,12 @@ def test_a_smaller_batch_is_the_first_part_of_its_slot() -> None:
     arrays = BatchArrays.empty(4, BatchFields({"obs": Field("obs", (2,), np.dtype("int64"))}))
     assert arrays.first(4) is arrays
     part = arrays.first(3)
-    shapes = [part.indices.shape, part.importance_weights.shape, part.probabilities.shape, part.fields["obs"].shape]
+    shapes = [
+        part.indices.shape,
+        part.importance_weights.shape,
+        part.probabilities.shape,
+        part.fields["obs"].shape,
+    ]
     assert shapes == [(3,), (3,), (3,), (3, 2)]
     part.fields["obs"][:] = 7
     assert (arrays.stored["obs"][:3] == 7).all() and np.shares_memory(part.indices, arrays.indices)
@@ -529,7 +571,9 @@ async def test_a_selector_that_is_gone_keeps_nothing() -> None:
         assert not replay._registry.keepers and replay._registry.watchers == watchers
 
 
-async def test_a_large_extend_is_whole_although_a_keeper_comes_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_large_extend_is_whole_although_a_keeper_comes_in_between(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Rows that are copied off the loop find no room any more: they wait for it."""
     monkeypatch.setattr(local_writer, "_INLINE_BYTES", 0)
     async with areplay.Replay(PLAIN, 64, block_rows=8) as replay:

@@ -10,7 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kit import FailsAt, cancel_at_every_tick, memory_descriptors, open_descriptors, other_task, ticks, until
+from kit import (
+    FailsAt,
+    cancel_at_every_tick,
+    memory_descriptors,
+    open_descriptors,
+    other_task,
+    ticks,
+    until,
+)
 
 from areplay import batches as batches_module
 from areplay._ingest.admission import Admission
@@ -26,7 +34,14 @@ from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
 from areplay.batch import Batch
 from areplay.batches import Batches
-from areplay.errors import BatchReleased, Closed, DescriptorLimitExceeded, SamplerFailed, Stalled, WaitTimeout
+from areplay.errors import (
+    BatchReleased,
+    Closed,
+    DescriptorLimitExceeded,
+    SamplerFailed,
+    Stalled,
+    WaitTimeout,
+)
 from areplay.items.rows import Rows
 from areplay.limiters import MinSize, SamplesPerInsert
 from areplay.selectors.uniform import Uniform
@@ -36,11 +51,14 @@ SPEC = Spec(number=((), "int64"))
 
 
 class Supervisor:
-    """Stands in for the samplers' supervisor: starts and stops when told, and is as alive as the test says."""
+    """Stands in for the samplers' supervisor: starts and stops when told, and is as alive as the
+    test says."""
 
     def __init__(self, *args: Any, **callbacks: Any) -> None:
         self.kind, self.count = args[0], args[1]
-        self.ask, self.after_exit, self.on_change = (callbacks[name] for name in ("ask", "after_exit", "on_change"))
+        self.ask, self.after_exit, self.on_change = (
+            callbacks[name] for name in ("ask", "after_exit", "on_change")
+        )
         self.workers: list[Any] = []
         self.alive, self.failures = self.count, []
         self.steps: list[str] = []
@@ -76,7 +94,8 @@ class OfTheUser(Uniform):
 
 
 class Scene:
-    """A ring, a stream of batches with room for three (and two slots more), and the sampler's hand."""
+    """A ring, a stream of batches with room for three (and two slots more), and the sampler's
+    hand."""
 
     def __init__(
         self,
@@ -188,7 +207,8 @@ async def waiting(scene: Scene) -> asyncio.Task[Batch]:
 
 
 async def test_batches_come_in_turn_and_the_last_one_is_given_back(scene: Scene) -> None:
-    """Each is valid until the next step of the loop, and its slot is the sampler's again after it."""
+    """Each is valid until the next step of the loop, and its slot is the sampler's again after
+    it."""
     scene.fill(5)
     seen, last = [], None
     async for batch in scene.batches:
@@ -250,7 +270,9 @@ async def test_get_is_not_named_where_nothing_was_taken_with_it(scene: Scene) ->
     held.release()
 
 
-async def test_a_ready_batch_is_taken_without_suspending(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_ready_batch_is_taken_without_suspending(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A hand-over and no more, between two turns of the loop."""
     monkeypatch.setattr(batches_module, "_TURN_S", 1_000.0)
     scene.fill(2)
@@ -294,7 +316,9 @@ async def test_waits_add_up_and_the_longest_is_kept(scene: Scene) -> None:
         (await task).release()
     record = scene.batches.statistics()
     assert record.learner_waits == 3
-    assert record.peak_learner_wait_s < record.learner_waited_s < 3 * record.peak_learner_wait_s + 1e-9
+    assert (
+        record.peak_learner_wait_s < record.learner_waited_s < 3 * record.peak_learner_wait_s + 1e-9
+    )
 
 
 # What the learner fills itself. Of the reader and its slot: `test_inline_sampler`.
@@ -302,7 +326,8 @@ async def test_waits_add_up_and_the_longest_is_kept(scene: Scene) -> None:
 
 @pytest.fixture
 async def helped() -> AsyncIterator[Scene]:
-    """As `scene`, and the learner may fill batches. Rows say 0; the sampler has filled one, which was taken."""
+    """As `scene`, and the learner may fill batches. Rows say 0; the sampler has filled one, which
+    was taken."""
     scene = Scene(selector=Uniform())
     scene.write(8)
     async with scene.batches:
@@ -313,12 +338,21 @@ async def helped() -> AsyncIterator[Scene]:
 
 
 async def test_a_learner_that_finds_no_batch_fills_one(helped: Scene) -> None:
-    """At once, without suspending; it counts as a wait, and as a batch. What is ready comes first."""
+    """At once, without suspending; it counts as a wait, and as a batch. What is ready comes
+    first."""
     for turn in range(1, 4):
         batch = await anext(helped.batches)
-        assert number_of(batch) == 0 and (batch.indices < 8).all() and (batch.probabilities == 1 / 8).all()
+        assert (
+            number_of(batch) == 0
+            and (batch.indices < 8).all()
+            and (batch.probabilities == 1 / 8).all()
+        )
         record = helped.batches.statistics()
-        assert (record.filled_by_learner, record.learner_waits, record.batches_delivered) == (turn, turn, 1 + turn)
+        assert (record.filled_by_learner, record.learner_waits, record.batches_delivered) == (
+            turn,
+            turn,
+            1 + turn,
+        )
         assert (record.lent, record.ready, record.slots) == (1, 0, 6)
     assert 0 < record.peak_learner_wait_s < record.learner_waited_s
     helped.fill(2)
@@ -327,7 +361,8 @@ async def test_a_learner_that_finds_no_batch_fills_one(helped: Scene) -> None:
 
 
 async def test_it_suspends_for_nobody(helped: Scene) -> None:
-    """A batch of its own is got between two turns of the loop; a second one, while it holds that, is waited for."""
+    """A batch of its own is got between two turns of the loop; a second one, while it holds that,
+    is waited for."""
     helped.batches._turns.period_s = 1_000.0
     with pytest.raises(StopIteration) as stopped:
         helped.batches.get().send(None)
@@ -343,14 +378,18 @@ async def test_it_suspends_for_nobody(helped: Scene) -> None:
 
 async def test_it_fills_none_of_its_own_where_the_samplers_are_gone(helped: Scene) -> None:
     """Or it would go on for days at half the speed, and nobody would know."""
-    helped.supervisor.alive, helped.supervisor.failures = 0, [SamplerFailed("sampler 0", 1, 1, 0, "why")]
+    helped.supervisor.alive, helped.supervisor.failures = (
+        0,
+        [SamplerFailed("sampler 0", 1, 1, 0, "why")],
+    )
     with pytest.raises(SamplerFailed, match="why"):
         await helped.batches.get(timeout_s=20)
     assert helped.batches.statistics().filled_by_learner == 0
 
 
 async def test_it_fills_none_of_its_own_where_it_may_not() -> None:
-    """Told so by `inline_sampling`, or while the stream is being closed: then it waits for the samplers."""
+    """Told so by `inline_sampling`, or while the stream is being closed: then it waits for the
+    samplers."""
     scene = Scene(selector=Uniform(), inline_sampling=False)
     scene.write(8)
     async with scene.batches:
@@ -394,7 +433,8 @@ async def test_a_learner_that_waits_fills_one_as_soon_as_it_may(helped: Scene) -
 async def test_a_learner_that_fills_its_batches_lets_its_loop_turn_often(
     helped: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would have slept otherwise: other tasks of its loop get a turn every millisecond, not only every 20."""
+    """It would have slept otherwise: other tasks of its loop get a turn every millisecond, not only
+    every 20."""
     loop = asyncio.get_running_loop()
     helped.batches._turns.period_s = 1_000.0
     with other_task() as turns:
@@ -432,10 +472,14 @@ async def test_its_own_draws_are_no_samplers_draws(helped: Scene) -> None:
     own = await helped.batches.get()
     for index in range(2):
         seeds = np.random.default_rng(np.random.SeedSequence(index))
-        others = Reader(helped.ring, helped.ring.block_locks(), Rows(), Uniform(), seeds, most_at_once=1)
+        others = Reader(
+            helped.ring, helped.ring.block_locks(), Rows(), Uniform(), seeds, most_at_once=1
+        )
         out = BatchArrays.empty(4, others.fields)
         assert others.fill(out)
-        assert (out.indices.tolist() == own.indices.tolist()) is (index == 1), "one sampler, which is number 0"
+        assert (out.indices.tolist() == own.indices.tolist()) is (index == 1), (
+            "one sampler, which is number 0"
+        )
 
 
 async def test_rows_that_it_copied_in_vain_are_counted(helped: Scene) -> None:
@@ -503,7 +547,8 @@ async def test_a_limiter_holds_inline_batches_too() -> None:
 
 
 async def test_taking_cancelled_at_any_tick_takes_no_batch() -> None:
-    """Whether one is ready or not: after a cancellation as many are ready as before, and the next call gets one."""
+    """Whether one is ready or not: after a cancellation as many are ready as before, and the next
+    call gets one."""
     for ready in (0, 1):
         scenes: list[Scene] = []
 
@@ -543,11 +588,16 @@ async def test_taking_cancelled_at_any_tick_takes_no_batch() -> None:
 
 @pytest.mark.parametrize("how", ["next", "get"])
 async def test_no_batch_in_time_is_a_timeout_with_the_reason(how: str) -> None:
-    """The state of the slots and of the samplers is in the message; a later batch can still be taken."""
+    """The state of the slots and of the samplers is in the message; a later batch can still be
+    taken."""
     scene = Scene(timeout_s=0.02)
     scene.write(8)
     async with scene.batches as batches:
-        with pytest.raises(WaitTimeout, match=r"learner waits for a batch: .*fffff.*1 of 1 samplers alive"):
+        with pytest.raises(
+            WaitTimeout,
+            match=r"learner waits for a batch: .*fffff.*1 of 1 "
+            r"samplers alive",
+        ):
             await (anext(batches) if how == "next" else batches.get(0.02))
         scene.fill(1)
         assert number_of(await anext(batches)) == 1
@@ -557,7 +607,8 @@ async def test_no_batch_in_time_is_a_timeout_with_the_reason(how: str) -> None:
 async def test_a_learner_that_waits_for_rows_says_how_many(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Who waits for whom, in numbers: so many of so many rows, actors alive, how old the last row is."""
+    """Who waits for whom, in numbers: so many of so many rows, actors alive, how old the last row
+    is."""
     monkeypatch.setattr(waiter_module, "_LOOK_AGAIN_S", 0.005)
     monkeypatch.setattr(waiter_module, "WARN_AFTER_S", 0.01)
     scene = Scene(min_size=20)
@@ -566,7 +617,10 @@ async def test_a_learner_that_waits_for_rows_says_how_many(
         with caplog.at_level(logging.WARNING, "areplay._processes.waiter"):
             task = asyncio.create_task(batches.get())
             await until(lambda: bool(caplog.records))
-        expected = "learner waits: 8 of 20 rows needed by min_size_to_sample; 2 actors alive, last row 0.2 s ago"
+        expected = (
+            "learner waits: 8 of 20 rows needed by min_size_to_sample; 2 actors alive, "
+            "last row 0.2 s ago"
+        )
         assert expected in caplog.text
         scene.write(12)
         scene.fill(1)
@@ -594,7 +648,8 @@ async def test_the_gate_opens_with_the_row_that_is_needed(min_size: int) -> None
 
 
 async def test_a_full_ring_opens_the_gate_below_the_number() -> None:
-    """With several streams the open blocks keep a full ring below its capacity: it would stay shut for ever."""
+    """With several streams the open blocks keep a full ring below its capacity: it would stay shut
+    for ever."""
     scene = Scene(min_size=32)
     async with scene.batches:
         for _ in range(4):
@@ -616,12 +671,19 @@ async def test_rows_that_are_there_already_open_the_gate_at_once() -> None:
     await scene.close()
 
 
-async def test_a_stream_that_goes_on_after_a_checkpoint_does_not_wait_for_its_first_batch_again() -> None:
-    """Its limiter may let no row in before a batch is taken, and fewer rows may be there than before."""
+async def test_a_resumed_stream_does_not_wait_for_its_first_batch_again() -> None:
+    """Its limiter may let no row in before a batch is taken, and fewer rows may be there than
+    before."""
     for samples, is_open in ((12, True), (0, False)):
         scene = Scene(limiter=SamplesPerInsert(1.0, 20, 8.0))
         scene.write(8)
-        limiter = {"samples_per_insert": 1.0, "min_size_to_sample": 20, "inserts": 28, "samples": samples, "error": 8.0}
+        limiter = {
+            "samples_per_insert": 1.0,
+            "min_size_to_sample": 20,
+            "inserts": 28,
+            "samples": samples,
+            "error": 8.0,
+        }
         scene.batches.resume(StreamState(scene.batches.what, 3, limiter, None))
         async with scene.batches:
             assert scene.slots.is_open == is_open
@@ -664,7 +726,11 @@ async def test_a_standstill_is_told_after_one_more_look() -> None:
                 scene.fill(1)
                 await task
             else:
-                with pytest.raises(Stalled, match=r"8 of 20 rows.*no more rows can come, since nobody lets any in"):
+                with pytest.raises(
+                    Stalled,
+                    match=r"8 of 20 rows.*no more rows can come, since "
+                    r"nobody lets any in",
+                ):
                     await batches.get()
         await scene.close()
 
@@ -722,8 +788,8 @@ async def test_without_any_producer_left_a_learner_is_stalled_and_told_why() -> 
 
 
 async def test_rows_that_come_in_between_two_looks_keep_it_from_giving_up() -> None:
-    """The last rows of actors that are gone, written after the learner has seen that there are too few, and before it
-    asks whether there will be more."""
+    """The last rows of actors that are gone, written after the learner has seen that there are too
+    few, and before it asks whether there will be more."""
     scene = Scene(min_size=20)
     scene.write(8)
 
@@ -764,7 +830,10 @@ async def test_failed_samplers_end_the_wait_with_their_error(scene: Scene) -> No
 async def test_a_failure_while_the_learner_sleeps_wakes_it(scene: Scene) -> None:
     """The supervisor says that something has changed."""
     task = await waiting(scene)
-    scene.supervisor.alive, scene.supervisor.failures = 0, [SamplerFailed("sampler 0", 1, 1, 3, "its traceback")]
+    scene.supervisor.alive, scene.supervisor.failures = (
+        0,
+        [SamplerFailed("sampler 0", 1, 1, 3, "its traceback")],
+    )
     scene.supervisor.on_change()
     with pytest.raises(SamplerFailed):
         await task
@@ -781,7 +850,8 @@ async def test_a_dead_samplers_slot_is_recovered(scene: Scene) -> None:
 
 
 async def test_closing_releases_the_current_batch_and_keeps_those_of_get(scene: Scene) -> None:
-    """The loop's batch is gone; what was taken with get() stays readable, and can be released as ever."""
+    """The loop's batch is gone; what was taken with get() stays readable, and can be released as
+    ever."""
     scene.fill(2)
     kept = await scene.batches.get()
     current = await anext(scene.batches)
@@ -850,7 +920,9 @@ async def test_samplers_that_cannot_start_leave_nothing() -> None:
     await until(lambda: memory_descriptors() <= before)
 
 
-async def test_too_few_descriptors_are_noticed_before_anything_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_too_few_descriptors_are_noticed_before_anything_is_opened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """No slot, no supervisor, no child."""
 
     def refuse(what: str, needed: int) -> None:
@@ -884,7 +956,10 @@ async def test_opening_cancelled_at_any_tick_leaves_nothing() -> None:
     assert await cancel_at_every_tick(build, lambda scene: scene.batches.__aenter__(), check) > 1
     for scene in scenes:
         await scene.close()
-    assert all(supervisor.steps == ["start", "stop"] or supervisor.steps == ["stop"] for supervisor in supervisors)
+    assert all(
+        supervisor.steps == ["start", "stop"] or supervisor.steps == ["stop"]
+        for supervisor in supervisors
+    )
     scenes.clear()
     supervisors.clear()
     del scene
@@ -892,9 +967,16 @@ async def test_opening_cancelled_at_any_tick_leaves_nothing() -> None:
 
 
 async def test_statistics_tell_the_state_of_the_queue(scene: Scene) -> None:
-    """Ready and lent batches, the fill as a part of the capacity and never above 1; zero when it is closed."""
+    """Ready and lent batches, the fill as a part of the capacity and never above 1; zero when it is
+    closed."""
     record = scene.batches.statistics()
-    assert (record.batch_size, record.prefetch, record.ready, record.fill, record.lent) == (4, 3, 0, 0.0, 0)
+    assert (record.batch_size, record.prefetch, record.ready, record.fill, record.lent) == (
+        4,
+        3,
+        0,
+        0.0,
+        0,
+    )
     scene.fill(2)
     batch = await scene.batches.get()
     record = scene.batches.statistics()
@@ -909,8 +991,11 @@ async def test_statistics_tell_the_state_of_the_queue(scene: Scene) -> None:
     assert (record.ready, record.fill, record.lent) == (0, 0.0, 0)
 
 
-async def test_a_half_filled_batch_of_a_dead_sampler_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    """Its slot is free again, the warning says what was lost; one that died between two batches has lost nothing."""
+async def test_a_half_filled_batch_of_a_dead_sampler_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its slot is free again, the warning says what was lost; one that died between two batches has
+    lost nothing."""
     scene = Scene()
     async with scene.batches as batches:
         scene.write(10)
@@ -920,13 +1005,16 @@ async def test_a_half_filled_batch_of_a_dead_sampler_is_told(caplog: pytest.LogC
         (record,) = [batches.statistics()]
         assert (record.filling, record.slots, record.number) == (1, 5, 3)
         await scene.supervisor.after_exit(0)
-        assert caplog.messages == ["sampler 0 left a batch half filled; it is not delivered, its slot is free again"]
+        assert caplog.messages == [
+            "sampler 0 left a batch half filled; it is not delivered, its slot is free again"
+        ]
         assert batches.statistics().filling == 0
     await scene.close()
 
 
 async def test_a_wait_counts_while_it_lasts() -> None:
-    """Whoever looks at a learner that has waited for long, and waits still, sees it in the sum and in the maximum."""
+    """Whoever looks at a learner that has waited for long, and waits still, sees it in the sum and
+    in the maximum."""
     scene = Scene()
     async with scene.batches as batches:
         waiting = asyncio.ensure_future(anext(batches))

@@ -1,6 +1,7 @@
 """Tests of `_storage.block_sizes`, and of blocks that are split as streams become more.
 
-The oracle is what was written: which rows are the newest, and what each of them holds. It knows nothing of blocks.
+The oracle is what was written: which rows are the newest, and what each of them holds. It knows
+nothing of blocks.
 """
 
 from __future__ import annotations
@@ -42,9 +43,17 @@ def on_one_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[...,
     return run
 
 
-@given(st.integers(1, 1 << 34), st.sampled_from([16, 64, 512, 4_096]), st.integers(1, 2_000), st.integers(0, 2_000))
-def test_blocks_are_halved_until_they_are_small_enough(blocks: int, rows: int, streams: int, ended: int) -> None:
-    """No further than that, and no further than the tables reach; up to 1,024 streams get nine rows in ten."""
+@given(
+    st.integers(1, 1 << 34),
+    st.sampled_from([16, 64, 512, 4_096]),
+    st.integers(1, 2_000),
+    st.integers(0, 2_000),
+)
+def test_blocks_are_halved_until_they_are_small_enough(
+    blocks: int, rows: int, streams: int, ended: int
+) -> None:
+    """No further than that, and no further than the tables reach; up to 1,024 streams get nine rows
+    in ten."""
     capacity = blocks * rows
     finest = finest_block_rows(capacity, rows)
     got = fitting_block_rows(capacity, rows, finest, streams, ended)
@@ -57,7 +66,8 @@ def test_blocks_are_halved_until_they_are_small_enough(blocks: int, rows: int, s
 
 
 class Scene:
-    """A ring of 6 blocks of 16 rows, several streams, and each row as it was written: its number in field and mass."""
+    """A ring of 6 blocks of 16 rows, several streams, and each row as it was written: its number in
+    field and mass."""
 
     def __init__(self, finest_rows: int = 2) -> None:
         self.ring, self.registry = Ring(SPEC, 6, 16, finest_rows), WriterRegistry()
@@ -87,7 +97,8 @@ class Scene:
         return names[self.ring.committed(names)].tolist()
 
     def check(self) -> None:
-        """Each row that is there has its value, its mass, and its neighbours in the chain of its stream."""
+        """Each row that is there has its value, its mass, and its neighbours in the chain of its
+        stream."""
         ring = self.ring
         there = np.array(self.there(), np.int64)
         numbers = [self.rows[index][0] for index in there.tolist()]
@@ -111,7 +122,9 @@ class Scene:
             if at + count < len(chain):
                 assert following == chain[at + count] // ring.block_rows
             elif following >= 0:
-                assert following * ring.block_rows == chain[at + count - 1] + 1, "the part that comes next, still empty"
+                assert following * ring.block_rows == chain[at + count - 1] + 1, (
+                    "the part that comes next, still empty"
+                )
 
     def close(self) -> None:
         """Give everything back."""
@@ -123,13 +136,18 @@ class Scene:
 
 @settings(max_examples=120, deadline=None)
 @given(st.data())
-def test_rows_keep_index_place_mass_and_neighbours_when_blocks_are_split(data: st.DataObject) -> None:
-    """Whatever was written before: streams that go on in the middle of a block, at its end, that have ended."""
+def test_rows_keep_index_place_mass_and_neighbours_when_blocks_are_split(
+    data: st.DataObject,
+) -> None:
+    """Whatever was written before: streams that go on in the middle of a block, at its end, that
+    have ended."""
     scene = Scene()
     for _ in range(data.draw(st.integers(1, 3))):
         scene.write(scene.begin(), data.draw(st.integers(0, 40)))
     for _ in range(data.draw(st.integers(1, 12))):
-        step = data.draw(st.sampled_from(["write", "write", "write", "begin", "end", "split", "seal", "leave"]))
+        step = data.draw(
+            st.sampled_from(["write", "write", "write", "begin", "end", "split", "seal", "leave"])
+        )
         writer = data.draw(st.sampled_from(scene.writers))
         if step == "write":
             scene.write(writer, data.draw(st.integers(1, 40)))
@@ -148,9 +166,12 @@ def test_rows_keep_index_place_mass_and_neighbours_when_blocks_are_split(data: s
             before = {index: scene.ring.positions(np.array([index]))[0] for index in scene.there()}
             with scene.registry:
                 scene.registry._split(
-                    scene.ring, max(2, scene.ring.block_rows // data.draw(st.sampled_from([2, 2, 4])))
+                    scene.ring,
+                    max(2, scene.ring.block_rows // data.draw(st.sampled_from([2, 2, 4]))),
                 )
-            assert {index: scene.ring.positions(np.array([index]))[0] for index in scene.there()} == before
+            assert {
+                index: scene.ring.positions(np.array([index]))[0] for index in scene.there()
+            } == before
         scene.check()
     scene.close()
 
@@ -173,7 +194,8 @@ async def test_many_streams_leave_nine_rows_in_ten(streams: int, pace: str) -> N
                 written += count
         assert 0.9 * replay.capacity_rows <= len(replay) <= replay.capacity_rows
         drawn = replay.sample(20_000)["x"]
-        # A block goes when its first row is the oldest: what is in it is younger by as long as it took to be filled.
+        # A block goes when its first row is the oldest: what is in it is younger by as long as it
+        # took to be filled.
         newest = written - replay.capacity_rows - streams * 40 * (2 + ring.block_rows // 40)
         assert np.mean(drawn >= newest) > (0.999 if pace == "lockstep" else 0.97)
         assert len(np.unique(drawn // 1_000)) >= 0.8 * replay.capacity_rows / 1_000
@@ -198,10 +220,16 @@ async def test_streams_that_come_and_go_leave_nine_rows_in_ten() -> None:
 
 async def test_few_streams_have_blocks_of_the_default_size() -> None:
     """As large as they are for one, and as they were given."""
-    async with areplay.Replay(SPEC, 1 << 18) as replay, areplay.Replay(SPEC, 1 << 18, block_rows=512) as given_one:
+    async with (
+        areplay.Replay(SPEC, 1 << 18) as replay,
+        areplay.Replay(SPEC, 1 << 18, block_rows=512) as given_one,
+    ):
         for one, streams in ((replay, 16), (given_one, 600)):
             assert one._ring is not None
-            writers = [StreamWriter(one._ring, one._ring.block_locks(), one._registry) for _ in range(streams)]
+            writers = [
+                StreamWriter(one._ring, one._ring.block_locks(), one._registry)
+                for _ in range(streams)
+            ]
             for writer in writers:
                 writer.write({"x": np.arange(10)}, 0, 10)
                 writer.close()
@@ -235,7 +263,8 @@ ITEMS: list[tuple[Any, Callable[[Any], dict[int, Any]]]] = [
 async def test_items_reach_over_blocks_that_were_split(
     item: Any, valid: Callable[[Any], dict[int, Any]], ahead: int, tmp_path: Path
 ) -> None:
-    """All that can be made of the rows, and no other, whenever blocks were split; also after a save and a load."""
+    """All that can be made of the rows, and no other, whenever blocks were split; also after a save
+    and a load."""
     async with areplay.Replay(PLAIN.spec, 2_000, seed=1) as replay:
         world = World(replay, PLAIN)
         first = world.player("one", [[(23, "terminated"), (40, "truncated"), (5, "terminated")]])
@@ -272,12 +301,16 @@ def check(ring: Ring, item: Any, expected: set[int]) -> None:
 
 
 async def test_a_save_after_a_split_takes_no_block_of_the_save_before(tmp_path: Path) -> None:
-    """The names of blocks are others then, though a small one may have the serial and the length of a large one."""
+    """The names of blocks are others then, though a small one may have the serial and the length of
+    a large one."""
     async with areplay.Replay(SPEC, 4_096, seed=0) as replay:
         await replay.extend({"x": np.arange(36)})  # two blocks of 16, and 4 in the third
         await replay.save(tmp_path)
         assert replay._ring is not None
-        writers = [StreamWriter(replay._ring, replay._ring.block_locks(), replay._registry) for _ in range(100)]
+        writers = [
+            StreamWriter(replay._ring, replay._ring.block_locks(), replay._registry)
+            for _ in range(100)
+        ]
         await replay.add(x=36)
         assert replay.statistics().block_rows == 4
         await replay.save(tmp_path)
@@ -285,7 +318,9 @@ async def test_a_save_after_a_split_takes_no_block_of_the_save_before(tmp_path: 
             writer.close()
     async with await areplay.Replay.load(tmp_path) as replay:
         batch = replay.sample(4_000)
-        assert batch["x"].tolist() == batch.indices.tolist() and set(batch.indices.tolist()) == set(range(37))
+        assert batch["x"].tolist() == batch.indices.tolist() and set(batch.indices.tolist()) == set(
+            range(37)
+        )
 
 
 async def test_priorities_and_indices_of_rows_outlive_a_split() -> None:
@@ -295,18 +330,25 @@ async def test_priorities_and_indices_of_rows_outlive_a_split() -> None:
         selector = areplay.Prioritized(1.0)
         replay.sample(1, selector=selector)
         assert replay._ring is not None
-        writers = [StreamWriter(replay._ring, replay._ring.block_locks(), replay._registry) for _ in range(100)]
+        writers = [
+            StreamWriter(replay._ring, replay._ring.block_locks(), replay._registry)
+            for _ in range(100)
+        ]
         assert replay.statistics().block_rows == 16
         await replay.add(x=1_000, priority=1e-9)
         assert replay.statistics().block_rows == 4
         assert replay.update_priorities(indices[::2], np.full(500, 1e-9)) == (500, 0)
-        assert set(replay.sample(2_000, selector=selector).indices.tolist()) <= set(indices[1::2].tolist())
+        assert set(replay.sample(2_000, selector=selector).indices.tolist()) <= set(
+            indices[1::2].tolist()
+        )
         for writer in writers:
             writer.close()
 
 
 @pytest.mark.parametrize("user", ["Fifo", "samplers", "a writer"])
-async def test_blocks_that_somebody_uses_are_not_split(user: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_blocks_that_somebody_uses_are_not_split(
+    user: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """They are when that has ended; a warning says what is lost meanwhile, and what to do."""
     async with areplay.Replay(SPEC, 4_096, seed=0) as replay:
         assert replay._ring is not None
@@ -334,7 +376,10 @@ async def test_blocks_that_somebody_uses_are_not_split(user: str, caplog: pytest
                 with registry.use(ring):
                     writers = await with_many()
                     assert not registry.hold(ring), "samplers are started a moment later"
-        assert "37 % of the 4096 rows of capacity stay unused; enter the context of actors before that" in caplog.text
+        assert (
+            "37 % of the 4096 rows of capacity stay unused; enter the context of actors before that"
+            in caplog.text
+        )
         await replay.add(x=1)
         assert ring.block_rows == 4
         for writer in writers:

@@ -35,7 +35,9 @@ from areplay._shm.range_locks import BlockLocks
 from areplay._storage.registry import Watcher
 from areplay._storage.stream_writer import StreamWriter
 
-SPEC = areplay.Spec(x=((), "float64"), pair=((2, 3), "uint8"), flag=((), "bool"), z=((2,), "complex64"))
+SPEC = areplay.Spec(
+    x=((), "float64"), pair=((2, 3), "uint8"), flag=((), "bool"), z=((2,), "complex64")
+)
 STEPS = areplay.Spec.steps(obs=((2,), "float32"), action=((), "int64"), extra=((), "float64"))
 
 
@@ -46,7 +48,12 @@ def columns(start: int, stop: int) -> Columns:
     x[number % 7 == 3], x[number % 7 == 4], x[number % 7 == 5] = np.nan, -np.inf, 5e-324
     x.view(np.uint64)[number % 11 == 2] = 0x7FF8_0000_0000_0123  # a NaN with something in it
     pair = (number[:, None, None] + np.arange(6).reshape(2, 3)).astype(np.uint8)
-    return {"x": x, "pair": pair, "flag": number % 3 == 0, "z": (number[:, None] * [1, 1j]).astype(np.complex64)}
+    return {
+        "x": x,
+        "pair": pair,
+        "flag": number % 3 == 0,
+        "z": (number[:, None] * [1, 1j]).astype(np.complex64),
+    }
 
 
 def same(one: Columns, other: Columns, names: Any) -> None:
@@ -62,9 +69,15 @@ def stored(replay: Replay) -> Columns:
     serials, rows = ring.occupied()
     order = np.argsort(serials)
     indices = np.concatenate(
-        [serial * ring.block_rows + np.arange(count) for serial, count in zip(serials[order], rows[order], strict=True)]
+        [
+            serial * ring.block_rows + np.arange(count)
+            for serial, count in zip(serials[order], rows[order], strict=True)
+        ]
     )
-    return {"indices": indices, **{name: column[ring.positions(indices)] for name, column in ring.columns.items()}}
+    return {
+        "indices": indices,
+        **{name: column[ring.positions(indices)] for name, column in ring.columns.items()},
+    }
 
 
 def chains(replay: Replay) -> dict[int, tuple[int, int, int]]:
@@ -91,14 +104,20 @@ async def play(replay: Replay, episodes: int, length: int, first: int = 0) -> No
             obs, after = np.full(2, number, np.float32), np.full(2, number + 1, np.float32)
             is_last = k == length - 1
             await replay.add(
-                obs=obs, action=number, reward=number / 8, extra=-number, terminated=is_last, truncated=False,
+                obs=obs,
+                action=number,
+                reward=number / 8,
+                extra=-number,
+                terminated=is_last,
+                truncated=False,
                 **({"next_obs": after} if is_last else {}),
-            )  # fmt: skip
+            )
             number += 1
 
 
 async def test_rows_come_back_bit_for_bit_and_in_their_places(tmp_path: Path) -> None:
-    """Each row has the index that it had; counters, chains and capacity are those of before; so is the disk."""
+    """Each row has the index that it had; counters, chains and capacity are those of before; so is
+    the disk."""
     async with Replay(SPEC, 1_000, block_rows=32, seed=3) as replay:
         for start in range(0, 2_500, 100):
             await replay.extend(columns(start, start + 100))
@@ -117,7 +136,14 @@ async def test_rows_come_back_bit_for_bit_and_in_their_places(tmp_path: Path) ->
         same(stored(loaded), before, before)
         assert chains(loaded) == chained
         after = loaded.statistics()
-        for name in ("rows", "capacity_rows", "rows_inserted", "blocks", "block_rows", "blocks_started"):
+        for name in (
+            "rows",
+            "capacity_rows",
+            "rows_inserted",
+            "blocks",
+            "block_rows",
+            "blocks_started",
+        ):
             assert getattr(after, name) == getattr(statistics, name), name
         (index,) = await loaded.extend(columns(2_500, 2_501))
         assert index == statistics.blocks_started * 32, "a new stream begins in the next block"
@@ -136,7 +162,17 @@ async def test_an_empty_replay_can_be_saved(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("capacity", "block_rows"),
-    [(None, 16), (None, 64), (None, 33), (2_000, None), (2_000, 32), (300, None), (320, 32), (128, 32), (100, 7)],
+    [
+        (None, 16),
+        (None, 64),
+        (None, 33),
+        (2_000, None),
+        (2_000, 32),
+        (300, None),
+        (320, 32),
+        (128, 32),
+        (100, 7),
+    ],
 )
 async def test_another_capacity_or_block_size_keeps_the_newest_rows(
     capacity: int | None, block_rows: int | None, tmp_path: Path
@@ -150,7 +186,11 @@ async def test_another_capacity_or_block_size_keeps_the_newest_rows(
     async with await Replay.load(tmp_path, capacity=capacity, block_rows=block_rows) as loaded:
         found = stored(loaded)
         kept = len(found["x"])
-        assert min(rows, loaded.capacity_rows - 2 * loaded.statistics().block_rows) <= kept <= loaded.capacity_rows
+        assert (
+            min(rows, loaded.capacity_rows - 2 * loaded.statistics().block_rows)
+            <= kept
+            <= loaded.capacity_rows
+        )
         assert len(loaded) == kept
         same(found, columns(1_500 - kept, 1_500), SPEC)
         assert loaded.capacity_rows >= (960 if capacity is None else capacity)
@@ -160,13 +200,20 @@ async def test_another_capacity_or_block_size_keeps_the_newest_rows(
         same(found, columns(4_000 - len(loaded), 4_000), SPEC)
 
 
-@pytest.mark.parametrize(("capacity", "block_rows"), [(None, None), (None, 48), (500, None), (3_000, 16), (None, 256)])
-async def test_episodes_are_whole_after_a_load(capacity: int | None, block_rows: int | None, tmp_path: Path) -> None:
-    """Three steps make a transition, wherever blocks and episodes end; what is drawn is what was played."""
+@pytest.mark.parametrize(
+    ("capacity", "block_rows"), [(None, None), (None, 48), (500, None), (3_000, 16), (None, 256)]
+)
+async def test_episodes_are_whole_after_a_load(
+    capacity: int | None, block_rows: int | None, tmp_path: Path
+) -> None:
+    """Three steps make a transition, wherever blocks and episodes end; what is drawn is what was
+    played."""
     async with Replay(STEPS, 1_000, block_rows=16) as replay:
         await play(replay, 60, 23)
         await replay.save(tmp_path)
-    async with await Replay.load(tmp_path, capacity=capacity, block_rows=block_rows, spec=STEPS) as loaded:
+    async with await Replay.load(
+        tmp_path, capacity=capacity, block_rows=block_rows, spec=STEPS
+    ) as loaded:
         batch = loaded.sample(2_000, areplay.Transitions(n_step=3, gamma=1.0))
         number = batch["action"]
         n = np.minimum(3, 23 - number % 23)
@@ -184,12 +231,15 @@ async def test_episodes_are_whole_after_a_load(capacity: int | None, block_rows:
 
 
 async def test_an_episode_that_was_open_is_cut(tmp_path: Path) -> None:
-    """Its last step has no next observation, so nothing is made of it; what comes next is another stream."""
+    """Its last step has no next observation, so nothing is made of it; what comes next is another
+    stream."""
     async with Replay(STEPS, 1_000) as replay:
         await play(replay, 1, 10)
         for number in (10, 11, 12):
             obs = np.full(2, number, np.float32)
-            await replay.add(obs=obs, action=number, reward=0.0, extra=0.0, terminated=False, truncated=False)
+            await replay.add(
+                obs=obs, action=number, reward=0.0, extra=0.0, terminated=False, truncated=False
+            )
         await replay.save(tmp_path)
     async with await Replay.load(tmp_path) as loaded:
         await play(loaded, 1, 5, first=100)
@@ -199,7 +249,8 @@ async def test_an_episode_that_was_open_is_cut(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("block_rows", [None, 16, 100])
 async def test_priorities_come_back(block_rows: int | None, tmp_path: Path) -> None:
-    """Masses of each exponent, and the largest one; final observations have none still; sums are right."""
+    """Masses of each exponent, and the largest one; final observations have none still; sums are
+    right."""
     prioritized = areplay.Prioritized(0.6)
     async with Replay(STEPS, 2_000, seed=1) as replay:
         await play(replay, 40, 12)
@@ -220,19 +271,26 @@ async def test_priorities_come_back(block_rows: int | None, tmp_path: Path) -> N
             masses = priorities.masses[loaded._opened().positions(found["indices"])]
             by_row = dict(zip(found["extra"].tolist(), masses.tolist(), strict=True))
             on_disk = columns_of(tmp_path)
-            expected = zip(on_disk["extra"].tolist(), masses_of(tmp_path, exponent).tolist(), strict=True)
+            expected = zip(
+                on_disk["extra"].tolist(), masses_of(tmp_path, exponent).tolist(), strict=True
+            )
             assert by_row == dict(expected)
             assert np.count_nonzero(priorities.masses) == len(steps)
             assert priorities.largest == np.float32(50.0**exponent)
         assert loaded.statistics().priorities_updated == len(steps) + 1
         await play(loaded, 1, 3, first=1_000)
         new = stored(loaded)["indices"][-4:]
-        np.testing.assert_allclose(priorities.masses[loaded._opened().positions(new)], [50.0, 50.0, 50.0, 0.0])
-        loaded.update_priorities(loaded.sample(8, selector=areplay.Prioritized(0.6)).indices, np.ones(8))
+        np.testing.assert_allclose(
+            priorities.masses[loaded._opened().positions(new)], [50.0, 50.0, 50.0, 0.0]
+        )
+        loaded.update_priorities(
+            loaded.sample(8, selector=areplay.Prioritized(0.6)).indices, np.ones(8)
+        )
 
 
 async def test_draws_go_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    """The batches after a load are those that would have come next; with another seed they are others."""
+    """The batches after a load are those that would have come next; with another seed they are
+    others."""
     async with Replay(SPEC, 1_000, seed=5) as replay:
         await replay.extend(columns(0, 500))
         replay.sample(64)
@@ -244,8 +302,11 @@ async def test_draws_go_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
         assert not np.array_equal(loaded.sample(64).indices, expected)
 
 
-async def test_a_second_save_writes_only_what_changed(tmp_path: Path, tmp_path_factory: Any) -> None:
-    """Of 30 blocks, those that are new since; also after a load. Files of blocks that are gone are deleted."""
+async def test_a_second_save_writes_only_what_changed(
+    tmp_path: Path, tmp_path_factory: Any
+) -> None:
+    """Of 30 blocks, those that are new since; also after a load. Files of blocks that are gone are
+    deleted."""
     other = tmp_path_factory.mktemp("other")
     async with Replay(SPEC, 960, block_rows=32) as replay:
         await replay.extend(columns(0, 960))
@@ -272,12 +333,15 @@ async def test_a_second_save_writes_only_what_changed(tmp_path: Path, tmp_path_f
             await twin.save(tmp_path)
             await loaded.extend(columns(1_002, 1_003))
             everything = stored(loaded)
-            assert (await loaded.save(tmp_path)).blocks_written == 30, "what is there is another replay's"
+            assert (await loaded.save(tmp_path)).blocks_written == 30, (
+                "what is there is another replay's"
+            )
     same(columns_of(tmp_path), everything, everything)
 
 
 async def test_blocks_that_were_cut_anew_are_all_written(tmp_path: Path) -> None:
-    """Into the directory that they were loaded from, too: there are others of the same number and size in it."""
+    """Into the directory that they were loaded from, too: there are others of the same number and
+    size in it."""
     async with Replay(SPEC, 960, block_rows=32) as replay:
         for start in range(0, 1_500, 500):
             await replay.extend(columns(start, start + 500))
@@ -291,7 +355,8 @@ async def test_blocks_that_were_cut_anew_are_all_written(tmp_path: Path) -> None
 
 
 async def test_streams_with_a_gap_are_two(tmp_path: Path) -> None:
-    """A block between that was not saved in time: what follows it is not a part of what was before."""
+    """A block between that was not saved in time: what follows it is not a part of what was
+    before."""
     async with Replay(SPEC, 960, block_rows=32) as replay:
         await replay.extend(columns(0, 960))
         await replay.save(tmp_path)
@@ -302,7 +367,11 @@ async def test_streams_with_a_gap_are_two(tmp_path: Path) -> None:
         first = np.flatnonzero(blocks.previous == -1)
         assert len(first) == len(np.unique(blocks.streams)) == 2
         assert np.count_nonzero(blocks.following == -1) == 2
-        assert len(np.unique(blocks.streams[: first[1]])) == len(np.unique(blocks.streams[first[1] :])) == 1
+        assert (
+            len(np.unique(blocks.streams[: first[1]]))
+            == len(np.unique(blocks.streams[first[1] :]))
+            == 1
+        )
 
 
 async def test_seeds_go_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
@@ -328,7 +397,8 @@ async def test_a_block_file_that_was_deleted_is_written_again(tmp_path: Path) ->
 
 
 async def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
-    """Leftovers of a killed save are deleted, nothing else is; a manifest of something else is not replaced."""
+    """Leftovers of a killed save are deleted, nothing else is; a manifest of something else is not
+    replaced."""
     for name in ("block-3-32-1.npys", "masses-0-1.npy", "manifest.json.new"):
         (tmp_path / name).write_bytes(b"half")
     (tmp_path / "notes.txt").write_text("mine")
@@ -340,13 +410,18 @@ async def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
         other = tmp_path / "other"
         other.mkdir()
         (other / "manifest.json").write_text("{}")
-        with pytest.raises(areplay.CheckpointFailed, match=r"manifest\.json that is none of a checkpoint"):
+        with pytest.raises(
+            areplay.CheckpointFailed,
+            match=r"manifest\.json that is none of a "
+            r"checkpoint",
+        ):
             await replay.save(other)
         assert [file.name for file in other.iterdir()] == ["manifest.json"]
 
 
 async def test_rows_that_come_meanwhile_are_left_out(tmp_path: Path) -> None:
-    """The checkpoint has the rows of the moment at which save was awaited: the same number of each stream."""
+    """The checkpoint has the rows of the moment at which save was awaited: the same number of each
+    stream."""
     async with Replay(SPEC, 10_000, block_rows=64) as replay:
         await replay.extend(columns(0, 1_000))
         coming: list[int] = []
@@ -367,12 +442,15 @@ async def test_rows_that_come_meanwhile_are_left_out(tmp_path: Path) -> None:
         assert 1_000 <= len(found["x"]) < 3_000
 
 
-async def save_slowly(replay: Replay, path: Path, meanwhile: Callable[[], Any]) -> areplay.SaveResult:
+async def save_slowly(
+    replay: Replay, path: Path, meanwhile: Callable[[], Any]
+) -> areplay.SaveResult:
     """Save block by block; between the first and the second one, await what `meanwhile` returns."""
     loop = asyncio.get_running_loop()
     is_first = True
 
-    def on_progress(done_bytes: int, size_bytes: int) -> None:  # in the thread of the save, which waits here
+    # in the thread of the save, which waits here
+    def on_progress(done_bytes: int, size_bytes: int) -> None:
         nonlocal is_first
         if is_first:
             is_first = False
@@ -384,8 +462,11 @@ async def save_slowly(replay: Replay, path: Path, meanwhile: Callable[[], Any]) 
 
 
 @pytest.mark.parametrize("more", [320, 2_000], ids=["half a lap", "three laps"])
-async def test_of_what_is_recycled_meanwhile_what_took_its_place_is_saved(more: int, tmp_path: Path) -> None:
-    """A checkpoint is as full as the ring: one block a place, each whole, and of each row the priority that is its."""
+async def test_of_what_is_recycled_meanwhile_what_took_its_place_is_saved(
+    more: int, tmp_path: Path
+) -> None:
+    """A checkpoint is as full as the ring: one block a place, each whole, and of each row the
+    priority that is its."""
     async with Replay(SPEC, 640, block_rows=32) as replay:
         numbers = np.arange(640 + more)
         await replay.extend(columns(0, 640))
@@ -394,7 +475,9 @@ async def test_of_what_is_recycled_meanwhile_what_took_its_place_is_saved(more: 
 
         async def write() -> None:
             for start in range(640, 640 + more, 40):
-                await replay.extend(columns(start, start + 40), priorities=numbers[start : start + 40] + 1)
+                await replay.extend(
+                    columns(start, start + 40), priorities=numbers[start : start + 40] + 1
+                )
 
         saved = await save_slowly(replay, tmp_path, write)
         found = columns_of(tmp_path)
@@ -404,20 +487,28 @@ async def test_of_what_is_recycled_meanwhile_what_took_its_place_is_saved(more: 
         assert (np.diff(indices) > 0).all()
         assert indices[0] == 0 and indices[-1] >= 640, "what was copied already, and newer rows"
         assert len(np.unique(indices % 640)) == len(indices)
-        same(found, {name: column[indices] for name, column in columns(0, 640 + more).items()}, SPEC)
+        same(
+            found, {name: column[indices] for name, column in columns(0, 640 + more).items()}, SPEC
+        )
         np.testing.assert_array_equal(masses_of(tmp_path, 1.0), (indices + 1).astype(np.float32))
         check_files(tmp_path)
     for options in ({}, {"block_rows": 16}, {"capacity": 320}):
         async with await Replay.load(tmp_path, **options) as loaded:
             assert len(loaded) == min(saved.rows, loaded.capacity_rows)
-            assert sorted(stored(loaded)["z"][:, 0].real.astype(int)) == indices.tolist()[-len(loaded) :]
+            assert (
+                sorted(stored(loaded)["z"][:, 0].real.astype(int))
+                == indices.tolist()[-len(loaded) :]
+            )
             loaded._priorities[1.0].check()
             newest = max(chains(loaded))
-            assert min(await loaded.extend(columns(0, 10))) > newest * loaded.statistics().block_rows
+            assert (
+                min(await loaded.extend(columns(0, 10))) > newest * loaded.statistics().block_rows
+            )
 
 
 async def test_no_item_spans_what_was_not_saved(tmp_path: Path) -> None:
-    """Where blocks of one stream are of different laps, each item is of steps that do follow each other."""
+    """Where blocks of one stream are of different laps, each item is of steps that do follow each
+    other."""
     async with Replay(STEPS, 640, block_rows=32) as replay:
         await play(replay, 20, 31)
         await save_slowly(replay, tmp_path, lambda: play(replay, 11, 31, first=10_000))
@@ -430,13 +521,17 @@ async def test_no_item_spans_what_was_not_saved(tmp_path: Path) -> None:
             base = np.where(first >= 10_000, 10_000, 0)
             end = np.minimum((first - base) // 31 * 31 + 31, first - base + 3) + base
             np.testing.assert_array_equal(after, end)
-            expected = [sum(k / 8 for k in range(a, b)) for a, b in zip(first.tolist(), end.tolist(), strict=True)]
+            expected = [
+                sum(k / 8 for k in range(a, b))
+                for a, b in zip(first.tolist(), end.tolist(), strict=True)
+            ]
             np.testing.assert_allclose(batch["reward"], expected)
             assert (first >= 10_000).any() and (first < 10_000).any()
 
 
 async def test_a_fifo_delivers_what_took_the_place_of_what_it_had_delivered(tmp_path: Path) -> None:
-    """Each row of the checkpoint that was not delivered by the moment of the save comes once, and no other."""
+    """Each row of the checkpoint that was not delivered by the moment of the save comes once, and
+    no other."""
     fifo = {"batch_size": 20, "selector": areplay.Fifo(), "prefetch": 1}
     async with Replay(SPEC, 640, block_rows=32) as replay:
         await replay.extend(columns(0, 640))
@@ -461,7 +556,8 @@ async def test_a_fifo_delivers_what_took_the_place_of_what_it_had_delivered(tmp_
 async def test_a_block_that_is_recycled_while_it_is_copied_is_not_torn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seen in its place before the copy, it is looked at again after it: what was copied may be another's rows."""
+    """Seen in its place before the copy, it is looked at again after it: what was copied may be
+    another's rows."""
     async with Replay(SPEC, 640, block_rows=32) as replay:
         await replay.extend(columns(0, 640))
         loop, looks, look = asyncio.get_running_loop(), 0, snapshot.Snapshot.still_there
@@ -485,7 +581,8 @@ async def test_a_block_that_is_recycled_while_it_is_copied_is_not_torn(
 async def test_rows_have_their_own_masses_though_the_ring_goes_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the moment of the save and the look at the masses: also those whose file is there already."""
+    """Between the moment of the save and the look at the masses: also those whose file is there
+    already."""
     async with Replay(SPEC, 640, block_rows=32) as replay:
         await replay.extend(columns(0, 640))
         replay.sample(4, selector=areplay.Prioritized(1.0))
@@ -512,7 +609,11 @@ async def test_masses_of_a_chunk_that_has_none_yet_are_waited_for(
     async with Replay(SPEC, 640, block_rows=32) as replay:
         await replay.extend(columns(0, 100))
         replay.sample(4, selector=areplay.Prioritized(1.0))
-        is_published, goes_on, has_writer = threading.Event(), threading.Event(), BlockLocks.has_writer
+        is_published, goes_on, has_writer = (
+            threading.Event(),
+            threading.Event(),
+            BlockLocks.has_writer,
+        )
 
         class Held(Watcher):
             """Stops the writer before the priorities hear of its rows."""
@@ -544,14 +645,39 @@ async def test_masses_of_a_chunk_that_has_none_yet_are_waited_for(
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (areplay.Spec(x=((), "float32"), pair=((2, 3), "uint8"), flag=((), "bool"), z=((2,), "complex64")), {"x"}),
-        (areplay.Spec(x=((), "float64"), pair=((3, 2), "uint8"), z=((2,), "complex64")), {"pair", "flag"}),
+        (
+            areplay.Spec(
+                x=((), "float32"), pair=((2, 3), "uint8"), flag=((), "bool"), z=((2,), "complex64")
+            ),
+            {"x"},
+        ),
+        (
+            areplay.Spec(x=((), "float64"), pair=((3, 2), "uint8"), z=((2,), "complex64")),
+            {"pair", "flag"},
+        ),
         (areplay.Spec(**SPEC, more=((), "int8")), {"more"}),
         (areplay.Spec(**dict(list(SPEC.items())[::-1])), {"order of the fields"}),
-        (STEPS, {"rows", "x", "pair", "flag", "z", "obs", "action", "reward", "extra", "terminated", "truncated"}),
+        (
+            STEPS,
+            {
+                "rows",
+                "x",
+                "pair",
+                "flag",
+                "z",
+                "obs",
+                "action",
+                "reward",
+                "extra",
+                "terminated",
+                "truncated",
+            },
+        ),
     ],
 )
-async def test_another_spec_is_refused_field_by_field(given: areplay.Spec, said: set[str], tmp_path: Path) -> None:
+async def test_another_spec_is_refused_field_by_field(
+    given: areplay.Spec, said: set[str], tmp_path: Path
+) -> None:
     """The error names each field that differs, with both; the right spec is taken."""
     before = open_descriptors()
     async with Replay(SPEC, 100) as replay:
@@ -616,7 +742,8 @@ def without(key: str) -> Callable[[bytes], bytes]:
 async def test_damage_is_found_and_named(
     kind: str, damage: Callable[[bytes], bytes] | None, said: str, tmp_path: Path
 ) -> None:
-    """Whatever file it is: the error names it and what is wrong; nothing is left allocated, nothing half loaded."""
+    """Whatever file it is: the error names it and what is wrong; nothing is left allocated, nothing
+    half loaded."""
     before, memory_before = open_descriptors(), memory_descriptors()
     await saved_steps(tmp_path)
     file = files_of(tmp_path, kind)[-1]
@@ -625,7 +752,9 @@ async def test_damage_is_found_and_named(
     else:
         file.write_bytes(damage(file.read_bytes()))
     is_gone = kind == "manifest" and damage is None
-    with pytest.raises(areplay.CheckpointMissing if is_gone else areplay.CheckpointDamaged, match=said) as caught:
+    with pytest.raises(
+        areplay.CheckpointMissing if is_gone else areplay.CheckpointDamaged, match=said
+    ) as caught:
         await Replay.load(tmp_path)
     if isinstance(caught.value, areplay.CheckpointDamaged):
         assert caught.value.file == file.name
@@ -644,7 +773,9 @@ async def test_every_bit_of_a_manifest_counts(tmp_path: Path) -> None:
             Checkpoint(str(tmp_path))
 
 
-@pytest.mark.parametrize("key", ["spec", "blocks", "counters", "capacity_rows", "streams", "masses", "counts"])
+@pytest.mark.parametrize(
+    "key", ["spec", "blocks", "counters", "capacity_rows", "streams", "masses", "counts"]
+)
 async def test_a_manifest_that_lacks_something_is_damaged(key: str, tmp_path: Path) -> None:
     """As written by another program, say."""
     await saved_steps(tmp_path)
@@ -723,8 +854,8 @@ async def test_there_is_no_checkpoint(tmp_path: Path) -> None:
 async def test_a_disk_that_fails_leaves_the_checkpoint_before(
     call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever call it is, at whichever time: the error says so, the checkpoint before is whole, nothing is left over.
-    A disk that has room again takes the next save."""
+    """Whichever call it is, at whichever time: the error says so, the checkpoint before is whole,
+    nothing is left over. A disk that has room again takes the next save."""
     async with Replay(SPEC, 320, block_rows=32) as replay:
         await replay.extend(columns(0, 200))
         await replay.save(tmp_path)
@@ -752,7 +883,8 @@ async def test_a_disk_that_fails_leaves_the_checkpoint_before(
             if not failing:
                 break
             if call == "fsync" and manifest_of(tmp_path)["counters"]["rows_inserted"] == 300:
-                # It was renamed already, and what it names stays; only the directory could not be synced.
+                # It was renamed already, and what it names stays; only the directory could not be
+                # synced.
                 same(columns_of(tmp_path), columns(0, 300), SPEC)
                 break
             check_files(tmp_path)
@@ -764,22 +896,28 @@ async def test_a_disk_that_fails_leaves_the_checkpoint_before(
 
 
 class Disk:
-    """What may be left of a directory if the machine goes down: what was synced, and by chance more than that.
+    """What may be left of a directory if the machine goes down: what was synced, and by chance more
+    than that.
 
-    Stands in for `os`. The content of a file is sure from its fsync on, its name from that of the directory. Of what
-    happened to names since, all, nothing or any one step may be there, since a file system may keep them in any order.
+    Stands in for `os`. The content of a file is sure from its fsync on, its name from that of the
+    directory. Of what happened to names since, all, nothing or any one step may be there, since a
+    file system may keep them in any order.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._names = {file.name: file.stat().st_ino for file in path.iterdir()}
         self._contents = {file.stat().st_ino: file.read_bytes() for file in path.iterdir()}
-        self._steps: list[dict[str, int | None]] = []  # names since the directory was synced; None: is gone
+        # names since the directory was synced; None: is gone
+        self._steps: list[dict[str, int | None]] = []
         self.states: list[dict[str, bytes]] = [self._after([])]
 
     def patched(self) -> SimpleNamespace:
         """`os`, which tells us."""
-        ours = {name: getattr(self, f"_{name}") for name in ("open", "write", "fsync", "rename", "unlink")}
+        ours = {
+            name: getattr(self, f"_{name}")
+            for name in ("open", "write", "fsync", "rename", "unlink")
+        }
         return SimpleNamespace(**{**vars(os), **ours})
 
     def _open(self, path: Any, flags: int, *mode: int) -> int:
@@ -824,14 +962,18 @@ class Disk:
         names: dict[str, int | None] = dict(self._names)
         for step in steps:
             names |= step
-        return {name: self._contents.get(inode, b"") for name, inode in names.items() if inode is not None}
+        return {
+            name: self._contents.get(inode, b"")
+            for name, inode in names.items()
+            if inode is not None
+        }
 
 
 async def test_a_machine_that_goes_down_leaves_a_whole_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At any moment of a save, with what was synced by then and by chance more: the checkpoint before, or the new one;
-    once the save has returned, the new one."""
+    """At any moment of a save, with what was synced by then and by chance more: the checkpoint
+    before, or the new one; once the save has returned, the new one."""
     path, after = tmp_path / "here", tmp_path / "after"
     after.mkdir()
     async with Replay(SPEC, 320, block_rows=32) as replay:
@@ -862,8 +1004,11 @@ async def test_a_machine_that_goes_down_leaves_a_whole_checkpoint(
     assert len(rows) > 20
 
 
-async def test_a_directory_that_is_made_is_entered_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With all those above it that were missing: else a crash could take the first checkpoint away as a whole."""
+async def test_a_directory_that_is_made_is_entered_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all those above it that were missing: else a crash could take the first checkpoint away
+    as a whole."""
     synced = []
 
     def fsync(descriptor: int) -> None:
@@ -872,11 +1017,16 @@ async def test_a_directory_that_is_made_is_entered_for_good(tmp_path: Path, monk
     monkeypatch.setattr(snapshot, "os", SimpleNamespace(**{**vars(os), "fsync": fsync}))
     async with Replay(SPEC, 100) as replay:
         await replay.save(tmp_path / "a" / "b" / "c")
-    assert {tmp_path, tmp_path / "a", tmp_path / "a" / "b", tmp_path / "a" / "b" / "c"} <= set(synced)
+    assert {tmp_path, tmp_path / "a", tmp_path / "a" / "b", tmp_path / "a" / "b" / "c"} <= set(
+        synced
+    )
 
 
-async def test_a_save_stays_in_its_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether a link to it comes to mean another one meanwhile, or the working directory changes."""
+async def test_a_save_stays_in_its_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a link to it comes to mean another one meanwhile, or the working directory
+    changes."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     link = tmp_path / "link"
@@ -902,7 +1052,9 @@ async def test_a_save_stays_in_its_directory(tmp_path: Path, monkeypatch: pytest
         check_files(tmp_path / "one" / "there")
 
 
-async def test_a_save_that_is_cancelled_at_its_end_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_save_that_is_cancelled_at_its_end_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The new checkpoint is there already: the next save builds on it."""
     async with Replay(SPEC, 960, block_rows=32) as replay:
         await replay.extend(columns(0, 960))
@@ -933,9 +1085,18 @@ async def test_a_file_in_the_way_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda manifest: manifest.update(capacity_rows=-5), "capacity_rows: expected a whole number .* got -5"),
-        (lambda manifest: manifest.update(block_rows=0), "block_rows: expected a whole number .* got 0"),
-        (lambda manifest: manifest["blocks"].update(bytes=10**15), "instead of 1,000,000,000,000,000"),
+        (
+            lambda manifest: manifest.update(capacity_rows=-5),
+            "capacity_rows: expected a whole number .* got -5",
+        ),
+        (
+            lambda manifest: manifest.update(block_rows=0),
+            "block_rows: expected a whole number .* got 0",
+        ),
+        (
+            lambda manifest: manifest["blocks"].update(bytes=10**15),
+            "instead of 1,000,000,000,000,000",
+        ),
         (lambda manifest: manifest["counters"].update(next_serial=1), "no ring can have had"),
         (lambda manifest: manifest.update(block_rows=16), "no ring can have had"),
         (lambda manifest: manifest.update(capacity_rows=64), "no ring can have had"),
@@ -969,7 +1130,9 @@ async def test_a_pipe_in_place_of_a_file_is_damage(tmp_path: Path) -> None:
             await Replay.load(tmp_path)
 
 
-async def test_a_lack_of_descriptors_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lack_of_descriptors_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It passes: what is on disk is not to blame."""
     async with Replay(SPEC, 640, block_rows=32) as replay:
         await replay.extend(columns(0, 640))
@@ -1042,7 +1205,9 @@ async def test_a_cancelled_save_leaves_the_checkpoint_before(tmp_path: Path) -> 
         await replay.extend(columns(100, 900))
         seen: list[tuple[int, int]] = []
         saving = asyncio.create_task(
-            replay.save(tmp_path, max_bytes_per_s=1_000, on_progress=lambda *bytes_: seen.append(bytes_))
+            replay.save(
+                tmp_path, max_bytes_per_s=1_000, on_progress=lambda *bytes_: seen.append(bytes_)
+            )
         )
         await until(lambda: bool(seen))
         saving.cancel()
@@ -1090,7 +1255,9 @@ async def test_closing_the_replay_waits_for_the_thread_of_a_save(tmp_path: Path)
             await saving
 
 
-async def test_a_cancelled_load_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_cancelled_load_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At whichever block it is, it stops there."""
     before = memory_descriptors()
     async with Replay(SPEC, 960, block_rows=32) as replay:
@@ -1132,7 +1299,9 @@ async def test_progress_is_told(tmp_path: Path) -> None:
         assert [done for done, _ in seen] == [k * 32 * SPEC.row_bytes for k in range(1, 31)]
         assert {size for _, size in seen} == {960 * SPEC.row_bytes}
     seen.clear()
-    async with await Replay.load(tmp_path, on_progress=lambda done, size: seen.append((done, size))):
+    async with await Replay.load(
+        tmp_path, on_progress=lambda done, size: seen.append((done, size))
+    ):
         assert len(seen) == 30
         assert seen[-1][0] == seen[-1][1]
         assert seen == sorted(seen)
@@ -1192,8 +1361,11 @@ async def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_anew(tmp_p
             same(stored(loaded), columns(640, 1_280), SPEC)
 
 
-async def test_checkpoints_every_so_often_and_at_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """One save after the other, a failed one is logged and tried again, and one more is made when leaving."""
+async def test_checkpoints_every_so_often_and_at_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One save after the other, a failed one is logged and tried again, and one more is made when
+    leaving."""
     async with Replay(SPEC, 960, block_rows=32) as replay:
         await replay.extend(columns(0, 100))
         async with replay.checkpoints(tmp_path / "here", every_s=0.02) as checkpoints:
@@ -1205,17 +1377,24 @@ async def test_checkpoints_every_so_often_and_at_the_end(tmp_path: Path, caplog:
             whole = manifest.read_bytes()
             await until(lambda: manifest.read_bytes() != whole)
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("areplay._checkpoint.writer.os.write", lambda *_: exec("raise OSError(28, 'full')"))
+                patch.setattr(
+                    "areplay._checkpoint.writer.os.write",
+                    lambda *_: exec("raise OSError(28, 'full')"),
+                )
                 await until(lambda: checkpoints.failure is not None)
             assert isinstance(checkpoints.failure, areplay.CheckpointFailed)
             assert logging.ERROR in [
-                record.levelno for record in caplog.records if record.name == "areplay._checkpoint.service"
+                record.levelno
+                for record in caplog.records
+                if record.name == "areplay._checkpoint.service"
             ]
             await until(lambda: checkpoints.failure is None)
             await replay.extend(columns(200, 300))
         check_files(tmp_path / "here")
         same(columns_of(tmp_path / "here"), columns(0, 300), SPEC)
-        assert not [task for task in asyncio.all_tasks() if task.get_name() == "areplay checkpoints"]
+        assert not [
+            task for task in asyncio.all_tasks() if task.get_name() == "areplay checkpoints"
+        ]
         with pytest.raises(areplay.Closed):
             await checkpoints.__aenter__()
         async with replay.checkpoints(tmp_path / "there", every_s=1_000):
@@ -1225,7 +1404,9 @@ async def test_checkpoints_every_so_often_and_at_the_end(tmp_path: Path, caplog:
             replay.checkpoints(tmp_path, every_s=0)
 
 
-async def test_checkpoints_go_on_whatever_failed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_checkpoints_go_on_whatever_failed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """A lack of memory, or what on_progress raises, costs that one save."""
     calls: list[int] = []
 
@@ -1250,18 +1431,30 @@ async def test_checkpoints_go_on_whatever_failed(tmp_path: Path, caplog: pytest.
             os.close(directory)
 
 
-async def test_checkpoints_of_a_closed_replay_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_checkpoints_of_a_closed_replay_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """It is said once."""
-    async with Replay(SPEC, 960, block_rows=32) as replay, replay.checkpoints(tmp_path, every_s=0.02) as checkpoints:
+    async with (
+        Replay(SPEC, 960, block_rows=32) as replay,
+        replay.checkpoints(tmp_path, every_s=0.02) as checkpoints,
+    ):
         await replay.close()
-        await until(lambda: checkpoints._schedule._task is not None and checkpoints._schedule._task.done())
+        await until(
+            lambda: checkpoints._schedule._task is not None and checkpoints._schedule._task.done()
+        )
         assert isinstance(checkpoints.failure, areplay.Closed)
-    said = [record.message for record in caplog.records if record.name == "areplay._checkpoint.service"]
-    assert len(said) == 1 and said[0].endswith("; the checkpoint before is kept, there will be no more of them")
+    said = [
+        record.message for record in caplog.records if record.name == "areplay._checkpoint.service"
+    ]
+    assert len(said) == 1 and said[0].endswith(
+        "; the checkpoint before is kept, there will be no more of them"
+    )
 
 
 async def test_leaving_checkpoints_can_be_cancelled(tmp_path: Path) -> None:
-    """While the last one is being made: it is stopped, the one before is whole, and no task is left."""
+    """While the last one is being made: it is stopped, the one before is whole, and no task is
+    left."""
     is_last, may_go_on = threading.Event(), threading.Event()
 
     def on_progress(done: int, size: int) -> None:
@@ -1284,7 +1477,9 @@ async def test_leaving_checkpoints_can_be_cancelled(tmp_path: Path) -> None:
         with pytest.raises(asyncio.CancelledError):
             await learning
         assert may_go_on.is_set()
-        assert not [task for task in asyncio.all_tasks() if task.get_name() == "areplay checkpoints"]
+        assert not [
+            task for task in asyncio.all_tasks() if task.get_name() == "areplay checkpoints"
+        ]
         check_files(tmp_path)
         same(columns_of(tmp_path), columns(0, 100), SPEC)
 
@@ -1293,7 +1488,10 @@ async def test_the_last_checkpoint_is_made_as_fast_as_it_goes(tmp_path: Path) ->
     """Not at a pace that would hold the end of a program up."""
     async with Replay(SPEC, 960, block_rows=32) as replay:
         await replay.extend(columns(0, 900))
-        async with asyncio.timeout(60), replay.checkpoints(tmp_path, every_s=1_000, max_bytes_per_s=1) as checkpoints:
+        async with (
+            asyncio.timeout(60),
+            replay.checkpoints(tmp_path, every_s=1_000, max_bytes_per_s=1) as checkpoints,
+        ):
             pass
         assert checkpoints.last is not None and checkpoints.last.rows == 900
 
@@ -1333,18 +1531,23 @@ async def test_what_a_checkpoint_says_of_itself(tmp_path: Path) -> None:
     assert [field[0] for field in manifest["spec"]["fields"]] == list(STEPS)
     assert manifest["columns"] == list(STEPS.rows)
     content = {key: value for key, value in manifest.items() if key != "crc32"}
-    assert manifest["crc32"] == zlib.crc32(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
+    assert manifest["crc32"] == zlib.crc32(
+        json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    )
 
 
 async def test_blocks_are_copied_before_the_ring_goes_round(tmp_path: Path) -> None:
-    """A few at once, however slowly they are written: of a small ring all rows of the moment are saved."""
+    """A few at once, however slowly they are written: of a small ring all rows of the moment are
+    saved."""
     async with Replay(SPEC, 640, block_rows=32) as replay:
         await replay.extend(columns(0, 640))
         began = asyncio.Event()
         loop = asyncio.get_running_loop()
         saving = asyncio.create_task(
             replay.save(
-                tmp_path, max_bytes_per_s=200_000, on_progress=lambda *_: loop.call_soon_threadsafe(began.set) and None
+                tmp_path,
+                max_bytes_per_s=200_000,
+                on_progress=lambda *_: loop.call_soon_threadsafe(began.set) and None,
             )
         )
         await began.wait()

@@ -1,8 +1,9 @@
 """The tables of docs/coming-from.md: what stands in areplay's column can be called so.
 
-Each piece of code there is read as Python. `replay`, `actor`, `batch` and `batches` are what areplay gives under these
-names, names with a capital are areplay's own; calls have to fit the signature, options on their own (`prefetch=16`)
-some signature, and fields (`batch["obs"]`) are those of real batches. What a reader brings along stands for itself.
+Each piece of code there is read as Python. `replay`, `actor`, `batch` and `batches` are what
+areplay gives under these names, names with a capital are areplay's own; calls have to fit the
+signature, options on their own (`prefetch=16`) some signature, and fields (`batch["obs"]`) are
+those of real batches. What a reader brings along stands for itself.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ OBJECTS = {
     "batch": areplay.Batch,
     "batches": areplay.Batches,
 }
-FIELDS = {"obs", "action", "reward", "terminated", "truncated"}, {"next_obs", "discount"}  # stored, and made of them
+# stored, and made of them
+FIELDS = {"obs", "action", "reward", "terminated", "truncated"}, {"next_obs", "discount"}
 BROUGHT = {"columns", "device", "env", "error", "error_buffer", "explore", "function", "gamma", "item", "max_size"} | {
     "n", "next_value", "p", "path", "size", "spec", "step", "td",
 }  # fmt: skip
@@ -37,7 +39,9 @@ OPTIONS = {name for call in CALLS for name in inspect.signature(call).parameters
 def pieces() -> list[str]:
     """The code in areplay's column, in order."""
     rows = re.findall(r"^\| (.*) \| (.*) \|$", PAGE.read_text(), re.MULTILINE)
-    return [code for _, cell in rows if cell != "areplay" for code in re.findall(r"`([^`]+)`", cell)]
+    return [
+        code for _, cell in rows if cell != "areplay" for code in re.findall(r"`([^`]+)`", cell)
+    ]
 
 
 def read(code: str) -> ast.AST:
@@ -58,7 +62,8 @@ def check(code: str) -> None:
 
 
 def meaning(node: ast.AST) -> Any:
-    """What an expression is: an object of areplay, or unknown. All that it is made of is checked."""
+    """What an expression is: an object of areplay, or unknown. All that it is made of is
+    checked."""
     if isinstance(node, ast.Call):
         return meaning_of_call(node)
     if isinstance(node, ast.Attribute):
@@ -67,8 +72,14 @@ def meaning(node: ast.AST) -> Any:
             return UNKNOWN
         assert hasattr(of, node.attr), f"{of} has no {node.attr}"
         return getattr(of, node.attr)
-    if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == "batch":
-        assert isinstance(node.slice, ast.Constant) and node.slice.value in set.union(*FIELDS), ast.unparse(node)
+    if (
+        isinstance(node, ast.Subscript)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "batch"
+    ):
+        assert isinstance(node.slice, ast.Constant) and node.slice.value in set.union(*FIELDS), (
+            ast.unparse(node)
+        )
         return UNKNOWN
     if isinstance(node, ast.Name):
         if node.id in OBJECTS:
@@ -76,7 +87,9 @@ def meaning(node: ast.AST) -> Any:
         if node.id[0].isupper():
             assert hasattr(areplay, node.id), f"areplay has no {node.id}"
             return getattr(areplay, node.id)
-        assert node.id in set.union(BROUGHT, OPTIONS, *FIELDS) or isinstance(node.ctx, ast.Store), f"what is {node.id}?"
+        assert node.id in set.union(BROUGHT, OPTIONS, *FIELDS) or isinstance(node.ctx, ast.Store), (
+            f"what is {node.id}?"
+        )
         return UNKNOWN
     for child in ast.iter_child_nodes(node):
         meaning(child)
@@ -127,7 +140,9 @@ def test_what_stands_in_areplays_column_can_be_called_so(code: str) -> None:
 def test_all_four_tables_are_read() -> None:
     """Each row has code of areplay, but for those that say "nothing", or put it in words."""
     text = PAGE.read_text()
-    tables = re.findall(r"^\| (?:cpprb|torchrl|Reverb|Stable-Baselines3) \| areplay \|$", text, re.MULTILINE)
+    tables = re.findall(
+        r"^\| (?:cpprb|torchrl|Reverb|Stable-Baselines3) \| areplay \|$", text, re.MULTILINE
+    )
     assert len(tables) == 4
     assert len(pieces()) > 60
 
@@ -137,10 +152,21 @@ async def test_fields_are_those_of_a_real_batch() -> None:
     spec = areplay.Spec.steps(obs=((4,), "float32"), action=((), "int64"))
     assert set(spec) == FIELDS[0]
     async with areplay.Replay(spec, 1_000) as replay:
-        step = {"obs": [0.0] * 4, "action": 1, "reward": 1.0, "terminated": False, "truncated": False}
+        step = {
+            "obs": [0.0] * 4,
+            "action": 1,
+            "reward": 1.0,
+            "terminated": False,
+            "truncated": False,
+        }
         for _ in range(3):
             await replay.add(**step, next_obs=[0.0] * 4)
-        assert set(replay.sample(2, areplay.Transitions())) >= {"obs", "action", "reward", *FIELDS[1]}
+        assert set(replay.sample(2, areplay.Transitions())) >= {
+            "obs",
+            "action",
+            "reward",
+            *FIELDS[1],
+        }
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""Tests of `_sampling.completion_log`: when an item is in the log, and which blocks are kept for it.
+"""Tests of `_sampling.completion_log`: when an item is in the log, and which blocks are kept for
+it.
 
 What any history leaves is in `models/test_completion_log_machine.py`.
 """
@@ -27,7 +28,8 @@ STEPS = Spec.steps(obs=((), "int64"), action=((), "int8"))
 
 
 class Stream:
-    """A writer that counts: rows of a plain spec, or steps of one environment or of several side by side."""
+    """A writer that counts: rows of a plain spec, or steps of one environment or of several side by
+    side."""
 
     def __init__(self, scene: Scene, mode: str = "", width: int = 1) -> None:
         self._scene, self._mode, self._width, self._next = scene, mode, width, 0
@@ -50,12 +52,24 @@ class Stream:
             obs = np.arange(self._width) * 1_000 + self._next
             ended = np.isin(np.arange(self._width), over)
             if not self._mode:
-                step = {"obs": obs[0], "action": 0, "reward": 0.0, "terminated": bool(ended[0]), "truncated": False}
+                step = {
+                    "obs": obs[0],
+                    "action": 0,
+                    "reward": 0.0,
+                    "terminated": bool(ended[0]),
+                    "truncated": False,
+                }
                 rows: Any = self._episodes.rows(step | ({"next_obs": obs[0] + 1} if over else {}))
                 self.writer.write_rows(*rows)
             else:
                 zeros = np.zeros(self._width, np.int8)
-                step = {"obs": obs, "action": zeros, "reward": zeros, "terminated": ended, "truncated": zeros > 0}
+                step = {
+                    "obs": obs,
+                    "action": zeros,
+                    "reward": zeros,
+                    "terminated": ended,
+                    "truncated": zeros > 0,
+                }
                 rows = self._episodes.rows(step | ({"next_obs": obs + 1} if over else {}))
                 self.writer.write(rows, 0, len(rows["reward"]))
             self._episodes.advance()
@@ -143,7 +157,8 @@ def test_a_row_is_an_item_when_it_is_written(plain: Scene) -> None:
 
 
 def test_a_step_is_an_item_when_the_rows_after_it_are_there(scene: Scene) -> None:
-    """Each as soon as its window is complete; at the end of an episode all that are left, its final row is none."""
+    """Each as soon as its window is complete; at the end of an episode all that are left, its final
+    row is none."""
     log, stream = scene.log(forward=3), scene.stream()
     stream.steps(3)
     assert scene.items(log) == []
@@ -156,7 +171,8 @@ def test_a_step_is_an_item_when_the_rows_after_it_are_there(scene: Scene) -> Non
 
 
 def test_what_was_there_before_comes_first_and_once(plain: Scene) -> None:
-    """Rows of several blocks and streams, oldest first; what was overwritten is no item; then what comes."""
+    """Rows of several blocks and streams, oldest first; what was overwritten is no item; then what
+    comes."""
     first, second = plain.stream(), plain.stream()
     first.rows(8)
     second.rows(2)
@@ -177,15 +193,19 @@ def test_steps_that_waited_before_it_began_are_completed_by_those_after(scene: S
     assert scene.items(log) == [0, 1, 2]
 
 
-def test_rows_written_while_it_begins_are_taken_in_once(plain: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By another thread, at any moment of it: after or before they are told, each is in the log once, in order."""
+def test_rows_written_while_it_begins_are_taken_in_once(
+    plain: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another thread, at any moment of it: after or before they are told, each is in the log
+    once, in order."""
     stream = plain.stream()
     stream.rows(1)
     log = CompletionLog(plain.ring, Window())
     plain.registry.keep(log)
     watch, told = plain.registry.watch, []
     late: Any = Watcher()
-    late.written = lambda *what: told.append(what)  # as if the thread that wrote was stopped before it told
+    # as if the thread that wrote was stopped before it told
+    late.written = lambda *what: told.append(what)
 
     def watch_and_write(watcher: Watcher) -> None:
         assert stream.rows(1) == 1
@@ -215,8 +235,11 @@ def test_a_log_that_does_not_go_on_is_told_of_nothing(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("ends_before", [False, True])
-def test_items_of_a_dead_actor_that_lack_a_row_are_left_out(scene: Scene, ends_before: bool) -> None:
-    """Whether it died before the log began or after; its blocks are free once what could be made is released."""
+def test_items_of_a_dead_actor_that_lack_a_row_are_left_out(
+    scene: Scene, ends_before: bool
+) -> None:
+    """Whether it died before the log began or after; its blocks are free once what could be made is
+    released."""
     stream, other = scene.stream(), scene.stream()
     log = None if ends_before else scene.log(back=1, forward=2)
     stream.steps(6)
@@ -232,7 +255,8 @@ def test_items_of_a_dead_actor_that_lack_a_row_are_left_out(scene: Scene, ends_b
 
 
 def test_items_over_a_gap_are_left_out_and_dropped(scene: Scene) -> None:
-    """A step that got lost: the steps before it never become items, and do not keep their blocks for ever."""
+    """A step that got lost: the steps before it never become items, and do not keep their blocks
+    for ever."""
     log, stream = scene.log(forward=1), scene.stream()
     stream.steps(2)
     stream.lose_a_step()
@@ -246,7 +270,8 @@ def test_items_over_a_gap_are_left_out_and_dropped(scene: Scene) -> None:
 
 
 def test_items_of_an_environment_are_in_its_order_where_strides_change() -> None:
-    """After a step in which many episodes end the next row of an environment is further away: it is still the first."""
+    """After a step in which many episodes end the next row of an environment is further away: it is
+    still the first."""
     scene = Scene(blocks=64, block_rows=16)
     log, stream = scene.log(forward=10), scene.stream("Disabled", 4)
     stream.steps(1, ends=(1, 2, 3))
@@ -324,7 +349,8 @@ def test_rows_that_are_pending_are_kept_with_what_is_before_them(scene: Scene) -
 
 
 def test_a_stream_that_goes_on_lets_its_old_blocks_go() -> None:
-    """Any number of rows go through a small ring, in vectors and with gaps, if the learner takes what there is."""
+    """Any number of rows go through a small ring, in vectors and with gaps, if the learner takes
+    what there is."""
     scene = Scene(blocks=12, block_rows=4)
     log, stream = scene.log(back=1, forward=1), scene.stream("SameStep", 3)
     for number in range(100):
@@ -340,9 +366,12 @@ def test_a_stream_that_goes_on_lets_its_old_blocks_go() -> None:
 
 @pytest.mark.parametrize("is_late", [False, True])
 @pytest.mark.parametrize("ends", [(), (0,)])
-def test_blocks_between_the_rows_of_an_item_are_kept_too(ends: tuple[int, ...], is_late: bool) -> None:
-    """A step, its episode's final observation, the next episode's step, each in a block of its own: the way from one
-    to the other leads through the one in between, of which no item is made. Also if all that was there before."""
+def test_blocks_between_the_rows_of_an_item_are_kept_too(
+    ends: tuple[int, ...], is_late: bool
+) -> None:
+    """A step, its episode's final observation, the next episode's step, each in a block of its own:
+    the way from one to the other leads through the one in between, of which no item is made. Also
+    if all that was there before."""
     scene = Scene(blocks=6, block_rows=1)
     window: dict[str, Any] = {"forward": 1, "across_episodes": True}
     log = None if is_late else scene.log(**window)
@@ -364,7 +393,8 @@ def test_blocks_between_the_rows_of_an_item_are_kept_too(ends: tuple[int, ...], 
 
 @pytest.mark.parametrize("is_late", [False, True])
 def test_blocks_between_the_rows_of_an_environment_are_kept_too(is_late: bool) -> None:
-    """Where a step of all environments takes more than a block, and no item is made of the others'."""
+    """Where a step of all environments takes more than a block, and no item is made of the
+    others'."""
     scene = Scene(blocks=28, block_rows=1)
     window: dict[str, Any] = {"forward": 3, "min_steps": 3}
     log = None if is_late else scene.log(**window)

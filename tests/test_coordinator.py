@@ -38,7 +38,9 @@ class Scene:
         self.inbox = [self.inboxes.inbox(k) for k in range(3)]
         self.told = self.failed = 0
         registry = WriterRegistry()
-        self.coordinator = Coordinator(self.ring, registry, Admission(registry), self.on_rows, self.on_failure)
+        self.coordinator = Coordinator(
+            self.ring, registry, Admission(registry), self.on_rows, self.on_failure
+        )
         self.put = [0, 0, 0]
 
     def on_rows(self) -> None:
@@ -67,7 +69,9 @@ class Scene:
         serials, rows = self.ring.occupied()
         for serial, count in sorted(zip(serials.tolist(), rows.tolist(), strict=True)):
             at = self.ring.positions(np.arange(serial * 32, serial * 32 + count))
-            pairs = zip(*(self.ring.columns[name][at].tolist() for name in ("actor", "number")), strict=True)
+            pairs = zip(
+                *(self.ring.columns[name][at].tolist() for name in ("actor", "number")), strict=True
+            )
             found.setdefault(self.ring.chain(serial)[0], []).extend(pairs)
         return found
 
@@ -97,7 +101,8 @@ async def scene() -> AsyncIterator[Scene]:
 
 
 async def test_rows_are_moved_in_order_each_once(scene: Scene) -> None:
-    """Of several actors at once, singly and in bursts, over many rounds of the inboxes; a stream has one actor."""
+    """Of several actors at once, singly and in bursts, over many rounds of the inboxes; a stream
+    has one actor."""
     for k in range(3):
         await scene.coordinator.attach(scene.inbox[k], f"actor {k}")
     rng = np.random.default_rng(3)
@@ -113,7 +118,9 @@ async def test_rows_are_moved_in_order_each_once(scene: Scene) -> None:
     assert scene.told > 0
 
 
-async def test_groups_may_be_attached_at_the_same_time(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_groups_may_be_attached_at_the_same_time(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whoever comes while the thread is starting waits for it, and is served like the first."""
     all_have_come, new_event_loop = threading.Event(), coordinator_module.uvloop.new_event_loop
 
@@ -122,7 +129,9 @@ async def test_groups_may_be_attached_at_the_same_time(scene: Scene, monkeypatch
         return new_event_loop()
 
     monkeypatch.setattr(coordinator_module.uvloop, "new_event_loop", slowly)
-    tasks = [asyncio.create_task(scene.coordinator.attach(inbox, "an actor")) for inbox in scene.inbox]
+    tasks = [
+        asyncio.create_task(scene.coordinator.attach(inbox, "an actor")) for inbox in scene.inbox
+    ]
     await ticks(3)
     all_have_come.set()
     await asyncio.gather(*tasks)
@@ -150,8 +159,11 @@ async def test_a_single_row_does_not_wait_for_others_for_long(scene: Scene) -> N
         await until(lambda number=number: scene.inserted == number + 1)
 
 
-async def test_rows_wait_unless_there_is_a_chunk_or_a_request(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With an endless patience for company: a quarter of an inbox is taken at once, less when the actor hurries."""
+async def test_rows_wait_unless_there_is_a_chunk_or_a_request(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an endless patience for company: a quarter of an inbox is taken at once, less when the
+    actor hurries."""
     monkeypatch.setattr(coordinator_module, "BATCHING_DELAY_S", 1_000.0)
     await scene.coordinator.attach(scene.inbox[0], "actor 0")
     scene.hand_in(0, 4)
@@ -188,11 +200,15 @@ async def test_what_a_dead_actor_left_is_taken_and_its_stream_ended(
     assert scene.rows_of(0) == [0, 1, 2]
     scene.hand_in(0, 4)
     await until(lambda: scene.inserted == 7)
-    assert sorted(scene.streams().values()) == [[(0, n) for n in range(3)], [(0, n) for n in range(3, 7)]]
+    assert sorted(scene.streams().values()) == [
+        [(0, n) for n in range(3)],
+        [(0, n) for n in range(3, 7)],
+    ]
 
 
 async def test_detaching_takes_all_and_then_nothing_more(scene: Scene) -> None:
-    """Rows handed in later stay in the inbox; the others are served on; detaching again does nothing."""
+    """Rows handed in later stay in the inbox; the others are served on; detaching again does
+    nothing."""
     await scene.coordinator.attach(scene.inbox[0], "actor 0")
     await scene.coordinator.attach(scene.inbox[1], "actor 1")
     scene.hand_in(0, 9)
@@ -207,8 +223,11 @@ async def test_detaching_takes_all_and_then_nothing_more(scene: Scene) -> None:
     assert (scene.rows_of(0), scene.inbox[0].used) == (list(range(9)), 9)
 
 
-async def test_stopping_takes_all_rows_of_all_inboxes(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing handed in is lost, the thread is gone, and everything but another start may follow."""
+async def test_stopping_takes_all_rows_of_all_inboxes(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing handed in is lost, the thread is gone, and everything but another start may
+    follow."""
     monkeypatch.setattr(coordinator_module, "BATCHING_DELAY_S", 1_000.0)
     for k in range(3):
         await scene.coordinator.attach(scene.inbox[k], f"actor {k}")
@@ -234,7 +253,8 @@ async def test_a_coordinator_that_was_never_needed_has_no_thread(scene: Scene) -
 
 
 async def test_attaching_cancelled_at_any_tick_leaves_nothing() -> None:
-    """Attached or not, stopping gives everything back, and rows that were handed in before are kept if it was."""
+    """Attached or not, stopping gives everything back, and rows that were handed in before are kept
+    if it was."""
     before = memory_descriptors()
     scenes: list[Scene] = []
 
@@ -246,7 +266,9 @@ async def test_attaching_cancelled_at_any_tick_leaves_nothing() -> None:
     def check(scene: Scene) -> None:
         assert scene.failed == 0
 
-    assert await cancel_at_every_tick(build, lambda scene: scene.coordinator.attach(scene.inbox[0], "a"), check, 40)
+    assert await cancel_at_every_tick(
+        build, lambda scene: scene.coordinator.attach(scene.inbox[0], "a"), check, 40
+    )
     for scene in scenes:
         await scene.close()
         assert scene.rows_of(0) in ([], [0, 1, 2])
@@ -263,8 +285,8 @@ class Broken(Exception):
 async def test_a_failure_is_kept_and_announced(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An error while rows are moved: the learner's side is told why no more rows come, nothing waits for ever, and
-    closing works."""
+    """An error while rows are moved: the learner's side is told why no more rows come, nothing
+    waits for ever, and closing works."""
 
     def fail(*_: Any) -> None:
         raise Broken("no")
@@ -302,7 +324,11 @@ async def test_a_thread_that_cannot_begin_is_an_error_and_no_endless_wait(
     await asyncio.wait({task}, timeout=5)
     if not task.done():  # and it cannot be cancelled either: set the future free that it waits for
         for thing in gc.get_objects():
-            if isinstance(thing, asyncio.Future) and not isinstance(thing, asyncio.Task) and not thing.done():
+            if (
+                isinstance(thing, asyncio.Future)
+                and not isinstance(thing, asyncio.Task)
+                and not thing.done()
+            ):
                 thing.cancel()
         await asyncio.wait({task})
         pytest.fail("it waited for ever")
@@ -326,7 +352,9 @@ async def test_without_a_thread_there_is_an_error_and_stopping_works(
     await scene.coordinator.stop()
 
 
-async def test_rows_between_admission_and_ring_are_told_of(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_rows_between_admission_and_ring_are_told_of(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Before they are admitted, until all streams were told of them; also where the write fails."""
     seen: list[bool] = []
     coordinator, admission = scene.coordinator, scene.coordinator._admission

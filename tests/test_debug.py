@@ -1,4 +1,5 @@
-"""Tests of `_base.debug`: whole programs with and without AREPLAY_DEBUG, which is looked at on import."""
+"""Tests of `_base.debug`: whole programs with and without AREPLAY_DEBUG, which is looked at on
+import."""
 
 from __future__ import annotations
 
@@ -40,14 +41,21 @@ if __name__ == "__main__":
 def said_by(body: str, tmp_path: Path, *, is_on: bool = True) -> str:
     """What a program with that body of its main coroutine prints."""
     script = tmp_path / "program.py"
-    script.write_text(PROGRAM.replace("BODY", "\n".join("    " + line for line in body.splitlines())))
+    script.write_text(
+        PROGRAM.replace("BODY", "\n".join("    " + line for line in body.splitlines()))
+    )
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "AREPLAY_DEBUG": str(int(is_on)),
     }
     done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=60, env=environment
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -68,7 +76,8 @@ async with areplay.Replay(SPEC, 200) as replay, replay.actors(hand_in, 1) as act
 
 
 def test_a_view_that_is_kept_past_its_turn_shows_poison(tmp_path: Path) -> None:
-    """Every byte of it, at once; a copy is untouched. Without debug mode it shows what was there until it is filled."""
+    """Every byte of it, at once; a copy is untouched. Without debug mode it shows what was there
+    until it is filled."""
     assert said_by(KEEPS_A_VIEW, tmp_path) == "True False"
     assert said_by(KEEPS_A_VIEW, tmp_path, is_on=False) == "False False"
 

@@ -1,4 +1,5 @@
-"""Tests of `cli.description`, and of `areplay top` with answers that are none: no traceback, one line."""
+"""Tests of `cli.description`, and of `areplay top` with answers that are none: no traceback, one
+line."""
 
 from __future__ import annotations
 
@@ -27,7 +28,25 @@ from areplay.errors import StatusUnavailable
 
 WATCHDOG_S = 30.0
 EVIL = "\x1b[2J\r\x00\ud800[red]" * 3
-VALUES = [None, True, -1, 0, 1, 2**62, -0.5, 1e18, "", EVIL, [], [[]], {}, {"rows": 1}, [{}], [None], "9" * 5_000]
+VALUES = [
+    None,
+    True,
+    -1,
+    0,
+    1,
+    2**62,
+    -0.5,
+    1e18,
+    "",
+    EVIL,
+    [],
+    [[]],
+    {},
+    {"rows": 1},
+    [{}],
+    [None],
+    "9" * 5_000,
+]
 
 
 def places(document: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -50,7 +69,10 @@ def test_what_a_replay_says_has_that_shape() -> None:
     said = answer()
     assert checked(said, "replay 1.0") is said
     said["statistics"]["batches"][0]["of tomorrow"] = {"x": [1]}
-    del said["statistics"]["batches"][0]["filled_by_learner"], said["statistics"]["actors"][0]["quiet_s"]
+    del (
+        said["statistics"]["batches"][0]["filled_by_learner"],
+        said["statistics"]["actors"][0]["quiet_s"],
+    )
     shown(checked(said, "replay 1.0"))
 
 
@@ -58,23 +80,39 @@ def test_what_a_replay_says_has_that_shape() -> None:
     ("path", "value", "fault"),
     [
         (("statistics",), [], "statistics should be an object, got 'list'"),
-        (("statistics", "actors", 0, "rows"), "x", "statistics.actors[0].rows should be a whole number, got 'x'"),
+        (
+            ("statistics", "actors", 0, "rows"),
+            "x",
+            "statistics.actors[0].rows should be a whole number, got 'x'",
+        ),
         (("statistics", "actors", 0, "is_alive"), 1, "is_alive should be true or false, got 1"),
-        (("statistics", "capacity_rows"), 0, "statistics.capacity_rows should be at least 1, got 0"),
-        (("statistics", "batches", 0, "samplers"), {}, "statistics.batches[0].samplers should be a list"),
+        (
+            ("statistics", "capacity_rows"),
+            0,
+            "statistics.capacity_rows should be at least 1, got 0",
+        ),
+        (
+            ("statistics", "batches", 0, "samplers"),
+            {},
+            "statistics.batches[0].samplers should be a list",
+        ),
         (("argv", 1), 5, "argv[1] should be a text, got 5"),
         (("uptime_s",), True, "uptime_s should be a number, got True"),
     ],
 )
 def test_another_shape_is_named(path: tuple[Any, ...], value: Any, fault: str) -> None:
     """By where it is, what was expected, and what came."""
-    with pytest.raises(StatusUnavailable, match="no description of a replay that can be shown") as refused:
+    with pytest.raises(
+        StatusUnavailable, match="no description of a replay that can be shown"
+    ) as refused:
         checked(changed(path, value), "replay 1.0")
     assert fault in str(refused.value)
 
 
 @settings(deadline=None, max_examples=150)
-@given(st.lists(st.tuples(st.sampled_from(PLACES), st.sampled_from(VALUES)), min_size=1, max_size=3))
+@given(
+    st.lists(st.tuples(st.sampled_from(PLACES), st.sampled_from(VALUES)), min_size=1, max_size=3)
+)
 def test_any_value_anywhere_is_refused_or_shown(changes: list[tuple[tuple[Any, ...], Any]]) -> None:
     """Nothing else is raised, and nothing reaches the terminal that could move its cursor."""
     said = answer()
@@ -89,7 +127,9 @@ def test_any_value_anywhere_is_refused_or_shown(changes: list[tuple[tuple[Any, .
     assert all(char.isprintable() or char == "\n" for char in text)
 
 
-def changed(path: tuple[Any, ...], value: Any, said: dict[str, Any] | None = None) -> dict[str, Any]:
+def changed(
+    path: tuple[Any, ...], value: Any, said: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """An answer with another value there, if there is such a place in it."""
     said = copy.deepcopy(said or answer())
     place: Any = said
@@ -114,7 +154,8 @@ HOSTILE = {
     "a version that is true": b'{"format": "areplay replay", "version": true}',
     "a version of many digits": b'{"format": "areplay replay", "version": ' + b"9" * 100_000 + b"}",
     "a newer version of nothing": b'{"format": "areplay replay", "version": 2, "versions": []}',
-    "a newer version with a voice": b'{"format": "areplay replay", "version": 2, "versions": {"areplay": "\\r\\b"}}',
+    "a newer version with a voice": b'{"format": "areplay replay", "version": 2, "versions": '
+    b'{"areplay": "\\r\\b"}}',
     "nothing but the head": HEAD[:-2] + b"}",
     "a failure with a voice": HEAD + b'"failure": "\\u001b[2J\\r"}',
     "a failure of another kind": HEAD + b'"failure": {"x": []}}',
@@ -128,7 +169,8 @@ HOSTILE = {
 
 @contextmanager
 def saying(text: bytes, *, again: bool = False) -> Iterator[ReplayAddress]:
-    """A program that listens under the name of a replay, and says so, or says it again and again."""
+    """A program that listens under the name of a replay, and says so, or says it again and
+    again."""
     address = ReplayAddress(os.getpid(), 998, os.geteuid())
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("\0" + address.name)
@@ -182,9 +224,11 @@ def test_several_are_listed_with_what_is_wrong(
     """One that is none does no harm to the list."""
     with saying(HOSTILE["nothing but the head"]) as address:
         monkeypatch.setattr(
-            "areplay.cli.top.running_replays", lambda: [address, ReplayAddress(address.pid, 997, address.uid)]
+            "areplay.cli.top.running_replays",
+            lambda: [address, ReplayAddress(address.pid, 997, address.uid)],
         )
         assert main(["top", str(address.pid)]) == 2
-    assert f"{address}  what it says is no description of a replay that can be shown: pid is missing" in (
-        capsys.readouterr().err
+    assert (
+        f"{address}  what it says is no description of a replay that can be shown: pid is missing"
+        in (capsys.readouterr().err)
     )

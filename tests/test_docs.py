@@ -1,8 +1,9 @@
-"""The documentation: its programs run and print what the pages say, its links lead somewhere, its site builds.
+"""The documentation: its programs run and print what the pages say, its links lead somewhere, its
+site builds.
 
-The Python blocks of a page are one program, in their order, up to the block with `if __name__ == "__main__"`; what
-follows begins the next one. A block of text after it is what it prints, but for the numbers. The README's blocks are
-run by `test_readme.py`.
+The Python blocks of a page are one program, in their order, up to the block with
+`if __name__ == "__main__"`; what follows begins the next one. A block of text after it is what it
+prints, but for the numbers. The README's blocks are run by `test_readme.py`.
 """
 
 from __future__ import annotations
@@ -28,8 +29,15 @@ import areplay
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
-TEXTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *PAGES]
-WRAPPED = [path for path in PAGES if path.name not in ("peers.md", "bench.md")]  # which are made by programs
+TEXTS = [
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "benchmarks" / "README.md",
+    *PAGES,
+]
+# which are made by programs
+WRAPPED = [path for path in PAGES if path.name not in ("peers.md", "bench.md")]
 FENCE = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 END = 'if __name__ == "__main__":'
 
@@ -66,7 +74,8 @@ assert "areplay_capacity_rows{" in page and f"}} {replay.capacity_rows:.1f}" in 
 runner.run(replay.close())
 """,
 }
-"""What a page takes for granted, and what shows that it did what it says. No port is fixed, for other runs."""
+"""What a page takes for granted, and what shows that it did what it says. No port is fixed, for
+other runs."""
 
 LEARNT = {
     "howto/asyncio.md": [1, -2, 0.5],
@@ -87,7 +96,15 @@ HIDDEN = {
     "Sequences": {"assemble", "fields"},
     "Transform": {"split"},
     "Uniform": {"draw"},
-    "Prioritized": {"bind", "draw", "draw_batches", "is_burdened", "obstacle", "on_delivered", "without"},
+    "Prioritized": {
+        "bind",
+        "draw",
+        "draw_batches",
+        "is_burdened",
+        "obstacle",
+        "on_delivered",
+        "without",
+    },
     "SamplesPerInsert": {
         *(
             "buffer_steps",
@@ -107,14 +124,23 @@ HIDDEN = {
     },
     "Actors": {"failure_to_raise", "inbox_bytes", "waits"},
     "Batches": {
-        *("delivers", "is_beginning", "is_closed", "is_waited_for", "kept", "look_again", "may_find_items"),
+        *(
+            "delivers",
+            "is_beginning",
+            "is_closed",
+            "is_waited_for",
+            "kept",
+            "look_again",
+            "may_find_items",
+        ),
         *("may_let_rows_in", "on_rows", "resume", "tell_failure", "waits", "what"),
     },
     "Windows": {"blocks", "changed", "joined", "part", "places", "unchanged"},
     "Field": {"convert"},
     "Spec": {"check_names", "convert_columns", "described", "description", "differences"},
 }
-"""Methods that are there for areplay itself; of an item or selector they are those of the protocol that it follows."""
+"""Methods that are there for areplay itself; of an item or selector they are those of the protocol
+that it follows."""
 
 
 @dataclass(frozen=True)
@@ -169,26 +195,36 @@ def numbers_of(output: str) -> list[float]:
 def shape_of(output: str) -> list[str]:
     """The lines with each number replaced by the same sign, and repeated lines once."""
     lines = [NUMBER.sub("#", line) for line in output.strip().splitlines()]
-    return [line for line, _ in groupby(re.sub(r"\s+", " ", line.replace("[ ", "[")) for line in lines)]
+    return [
+        line for line, _ in groupby(re.sub(r"\s+", " ", line.replace("[ ", "[")) for line in lines)
+    ]
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=str)
-def test_a_pages_program_runs_and_prints_what_the_page_says(program: Program, tmp_path: Path) -> None:
-    """As a reader would run it: pasted into a file and started. Torch and jax are for those who want them."""
+def test_a_pages_program_runs_and_prints_what_the_page_says(
+    program: Program, tmp_path: Path
+) -> None:
+    """As a reader would run it: pasted into a file and started. Torch and jax are for those who
+    want them."""
     for library in sorted(set(re.findall(r"\b(torch|jax)\b", program.code))):
         pytest.importorskip(library)
     path = tmp_path / "program.py"
     path.write_text(program.code)
-    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # or small matrices take the cores from everybody
+    # or small matrices take the cores from everybody
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, path]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=150)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=150
+    )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr, done.stderr
     if program.prints is not None:
         assert shape_of(done.stdout) == shape_of(program.prints), done.stdout
     if program.page in LEARNT:
         learnt = LEARNT[program.page]
-        assert numbers_of(done.stdout)[-len(learnt) :] == pytest.approx(learnt, rel=0.05, abs=0.1), done.stdout
+        assert numbers_of(done.stdout)[-len(learnt) :] == pytest.approx(
+            learnt, rel=0.05, abs=0.1
+        ), done.stdout
     if program.page == "tutorial.md":
         assert numbers_of(done.stdout.splitlines()[-2])[-1] >= 100, done.stdout
 
@@ -199,14 +235,17 @@ def test_all_code_is_run() -> None:
     run = "".join(program.code for program in PROGRAMS)
     assert blocks and all(text in run for text in blocks)
     languages = {language for page in PAGES for language, _ in blocks_of(page)}
-    assert not languages & {"py", "python3", "pycon", "console", "shell", "bash"}  # it is "python", and "sh"
+    # it is "python", and "sh"
+    assert not languages & {"py", "python3", "pycon", "console", "shell", "bash"}
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_name_what_there_is(path: Path) -> None:
     """Targets of the Makefile, extras of the package, programs and modules of this repository."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    extras = set(
+        tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    )
     text = path.read_text()
     code = "\n".join([body for language, body in FENCE.findall(text) if language in ("sh", "")])
     code += "\n".join(re.findall(r"`([^`\n]+)`", FENCE.sub("", text)))
@@ -221,15 +260,20 @@ def test_commands_name_what_there_is(path: Path) -> None:
 
 def test_every_target_is_told_to_contributors() -> None:
     """With what it does and how long it takes; but for the one that clears up."""
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)) - {"clean"}
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)) - {
+        "clean"
+    }
     told = re.findall(
-        r"^\| `make ([a-z-]+)` \| [^|]+ \| [^|]+ \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE
+        r"^\| `make ([a-z-]+)` \| [^|]+ \| [^|]+ \|$",
+        (ROOT / "CONTRIBUTING.md").read_text(),
+        re.MULTILINE,
     )
     assert sorted(told) == sorted(targets)
 
 
 def test_nothing_is_said_to_be_on_an_index() -> None:
-    """areplay is installed from a clone, wherever it is told of: in the pages and in what the program says."""
+    """areplay is installed from a clone, wherever it is told of: in the pages and in what the
+    program says."""
     for path in (*TEXTS, *(ROOT / "areplay").rglob("*.py"), *(ROOT / "examples").glob("*.py")):
         for line in path.read_text().splitlines():
             assert not re.search(r"pip install (-\S+ )*'?areplay\b", line), line
@@ -238,7 +282,11 @@ def test_nothing_is_said_to_be_on_an_index() -> None:
 @pytest.mark.parametrize("path", WRAPPED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_lines_are_of_120_columns(path: Path) -> None:
     """As in the code; but for tables, which know no line breaks."""
-    assert [line for line in path.read_text().splitlines() if len(line) > 120 and not line.startswith("|")] == []
+    assert [
+        line
+        for line in path.read_text().splitlines()
+        if len(line) > 120 and not line.startswith("|")
+    ] == []
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -252,14 +300,22 @@ def test_links_lead_to_files_that_are_there(path: Path) -> None:
         assert goal.exists() and ROOT in goal.parents, target
         if heading:
             titles = re.findall(r"^#+ (.*)$", FENCE.sub("", goal.read_text()), re.MULTILINE)
-            assert heading in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, target
+            assert heading in {
+                re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles
+            }, target
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site, built as `make docs` does: any warning is an error."""
     out = tmp_path_factory.mktemp("site")
-    options = ["--fail-on-warning", "--keep-going", "--nitpicky", "--quiet", f"--doctree-dir={out / '.doctrees'}"]
+    options = [
+        "--fail-on-warning",
+        "--keep-going",
+        "--nitpicky",
+        "--quiet",
+        f"--doctree-dir={out / '.doctrees'}",
+    ]
     command = [sys.executable, "-m", "sphinx", *options, DOCS, out]
     done = subprocess.run(command, capture_output=True, text=True, timeout=170)
     assert done.returncode == 0, done.stderr
@@ -270,7 +326,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def documented(site: Path) -> set[str]:
     """The names that have a place on the site, from the list that it offers to others."""
     inventory = (site / "objects.inv").read_bytes().split(b"\n", 4)[4]
-    return {line.split()[0] for line in zlib.decompress(inventory).decode().splitlines() if " py:" in line}
+    return {
+        line.split()[0]
+        for line in zlib.decompress(inventory).decode().splitlines()
+        if " py:" in line
+    }
 
 
 def test_every_page_is_on_the_site(site: Path) -> None:
@@ -288,9 +348,15 @@ def test_every_public_name_is_on_the_site(documented: set[str]) -> None:
     for name in areplay.__all__:
         thing = getattr(areplay, name)
         if inspect.isclass(thing) and not issubclass(thing, BaseException):
-            workers = {member for base in thing.__mro__ if "areplay" in base.__module__ for member in vars(base)}
+            workers = {
+                member
+                for base in thing.__mro__
+                if "areplay" in base.__module__
+                for member in vars(base)
+            }
             workers -= HIDDEN.get(name, set())
-            workers -= set(getattr(thing, "__dataclass_fields__", ()))  # told of by the class's own docstring
+            # told of by the class's own docstring
+            workers -= set(getattr(thing, "__dataclass_fields__", ()))
             wanted |= {f"{name}.{member}" for member in workers if not member.startswith("_")}
     assert wanted - {name.removeprefix("areplay.") for name in documented} == set()
 
@@ -300,7 +366,16 @@ def test_signatures_are_those_that_a_reader_needs(site: Path) -> None:
     pages = [page.read_text() for page in (site / "reference").glob("*.html")]
     text = html.unescape(re.sub(r"<[^>]+>", "", "".join(pages)))
     assert "NDArray[int64]" in text and "ndarray[" not in text
-    for name in ("Actor", "Actors", "Batch", "Batches", "Checkpoints", "Windows", "Item", "Statistics"):
+    for name in (
+        "Actor",
+        "Actors",
+        "Batch",
+        "Batches",
+        "Checkpoints",
+        "Windows",
+        "Item",
+        "Statistics",
+    ):
         assert re.search(rf"\bclass\s+areplay\.{name}\s*\[source\]", text), name
     assert re.search(r"\bclass\s+areplay\.Replay\(\s*spec", text)
 

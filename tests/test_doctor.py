@@ -1,4 +1,5 @@
-"""Tests of `areplay doctor`: each thing that it looks at is missing once, on this machine or on a made-up one."""
+"""Tests of `areplay doctor`: each thing that it looks at is missing once, on this machine or on a
+made-up one."""
 
 from __future__ import annotations
 
@@ -124,12 +125,28 @@ def test_this_machine_has_what_the_other_tests_need(name: str) -> None:
     [
         ("Linux", replace(sys, "platform", "darwin"), "darwin is not Linux"),
         ("sealed memory files", refuse(os, "memfd_create"), "Function not implemented"),
-        ("sealed memory files", refuse(os, "posix_fallocate", errno.EOPNOTSUPP), "Operation not supported"),
-        ("sealed memory files", replace(fcntl, "fcntl", fcntl_without(fcntl.F_ADD_SEALS)), "Invalid argument"),
+        (
+            "sealed memory files",
+            refuse(os, "posix_fallocate", errno.EOPNOTSUPP),
+            "Operation not supported",
+        ),
+        (
+            "sealed memory files",
+            replace(fcntl, "fcntl", fcntl_without(fcntl.F_ADD_SEALS)),
+            "Invalid argument",
+        ),
         ("sealed memory files", replace(os, "ftruncate", lambda *_: None), ""),
         ("locks of open files", replace(fcntl, "fcntl", fcntl_without(37)), "Invalid argument"),
-        ("locks of open files", replace(checks, "BlockLocks", Locks(iter([True] * 4))), "a lock was had twice"),
-        ("locks of open files", replace(checks, "BlockLocks", Locks(iter([False]))), "a free lock could not be had"),
+        (
+            "locks of open files",
+            replace(checks, "BlockLocks", Locks(iter([True] * 4))),
+            "a lock was had twice",
+        ),
+        (
+            "locks of open files",
+            replace(checks, "BlockLocks", Locks(iter([False]))),
+            "a free lock could not be had",
+        ),
         (
             "locks of open files",
             replace(checks, "BlockLocks", Locks(iter([True, True, False, False]))),
@@ -137,22 +154,39 @@ def test_this_machine_has_what_the_other_tests_need(name: str) -> None:
         ),
         ("pidfd", refuse(os, "pidfd_open"), "Function not implemented"),
         ("pidfd", refuse(signal, "pidfd_send_signal", errno.EPERM), "Operation not permitted"),
-        ("pidfd", replace(select, "select", lambda *_: ([], [], [])), "a child's death was not seen"),
+        (
+            "pidfd",
+            replace(select, "select", lambda *_: ([], [], [])),
+            "a child's death was not seen",
+        ),
         ("eventfd", refuse(os, "eventfd"), "Function not implemented"),
         ("eventfd", replace(os, "eventfd_write", lambda *_: None), "nobody was woken"),
-        ("parent death signal", replace(ctypes, "CDLL", lambda *_, **__: NoDeathSignal(-1)), "Operation not permitted"),
+        (
+            "parent death signal",
+            replace(ctypes, "CDLL", lambda *_, **__: NoDeathSignal(-1)),
+            "Operation not permitted",
+        ),
         (
             "parent death signal",
             replace(ctypes, "CDLL", lambda *_, **__: NoDeathSignal(0)),
             "it was accepted and not kept",
         ),
-        ("packet sockets", refuse(socket, "socketpair", errno.EPROTONOSUPPORT), "Protocol not supported"),
+        (
+            "packet sockets",
+            refuse(socket, "socketpair", errno.EPROTONOSUPPORT),
+            "Protocol not supported",
+        ),
     ],
 )
 def test_without_it_areplay_cannot_run(
-    name: str, missing: Patch, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    missing: Patch,
+    value: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The finding is "fail", says what the kernel said and what it is needed for; exit status 1, and no trial."""
+    """The finding is "fail", says what the kernel said and what it is needed for; exit status 1,
+    and no trial."""
     before = open_descriptors()
     if name == "eventfd" and value == "nobody was woken":
         monkeypatch.setattr(select, "select", lambda *_: ([], [], []))
@@ -164,7 +198,10 @@ def test_without_it_areplay_cannot_run(
     (found,) = [finding for finding in document["findings"] if finding["name"] == name]
     assert found["status"] == "fail" and value in found["value"] and len(found["meaning"]) > 20
     assert (status, document["is_fit"]) == (1, False)
-    assert document["findings"][-1]["status"] == "warn" and document["findings"][-1]["value"] == "not made"
+    assert (
+        document["findings"][-1]["status"] == "warn"
+        and document["findings"][-1]["value"] == "not made"
+    )
     assert open_descriptors() == before
 
 
@@ -223,20 +260,31 @@ def test_processors_and_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """What affinity and quotas leave, and how many children there may be."""
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 5})
-    monkeypatch.setattr(resource, "getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    monkeypatch.setattr(
+        resource, "getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    )
     assert (checks.cores(tmp_path).status, checks.cores(tmp_path).value) == ("ok", "4 of 8")
-    assert (checks.processes(tmp_path).status, checks.processes(tmp_path).value) == ("ok", "no limit")
+    assert (checks.processes(tmp_path).status, checks.processes(tmp_path).value) == (
+        "ok",
+        "no limit",
+    )
     write(tmp_path, "proc/self/cgroup", "0::/user\n")
     write(tmp_path, "sys/fs/cgroup/user/cpu.max", "150000 100000\n")
     write(tmp_path, "sys/fs/cgroup/cpu.max", "max 100000\n")
     write(tmp_path, "sys/fs/cgroup/user/pids.max", "100\n")
     write(tmp_path, "sys/fs/cgroup/user/pids.current", "60\n")
-    assert (checks.cores(tmp_path).status, checks.cores(tmp_path).value) == ("warn", "4 of 8, quota 1.5")
+    assert (checks.cores(tmp_path).status, checks.cores(tmp_path).value) == (
+        "warn",
+        "4 of 8, quota 1.5",
+    )
     assert (checks.processes(tmp_path).status, checks.processes(tmp_path).value) == ("warn", "40")
     write(tmp_path, "proc/self/cgroup", "5:cpu,cpuacct:/job\n6:pids:/job\n")
     write(tmp_path, "sys/fs/cgroup/cpu/job/cpu.cfs_quota_us", "300000\n")
     write(tmp_path, "sys/fs/cgroup/cpu/job/cpu.cfs_period_us", "100000\n")
-    assert (checks.cores(tmp_path).status, checks.cores(tmp_path).value) == ("ok", "4 of 8, quota 3")
+    assert (checks.cores(tmp_path).status, checks.cores(tmp_path).value) == (
+        "ok",
+        "4 of 8, quota 3",
+    )
     write(tmp_path, "sys/fs/cgroup/cpu/job/cpu.cfs_quota_us", "-1\n")
     assert checks.cores(tmp_path).value == "4 of 8"
     monkeypatch.setattr(os, "geteuid", lambda: 1_000)
@@ -246,7 +294,9 @@ def test_processors_and_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert checks.processes(tmp_path).value == "no limit", "root has none of that kind"
 
 
-def test_without_proc_nothing_is_known_and_nothing_breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_proc_nothing_is_known_and_nothing_breaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In a sandbox that does not mount it: a check is a finding, whatever it finds."""
     monkeypatch.setattr(resource, "getrlimit", lambda which: (1_024, 4_096))
     found = checks.descriptors(tmp_path)
@@ -274,23 +324,35 @@ def test_descriptors_are_enough_for_so_many_actors(monkeypatch: pytest.MonkeyPat
     assert found.meaning == "enough for 20 actors; root can raise it"
     monkeypatch.setattr(resource, "getrlimit", lambda which: (limit, limit + 1))
     assert checks.descriptors(Path("/")).meaning == "enough for 20 actors; `ulimit -n` raises it"
-    monkeypatch.setattr(resource, "getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    monkeypatch.setattr(
+        resource, "getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    )
     assert checks.descriptors(Path("/")).status == "ok"
 
 
 def test_what_does_not_matter_is_said_not_to(tmp_path: Path) -> None:
     """/dev/shm of any size, and huge pages or none."""
-    assert (checks.shared_memory(tmp_path).status, checks.shared_memory(tmp_path).value) == ("ok", "none")
+    assert (checks.shared_memory(tmp_path).status, checks.shared_memory(tmp_path).value) == (
+        "ok",
+        "none",
+    )
     assert "not used" in checks.shared_memory(Path("/")).meaning
     assert checks.huge_pages(tmp_path).value == "none"
-    for chosen, word in (("never", "4 KiB"), ("advise", "4 KiB"), ("within_size", "2 MiB"), ("always", "2 MiB")):
+    for chosen, word in (
+        ("never", "4 KiB"),
+        ("advise", "4 KiB"),
+        ("within_size", "2 MiB"),
+        ("always", "2 MiB"),
+    ):
         line = "always within_size advise never deny force".replace(chosen, f"[{chosen}]")
         write(tmp_path, "sys/kernel/mm/transparent_hugepage/shmem_enabled", line)
         found = checks.huge_pages(tmp_path)
         assert (found.status, found.value) == ("ok", chosen) and word in found.meaning
 
 
-@pytest.mark.parametrize(("name", "found", "status"), [("numpy", "1.25.9", "fail"), ("uvloop", "0.20", "ok")])
+@pytest.mark.parametrize(
+    ("name", "found", "status"), [("numpy", "1.25.9", "fail"), ("uvloop", "0.20", "ok")]
+)
 def test_versions_are_compared_with_what_is_needed(
     name: str, found: str, status: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,14 +367,21 @@ def test_versions_are_compared_with_what_is_needed(
         return real(each)
 
     monkeypatch.setattr(metadata, "version", missing)
-    assert {each.name: (each.status, each.value) for each in checks.versions()}[name] == ("fail", "missing")
+    assert {each.name: (each.status, each.value) for each in checks.versions()}[name] == (
+        "fail",
+        "missing",
+    )
     monkeypatch.setattr(checks.platform, "python_version", lambda: "3.9.18")
     assert {each.name: each.status for each in checks.versions()}["python"] == "fail"
 
 
 def test_extras_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the line that brings them."""
-    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None if name in ("jax", "rich") else object())
+    monkeypatch.setattr(
+        checks.importlib.util,
+        "find_spec",
+        lambda name: None if name in ("jax", "rich") else object(),
+    )
     found = checks.extras()
     assert (found.status, found.value) == ("ok", "3 of 5")
     assert found.meaning == "pip install '.[jax,cli]' in a clone"
@@ -327,11 +396,16 @@ def test_a_trial_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(areplay, "run", fail)
     found = checks.trial()
-    assert (found.status, found.value, found.meaning) == ("fail", "ActorFailed", "ImportError: no such thing")
+    assert (found.status, found.value, found.meaning) == (
+        "fail",
+        "ActorFailed",
+        "ImportError: no such thing",
+    )
 
 
 def test_the_whole_command_on_this_machine() -> None:
-    """As a user runs it, with a trial of real processes: areplay can run here, since its tests do."""
+    """As a user runs it, with a trial of real processes: areplay can run here, since its tests
+    do."""
     command = [sys.executable, "-m", "areplay", "doctor", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100.0)
     assert done.returncode == 0, done.stdout
@@ -373,5 +447,7 @@ def test_people_get_a_line_a_finding(
 )
 def test_the_verdict(statuses: str, said: str) -> None:
     """In one sentence."""
-    found = [Finding("Kernel", f"thing {k}", status, "", "") for k, status in enumerate(statuses.split())]
+    found = [
+        Finding("Kernel", f"thing {k}", status, "", "") for k, status in enumerate(statuses.split())
+    ]
     assert doctor.verdict(found) == said

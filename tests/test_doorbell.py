@@ -151,7 +151,8 @@ def test_several_ringers_ring_each_for_itself(event: EventFd) -> None:
 
 
 def test_the_successor_of_a_dead_sleeper_can_be_woken(event: EventFd) -> None:
-    """A sleeper that died asleep, or awake, leaves a number behind; its successor never uses one twice."""
+    """A sleeper that died asleep, or awake, leaves a number behind; its successor never uses one
+    twice."""
     sides = Sides(event)
     for dies_awake in (False, True):
         sides.sleeper.arm()
@@ -180,7 +181,9 @@ def test_to_disarm_twice_or_without_a_sleep_does_nothing(event: EventFd) -> None
     assert sides.rings() == 1
 
 
-def test_the_sleeper_fences_between_its_store_and_its_look(event: EventFd, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sleeper_fences_between_its_store_and_its_look(
+    event: EventFd, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At the fence inside `arm` the word is already set: whatever comes later sees it."""
     sides = Sides(event)
     seen: list[int] = []
@@ -189,7 +192,9 @@ def test_the_sleeper_fences_between_its_store_and_its_look(event: EventFd, monke
     assert len(seen) == 1 and seen[0] > 0
 
 
-def test_the_ringer_fences_before_it_reads_the_word(event: EventFd, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ringer_fences_before_it_reads_the_word(
+    event: EventFd, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A sleeper that falls asleep just before the notifier's fence is rung."""
     sides = Sides(event)
     monkeypatch.setattr(doorbell_module, "fence", lambda: sides.word.__setitem__(0, 1))
@@ -199,7 +204,8 @@ def test_the_ringer_fences_before_it_reads_the_word(event: EventFd, monkeypatch:
 
 @given(steps=st.lists(st.sampled_from(["arm", "disarm", "ring", "other", "die"]), max_size=30))
 def test_no_ring_is_lost(steps: list[str]) -> None:
-    """After any history: a sleep that has just begun is ended by the next ring of each notifier, and by no other."""
+    """After any history: a sleep that has just begun is ended by the next ring of each notifier,
+    and by no other."""
     event = EventFd("a test's doorbell")
     try:
         sides = Sides(event)

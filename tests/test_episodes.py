@@ -13,7 +13,9 @@ from areplay.errors import SpecMismatch
 from areplay.spec import Spec
 
 SPEC = Spec.steps(obs=((2,), "float32"), action=((), "int64"), tag=((), "int32"))
-NESTED = Spec.steps(obs={"camera": ((2, 2), "uint8"), "speed": ((), "float32")}, action={"0": ((), "int64")})
+NESTED = Spec.steps(
+    obs={"camera": ((2, 2), "uint8"), "speed": ((), "float32")}, action={"0": ((), "int64")}
+)
 
 
 def step(number: int, ends: str = "", **changed: Any) -> dict[str, Any]:
@@ -57,7 +59,9 @@ class Stream:
         """Hand in one step."""
         made = self.episodes.rows(row)
         if isinstance(made, tuple):
-            self.rows += [{name: np.asarray(value).copy() for name, value in one.items()} for one in made]
+            self.rows += [
+                {name: np.asarray(value).copy() for name, value in one.items()} for one in made
+            ]
         else:
             self.rows += [{name: made[name][k] for name in made} for k in range(len(made[STEP_ID]))]
         self.episodes.advance()
@@ -106,9 +110,17 @@ def test_many_steps_at_once_become_the_rows_that_they_become_one_by_one() -> Non
         one.add(step(number, end))
     start = 0
     for count in (1, 2, 13, 4, 20):
-        rows = [step(n, e) for n, e in zip(numbers[start : start + count], ends[start : start + count], strict=True)]
+        rows = [
+            step(n, e)
+            for n, e in zip(
+                numbers[start : start + count], ends[start : start + count], strict=True
+            )
+        ]
         columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-        columns |= {"tag": columns["tag"].astype(np.int32), "reward": columns["reward"].astype(np.float32)}
+        columns |= {
+            "tag": columns["tag"].astype(np.int32),
+            "reward": columns["reward"].astype(np.float32),
+        }
         made, which = many.episodes.columns(columns)
         assert made["obs"][which].tolist() == [[n, n] for n in numbers[start : start + count]]
         many.rows += [{name: made[name][k] for name in made} for k in range(len(made[STEP_ID]))]
@@ -120,7 +132,8 @@ def test_many_steps_at_once_become_the_rows_that_they_become_one_by_one() -> Non
 
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])
 def test_the_rows_of_a_vector_are_linked_to_its_episodes(mode: str) -> None:
-    """In each mode: following the links gives each environment's observations, final ones included, and no other."""
+    """In each mode: following the links gives each environment's observations, final ones included,
+    and no other."""
     rng, count = np.random.default_rng(7), 4
     stream = Stream(mode=mode)
     now = np.arange(count) * 1_000  # environments count their observations
@@ -136,8 +149,12 @@ def test_the_rows_of_a_vector_are_linked_to_its_episodes(mode: str) -> None:
             else:
                 truth[k][-1].append(int(after[k]))
         if mode == "SameStep":
-            final = np.array([[n, n] if end else None for n, end in zip(after, ended, strict=True)], object)
-            step["final_obs"] = [None if one is None else np.array(one, np.float32) for one in final]
+            final = np.array(
+                [[n, n] if end else None for n, end in zip(after, ended, strict=True)], object
+            )
+            step["final_obs"] = [
+                None if one is None else np.array(one, np.float32) for one in final
+            ]
             after[ended] += 1  # the first observation of the next episode comes with the end
             step["next_obs"] = np.repeat(after[:, None], 2, axis=1).astype(np.float32)
         stream.add(step)
@@ -148,14 +165,19 @@ def test_the_rows_of_a_vector_are_linked_to_its_episodes(mode: str) -> None:
         resets, now = ended if mode == "NextStep" else resets, after
     observations, ahead = stream.column("obs"), stream.column(NEXT_OFFSET)
     found = sorted([observations[row] for row in chain] for chain in stream.chains())
-    # The last observation of an episode that goes on is not stored yet, nor one that has only begun.
+    # The last observation of an episode that goes on is not stored yet, nor one that has only
+    # begun.
     expected = sorted(
-        episode if k < len(episodes) - 1 else episode[:-1] for episodes in truth for k, episode in enumerate(episodes)
+        episode if k < len(episodes) - 1 else episode[:-1]
+        for episodes in truth
+        for k, episode in enumerate(episodes)
     )
     assert found == [episode for episode in expected if episode]
     assert sum(distance < 0 for distance in ahead) >= 20
     extra = 0 if mode == "NextStep" else sum(distance < 0 for distance in ahead)
-    assert len(stream.rows) == 60 * count + extra, "a row a step, and one more for each end unless its step has one"
+    assert len(stream.rows) == 60 * count + extra, (
+        "a row a step, and one more for each end unless its step has one"
+    )
 
 
 def test_episodes_side_by_side_never_share_a_moment() -> None:
@@ -172,19 +194,30 @@ def test_episodes_side_by_side_never_share_a_moment() -> None:
 
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])
 def test_after_a_gap_nothing_is_linked_over_it(mode: str) -> None:
-    """Rows that got lost leave a new chain that does not claim to be an episode's beginning; in mode NextStep the first
-    row after it could be one of a reset, so no step is made of it."""
+    """Rows that got lost leave a new chain that does not claim to be an episode's beginning; in
+    mode NextStep the first row after it could be one of a reset, so no step is made of it."""
     stream = Stream(mode=mode)
     stream.add(vector([0, 100], ".."))
     stream.episodes.rows(vector([1, 101], ".."))
     stream.episodes.cut()
     stream.add(vector([2, 102], ".."))
     stream.add(vector([3, 103], ".."))
-    assert stream.column(PREV_OFFSET) == [0, 0, 0, 0, 0 if mode == "NextStep" else 2, 0 if mode == "NextStep" else 2]
+    assert stream.column(PREV_OFFSET) == [
+        0,
+        0,
+        0,
+        0,
+        0 if mode == "NextStep" else 2,
+        0 if mode == "NextStep" else 2,
+    ]
     assert [moment & 0xFFFFFFFF for moment in stream.column(STEP_ID)][:4] == [0, 0, GAP, GAP]
     is_next_step = mode == "NextStep"
-    assert [distance < 0 for distance in stream.column(NEXT_OFFSET)] == [False] * 2 + [is_next_step] * 2 + [False] * 2
-    assert len({moment >> 32 for moment in stream.column(STEP_ID)}) == (6 if mode == "NextStep" else 4)
+    assert [distance < 0 for distance in stream.column(NEXT_OFFSET)] == [False] * 2 + [
+        is_next_step
+    ] * 2 + [False] * 2
+    assert len({moment >> 32 for moment in stream.column(STEP_ID)}) == (
+        6 if mode == "NextStep" else 4
+    )
 
 
 def test_after_a_gap_one_environment_goes_on_unlinked() -> None:
@@ -197,7 +230,13 @@ def test_after_a_gap_one_environment_goes_on_unlinked() -> None:
     stream.add(step(11, "t"))
     stream.add(step(20))
     assert stream.column(PREV_OFFSET) == [0, 0, 1, 1, 0]
-    assert [moment & 0xFFFFFFFF for moment in stream.column(STEP_ID)] == [0, GAP, GAP + 1, GAP + 2, 0]
+    assert [moment & 0xFFFFFFFF for moment in stream.column(STEP_ID)] == [
+        0,
+        GAP,
+        GAP + 1,
+        GAP + 2,
+        0,
+    ]
 
 
 def hand_in(stream: Stream, row: dict[str, Any]) -> None:
@@ -218,7 +257,8 @@ def numbers_of(stream: Stream) -> list[int]:
 
 @pytest.mark.parametrize("gives_next", [True, False])
 def test_an_episode_that_is_broken_off_leads_nowhere(gives_next: bool) -> None:
-    """No row is written; the next row begins an episode, whatever the step before has announced, by add or extend."""
+    """No row is written; the next row begins an episode, whatever the step before has announced, by
+    add or extend."""
     stream = Stream()
     changes: dict[str, Any] = {} if gives_next else {"next_obs": None}
     stream.episodes.break_off()
@@ -242,9 +282,12 @@ def test_an_episode_that_is_broken_off_leads_nowhere(gives_next: bool) -> None:
 
 
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])
-@pytest.mark.parametrize("chosen", [[1], 1, np.array([False, True, False]), (1,), np.array([1, 1], np.uint8)])
+@pytest.mark.parametrize(
+    "chosen", [[1], 1, np.array([False, True, False]), (1,), np.array([1, 1], np.uint8)]
+)
 def test_some_environments_of_a_vector_are_broken_off(mode: str, chosen: Any) -> None:
-    """The others go on as announced; in mode NextStep the next step of those is one, though an episode had ended."""
+    """The others go on as announced; in mode NextStep the next step of those is one, though an
+    episode had ended."""
     stream = Stream(mode=mode)
     ends = ".t." if mode == "NextStep" else "..."
     hand_in(stream, vector([0, 10, 20], "..."))
@@ -298,7 +341,8 @@ def test_a_break_after_a_first_step_that_was_refused() -> None:
 
 
 def test_environments_may_be_chosen_before_it_is_known_how_many_there_are() -> None:
-    """When the first step got lost: the others' beginnings are not known, and neither is any after another loss."""
+    """When the first step got lost: the others' beginnings are not known, and neither is any after
+    another loss."""
     for loses_again in (False, True):
         stream = Stream(mode="SameStep")
         stream.episodes.ticket()
@@ -310,13 +354,29 @@ def test_environments_may_be_chosen_before_it_is_known_how_many_there_are() -> N
 
 
 @pytest.mark.parametrize(
-    "wrong", [[2], [-1], -1, "1", [0.5], np.array([True]), np.zeros((2, 2), np.bool_), [None], {"a": 1}, [[0]]]
+    "wrong",
+    [
+        [2],
+        [-1],
+        -1,
+        "1",
+        [0.5],
+        np.array([True]),
+        np.zeros((2, 2), np.bool_),
+        [None],
+        {"a": 1},
+        [[0]],
+    ],
 )
 def test_other_choices_of_environments_are_refused(wrong: Any) -> None:
     """With what is allowed; and nothing is broken off."""
     stream = Stream(mode="SameStep")
     hand_in(stream, vector([0, 10], ".."))
-    with pytest.raises(ValueError, match=r"environments must be indices from 0, or a mask of bool, of 2 environments"):
+    with pytest.raises(
+        ValueError,
+        match=r"environments must be indices from 0, or a mask of bool, "
+        r"of 2 environments",
+    ):
         stream.episodes.break_off(wrong)
     stream.episodes.break_off([])
     stream.episodes.break_off(np.zeros(2, np.bool_))
@@ -351,7 +411,8 @@ def test_a_broken_off_environment_may_begin_as_the_last_one_would_have_gone_on(
     ],
 )
 def test_a_step_that_does_not_fit_is_refused_by_name(wrong: dict[str, Any], field: str) -> None:
-    """A missing final observation, a wrong shape or dtype, an observation that does not follow, a misspelt field."""
+    """A missing final observation, a wrong shape or dtype, an observation that does not follow, a
+    misspelt field."""
     stream = Stream()
     stream.add(step(0))
     with pytest.raises(SpecMismatch) as caught:
@@ -367,7 +428,10 @@ def test_an_observation_must_follow_from_the_one_before_in_every_way_in() -> Non
     """One step, columns within and at their beginning, a vector; NaN follows from NaN."""
     stream = Stream()
     columns = {name: np.array([step(0)[name], step(2)[name]]) for name in step(0)}
-    columns |= {"tag": columns["tag"].astype(np.int32), "reward": columns["reward"].astype(np.float32)}
+    columns |= {
+        "tag": columns["tag"].astype(np.int32),
+        "reward": columns["reward"].astype(np.float32),
+    }
     with pytest.raises(SpecMismatch, match="of step 1"):
         stream.episodes.columns(columns)
     stream.add(step(5))
@@ -390,7 +454,8 @@ def test_what_cannot_come_from_environments_of_that_mode_is_refused() -> None:
     with pytest.raises(SpecMismatch, match="autoreset_mode") as caught:
         same_as_next.add(vector([1, 11], "..", reward=np.ones(2)))
     assert caught.value.field == "reward"
-    chosen = Stream(mode="NextStep")  # a wrapper may change rewards: whoever says the mode is believed
+    # a wrapper may change rewards: whoever says the mode is believed
+    chosen = Stream(mode="NextStep")
     chosen.add(vector([0, 10], "t."))
     chosen.add(vector([1, 11], "..", reward=np.ones(2)))
     with pytest.raises(SpecMismatch, match="no end in the step of a reset"):
@@ -408,7 +473,8 @@ def test_what_cannot_come_from_environments_of_that_mode_is_refused() -> None:
 
 
 def test_an_end_in_an_undeclared_mode_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
-    """The default is gymnasium's own; whether it is right nobody can see, so nobody relies on it unknowingly."""
+    """The default is gymnasium's own; whether it is right nobody can see, so nobody relies on it
+    unknowingly."""
     stream = Stream()
     stream.add(vector([0, 10], ".."))
     assert caplog.messages == []
@@ -421,8 +487,11 @@ def test_an_end_in_an_undeclared_mode_is_warned_of_once(caplog: pytest.LogCaptur
     assert len(caplog.messages) == 1
 
 
-def test_environments_that_were_not_reset_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
-    """In mode Disabled the caller resets; an episode that begins where the last one ended looks as if nobody did."""
+def test_environments_that_were_not_reset_are_warned_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """In mode Disabled the caller resets; an episode that begins where the last one ended looks as
+    if nobody did."""
     stream = Stream(mode="Disabled")
     stream.add(vector([0, 10], "t."))
     stream.add(vector([5, 11], ".t"))
@@ -449,11 +518,21 @@ def test_the_mode_is_set_before_the_first_step() -> None:
 
 
 def test_nested_observations_are_given_as_they_come() -> None:
-    """Dicts and tuples, in steps, next observations and final ones, of one environment and of a vector."""
+    """Dicts and tuples, in steps, next observations and final ones, of one environment and of a
+    vector."""
     stream = Stream(NESTED)
     obs = {"camera": np.ones((2, 2), np.uint8), "speed": 1.5}
     final = {"camera": np.full((2, 2), 9, np.uint8), "speed": 9.5}
-    stream.add({"obs": obs, "action": (3,), "reward": 1.0, "terminated": True, "truncated": False, "next_obs": final})
+    stream.add(
+        {
+            "obs": obs,
+            "action": (3,),
+            "reward": 1.0,
+            "terminated": True,
+            "truncated": False,
+            "next_obs": final,
+        }
+    )
     assert stream.column("obs.camera") == [1, 9]
     assert stream.column("obs.speed") == [1.5, 9.5]
     assert stream.column("action.0") == [3, 0]
@@ -505,7 +584,10 @@ def test_one_task_at_a_time_hands_in_steps() -> None:
     stream = Stream()
     with stream.episodes.step(stream.episodes.ticket()):
         stream.rows += stream.episodes.rows(step(0))
-        with pytest.raises(RuntimeError, match="another task"), stream.episodes.step(stream.episodes.ticket()):
+        with (
+            pytest.raises(RuntimeError, match="another task"),
+            stream.episodes.step(stream.episodes.ticket()),
+        ):
             pass
     with stream.episodes.step(stream.episodes.ticket()):
         stream.rows += stream.episodes.rows(step(2))
@@ -514,7 +596,8 @@ def test_one_task_at_a_time_hands_in_steps() -> None:
 
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])
 def test_a_first_step_that_got_lost_is_a_gap_and_decides_nothing(mode: str) -> None:
-    """How many environments there are, and their mode, is said by the first step that is accepted."""
+    """How many environments there are, and their mode, is said by the first step that is
+    accepted."""
     stream = Stream()
     with pytest.raises(SpecMismatch), stream.episodes.step(stream.episodes.ticket()):
         stream.episodes.rows(vector([0, 10, 20], "...", oops=1))
@@ -531,7 +614,9 @@ def test_a_first_step_that_got_lost_is_a_gap_and_decides_nothing(mode: str) -> N
     assert one.column(STEP_ID)[0] & 0xFFFFFFFF == GAP
 
 
-@pytest.mark.parametrize("final_obs", [[], [None], 5, {"x": 1}, {"obs": np.zeros(1)}, np.zeros((1, 2), np.float32)])
+@pytest.mark.parametrize(
+    "final_obs", [[], [None], 5, {"x": 1}, {"obs": np.zeros(1)}, np.zeros((1, 2), np.float32)]
+)
 def test_final_observations_of_another_form_are_refused_by_name(final_obs: object) -> None:
     """Too few, no sequence at all, a dict where there is none."""
     with pytest.raises(SpecMismatch, match="final_obs"):
@@ -540,7 +625,8 @@ def test_final_observations_of_another_form_are_refused_by_name(final_obs: objec
 
 @pytest.mark.parametrize("nothing", [{}, (), {"a": {}}, {"a": ()}, ({}, ())])
 def test_a_field_without_parts_is_no_field(nothing: Any) -> None:
-    """A misspelt name is refused whatever its value, also one that has no parts; so are parts that the spec lacks."""
+    """A misspelt name is refused whatever its value, also one that has no parts; so are parts that
+    the spec lacks."""
     obs = {"camera": np.ones((2, 2), np.uint8), "speed": 1.5}
     row = {"obs": obs, "action": (3,), "reward": 1.0, "terminated": False, "truncated": False}
     Stream(NESTED).add(row)
@@ -564,13 +650,16 @@ def test_a_field_that_is_given_twice_is_refused() -> None:
 
 
 def test_what_is_nested_must_come_nested() -> None:
-    """A next observation that is no dict is not taken for none; extras may be nested where nothing else is."""
+    """A next observation that is no dict is not taken for none; extras may be nested where nothing
+    else is."""
     obs = {"camera": np.ones((2, 2), np.uint8), "speed": 1.5}
     row = {"obs": obs, "action": (3,), "reward": 1.0, "terminated": True, "truncated": False}
     with pytest.raises(SpecMismatch, match="ndarray") as caught:
         Stream(NESTED).add(row | {"next_obs": np.zeros(3)})
     assert caught.value.field == "next_obs"
-    lstm = Stream(Spec.steps(obs=((2,), "float32"), action=((), "int64"), lstm={"h": ((2,), "float32")}))
+    lstm = Stream(
+        Spec.steps(obs=((2,), "float32"), action=((), "int64"), lstm={"h": ((2,), "float32")})
+    )
     row = {name: value for name, value in step(0).items() if name != "tag"}
     lstm.add(row | {"lstm": {"h": np.ones(2, np.float32)}})
     assert lstm.column("lstm.h") == [1.0]
@@ -590,7 +679,8 @@ def quietly(number: int, ends: str = "", **changed: Any) -> dict[str, Any]:
 
 
 class InPlace:
-    """An environment that has one array for its observations, handed out as it is or as `wrap` makes it."""
+    """An environment that has one array for its observations, handed out as it is or as `wrap`
+    makes it."""
 
     def __init__(self, shape: tuple[int, ...] = (2,), wrap: Any = lambda array: array) -> None:
         self.array, self.count, self.wrap = np.zeros(shape, np.float32), 0, wrap
@@ -613,7 +703,8 @@ WRAPS: dict[str, Any] = {
 @pytest.mark.parametrize("wrap", WRAPS)
 @pytest.mark.parametrize("tells", [False, True])
 def test_an_environment_that_overwrites_its_observations_is_noticed(wrap: str, tells: bool) -> None:
-    """At the second step, with and without the next observation; again after that, and nothing is linked to it."""
+    """At the second step, with and without the next observation; again after that, and nothing is
+    linked to it."""
     env, stream = InPlace(wrap=WRAPS[wrap]), Stream()
     obs, number = env.wrap(env.array), 0
     for attempt in range(4):
@@ -622,7 +713,9 @@ def test_an_environment_that_overwrites_its_observations_is_noticed(wrap: str, t
         if attempt == 0:
             stream.add(given)
         elif attempt == 1 or not tells:
-            with pytest.raises(SpecMismatch, match=REUSED if not tells else "copy|step before") as caught:
+            with pytest.raises(
+                SpecMismatch, match=REUSED if not tells else "copy|step before"
+            ) as caught:
                 stream.add(given)
             assert caught.value.field == "obs"
             stream.episodes.cut()
@@ -665,8 +758,9 @@ def test_one_step_episodes_that_overwrite_their_observations_are_noticed() -> No
 
 
 def test_memory_that_is_used_rightly_is_taken() -> None:
-    """A constant, two arrays in turn, views along a longer array, a copy that `next_obs` vouches for, a part that
-    changes when the episode does, new arrays at an address that was used before, and numbers."""
+    """A constant, two arrays in turn, views along a longer array, a copy that `next_obs` vouches
+    for, a part that changes when the episode does, new arrays at an address that was used before,
+    and numbers."""
     constant = np.ones(2, np.float32)
     stream = Stream()
     for _ in range(3):
@@ -687,7 +781,13 @@ def test_memory_that_is_used_rightly_is_taken() -> None:
     goal, stream = np.zeros((2, 2), np.uint8), Stream(NESTED)
     for number in range(6):
         obs, next_obs = ({"camera": goal, "speed": np.float32(n)} for n in (number, number + 1))
-        row = {"obs": obs, "action": (3,), "reward": 1.0, "terminated": number % 2 == 1, "truncated": False}
+        row = {
+            "obs": obs,
+            "action": (3,),
+            "reward": 1.0,
+            "terminated": number % 2 == 1,
+            "truncated": False,
+        }
         stream.add(row | ({"next_obs": next_obs} if number % 2 else {}))
         if number % 2:
             goal += 1
@@ -696,7 +796,9 @@ def test_memory_that_is_used_rightly_is_taken() -> None:
         stream.add(quietly(0, obs=np.full(2, number, np.float32)))
     scalar = Stream(Spec.steps(obs=((), "int64"), action=((), "int64")))
     for number in (3, 3, 4, 4):
-        scalar.add({"obs": number, "action": 0, "reward": 0.0, "terminated": False, "truncated": False})
+        scalar.add(
+            {"obs": number, "action": 0, "reward": 0.0, "terminated": False, "truncated": False}
+        )
     assert scalar.column("obs") == [3, 3, 4, 4]
 
 
@@ -715,7 +817,9 @@ def test_only_the_step_before_counts() -> None:
     """Steps that came together, from other memory, are between."""
     stream, obs = Stream(), np.zeros(2, np.float32)
     stream.add(quietly(0, obs=obs))
-    given = {name: np.repeat(np.asarray(value)[None], 2, axis=0) for name, value in quietly(1).items()}
+    given = {
+        name: np.repeat(np.asarray(value)[None], 2, axis=0) for name, value in quietly(1).items()
+    }
     given["reward"] = np.zeros(2, np.float32)
     given["tag"] = np.zeros(2, np.int32)
     stream.episodes.columns(given)
@@ -756,10 +860,15 @@ def test_the_memory_of_the_caller_counts_where_a_copy_is_handed_in() -> None:
 
 
 def test_a_list_of_one_observation_many_times_is_refused() -> None:
-    """An environment that overwrites its observations leaves the last one in each place of such a list."""
+    """An environment that overwrites its observations leaves the last one in each place of such a
+    list."""
     array = np.zeros(2, np.float32)
     given = {"action": np.arange(3), "reward": np.zeros(3), "tag": np.zeros(3, np.int32)}
-    given |= {"reward": np.zeros(3, np.float32), "terminated": np.zeros(3, bool), "truncated": np.zeros(3, bool)}
+    given |= {
+        "reward": np.zeros(3, np.float32),
+        "terminated": np.zeros(3, bool),
+        "truncated": np.zeros(3, bool),
+    }
     for same in ([array] * 3, [array[:] for _ in range(3)], [array.copy(), array, array]):
         for theirs in (None, given | {"obs": same}):
             obs = same if theirs is None else [one.copy() for one in same]

@@ -13,7 +13,9 @@ from areplay import errors
 EXAMPLES: list[errors.AreplayError] = [
     errors.MissingDependency("batch.torch()", "torch"),
     errors.SpecMismatch("obs", "shape (4,) of float32", "shape (5,)", "nothing is broadcast"),
-    errors.MemoryLimitExceeded("a replay of 8 rows", 5_000_000, 4_096, "the host's memory", {"obs": 4_999_999}),
+    errors.MemoryLimitExceeded(
+        "a replay of 8 rows", 5_000_000, 4_096, "the host's memory", {"obs": 4_999_999}
+    ),
     errors.DescriptorLimitExceeded("50 actors", 200, 17, 256),
     errors.ResourceUnavailable("memfd_create", "3 slots", "[Errno 23] Too many open files"),
     errors.LayoutMismatch("kind 'ring'", "kind 'slots'"),
@@ -35,7 +37,11 @@ EXAMPLES: list[errors.AreplayError] = [
     errors.CheckpointBusy("runs/1"),
     errors.WouldBlock("the inbox is full"),
 ]
-KINDS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if kind.__module__ == errors.__name__]
+KINDS = [
+    kind
+    for _, kind in inspect.getmembers(errors, inspect.isclass)
+    if kind.__module__ == errors.__name__
+]
 
 
 def test_there_is_an_example_of_every_error() -> None:
@@ -68,14 +74,17 @@ def test_the_text_of_an_error_names_its_values(error: errors.AreplayError) -> No
         if isinstance(argument, dict):
             assert all(f"{name}: {size}" in text for name, size in argument.items())
         else:
-            value = f"{abs(argument)}" if isinstance(argument, int) else f"{argument}".replace(",", "")
+            value = (
+                f"{abs(argument)}" if isinstance(argument, int) else f"{argument}".replace(",", "")
+            )
             assert value in text
     assert text != str(error.args)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_an_error_of_ours_is_under_one_root_and_no_value_error(kind: type[BaseException]) -> None:
-    """`except areplay.AreplayError` catches all of ours, `except ValueError` and `except OSError` none."""
+    """`except areplay.AreplayError` catches all of ours, `except ValueError` and `except OSError`
+    none."""
     assert issubclass(kind, areplay.AreplayError)
     assert not issubclass(kind, (ValueError, TypeError, OSError, RuntimeError, AssertionError))
 

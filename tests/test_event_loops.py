@@ -19,8 +19,8 @@ from tests.forked import in_child
 def test_a_child_closes_its_loop_without_taking_anything_from_its_parents(
     new_loop: Callable[[], asyncio.AbstractEventLoop],
 ) -> None:
-    """It runs the tasks that are left to their end, with a thread that hands it something, and closes: the parent's
-    loop still wakes for its descriptors and threads."""
+    """It runs the tasks that are left to their end, with a thread that hands it something, and
+    closes: the parent's loop still wakes for its descriptors and threads."""
     loop = new_loop()
     read, write = os.pipe()
     heard = []
@@ -83,7 +83,8 @@ def test_only_an_epoll_is_replaced() -> None:
 
 
 def test_a_child_changes_its_loop_by_an_io_uring_of_its_own() -> None:
-    """libuv submits to a ring in shared memory: a child's loop hears of a descriptor, by a ring of its own."""
+    """libuv submits to a ring in shared memory: a child's loop hears of a descriptor, by a ring of
+    its own."""
 
     def rings() -> set[int]:
         links = {int(name): f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")}
@@ -111,7 +112,11 @@ def test_a_child_changes_its_loop_by_an_io_uring_of_its_own() -> None:
 
     loop.run_until_complete(begin())
     shared = rings()  # empty where the kernel or a sandbox has none
-    assert in_child(lambda: (rings() & shared, loop.run_until_complete(hear()), loop.close())) == (set(), b"x", None)
+    assert in_child(lambda: (rings() & shared, loop.run_until_complete(hear()), loop.close())) == (
+        set(),
+        b"x",
+        None,
+    )
     assert loop.run_until_complete(hear()) == b"x"
     loop.close()
     os.close(read)
@@ -122,7 +127,8 @@ def test_a_child_changes_its_loop_by_an_io_uring_of_its_own() -> None:
 def test_what_is_cut_short_in_a_child_is_not_complained_of(
     new_loop: Callable[[], asyncio.AbstractEventLoop], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Tasks of areplay's that fail or are dropped there say nothing; those of the user's do, by the user's handler."""
+    """Tasks of areplay's that fail or are dropped there say nothing; those of the user's do, by the
+    user's handler."""
     loop, told = new_loop(), []
     loop.set_exception_handler(lambda loop, context: told.append(context["message"]))
 
@@ -138,7 +144,10 @@ def test_what_is_cut_short_in_a_child_is_not_complained_of(
         await asyncio.sleep(0)
         return task
 
-    tasks = [loop.run_until_complete(begin(name)) for name in ("areplay fails", "areplay is dropped", "the user's")]
+    tasks = [
+        loop.run_until_complete(begin(name))
+        for name in ("areplay fails", "areplay is dropped", "the user's")
+    ]
 
     def end() -> tuple[list[str], int]:
         tasks[2].cancel()

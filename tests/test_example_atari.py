@@ -1,4 +1,5 @@
-"""The Atari example: what its rows make of real games, what learns from them, and the program, run as a user does.
+"""The Atari example: what its rows make of real games, what learns from them, and the program, run
+as a user does.
 
 torch and ale-py belong to the extra `atari`; without them this file is skipped.
 """
@@ -40,7 +41,7 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-# ---------------------------------------------------------------------------------------------------------- rows
+# --------------------------------------------------------------------------------------------- rows
 
 
 @dataclass
@@ -54,7 +55,8 @@ class Episode:
 
 
 async def played(replay: areplay.Replay, game: str, steps: int) -> dict[int, tuple[Episode, int]]:
-    """Play at random as `explore` does; by the index of each row of a step, its episode and its number in it."""
+    """Play at random as `explore` does; by the index of each row of a step, its episode and its
+    number in it."""
     envs, rng, count = atari.make_envs(game, 2, threads=1), np.random.default_rng(0), 2
     replay.autoreset_mode = envs.autoreset_mode
     obs, _ = envs.reset(seed=0)
@@ -88,8 +90,8 @@ async def played(replay: areplay.Replay, game: str, steps: int) -> dict[int, tup
 @pytest.mark.parametrize("game", ["pong", "breakout"])
 @pytest.mark.asyncio(loop_factories=["uvloop"])
 async def test_transitions_are_what_the_environment_showed(game: str) -> None:
-    """Stacks from single stored frames are the environment's own, black before an episode's first frame; rewards,
-    discounts and next stacks are those of three steps, or fewer before an end."""
+    """Stacks from single stored frames are the environment's own, black before an episode's first
+    frame; rewards, discounts and next stacks are those of three steps, or fewer before an end."""
     async with areplay.Replay(atari.SPEC, capacity=4_000, seed=0) as replay:
         where = await played(replay, game, 1_100)
         batch = replay.sample(3_000, atari.ITEM)
@@ -103,7 +105,9 @@ async def test_transitions_are_what_the_environment_showed(game: str) -> None:
             assert (batch["obs"][i] == episode.stacks[at]).all()
             assert (batch["next_obs"][i] == episode.stacks[at + n]).all()
             assert batch["action"][i] == episode.actions[at]
-            assert batch["reward"][i] == pytest.approx(sum(0.99**j * episode.rewards[at + j] for j in range(n)))
+            assert batch["reward"][i] == pytest.approx(
+                sum(0.99**j * episode.rewards[at + j] for j in range(n))
+            )
             assert batch["discount"][i] == (0 if is_last else np.float32(0.99**3))
             ends, beginnings = ends + is_last, beginnings + (at < 3)
         assert ends and beginnings
@@ -117,7 +121,7 @@ def test_environments_explore_as_in_ape_x() -> None:
     assert atari.epsilons_of(1) == [0.4]
 
 
-# ------------------------------------------------------------------------------------------------------- learning
+# ----------------------------------------------------------------------------------------- learning
 
 
 def batch_of(rows: int, discount: float = 0.5) -> dict[str, torch.Tensor]:
@@ -150,7 +154,9 @@ def test_the_loss_is_that_of_a_double_dqn() -> None:
     targets = batch["reward"].numpy() + 0.5 * next_targets[rows, next_values.argmax(axis=1)]
     errors = np.abs(values[rows, batch["action"].numpy()] - targets)
     learner.learn(batch)
-    assert learner.loss.item() == pytest.approx(np.where(errors < 1, errors**2 / 2, errors - 0.5).mean(), rel=1e-4)
+    assert learner.loss.item() == pytest.approx(
+        np.where(errors < 1, errors**2 / 2, errors - 0.5).mean(), rel=1e-4
+    )
 
 
 def test_it_learns_a_batch_by_heart() -> None:
@@ -171,12 +177,15 @@ def test_the_target_network_follows_in_jumps() -> None:
     learner.learn(batch)
     assert (learner.target.arrays()["layers.0.weight"] == before).all()
     learner.learn(batch)
-    assert (learner.target.arrays()["layers.0.weight"] == learner.network.arrays()["layers.0.weight"]).all()
+    assert (
+        learner.target.arrays()["layers.0.weight"] == learner.network.arrays()["layers.0.weight"]
+    ).all()
     assert (learner.target.arrays()["layers.0.weight"] != before).any()
 
 
 def test_a_checkpoint_goes_on_where_it_was(tmp_path: Path) -> None:
-    """The same actions, and after one more step on both sides the same weights; a failed save leaves the last one."""
+    """The same actions, and after one more step on both sides the same weights; a failed save
+    leaves the last one."""
     learner, batch, path = DoubleDQN(6, "cpu", seed=0), batch_of(8), tmp_path / "deep" / "atari.pt"
     learner.learn(batch)
     learner.save(path)
@@ -225,7 +234,7 @@ def test_wrong_games_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no game 'chess'" in capsys.readouterr().err
 
 
-# -------------------------------------------------------------------------------------------------------- program
+# ------------------------------------------------------------------------------------------ program
 
 
 @dataclass
@@ -251,7 +260,16 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     """10,000 frames of Pong on whatever this machine has, without its GPU."""
     folder = tmp_path_factory.mktemp("atari")
     mark = f"ATARI_EXAMPLE={folder}"
-    command: list[Any] = [sys.executable, "-W", "error", EXAMPLES / "atari.py", "--frames", FRAMES, "--device", "cpu"]
+    command: list[Any] = [
+        sys.executable,
+        "-W",
+        "error",
+        EXAMPLES / "atari.py",
+        "--frames",
+        FRAMES,
+        "--device",
+        "cpu",
+    ]
     command += ["--actors", 1, "--envs", 2, "--min-rows", 500, "--test-episodes", 1, "--seed", 3]
     command += ["--checkpoint", folder / "pong.pt", "--picture", folder / "pong.png"]
     ran = subprocess.run(
@@ -273,7 +291,8 @@ def test_the_program_ends_well(done: Done) -> None:
 
 
 def test_the_program_plays_and_learns(done: Done) -> None:
-    """All frames came in, the learner has learnt from batches of them, actors got its weights and ended episodes."""
+    """All frames came in, the learner has learnt from batches of them, actors got its weights and
+    ended episodes."""
     assert FRAMES / 4 <= done.number("rows stored") < 2 * FRAMES / 4, done.out
     assert done.number("learner steps") >= 5
     assert done.number("episodes of actors") >= 1
@@ -284,13 +303,18 @@ def test_the_program_prints_all_figures(done: Done) -> None:
     """Those that docs show: rates, waits, fill and bytes."""
     assert done.number("frames/s") > 0, done.out
     assert done.number("learner steps/s") > 0.1
-    assert 0 < done.number("learner's wait for a batch, p50") <= done.number("learner's wait for a batch, p99")
+    assert (
+        0
+        < done.number("learner's wait for a batch, p50")
+        <= done.number("learner's wait for a batch, p99")
+    )
     assert 0 < done.number("queue's fill, mean") <= 100
     assert 84 * 84 < done.number("bytes a step") < 1.02 * 84 * 84  # one frame, not eight
 
 
 def test_the_checkpoint_plays_as_the_network_did(done: Done) -> None:
-    """Loaded, it is the finite network that played the last test: from the same start it plays the same game."""
+    """Loaded, it is the finite network that played the last test: from the same start it plays the
+    same game."""
     checkpoint = torch.load(done.folder / "pong.pt", weights_only=True)
     assert checkpoint["steps"] == done.number("learner steps")
     learner = DoubleDQN(atari.number_of_actions("pong"), "cpu", seed=99)

@@ -18,7 +18,8 @@ pytest.importorskip("matplotlib")
 
 
 def progress_of(**changed: object) -> Progress:
-    """After 12 s of learning: 1,000 rows and 100 batches a second, returns that rise from -20 to 20."""
+    """After 12 s of learning: 1,000 rows and 100 batches a second, returns that rise from -20 to
+    20."""
     options: dict[str, object] = {
         "name": "Pong",
         "title": "Pong",
@@ -32,7 +33,9 @@ def progress_of(**changed: object) -> Progress:
     progress = Progress(Chart(**(options | changed)))  # type: ignore[arg-type]
     progress.looks += [Look(s, 1_000 * s, 100 * (s - 2), min(s, 8), 8, s) for s in range(2, 13)]
     progress.tests += [(s, -20 + 4 * (s - 2)) for s in range(2, 13)]
-    progress.episodes = {k: [(s, -20 + (4 - 2 * k) * (s - 2)) for s in range(2, 13)] for k in range(2)}
+    progress.episodes = {
+        k: [(s, -20 + (4 - 2 * k) * (s - 2)) for s in range(2, 13)] for k in range(2)
+    }
     return progress
 
 
@@ -41,7 +44,9 @@ def statistics(rows: int, ready: int) -> Statistics:
     counts = (32, 8, ready, ready / 8, 0, rows // 10, 0, 0, 1, 0, 0, 0.0, 0.0)
     stream = BatchesStatistics(*counts, None, None, 0, "Rows() by Uniform()", 10, 0, 4_096, ())
     saves = SavesStatistics(0, 0, 0, None, "", 0.0, "", 0.0)
-    return Statistics(rows, 10_000, rows, 45, 10, 1_000, 1, 0, 0, (), (stream,), (), 1.0, 450_000, 0.0, saves)
+    return Statistics(
+        rows, 10_000, rows, 45, 10, 1_000, 1, 0, 0, (), (stream,), (), 1.0, 450_000, 0.0, saves
+    )
 
 
 def text_of(progress: Progress) -> str:
@@ -62,7 +67,9 @@ def test_rates_are_of_the_last_second_or_of_all() -> None:
     assert progress.rates(over_s=float("inf")) == (1_300, 150)
 
 
-@pytest.mark.parametrize(("limit", "left"), [({}, "28 s"), ({"max_rows": None, "max_batches": 73_000}, "12 min")])
+@pytest.mark.parametrize(
+    ("limit", "left"), [({}, "28 s"), ({"max_rows": None, "max_batches": 73_000}, "12 min")]
+)
 def test_the_time_left_is_that_until_the_limit(limit: dict[str, int | None], left: str) -> None:
     """Of rows or of batches, at the rate so far."""
     assert progress_of(**limit).left() == f"at most {left} left"
@@ -71,8 +78,8 @@ def test_the_time_left_is_that_until_the_limit(limit: dict[str, int | None], lef
 def test_the_line_has_all_in_one() -> None:
     """For logs."""
     assert display.line(progress_of()) == (
-        "  12 s  return test 20, actors 2 -9 | 1,000 rows/s in | 100 batches/s out | queue 8/8 | weights 12"
-        " | at most 28 s left"
+        "  12 s  return test 20, actors 2 -9 | 1,000 rows/s in | 100 batches/s out | queue 8/8 | "
+        "weights 12 | at most 28 s left"
     )
 
 
@@ -81,7 +88,14 @@ def test_the_panel_has_a_line_for_each_thing() -> None:
     progress = progress_of()
     progress.facts["loss"] = "0.0123", "of one step"
     text = text_of(progress)
-    for shown in ("Pong learns", "seldom random", "often random", "▁▁▂▃▄▅▅▆▇██", "8/8", "12,000 of at most 40,000"):
+    for shown in (
+        "Pong learns",
+        "seldom random",
+        "often random",
+        "▁▁▂▃▄▅▅▆▇██",
+        "8/8",
+        "12,000 of at most 40,000",
+    ):
         assert shown in text
     assert re.search(r"loss +0.0123 +of one step", text)
 
@@ -113,7 +127,8 @@ def test_solved_is_what_the_last_test_says() -> None:
 
 
 def test_looks_become_rarer_in_a_long_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A night of looks fits into memory; the start, the beginning of learning and the newest are kept."""
+    """A night of looks fits into memory; the start, the beginning of learning and the newest are
+    kept."""
     monkeypatch.setattr(display, "MAX_LOOKS", 10)
     progress = Progress(progress_of().chart)
     for rows in range(1, 101):
@@ -128,7 +143,9 @@ def test_looks_become_rarer_in_a_long_run(monkeypatch: pytest.MonkeyPatch) -> No
 def test_episodes_come_from_reports() -> None:
     """Into the series that they name."""
     progress = progress_of()
-    progress.note_episode(areplay.Report(5, progress._started_s + 1.5, {"episode_return": 3.0, "series": 1}))
+    progress.note_episode(
+        areplay.Report(5, progress._started_s + 1.5, {"episode_return": 3.0, "series": 1})
+    )
     assert progress.episodes[1][-1] == pytest.approx((1.5, 3.0))
 
 

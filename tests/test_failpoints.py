@@ -36,7 +36,9 @@ def loaded_with(setting: str | None, monkeypatch: pytest.MonkeyPatch) -> ModuleT
 
 
 @pytest.mark.parametrize("passes", [1, 3])
-def test_the_process_dies_at_the_nth_pass_of_that_point(passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_process_dies_at_the_nth_pass_of_that_point(
+    passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By SIGKILL, sent by itself; other points do not count."""
     module = loaded_with(f"add.written:{passes}", monkeypatch)
     for _ in range(passes - 1):

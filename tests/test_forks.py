@@ -24,13 +24,18 @@ from tests.forked import end, fork, in_child
 
 
 def test_a_child_is_another_process() -> None:
-    """What was opened before is recognised there, at any depth of forks, and what it opens itself is its own."""
+    """What was opened before is recognised there, at any depth of forks, and what it opens itself
+    is its own."""
     origin = forks.current
 
     def look() -> tuple[Any, int, bool]:
         own = forks.current
         forks.check(own, "this")
-        return _raised(lambda: forks.check(origin, "that")), own.pid, in_child(lambda: forks.current is own)
+        return (
+            _raised(lambda: forks.check(origin, "that")),
+            own.pid,
+            in_child(lambda: forks.current is own),
+        )
 
     error, pid, is_same = in_child(look)
     assert (error.what, error.pid) == ("that", os.getpid())
@@ -39,7 +44,9 @@ def test_a_child_is_another_process() -> None:
     assert forks.current is origin
 
 
-def test_a_resource_that_cannot_be_let_go_of_does_not_keep_others(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_resource_that_cannot_be_let_go_of_does_not_keep_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """Each gets its turn; it is logged in the child."""
 
     class Broken:
@@ -50,7 +57,9 @@ def test_a_resource_that_cannot_be_let_go_of_does_not_keep_others(caplog: pytest
     resources = [Broken(), forks.Descriptor(read), forks.Descriptor(write), Broken()]
     for broken in (resources[0], resources[3]):
         forks.register(broken)
-    assert in_child(lambda: [thing.number for thing in resources if isinstance(thing, forks.Descriptor)]) == [-1, -1]
+    assert in_child(
+        lambda: [thing.number for thing in resources if isinstance(thing, forks.Descriptor)]
+    ) == [-1, -1]
     assert in_child(lambda: "ZeroDivisionError" in caplog.text)
     os.fstat(read), os.fstat(write)
     for thing in resources:
@@ -80,7 +89,8 @@ def test_a_lock_that_a_thread_holds_is_free_in_a_child() -> None:
 
 
 def test_stores_of_a_child_do_not_reach_the_memory_of_its_parent() -> None:
-    """It reads what is there, at the same addresses, and keeps its own changes to itself; a spawned one shares."""
+    """It reads what is there, at the same addresses, and keeps its own changes to itself; a spawned
+    one shares."""
     segment = Segment(Layout("ring", {"a": ((100_000,), np.int64)}), "a test")
     array = segment.arrays["a"]
     array[:] = 7
@@ -99,7 +109,8 @@ def test_stores_of_a_child_do_not_reach_the_memory_of_its_parent() -> None:
 
 
 def test_locks_of_blocks_end_with_their_holder_though_a_child_lives() -> None:
-    """A child has no copy of the descriptor, unlocks nothing, and its parent's close gives back all."""
+    """A child has no copy of the descriptor, unlocks nothing, and its parent's close gives back
+    all."""
     segment = Segment(Layout("ring", {"holders": ((8,), np.int64)}), "a test")
     holders = segment.arrays["holders"]
     ours, others = (BlockLocks(segment.descriptor, holders) for _ in range(2))
@@ -123,7 +134,9 @@ def test_locks_of_blocks_end_with_their_holder_though_a_child_lives() -> None:
 def test_a_child_wakes_no_process() -> None:
     """Its eventfd is closed: to ring does nothing, and to pass it on is a typed error."""
     event = EventFd("a test")
-    assert isinstance(in_child(lambda: (event.notify(), _raised(lambda: pickle.dumps(event)))[1]), WrongProcess)
+    assert isinstance(
+        in_child(lambda: (event.notify(), _raised(lambda: pickle.dumps(event)))[1]), WrongProcess
+    )
     with pytest.raises(BlockingIOError):
         os.eventfd_read(event.descriptor)
     event.close()
@@ -131,7 +144,10 @@ def test_a_child_wakes_no_process() -> None:
 
 def test_handlers_and_the_signal_mask_are_those_of_before_in_a_child() -> None:
     """And its signals are not heard by the parent's event loop."""
-    before, mask = signal.signal(signal.SIGTERM, signal.SIG_DFL), signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    before, mask = (
+        signal.signal(signal.SIGTERM, signal.SIG_DFL),
+        signal.pthread_sigmask(signal.SIG_BLOCK, []),
+    )
     handlers = forks.Handlers()
     read, write = os.pipe()
     os.set_blocking(write, False)
@@ -146,7 +162,8 @@ def test_handlers_and_the_signal_mask_are_those_of_before_in_a_child() -> None:
                 _wait_for_the_end()
             os.kill(pid, signal.SIGTERM)
             assert _exit_code(pid) == -signal.SIGTERM
-        os.write(write, b"\0")  # so that there is something to read; SIGCHLD may be heard, if a test before handles it
+        # so that there is something to read; SIGCHLD may be heard, if a test before handles it
+        os.write(write, b"\0")
         assert signal.SIGTERM not in os.read(read, 4_096)
         assert in_child(lambda: set(signal.pthread_sigmask(signal.SIG_BLOCK, []))) == set(mask)
         assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == mask
@@ -162,7 +179,8 @@ def test_handlers_and_the_signal_mask_are_those_of_before_in_a_child() -> None:
 
 
 def _wait_for_the_end() -> NoReturn:
-    """A child does nothing, until a signal ends it: one that went on would take itself for its parent."""
+    """A child does nothing, until a signal ends it: one that went on would take itself for its
+    parent."""
     time.sleep(60)
     os._exit(3)
 

@@ -1,4 +1,5 @@
-"""Tests of `_base.identity`: one name for one state, in every process and every run, and others for others."""
+"""Tests of `_base.identity`: one name for one state, in every process and every run, and others for
+others."""
 
 from __future__ import annotations
 
@@ -170,12 +171,19 @@ def test_equal_states_have_one_name_and_others_have_others() -> None:
 
 @pytest.mark.parametrize("as_main", [True, False])
 def test_names_are_the_same_in_other_processes(as_main: bool) -> None:
-    """Whatever the hashes of text are there, and whether the class is of the main module or of one that is imported."""
+    """Whatever the hashes of text are there, and whether the class is of the main module or of one
+    that is imported."""
     code = "import json, test_identity; print(json.dumps(test_identity.identities()))"
     command = [__file__] if as_main else ["-c", code]
     for seed in ("1", "2"):
-        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        said = subprocess.run([sys.executable, *command], env=environment, capture_output=True, timeout=60, check=True)
+        environment = {
+            **os.environ,
+            "PYTHONHASHSEED": seed,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        }
+        said = subprocess.run(
+            [sys.executable, *command], env=environment, capture_output=True, timeout=60, check=True
+        )
         assert json.loads(said.stdout) == identities()
 
 

@@ -1,4 +1,5 @@
-"""Tests of `_ingest.inbox`: what is published is safe, in order, once. Histories of any length are in `models/`."""
+"""Tests of `_ingest.inbox`: what is published is safe, in order, once. Histories of any length are
+in `models/`."""
 
 from __future__ import annotations
 
@@ -43,7 +44,10 @@ def row(number: int) -> dict[str, Any]:
 
 def columns(*numbers: int) -> dict[str, Any]:
     """Several of them."""
-    return {"number": np.array(numbers), "pair": np.repeat(np.array(numbers)[:, None], 2, 1).astype(np.float32)}
+    return {
+        "number": np.array(numbers),
+        "pair": np.repeat(np.array(numbers)[:, None], 2, 1).astype(np.float32),
+    }
 
 
 def taken(inbox: Inbox, most: int = 1 << 30) -> list[int]:
@@ -128,7 +132,9 @@ def test_a_full_inbox_refuses_and_changes_nothing(inbox: Inbox) -> None:
     assert taken(inbox) == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("bad", [{"number": 1}, {**row(1), "more": 1}, {"number": 0.5, "pair": [1.0, 1.0]}])
+@pytest.mark.parametrize(
+    "bad", [{"number": 1}, {**row(1), "more": 1}, {"number": 0.5, "pair": [1.0, 1.0]}]
+)
 def test_a_row_that_does_not_fit_is_not_put(inbox: Inbox, bad: Mapping[str, object]) -> None:
     """SpecMismatch; the rows before and after it are whole, and the actor can go on."""
     inbox.put(row(0))
@@ -184,7 +190,8 @@ def test_inboxes_do_not_touch_each_other(inboxes: Inboxes) -> None:
 
 
 def test_the_two_sides_share_an_inbox_across_processes(inboxes: Inboxes) -> None:
-    """What the actor's process puts, the coordinator takes; what it takes makes room there; a successor goes on."""
+    """What the actor's process puts, the coordinator takes; what it takes makes room there; a
+    successor goes on."""
     coordinator = inboxes.inbox(2)
     with descriptors_pass_by_pickle():
         child = pickle.loads(pickle.dumps(inboxes))
@@ -272,7 +279,8 @@ def test_to_stop_wakes_the_actor(inbox: Inbox) -> None:
 
 
 def test_a_row_is_published_when_it_is_whole(inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever instant the actor is killed at: the tail counts whole rows only, and all of them once it has moved."""
+    """Whatever instant the actor is killed at: the tail counts whole rows only, and all of them
+    once it has moved."""
     seen: list[str] = []
 
     def note(name: str) -> None:
@@ -327,7 +335,9 @@ def test_a_successor_goes_on_where_the_dead_actor_stopped(
     assert taken(inboxes.inbox(0)) == [*range(1 + kept), *([9] if kept < 3 else [])]
 
 
-def test_the_rows_are_read_before_their_room_is_given_back(inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rows_are_read_before_their_room_is_given_back(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At the fence of `consume` the head has not moved: the actor cannot be writing there yet."""
     inbox.extend(columns(0, 1, 2, 3), 0, 4)
     rooms: list[int] = []
@@ -340,7 +350,8 @@ def test_the_rows_are_read_before_their_room_is_given_back(inbox: Inbox, monkeyp
 
 
 def test_closing_gives_back_every_descriptor_and_keeps_the_memory() -> None:
-    """Two doorbells an inbox and the segment; rows that are there stay readable for who has the inbox."""
+    """Two doorbells an inbox and the segment; rows that are there stay readable for who has the
+    inbox."""
     before = open_descriptors()
     inboxes = Inboxes(SPEC, 3, 4)
     inbox = inboxes.inbox(0)
@@ -355,7 +366,8 @@ def test_closing_gives_back_every_descriptor_and_keeps_the_memory() -> None:
 
 @pytest.mark.parametrize("call", ["memfd_create", "ftruncate", "posix_fallocate", "eventfd"])
 def test_inboxes_that_cannot_be_made_leave_nothing(call: str) -> None:
-    """Each system call fails once, at its 1st, 2nd, 3rd ... time: a typed error, and descriptors as before."""
+    """Each system call fails once, at its 1st, 2nd, 3rd ... time: a typed error, and descriptors as
+    before."""
     for nth in range(1, 20):
         before = open_descriptors()
         with pytest.MonkeyPatch.context() as patch:

@@ -32,14 +32,17 @@ FIELDS = BatchFields(Rows().fields(SPEC))
 
 
 class Scene:
-    """A ring of four blocks of four rows, slots of two samplers and the learner's own, all played by the test."""
+    """A ring of four blocks of four rows, slots of two samplers and the learner's own, all played
+    by the test."""
 
     def __init__(self) -> None:
         self.ring = Ring(SPEC, 4, 4)
         self.writer = StreamWriter(self.ring, self.ring.block_locks(), WriterRegistry())
         self.slots = Slots(FIELDS, 8, 4, 2, has_own=True)
         self.slots.open_gate()
-        self.own = InlineSampler(self.ring, self.slots, Rows(), Uniform(), np.random.SeedSequence(0), 1)
+        self.own = InlineSampler(
+            self.ring, self.slots, Rows(), Uniform(), np.random.SeedSequence(0), 1
+        )
         self.next = 0
 
     def write(self, count: int) -> None:
@@ -79,15 +82,20 @@ def scene() -> Iterator[Scene]:
 
 
 def test_it_is_filled_with_whole_rows(scene: Scene) -> None:
-    """In the slot behind those of the samplers, which is the learner's until it gives it back; each time others."""
+    """In the slot behind those of the samplers, which is the learner's until it gives it back; each
+    time others."""
     seen = []
     for turn in range(1, 4):
         slot = scene.own.fill()
         assert slot == 4 and scene.own.filled == turn
         assert scene.states() == "ffffL"
         batch = scene.slots.batch(slot)
-        assert (batch.indices == batch.fields["number"]).all() and (batch.fields["twice"] == 2 * batch.indices).all()
-        assert ((batch.indices >= 0) & (batch.indices < 16)).all() and (batch.importance_weights == 1).all()
+        assert (batch.indices == batch.fields["number"]).all() and (
+            batch.fields["twice"] == 2 * batch.indices
+        ).all()
+        assert ((batch.indices >= 0) & (batch.indices < 16)).all() and (
+            batch.importance_weights == 1
+        ).all()
         seen.append(batch.indices.tolist())
         scene.slots.give_back(slot)
         assert scene.states() == "fffff"
@@ -95,7 +103,8 @@ def test_it_is_filled_with_whole_rows(scene: Scene) -> None:
 
 
 def test_there_is_one_at_a_time(scene: Scene) -> None:
-    """While the learner holds its own batch, it gets no other; the samplers go on, and leave that slot alone."""
+    """While the learner holds its own batch, it gets no other; the samplers go on, and leave that
+    slot alone."""
     assert scene.own.fill() == 4
     assert scene.own.fill() is None and scene.own.filled == 1
     assert [scene.slots.lease(0), scene.slots.lease(0), scene.slots.lease(0)] == [0, 2, None]
@@ -141,7 +150,8 @@ def test_none_before_a_sampler_has_found_items() -> None:
 
 
 def test_none_where_there_are_no_items(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They may be gone since a sampler found some: then the slot is free again, and for a moment nobody looks again."""
+    """They may be gone since a sampler found some: then the slot is free again, and for a moment
+    nobody looks again."""
     now_s, ends = 100.0, scene.ring.ends.copy()
     monkeypatch.setattr(inline_sampler_module.time, "monotonic", lambda: now_s)
     scene.ring.ends[:] = -1
@@ -158,7 +168,11 @@ def test_its_search_and_its_draws_are_short() -> None:
     """It gives up soon; and of items with windows it draws those of one batch at a time."""
     scene = Scene()
     for item, at_once in ((Rows(), 8), (Transitions(n_step=1), 1)):
-        spec = Spec.steps(obs=((), "int64"), action=((), "int64")) if isinstance(item, Transitions) else SPEC
+        spec = (
+            Spec.steps(obs=((), "int64"), action=((), "int64"))
+            if isinstance(item, Transitions)
+            else SPEC
+        )
         ring = Ring(spec, 4, 4)
         own = InlineSampler(ring, scene.slots, item, Uniform(), np.random.SeedSequence(0), 8)
         assert own._reader._most_at_once == at_once and own._reader._most_drawn == 4
@@ -182,7 +196,9 @@ def test_an_error_leaves_the_slot_free(scene: Scene, monkeypatch: pytest.MonkeyP
     assert scene.own.fill() == 4
 
 
-def test_rows_that_are_overwritten_meanwhile_are_drawn_anew(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_are_overwritten_meanwhile_are_drawn_anew(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As in a sampler; and counted."""
     done: list[str] = []
 
@@ -211,8 +227,8 @@ def test_the_locks_of_its_reader_are_its_own_and_given_back(scene: Scene) -> Non
 def test_a_learner_that_is_alone_for_long_says_so(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Since it does not stop, nobody would notice: after five seconds without a sampler's batch, then after ten; and
-    not where samplers fill some, however few."""
+    """Since it does not stop, nobody would notice: after five seconds without a sampler's batch,
+    then after ten; and not where samplers fill some, however few."""
     now_s = 100.0
     monkeypatch.setattr(inline_sampler_module.time, "monotonic", lambda: now_s)
 
@@ -225,7 +241,9 @@ def test_a_learner_that_is_alone_for_long_says_so(
         return len(caplog.messages)
 
     assert [step(at_s) for at_s in (100.0, 104.9, 105.0, 109.0, 110.0, 119.0)] == [0, 0, 1, 1, 2, 2]
-    assert caplog.messages[0].startswith("no sampler has filled a batch for 5 s, the learner fills them itself: <Slots")
+    assert caplog.messages[0].startswith(
+        "no sampler has filled a batch for 5 s, the learner fills them itself: <Slots"
+    )
     assert "get()" not in caplog.messages[0], "nothing was taken with it"
     scene.publish()
     assert [step(at_s) for at_s in (120.0, 124.0, 125.0)] == [2, 2, 3]
@@ -279,8 +297,9 @@ def test_which_batches_a_learner_may_fill(change: dict[str, Any], wanted: bool) 
 
 
 def test_a_row_is_due_once_its_writer_has_begun(scene: Scene) -> None:
-    """The writer takes the serial of the next block first: from then on `all_current` says no for the oldest rows, also
-    while all ends are as they were; for the others it goes on saying yes. `unchanged` looks closer."""
+    """The writer takes the serial of the next block first: from then on `all_current` says no for
+    the oldest rows, also while all ends are as they were; for the others it goes on saying yes.
+    `unchanged` looks closer."""
     oldest, others = np.array([0, 3]), np.array([4, 15])
     assert scene.ring.all_current(np.concatenate([oldest, others]))
     scene.ring.next_serial[0] += 1

@@ -24,7 +24,8 @@ SPEC = areplay.Spec.steps(obs=((2, 3), "float32"), action=((), "int64"))
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    """A checkpoint with steps, priorities and streams of batches; the second save of its directory."""
+    """A checkpoint with steps, priorities and streams of batches; the second save of its
+    directory."""
     areplay.run(save_twice(tmp_path / "run-1"))
     return tmp_path / "run-1"
 
@@ -43,7 +44,9 @@ async def save_twice(path: Path) -> None:
             await replay.save(path)
 
 
-def inspected(path: Path, capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, Any, str]:
+def inspected(
+    path: Path, capsys: pytest.CaptureFixture[str], *options: str
+) -> tuple[int, Any, str]:
     """Exit status, the document, and what was said on standard error."""
     status = main(["inspect", str(path), "--json", *options])
     out, err = capsys.readouterr()
@@ -61,21 +64,40 @@ def test_what_is_in_a_checkpoint(saved: Path, capsys: pytest.CaptureFixture[str]
     """Rows, blocks, the spec field by field, priorities and streams; sizes as they are on disk."""
     status, document, err = inspected(saved, capsys)
     assert (status, err) == (0, "")
-    assert (document["format"], document["version"], document["checkpoint_version"]) == ("areplay inspect", 1, 1)
-    assert (document["path"], document["save"], document["id"]) == (str(saved), 2, manifest_of(saved)["id"])
+    assert (document["format"], document["version"], document["checkpoint_version"]) == (
+        "areplay inspect",
+        1,
+        1,
+    )
+    assert (document["path"], document["save"], document["id"]) == (
+        str(saved),
+        2,
+        manifest_of(saved)["id"],
+    )
     assert (document["rows"], document["rows_inserted"], document["capacity_rows"]) == (90, 90, 208)
     assert (document["blocks"], document["block_rows"], document["row_streams"]) == (6, 16, 1)
-    assert 0 <= document["age_s"] < 100 and abs(document["saved_at_s"] + document["age_s"] - time.time()) < 100
-    fields = {field["name"]: (tuple(field["shape"]), field["dtype"], field["row_bytes"]) for field in document["spec"]}
+    assert (
+        0 <= document["age_s"] < 100
+        and abs(document["saved_at_s"] + document["age_s"] - time.time()) < 100
+    )
+    fields = {
+        field["name"]: (tuple(field["shape"]), field["dtype"], field["row_bytes"])
+        for field in document["spec"]
+    }
     assert fields["obs"] == ((2, 3), "float32", 24) and fields["action"] == ((), "int64", 8)
-    assert list(fields) == ["obs", "action", "reward", "terminated", "truncated"] and document["is_steps"]
+    assert (
+        list(fields) == ["obs", "action", "reward", "terminated", "truncated"]
+        and document["is_steps"]
+    )
     assert [each["exponent"] for each in document["priorities"]] == [0.7]
     assert [stream["batches_delivered"] for stream in document["streams"]] == [0, 0]
     assert "Transitions" in document["streams"][0]["what"]
     sizes = {path.name: path.stat().st_size for path in saved.iterdir()}
     assert document["files"] == len(sizes)
     assert document["bytes"]["total"] == sum(sizes.values())
-    assert document["bytes"]["blocks"] == sum(size for name, size in sizes.items() if name.startswith("block-"))
+    assert document["bytes"]["blocks"] == sum(
+        size for name, size in sizes.items() if name.startswith("block-")
+    )
     assert document["bytes"]["manifest"] == sizes["manifest.json"]
     assert (document["is_verified"], document["damages"], document["left_over"]) == (False, [], {})
 
@@ -93,7 +115,8 @@ def test_a_good_checkpoint_is_verified(saved: Path, capsys: pytest.CaptureFixtur
 
 
 def test_each_damaged_file_is_named(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A bit that flipped, a file cut short, one that is gone: all of them, with the rest still shown."""
+    """A bit that flipped, a file cut short, one that is gone: all of them, with the rest still
+    shown."""
     flipped, short, gone = (saved / name for name in sorted(block_files(saved))[:3])
     flip_a_bit(flipped)
     with short.open("r+b") as file:
@@ -113,7 +136,9 @@ def test_each_damaged_file_is_named(saved: Path, capsys: pytest.CaptureFixture[s
     assert f"{flipped.name} has another checksum" in capsys.readouterr().out
 
 
-def test_what_a_fifo_has_delivered_belongs_to_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_fifo_has_delivered_belongs_to_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Shown as one of the streams, and verified."""
 
     async def save() -> None:
@@ -125,7 +150,9 @@ def test_what_a_fifo_has_delivered_belongs_to_it(tmp_path: Path, capsys: pytest.
 
     areplay.run(save())
     _, document, _ = inspected(tmp_path, capsys, "--verify")
-    assert [(stream["batches_delivered"], stream["is_fifo"]) for stream in document["streams"]] == [(1, True)]
+    assert [(stream["batches_delivered"], stream["is_fifo"]) for stream in document["streams"]] == [
+        (1, True)
+    ]
     (delivered,) = tmp_path.glob("delivered-*")
     flip_a_bit(delivered)
     status, document, _ = inspected(tmp_path, capsys, "--verify")
@@ -140,10 +167,14 @@ def test_without_its_tables_there_is_nothing_to_show(
     flip_a_bit(saved / damaged)
     status, document, err = inspected(saved, capsys)
     assert (status, document) == (1, None)
-    assert err.startswith(f"areplay inspect: the checkpoint in {str(saved)!r} is damaged: {damaged} ")
+    assert err.startswith(
+        f"areplay inspect: the checkpoint in {str(saved)!r} is damaged: {damaged} "
+    )
 
 
-def test_a_newer_checkpoint_is_not_guessed_at(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_newer_checkpoint_is_not_guessed_at(
+    saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Both versions are said."""
     manifest = manifest_of(saved)
     manifest["version"] = 2
@@ -162,7 +193,9 @@ def test_there_is_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert err.startswith(f"areplay inspect: there is no checkpoint in {str(path)!r}")
 
 
-def test_what_a_cut_off_save_has_left_is_told(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_cut_off_save_has_left_is_told(
+    saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """It belongs to nobody, and is no damage; what is not a checkpoint's file is not looked at."""
     (saved / "block-99-16-3.npys").write_bytes(b"12345")
     (saved / "notes.txt").write_text("mine")
@@ -222,7 +255,8 @@ def test_people_are_shown_the_same(
 
 
 def test_whoever_reads_may_have_seen_enough(saved: Path) -> None:
-    """As `areplay ... | head -1`: no traceback, and the status of a program that a broken pipe ended."""
+    """As `areplay ... | head -1`: no traceback, and the status of a program that a broken pipe
+    ended."""
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "wb") as pipe:

@@ -1,4 +1,5 @@
-"""Every valid item is drawn with the same probability: also over block borders, over the ring's seam, out of few.
+"""Every valid item is drawn with the same probability: also over block borders, over the ring's
+seam, out of few.
 
 What is valid says the oracle of `tests/models`; here it is drawn often enough to weigh it.
 """
@@ -32,12 +33,14 @@ def lengths(environments: int, longest: int, seed: int) -> Lengths:
     rng = np.random.default_rng(seed)
     ends = ("terminated", "truncated")
     return [
-        [(int(rng.integers(1, longest + 1)), ends[rng.integers(2)]) for _ in range(11)] for _ in range(environments)
+        [(int(rng.integers(1, longest + 1)), ends[rng.integers(2)]) for _ in range(11)]
+        for _ in range(environments)
     ]
 
 
 async def one_environment_after_wrapping(world: World) -> None:
-    """Episodes of any length, up to some that are longer than a block; the newest block is part-filled."""
+    """Episodes of any length, up to some that are longer than a block; the newest block is
+    part-filled."""
     player = world.player("one", lengths(1, 30, 0), owner=True)
     for _ in range(5 * BLOCKS * BLOCK_ROWS // 2 + 3):
         await player.play(gives_next=False)
@@ -58,7 +61,8 @@ async def a_vector_that_resets_in_the_same_step(world: World) -> None:
 
 
 async def several_actors_that_die(world: World) -> None:
-    """Streams of all kinds, whose open blocks are recycled by the others, and which end in mid-episode."""
+    """Streams of all kinds, whose open blocks are recycled by the others, and which end in
+    mid-episode."""
     players = [
         world.player("one", lengths(1, 9, 3)),
         world.player("Disabled", lengths(2, 14, 4)),
@@ -74,7 +78,8 @@ async def several_actors_that_die(world: World) -> None:
 
 
 async def hardly_any_item(world: World) -> None:
-    """Many actors that died soon, one that got a little further: most rows are the steps of no item."""
+    """Many actors that died soon, one that got a little further: most rows are the steps of no
+    item."""
     player = world.player("one", [[(50, "terminated")]])
     for count in [3, 2, 4, 3, 2, 14, 3, 4]:
         for _ in range(count):
@@ -93,9 +98,15 @@ SITUATIONS: list[Happen] = [
 NO_STACK, STACK = Stack(), Stack({"obs": 4})
 ITEMS: list[tuple[Any, Callable[[Oracle], dict[int, Item]]]] = [
     (areplay.Transitions(n_step=1, gamma=0.5), lambda oracle: oracle.transitions(1, 0.5, NO_STACK)),
-    (areplay.Transitions(n_step=5, gamma=0.5, frame_stack=4), lambda oracle: oracle.transitions(5, 0.5, STACK)),
+    (
+        areplay.Transitions(n_step=5, gamma=0.5, frame_stack=4),
+        lambda oracle: oracle.transitions(5, 0.5, STACK),
+    ),
     (areplay.Sequences(8, burn_in=2, period=3), lambda oracle: oracle.sequences(8, 2, 3, NO_STACK)),
-    (areplay.Sequences(8, across_episodes=True), lambda oracle: oracle.sequences_across(8, 0, 1, NO_STACK)),
+    (
+        areplay.Sequences(8, across_episodes=True),
+        lambda oracle: oracle.sequences_across(8, 0, 1, NO_STACK),
+    ),
 ]
 
 
@@ -133,13 +144,16 @@ def drawn(world: World, item: Any, count: int, batches: int) -> list[list[int]]:
 def test_every_valid_item_has_the_same_probability(
     happen: Happen, item: Any, valid: Callable[[Oracle], dict[int, Item]]
 ) -> None:
-    """Chi-square over all valid items at a significance of 1e-6, for batches small and large; no other is drawn."""
+    """Chi-square over all valid items at a significance of 1e-6, for batches small and large; no
+    other is drawn."""
 
     def check(world: World, oracle: Oracle) -> None:
         expected = valid(oracle).keys()
         assert len(expected) > 2
         for count, draws in ((50, DRAWS // 3), (4_000, DRAWS)):
-            counts = Counter(index for batch in drawn(world, item, count, draws // count) for index in batch)
+            counts = Counter(
+                index for batch in drawn(world, item, count, draws // count) for index in batch
+            )
             assert counts.keys() == expected
             mean = counts.total() / len(expected)
             distance = sum((counts[index] - mean) ** 2 / mean for index in expected)
@@ -150,7 +164,8 @@ def test_every_valid_item_has_the_same_probability(
 
 @pytest.mark.parametrize("happen", [one_environment_after_wrapping, several_actors_that_die])
 def test_draws_are_independent_of_each_other(happen: Happen) -> None:
-    """How an item is followed by the next in its batch is as good as chance: over pairs of halves of the items."""
+    """How an item is followed by the next in its batch is as good as chance: over pairs of halves
+    of the items."""
     item, valid = ITEMS[1]
 
     def check(world: World, oracle: Oracle) -> None:
@@ -171,7 +186,8 @@ def test_draws_are_independent_of_each_other(happen: Happen) -> None:
 
 @pytest.mark.parametrize("happen", SITUATIONS[:4])
 def test_the_situations_are_the_hard_ones(happen: Happen) -> None:
-    """Windows in one block, over the border of two, and over the seam of the ring are all among what is weighed."""
+    """Windows in one block, over the border of two, and over the seam of the ring are all among
+    what is weighed."""
 
     def check(world: World, oracle: Oracle) -> None:
         valid, n_step = ITEMS[1][1](oracle), 5
@@ -181,7 +197,10 @@ def test_the_situations_are_the_hard_ones(happen: Happen) -> None:
             for lane in world.lanes
             for episode in lane
             for at in range(len(episode.steps))
-            if len(names := [name for name in episode.names[at : at + n_step + 1] if name is not None]) > 1
+            if len(
+                names := [name for name in episode.names[at : at + n_step + 1] if name is not None]
+            )
+            > 1
             and names[0] in valid
         ]
         capacity = world.replay.capacity_rows

@@ -20,7 +20,9 @@ from areplay.items.item import BatchFields, Fields, FieldView
 from areplay.items.rows import Rows
 from areplay.spec import Array, Spec
 
-SPEC = Spec(obs=((2, 3), "uint8"), reward=((), "float32"), done=((), "bool"), z=((1,), "complex128"))
+SPEC = Spec(
+    obs=((2, 3), "uint8"), reward=((), "float32"), done=((), "bool"), z=((1,), "complex128")
+)
 
 
 @pytest.fixture
@@ -55,10 +57,15 @@ def test_the_fields_of_rows_are_those_of_the_spec() -> None:
     assert repr(Rows()) == "Rows()"
 
 
-@pytest.mark.parametrize("names", [[37], [24, 37, 30, 24, 24], list(range(24, 38)), list(range(37, 23, -1))])
+@pytest.mark.parametrize(
+    "names", [[37], [24, 37, 30, 24, 24], list(range(24, 38)), list(range(37, 23, -1))]
+)
 def test_each_row_is_copied_to_the_place_of_its_index(ring: Ring, names: list[int]) -> None:
-    """`out[field][i]` is the row that `indices[i]` names: any order, repetitions, blocks of any lap."""
-    out = {name: np.full((len(names), *field.shape), 99, field.dtype) for name, field in SPEC.items()}
+    """`out[field][i]` is the row that `indices[i]` names: any order, repetitions, blocks of any
+    lap."""
+    out = {
+        name: np.full((len(names), *field.shape), 99, field.dtype) for name, field in SPEC.items()
+    }
     Rows().assemble(windows(ring, names), out)
     assert out["obs"].tolist() == [[[n] * 3] * 2 for n in names]
     assert out["reward"].tolist() == names
@@ -74,7 +81,8 @@ def test_a_stale_name_copies_something_and_does_not_fail(ring: Ring) -> None:
 
 
 class NextRewards:
-    """The example of the docstring of `areplay.items.item`: the discounted sum of the next five rewards."""
+    """The example of the docstring of `areplay.items.item`: the discounted sum of the next five
+    rewards."""
 
     window = Window(forward=4)
 
@@ -85,17 +93,26 @@ class NextRewards:
     def assemble(self, windows: Windows, out: Mapping[str, Array]) -> None:
         """See `Item.assemble`."""
         windows.take("obs", out=out["obs"])
-        rewards = windows.take("reward", slice(0, 5))  # (B, 5); behind an episode's end the last row is repeated
+        # (B, 5); behind an episode's end the last row is repeated
+        rewards = windows.take("reward", slice(0, 5))
         is_step = np.arange(5) < windows.steps[:, None]
         out["returns"][:] = (rewards * is_step) @ 0.99 ** np.arange(5)
 
 
 async def test_an_item_kind_of_the_users_own_is_drawn_and_put_together() -> None:
-    """The documented example, in this process and in a sampler's; and it is what the documentation shows."""
+    """The documented example, in this process and in a sampler's; and it is what the documentation
+    shows."""
     spec = Spec.steps(obs=((), "int64"), action=((), "int64"))
     async with areplay.Replay(spec, 64, seed=0) as replay:
         for t in range(12):
-            await replay.add(obs=t, action=0, reward=float(t), terminated=t == 11, truncated=False, next_obs=t + 1)
+            await replay.add(
+                obs=t,
+                action=0,
+                reward=float(t),
+                terminated=t == 11,
+                truncated=False,
+                next_obs=t + 1,
+            )
         expected = [sum(0.99**k * (t + k) for k in range(5) if t + k < 12) for t in range(12)]
         batch = replay.sample(200, NextRewards())
         assert set(batch["obs"].tolist()) == set(range(12))
@@ -120,7 +137,11 @@ def test_a_view_is_a_part_of_the_memory_that_it_names() -> None:
     assert shown["w"].shape == (3, 2, 3, 2) and np.shares_memory(shown["w"], stored["s"])
     for t in range(2):
         assert shown["w"][:, t].tolist() == stored["s"][:, 1 + t : 4 + t].tolist()
-    for wrong in ({}, {"a": FieldView("s", 0, 2)}, {"s": ((2,), "int8"), "a": FieldView("t", 0, 1)}):
+    for wrong in (
+        {},
+        {"a": FieldView("s", 0, 2)},
+        {"s": ((2,), "int8"), "a": FieldView("t", 0, 1)},
+    ):
         with pytest.raises(ValueError, match="sources"):
             BatchFields(wrong)
     with pytest.raises(ValueError, match="'a'"):

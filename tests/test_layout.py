@@ -29,7 +29,8 @@ def memory_of(layout: Layout) -> memoryview:
 
 
 def test_arrays_have_their_shapes_and_lie_on_cache_lines_of_their_own() -> None:
-    """No two arrays share a cache line, none lies outside of the memory, and none over the header."""
+    """No two arrays share a cache line, none lies outside of the memory, and none over the
+    header."""
     layout = Layout("ring", ARRAYS)
     memory = memory_of(layout)
     base = np.frombuffer(memory, np.uint8).ctypes.data
@@ -50,14 +51,16 @@ def test_arrays_have_their_shapes_and_lie_on_cache_lines_of_their_own() -> None:
 
 
 def test_sizes_are_the_bytes_of_each_array_and_fit_into_the_whole() -> None:
-    """`sizes` counts what the arrays hold; the whole adds padding and the header, less than a line an array."""
+    """`sizes` counts what the arrays hold; the whole adds padding and the header, less than a line
+    an array."""
     layout = Layout("ring", ARRAYS)
     assert layout.sizes() == {"words": 128, "flags": 3, "empty": 0, "scalar": 8, "frames": 105}
     assert 64 + 244 <= layout.size_bytes <= 64 + 244 + 64 * len(ARRAYS)
 
 
 def test_sizes_do_not_wrap_around() -> None:
-    """An array too large for this world has a size too large for this world: the limit check relies on it."""
+    """An array too large for this world has a size too large for this world: the limit check relies
+    on it."""
     assert Layout("ring", {"x": ((1 << 32, 1 << 32), np.float64)}).sizes() == {"x": 8 << 64}
 
 
@@ -114,7 +117,8 @@ def test_another_kind_or_size_is_refused() -> None:
 
 
 def test_a_word_is_the_head_of_its_own_line() -> None:
-    """`int64_word(array, k)[0]` is `array[k, 0]`, for reading and writing, and nothing beside it."""
+    """`int64_word(array, k)[0]` is `array[k, 0]`, for reading and writing, and nothing beside
+    it."""
     words = np.zeros((3, 8), np.int64)
     second = int64_word(words, 1)
     assert len(second) == 1

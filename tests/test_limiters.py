@@ -43,7 +43,9 @@ def opened(
 def test_a_min_size_that_is_no_whole_number_above_zero_is_refused(given: Any) -> None:
     """By either limiter, and the message names the option and what was given."""
     for make in (MinSize, partial(SamplesPerInsert, 1.0)):
-        with pytest.raises((ValueError, TypeError), match=r"min_size_to_sample.*" + str(given).replace(".", r"\.")):
+        with pytest.raises(
+            (ValueError, TypeError), match=r"min_size_to_sample.*" + str(given).replace(".", r"\.")
+        ):
             make(given)
 
 
@@ -83,7 +85,9 @@ def test_any_real_number_is_taken(given: Any) -> None:
 def test_a_limiter_says_what_it_is() -> None:
     """With its numbers, for messages."""
     assert repr(MinSize(30)) == "MinSize(30)"
-    assert repr(opened(0.5, 30, 64)) == "SamplesPerInsert(0.5, min_size_to_sample=30, error_buffer=64)"
+    assert repr(opened(0.5, 30, 64)) == (
+        "SamplesPerInsert(0.5, min_size_to_sample=30, error_buffer=64)"
+    )
 
 
 def test_the_default_buffer_is_sixteen_batches_and_sixteen_inserts() -> None:
@@ -104,18 +108,26 @@ def test_the_default_buffer_is_sixteen_batches_and_sixteen_inserts() -> None:
 
 @st.composite
 def configurations(draw: st.DrawFn) -> tuple[Fraction, int, int, Fraction]:
-    """`(ratio, batch_size, min_size, buffer)` that floats hold exactly, mostly with a buffer of about the least."""
+    """`(ratio, batch_size, min_size, buffer)` that floats hold exactly, mostly with a buffer of
+    about the least."""
     eighths = st.integers(1, 80).map(lambda n: Fraction(n, 8))
     ratio, batch_size, min_size = draw(eighths), draw(st.integers(1, 12)), draw(st.integers(1, 9))
     least = (batch_size + ratio) / 2
-    buffer = draw(st.one_of(st.just(least), eighths, st.integers(0, 40).map(lambda n: least + Fraction(n, 16))))
+    buffer = draw(
+        st.one_of(
+            st.just(least), eighths, st.integers(0, 40).map(lambda n: least + Fraction(n, 16))
+        )
+    )
     return ratio, batch_size, min_size, buffer
 
 
 @settings(max_examples=100)
 @given(configurations())
-def test_a_buffer_by_which_both_could_wait_is_refused(configuration: tuple[Fraction, int, int, Fraction]) -> None:
-    """Exactly those below half a batch and half an insert; with the least one in the message, which is then taken."""
+def test_a_buffer_by_which_both_could_wait_is_refused(
+    configuration: tuple[Fraction, int, int, Fraction],
+) -> None:
+    """Exactly those below half a batch and half an insert; with the least one in the message, which
+    is then taken."""
     ratio, batch_size, min_size, buffer = configuration
     limiter = SamplesPerInsert(float(ratio), min_size, float(buffer))
     if 2 * buffer >= batch_size + ratio:
@@ -136,7 +148,8 @@ def test_a_buffer_by_which_both_could_wait_is_refused(configuration: tuple[Fract
 def reachable(
     ratio: Fraction, batch_size: int, min_size: int, buffer: Fraction, inserts: int, most: int
 ) -> Iterator[tuple[int, int, bool, bool]]:
-    """Every state that schedules of inserts and batches can reach: `(inserts, batches, may insert, may sample)`."""
+    """Every state that schedules of inserts and batches can reach:
+    `(inserts, batches, may insert, may sample)`."""
 
     def error(inserts: int, batches: int) -> Fraction:
         return ratio * (inserts - min_size) - batches * batch_size
@@ -147,7 +160,10 @@ def reachable(
         may_insert = error(inserts + 1, batches) <= buffer
         may_sample = error(inserts, batches + 1) >= -buffer
         yield inserts, batches, may_insert, may_sample
-        for state, may in (((inserts + 1, batches), may_insert), ((inserts, batches + 1), may_sample)):
+        for state, may in (
+            ((inserts + 1, batches), may_insert),
+            ((inserts, batches + 1), may_sample),
+        ):
             if may and state not in seen:
                 seen.add(state)
                 todo.append(state)
@@ -158,8 +174,8 @@ def reachable(
 def test_from_every_reachable_state_one_side_may_go_on(
     configuration: tuple[Fraction, int, int, Fraction], rows: int
 ) -> None:
-    """Whatever configuration is accepted: the limiter lets pass just what keeps the error within the buffer, and
-    never holds both sides."""
+    """Whatever configuration is accepted: the limiter lets pass just what keeps the error within
+    the buffer, and never holds both sides."""
     ratio, batch_size, min_size, buffer = configuration
     assume(2 * buffer >= batch_size + ratio)
     states = reachable(ratio, batch_size, min_size, buffer, min(rows, min_size), 120)
@@ -182,7 +198,11 @@ def test_from_every_reachable_state_one_side_may_go_on(
             assert after >= -buffer > after - ratio, "so many, and not one less"
         record = limiter.statistics()
         assert (record.holds_writers, record.holds_learner) == (not may_insert, not may_sample)
-        assert (record.inserts, record.samples, record.error) == (inserts, batches * batch_size, float(error))
+        assert (record.inserts, record.samples, record.error) == (
+            inserts,
+            batches * batch_size,
+            float(error),
+        )
 
 
 @settings(max_examples=100)
@@ -238,8 +258,8 @@ def test_steps_that_were_not_inserted_after_all_leave_no_trace() -> None:
 def test_what_can_ever_be_inserted_at_once_can_be_in_the_end(
     configuration: tuple[Fraction, int, int, Fraction], steps: int
 ) -> None:
-    """Wherever the learner stops for want of rows, there is room for so many; else there is a place where there is
-    none."""
+    """Wherever the learner stops for want of rows, there is room for so many; else there is a place
+    where there is none."""
     ratio, batch_size, min_size, buffer = configuration
     assume(2 * buffer >= batch_size + ratio)
     limiter = opened(float(ratio), min_size, float(buffer), batch_size)
@@ -266,9 +286,11 @@ CHANGES = st.lists(
 
 @settings(max_examples=100)
 @given(CHANGES)
-def test_changed_at_run_time_the_error_goes_on_from_where_it_is(changes: list[tuple[str, Fraction]]) -> None:
-    """After the first batch a new ratio counts for later inserts alone, a refused one changes nothing, and both ever
-    hold what they say."""
+def test_changed_at_run_time_the_error_goes_on_from_where_it_is(
+    changes: list[tuple[str, Fraction]],
+) -> None:
+    """After the first batch a new ratio counts for later inserts alone, a refused one changes
+    nothing, and both ever hold what they say."""
     told: list[None] = []
     limiter = opened(1.0, 2, 30.0, 4, 2, lambda: told.append(None))
     limiter.sample()
@@ -304,7 +326,8 @@ def test_changed_at_run_time_the_error_goes_on_from_where_it_is(changes: list[tu
 
 
 def test_a_ratio_changed_before_the_first_batch_waits_for_just_min_size_rows() -> None:
-    """Nothing was sampled by the old ratio, and so the first batch needs neither more nor fewer rows than it said."""
+    """Nothing was sampled by the old ratio, and so the first batch needs neither more nor fewer
+    rows than it said."""
     limiter = opened(1.0, 10, 20.0, 4)
     limiter.insert(5)
     assert limiter.error == -5.0
@@ -315,7 +338,8 @@ def test_a_ratio_changed_before_the_first_batch_waits_for_just_min_size_rows() -
 
 
 def test_a_ratio_raised_before_the_first_batch_keeps_the_error_within_the_buffer() -> None:
-    """ "It holds for what is inserted from then on": steps above min_size keep the ratio by which they came in."""
+    """ "It holds for what is inserted from then on": steps above min_size keep the ratio by which
+    they came in."""
     limiter = opened(1.0, 10, 20.0, 4)
     limiter.insert(limiter.room)
     assert limiter.error == 20.0
@@ -356,12 +380,17 @@ def test_inserts_meanwhile_are_not_lost_when_the_ratio_is_changed() -> None:
 
 
 def test_a_limiter_belongs_to_one_open_stream() -> None:
-    """A second one is refused, before and when it opens, and the first one goes on as if nothing had been."""
+    """A second one is refused, before and when it opens, and the first one goes on as if nothing
+    had been."""
     limiter = opened(1.0, 2, 30.0, 4, 2)
     limiter.insert(3)
     before = limiter.statistics()
     for attempt in (partial(limiter.check, 2), partial(limiter.open, 2, 9, ignore)):
-        with pytest.raises(ValueError, match=r"limits another stream of batches; give each one of its own"):
+        with pytest.raises(
+            ValueError,
+            match=r"limits another stream of batches; give each one of "
+            r"its own",
+        ):
             attempt()
     assert limiter.statistics() == before
     limiter.insert(24)
@@ -393,7 +422,11 @@ def test_statistics_are_those_of_the_moment() -> None:
     limiter.insert(6)
     limiter.sample()
     record = limiter.statistics()
-    assert (record.samples_per_insert, record.min_size_to_sample, record.error_buffer) == (2.0, 5, 12.0)
+    assert (record.samples_per_insert, record.min_size_to_sample, record.error_buffer) == (
+        2.0,
+        5,
+        12.0,
+    )
     assert (record.inserts, record.samples, record.error) == (11, 4, 8.0)
     assert (record.holds_writers, record.holds_learner) == (False, False)
     limiter.insert(2)

@@ -1,4 +1,5 @@
-"""Tests of `_ingest.local_writer`: what the owner's process writes, and how it waits until it may."""
+"""Tests of `_ingest.local_writer`: what the owner's process writes, and how it waits until it
+may."""
 
 from __future__ import annotations
 
@@ -38,10 +39,15 @@ class StreamState:
 
 
 class Scene:
-    """A ring of 4 blocks of 8 rows, the owner's rows, and perhaps a limiter: ratio 1, batches of 2, a buffer of 4."""
+    """A ring of 4 blocks of 8 rows, the owner's rows, and perhaps a limiter: ratio 1, batches of 2,
+    a buffer of 4."""
 
     def __init__(self, spec: Spec = PLAIN, *, limits: bool = True, keeps: bool = False) -> None:
-        self.ring, self.registry, self.admission = Ring(spec, 4, 8), (registry := WriterRegistry()), Admission(registry)
+        self.ring, self.registry, self.admission = (
+            Ring(spec, 4, 8),
+            (registry := WriterRegistry()),
+            Admission(registry),
+        )
         self.told = 0
         self.limiter = SamplesPerInsert(1.0, 1, 4.0)
         if limits:
@@ -67,7 +73,9 @@ class Scene:
         serials, counts = self.ring.occupied()
         found: list[int] = []
         for serial, count in sorted(zip(serials.tolist(), counts.tolist(), strict=True)):
-            found += self.ring.columns[column][self.ring.positions(np.arange(serial * 8, serial * 8 + count))].tolist()
+            found += self.ring.columns[column][
+                self.ring.positions(np.arange(serial * 8, serial * 8 + count))
+            ].tolist()
         return found
 
     async def fill(self) -> None:
@@ -83,7 +91,12 @@ class Scene:
 
     def untouched(self) -> tuple[Any, ...]:
         """What a call that did not succeed leaves as it was."""
-        return self.inserted, self.limiter.statistics(), self.registry.reserved, self.ring.next_serial[0]
+        return (
+            self.inserted,
+            self.limiter.statistics(),
+            self.registry.reserved,
+            self.ring.next_serial[0],
+        )
 
     async def close(self) -> None:
         """Everything is given back."""
@@ -141,7 +154,11 @@ async def test_rows_are_written_at_once_while_there_is_room(scene: Scene) -> Non
     with pytest.raises(StopIteration) as stopped:
         scene.own.extend(columns(1, 4), None).send(None)
     assert stopped.value.value.tolist() == [1, 2, 3, 4]
-    assert (scene.numbers(), scene.limiter.statistics().inserts, scene.told) == ([0, 1, 2, 3, 4], 5, 2)
+    assert (scene.numbers(), scene.limiter.statistics().inserts, scene.told) == (
+        [0, 1, 2, 3, 4],
+        5,
+        2,
+    )
     assert scene.own.any_written
 
 
@@ -165,8 +182,9 @@ async def test_an_add_waits_until_the_learner_takes_a_batch(scene: Scene) -> Non
     (wait,) = scene.own.waits()
     assert wait.who == "owner" and 0 < wait.waited_s < 20
     assert wait.reason == (
-        "Replay.add or extend waits: rows may not be written yet: SamplesPerInsert(1, min_size_to_sample=1, "
-        "error_buffer=4): 5 steps inserted, 0 items handed to the learner, error 4; the learner has to take a batch"
+        "Replay.add or extend waits: rows may not be written yet: SamplesPerInsert(1, "
+        "min_size_to_sample=1, error_buffer=4): 5 steps inserted, 0 items handed to the learner, "
+        "error 4; the learner has to take a batch"
     )
     assert scene.inserted == 5
     scene.take_batch()
@@ -211,7 +229,9 @@ CALLS: dict[str, Callable[[LocalWriter], Awaitable[Any]]] = {
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
-async def test_a_call_cancelled_while_it_waits_changes_nothing(call: Callable[[LocalWriter], Awaitable[Any]]) -> None:
+async def test_a_call_cancelled_while_it_waits_changes_nothing(
+    call: Callable[[LocalWriter], Awaitable[Any]],
+) -> None:
     """At any tick; the next one goes on as if it had never been."""
     scenes: list[Scene] = []
 
@@ -235,7 +255,8 @@ async def test_a_call_cancelled_while_it_waits_changes_nothing(call: Callable[[L
 
 
 async def test_an_episode_is_broken_off_behind_the_steps_that_wait() -> None:
-    """A step that was asked for before it belongs to the old episode, though it is written later."""
+    """A step that was asked for before it belongs to the old episode, though it is written
+    later."""
     scene = Scene(STEPS)
     for number in range(5):
         await scene.own.add(step(number), None)
@@ -248,14 +269,27 @@ async def test_an_episode_is_broken_off_behind_the_steps_that_wait() -> None:
     await asyncio.gather(waiting, *after)
     assert scene.numbers("obs") == [0, 1, 2, 3, 4, 5, 50, 51]
     assert scene.ring.columns["steps.prev_offset"][:8].tolist() == [0, 1, 1, 1, 1, 1, 0, 1]
-    assert (scene.ring.columns["steps.step_id"][:8] & 0xFFFFFFFF).tolist() == [0, 1, 2, 3, 4, 5, 0, 1]
+    assert (scene.ring.columns["steps.step_id"][:8] & 0xFFFFFFFF).tolist() == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+        0,
+        1,
+    ]
     await scene.close()
 
 
 async def test_rows_of_a_plain_spec_are_in_no_episode() -> None:
     """There is none to break off."""
     scene = Scene()
-    with pytest.raises(ValueError, match=r"end_episode is about steps of environments; make the spec with Spec\.steps"):
+    with pytest.raises(
+        ValueError,
+        match=r"end_episode is about steps of environments; make the "
+        r"spec with Spec\.steps",
+    ):
         scene.own.break_off(None)
     await scene.close()
 
@@ -286,7 +320,12 @@ async def test_a_final_observation_needs_no_room() -> None:
     assert (scene.inserted, scene.limiter.statistics().inserts) == (2, 1)
     obs, is_end = np.arange(1, 5).astype(np.float32), np.array([False, True, False, True])
     never = np.zeros(4, np.bool_)
-    given = {"action": np.zeros(4, np.int64), "reward": obs, "terminated": is_end, "truncated": never}
+    given = {
+        "action": np.zeros(4, np.int64),
+        "reward": obs,
+        "terminated": is_end,
+        "truncated": never,
+    }
     await scene.own.extend({"obs": obs, "next_obs": obs + 1, **given}, None)
     assert (scene.inserted, scene.limiter.statistics().inserts) == (8, 5)
     await scene.close()
@@ -347,7 +386,11 @@ async def test_more_rows_than_the_buffer_can_ever_take_are_refused(keeps: bool) 
     scene = Scene(keeps=keeps)
     await scene.fill()
     before = scene.untouched()
-    with pytest.raises(ValueError, match=r"7 steps at once do not fit into the error_buffer of SamplesPerInsert\(1, "):
+    with pytest.raises(
+        ValueError,
+        match=r"7 steps at once do not fit into the error_buffer of "
+        r"SamplesPerInsert\(1, ",
+    ):
         await scene.own.extend(columns(5, 7), None)
     assert scene.untouched() == before
     assert scene.own.waits() == []
@@ -400,7 +443,11 @@ async def test_more_than_half_of_a_ring_that_keeps_rows_is_refused() -> None:
     await scene.own.extend(columns(0, 17), None)
     scene.keeper.places[:] = True
     before = scene.untouched()
-    with pytest.raises(ValueError, match=r"17 rows at once are more than half of capacity_rows = 32"):
+    with pytest.raises(
+        ValueError,
+        match=r"17 rows at once are more than half of capacity_rows = "
+        r"32",
+    ):
         await scene.own.extend(columns(17, 17), None)
     assert scene.untouched() == before
     task = asyncio.create_task(scene.own.extend(columns(17, 16), None))
@@ -429,7 +476,8 @@ async def test_with_place_but_no_room_nothing_stays_reserved() -> None:
 
 
 async def test_closing_ends_every_wait_with_closed(scene: Scene) -> None:
-    """Of the call that waits for admission, and of those behind it; nothing was written, and nothing is after it."""
+    """Of the call that waits for admission, and of those behind it; nothing was written, and
+    nothing is after it."""
     await scene.fill()
     before, descriptors = scene.untouched(), memory_descriptors()
     tasks: list[asyncio.Task[Any]] = [asyncio.create_task(scene.own.extend(columns(5, 2), None))]
@@ -461,7 +509,9 @@ async def test_lifting_lets_every_waiting_row_in(scene: Scene) -> None:
 # Large ones.
 
 
-async def test_a_large_extend_is_copied_in_a_thread_all_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_large_extend_is_copied_in_a_thread_all_or_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The loop turns meanwhile; cancelled, it is finished first; closing waits for it."""
     monkeypatch.setattr(local_writer_module, "_INLINE_BYTES", 3 * PLAIN.row_bytes)
     scene = Scene()
@@ -518,8 +568,11 @@ async def test_a_spec_without_steps_has_no_episodes(scene: Scene) -> None:
         _ = scene.own.episodes
 
 
-async def test_rows_that_are_copied_off_the_loop_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From their admission until the streams were told; the room that they take is taken by then, no item is there."""
+async def test_rows_that_are_copied_off_the_loop_are_told_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From their admission until the streams were told; the room that they take is taken by then,
+    no item is there."""
     monkeypatch.setattr(local_writer_module, "_INLINE_BYTES", 0)
     scene = Scene()
     seen: list[tuple[bool, int]] = []
@@ -536,15 +589,18 @@ async def test_rows_that_are_copied_off_the_loop_are_told_of(monkeypatch: pytest
 
 
 async def test_what_a_call_lacks_is_known_while_it_waits_and_after_it_was_refused() -> None:
-    """A learner that comes later would wait for those rows as well; not any more when rows came in, or the next call
-    begins. Nothing of a refused call is written."""
+    """A learner that comes later would wait for those rows as well; not any more when rows came in,
+    or the next call begins. Nothing of a refused call is written."""
     scene, hopeless = Scene(), ""
     await scene.fill()
     scene.own._why_hopeless = lambda: hopeless
     assert scene.own.lacks is None
     waiting = asyncio.create_task(scene.own.extend(columns(5, 2), None))
     await ticks(3)
-    assert scene.own.lacks is not None and (scene.own.lacks.steps, scene.own.lacks.blocks) == (2, False)
+    assert scene.own.lacks is not None and (scene.own.lacks.steps, scene.own.lacks.blocks) == (
+        2,
+        False,
+    )
     hopeless = "nobody takes a batch"
     before = scene.untouched()
     scene.admission.notify()

@@ -1,4 +1,5 @@
-"""Tests of `_shm.memory_order`. Whether a processor keeps the order cannot be tested; that the calls are made can."""
+"""Tests of `_shm.memory_order`. Whether a processor keeps the order cannot be tested; that the
+calls are made can."""
 
 from __future__ import annotations
 
@@ -62,8 +63,11 @@ def test_elsewhere_both_are_full_fences(machine: str, monkeypatch: pytest.Monkey
     assert library.calls == [5, 5], "memory_order_seq_cst is 5"
 
 
-def test_elsewhere_without_the_library_the_import_fails_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Going on without a fence would be silent corruption; the error names the package to install."""
+def test_elsewhere_without_the_library_the_import_fails_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Going on without a fence would be silent corruption; the error names the package to
+    install."""
 
     def missing(name: str) -> None:
         raise OSError(f"{name}: cannot open shared object file")

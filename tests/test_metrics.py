@@ -1,4 +1,5 @@
-"""Tests of `metrics`: everything that the statistics count is there, under names that Prometheus likes."""
+"""Tests of `metrics`: everything that the statistics count is there, under names that Prometheus
+likes."""
 
 from __future__ import annotations
 
@@ -77,7 +78,9 @@ def leaves(record: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         for each in value if isinstance(value, tuple) else (value,):
             if dataclasses.is_dataclass(each):
                 yield from leaves(each, f"{path}{field.name}.")
-            elif isinstance(each, int | float) and not {field.name, path + field.name} & (NO_METRICS | SUMS):
+            elif isinstance(each, int | float) and not {field.name, path + field.name} & (
+                NO_METRICS | SUMS
+            ):
                 yield f"{path}{field.name}", each
 
 
@@ -97,7 +100,8 @@ def test_every_number_of_the_statistics_is_a_metric() -> None:
 
 
 def test_the_names_follow_prometheus() -> None:
-    """The prefix, base units, `_total` for what only grows and for nothing else, and a sentence each."""
+    """The prefix, base units, `_total` for what only grows and for nothing else, and a sentence
+    each."""
     replay = Made(WHOLE)
     collector = ReplayCollector(replay)  # type: ignore[arg-type]
     families = list(collector.collect())
@@ -106,18 +110,28 @@ def test_the_names_follow_prometheus() -> None:
     for family in families:
         assert re.fullmatch(r"areplay_[a-z_]+", family.name)
         assert not re.search(r"_(s|ms|mb)$", family.name)
-        assert (family.documentation and family.documentation[0].isupper()) or family.documentation[0].isdigit()
-        assert all(sample.name.endswith("_total") == (family.type == "counter") for sample in family.samples)
+        assert (family.documentation and family.documentation[0].isupper()) or family.documentation[
+            0
+        ].isdigit()
+        assert all(
+            sample.name.endswith("_total") == (family.type == "counter")
+            for sample in family.samples
+        )
     assert [family.name for family in collector.describe()] == names
 
 
 def test_what_has_not_happened_yet_has_no_sample() -> None:
-    """Of a replay without rows and saves no moment is told but that it was opened; 0 would be the year 1970."""
+    """Of a replay without rows and saves no moment is told but that it was opened; 0 would be the
+    year 1970."""
     saves = areplay.SavesStatistics(0, 0, 0, None, "", 0.0, "", 0.0)
     young = Made(dataclasses.replace(WHOLE, last_row_at_s=0.0, saves=saves))
     old = Made(WHOLE)
     moments = {
-        name: {sample for sample, _ in scraped(ReplayCollector(replay)) if sample.endswith("_timestamp_seconds")}  # type: ignore[arg-type]
+        name: {
+            sample
+            for sample, _ in scraped(ReplayCollector(replay))
+            if sample.endswith("_timestamp_seconds")
+        }  # type: ignore[arg-type]
         for name, replay in (("young", young), ("old", old))
     }
     assert moments["young"] == {"areplay_opened_timestamp_seconds"}
@@ -127,34 +141,55 @@ def test_what_has_not_happened_yet_has_no_sample() -> None:
 
 
 def test_each_actor_stream_and_sampler_has_labels_of_its_own() -> None:
-    """Groups may have actors of the same index; the longest wait of those who are called the same counts."""
+    """Groups may have actors of the same index; the longest wait of those who are called the same
+    counts."""
     (actor,), (stream,) = WHOLE.actors, WHOLE.batches
     made = dataclasses.replace(
         WHOLE,
         actors=(actor, dataclasses.replace(actor, group=5, rows=7)),
         batches=(stream, dataclasses.replace(stream, number=6, ready=2, limiter=None)),
-        waits=(areplay.Wait("learner", "", 2.0), areplay.Wait("learner", "", 3.0), areplay.Wait("learner", "", 1.0)),
+        waits=(
+            areplay.Wait("learner", "", 2.0),
+            areplay.Wait("learner", "", 3.0),
+            areplay.Wait("learner", "", 1.0),
+        ),
     )
     left, right = Made(made), Made(WHOLE)
     found = scraped(ReplayCollector({"left": left, "right": right}))  # type: ignore[dict-item]
-    assert found["areplay_actor_rows_total", (("actor", "0"), ("group", "0"), ("replay", "left"))] == 100
-    assert found["areplay_actor_rows_total", (("actor", "0"), ("group", "5"), ("replay", "left"))] == 7
-    assert found["areplay_actor_rows_total", (("actor", "0"), ("group", "0"), ("replay", "right"))] == 100
+    assert (
+        found["areplay_actor_rows_total", (("actor", "0"), ("group", "0"), ("replay", "left"))]
+        == 100
+    )
+    assert (
+        found["areplay_actor_rows_total", (("actor", "0"), ("group", "5"), ("replay", "left"))] == 7
+    )
+    assert (
+        found["areplay_actor_rows_total", (("actor", "0"), ("group", "0"), ("replay", "right"))]
+        == 100
+    )
     assert found["areplay_queue_ready_batches", (("replay", "left"), ("stream", "6"))] == 2
-    assert found["areplay_sampler_batches_total", (("replay", "left"), ("sampler", "0"), ("stream", "6"))] == 107
+    assert (
+        found[
+            "areplay_sampler_batches_total", (("replay", "left"), ("sampler", "0"), ("stream", "6"))
+        ]
+        == 107
+    )
     assert found["areplay_waiting_seconds", (("replay", "left"), ("who", "learner"))] == 3.0
     assert ("areplay_limiter_error_samples", (("replay", "left"), ("stream", "6"))) not in found
 
 
 async def test_a_server_of_prometheus_gets_what_is_there_now() -> None:
-    """In its own thread; after the replay is closed there are no samples, and it is not kept alive."""
+    """In its own thread; after the replay is closed there are no samples, and it is not kept
+    alive."""
     async with areplay.Replay(SPEC, 1_000) as replay:
         registry = CollectorRegistry()
         registry.register(ReplayCollector(replay))
         server, thread = start_http_server(0, addr="127.0.0.1", registry=registry)
 
         def get() -> str:
-            with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/metrics", timeout=30) as answer:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{server.server_port}/metrics", timeout=30
+            ) as answer:
                 return str(answer.read().decode())
 
         try:
@@ -190,7 +225,11 @@ async def test_a_registry_refuses_a_second_collector_and_takes_one_of_several_re
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """When the collector is made, not when the module is imported."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(areplay.MissingDependency, match=r"pip install '\.\[metrics\]'` in a clone of areplay"):
+    with pytest.raises(
+        areplay.MissingDependency,
+        match=r"pip install '\.\[metrics\]'` in a clone "
+        r"of areplay",
+    ):
         ReplayCollector({})
 
 
@@ -203,19 +242,34 @@ def test_the_prometheus_example_ends_by_itself_and_shows_metrics() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert "metrics at http://127.0.0.1:" in done.stdout
-    (rows,) = re.findall(r'areplay_actor_rows_total\{actor="1",group="0",replay="replay"\} (\d+)', done.stdout)
+    (rows,) = re.findall(
+        r'areplay_actor_rows_total\{actor="1",group="0",replay="replay"\} (\d+)', done.stdout
+    )
     assert int(rows) > 0
 
 
 def test_the_tensorboard_example_ends_by_itself_and_leaves_curves(tmp_path: Path) -> None:
     """Run as a user does; what it wrote is read back."""
     pytest.importorskip("tensorboardX")
-    command = [sys.executable, "-W", "error", str(EXAMPLES / "tensorboard_curves.py"), str(tmp_path / "run"), "1.2"]
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        str(EXAMPLES / "tensorboard_curves.py"),
+        str(tmp_path / "run"),
+        "1.2",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     (events,) = (tmp_path / "run").iterdir()
     written = events.read_bytes()
-    for name in ("replay/rows", "replay/rows_per_s", "queue/fill", "queue/learner_waiting_share", "learner/loss"):
+    for name in (
+        "replay/rows",
+        "replay/rows_per_s",
+        "queue/fill",
+        "queue/learner_waiting_share",
+        "learner/loss",
+    ):
         assert name.encode() in written
     assert len((EXAMPLES / "tensorboard_curves.py").read_text().splitlines()) <= 60
     assert len((EXAMPLES / "prometheus.py").read_text().splitlines()) <= 60

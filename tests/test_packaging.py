@@ -1,4 +1,5 @@
-"""What the package says of itself, and that nothing is left out when it is built. `make dist` tries it out, too."""
+"""What the package says of itself, and that nothing is left out when it is built. `make dist` tries
+it out, too."""
 
 from __future__ import annotations
 
@@ -28,16 +29,27 @@ def test_the_version_is_the_same_everywhere() -> None:
 
 def test_only_three_libraries_are_needed() -> None:
     """All others are extras."""
-    needed = [text for text in metadata("areplay").get_all("Requires-Dist") or [] if "extra ==" not in text]
-    assert {re.match(r"[\w-]+", text)[0] for text in needed} == {"numpy", "uvloop", "aiomultiprocess"}  # type: ignore[index]
+    needed = [
+        text
+        for text in metadata("areplay").get_all("Requires-Dist") or []
+        if "extra ==" not in text
+    ]
+    assert {re.match(r"[\w-]+", text)[0] for text in needed} == {
+        "numpy",
+        "uvloop",
+        "aiomultiprocess",
+    }  # type: ignore[index]
 
 
 @pytest.mark.skipif(
-    not (ROOT / ".git").exists() or shutil.which("git") is None, reason="needs a clone of the repository"
+    not (ROOT / ".git").exists() or shutil.which("git") is None,
+    reason="needs a clone of the repository",
 )
 def test_nothing_is_left_out_of_what_is_built(tmp_path: Path) -> None:
-    """The sdist has all that git knows, the wheel the whole package, its types and the licence, and nothing else."""
-    copy = tmp_path / "copy"  # of what git knows, without what earlier builds have left, which would be taken in
+    """The sdist has all that git knows, the wheel the whole package, its types and the licence, and
+    nothing else."""
+    # of what git knows, without what earlier builds have left, which would be taken in
+    copy = tmp_path / "copy"
     for name in tracked():
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, copy / name)
@@ -49,9 +61,11 @@ def test_nothing_is_left_out_of_what_is_built(tmp_path: Path) -> None:
 
 
 def test_a_clone_beside_a_script_does_not_hide_the_package(tmp_path: Path) -> None:
-    """As the Makefile installs it: a folder of the clone's name beside the script is no package, and is passed over.
+    """As the Makefile installs it: a folder of the clone's name beside the script is no package,
+    and is passed over.
 
-    With an import hook, which is what `pip install --editable` makes by default, that folder would be `areplay`.
+    With an import hook, which is what `pip install --editable` makes by default, that folder would
+    be `areplay`.
     """
     installing = re.search(r"^INSTALL = .*$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert installing and "editable_mode=compat" in installing[0]
@@ -65,14 +79,21 @@ def test_a_clone_beside_a_script_does_not_hide_the_package(tmp_path: Path) -> No
     command = [sys.executable, "-S", here / "script.py"]
     libraries = os.pathsep.join(path for path in sys.path if path and Path(path) != ROOT)
     done = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": libraries}, capture_output=True, text=True, timeout=60
+        command,
+        env=os.environ | {"PYTHONPATH": libraries},
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert Path(done.stdout.strip()).parent == ROOT / "areplay", done.stderr
 
 
 def test_what_is_installed_first_is_light() -> None:
-    """No library of gigabytes comes with the environment of the first example, nor with that of the tests."""
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    """No library of gigabytes comes with the environment of the first example, nor with that of the
+    tests."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
 
     def libraries(extra: str) -> set[str]:
         found = set()

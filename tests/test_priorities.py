@@ -25,7 +25,9 @@ NONE = float("nan")
 class Scene:
     """A ring, a writer, and priorities that watch it."""
 
-    def __init__(self, blocks: int = 8, block_rows: int = 24, exponent: float = 1.0, spec: Spec = SPEC) -> None:
+    def __init__(
+        self, blocks: int = 8, block_rows: int = 24, exponent: float = 1.0, spec: Spec = SPEC
+    ) -> None:
         self.ring, self.registry = Ring(spec, blocks, block_rows), WriterRegistry()
         self.writer = StreamWriter(self.ring, self.ring.block_locks(), self.registry)
         self.priorities = Priorities(self.ring, exponent)
@@ -69,11 +71,15 @@ def test_new_rows_enter_with_the_largest_mass_so_far_or_their_own(scene: Scene) 
 
 @pytest.mark.parametrize("exponent", [0.0, 0.3, 1.0])
 def test_masses_are_priorities_raised_to_the_exponent(exponent: float) -> None:
-    """Also tiny and huge ones, which neither vanish nor become infinite; zero stays zero, but for the exponent 0."""
+    """Also tiny and huge ones, which neither vanish nor become infinite; zero stays zero, but for
+    the exponent 0."""
     scene = Scene(exponent=exponent)
     given = [1e-30, 0.5, 1.0, 7.0, 1e30, 1e300, 5e-324]
     mass = scene.mass(scene.write(7, given))
-    smallest, largest = float(np.finfo(np.float32).smallest_subnormal), float(np.finfo(np.float32).max)
+    smallest, largest = (
+        float(np.finfo(np.float32).smallest_subnormal),
+        float(np.finfo(np.float32).max),
+    )
     expected = [min(max(p**exponent, smallest), largest) for p in given]
     assert np.allclose(mass, expected, rtol=1e-6, atol=0)
     assert all(m > 0 for m in mass) and np.isfinite(mass).all()
@@ -84,7 +90,8 @@ def test_masses_are_priorities_raised_to_the_exponent(exponent: float) -> None:
 
 @pytest.mark.parametrize(("blocks", "block_rows"), [(4, 16), (8, 24), (40, 64), (700, 128)])
 def test_rows_are_drawn_in_proportion_to_their_masses(blocks: int, block_rows: int) -> None:
-    """Chi-square over all rows, in rings with one level of sums and with two; some rows have no mass."""
+    """Chi-square over all rows, in rings with one level of sums and with two; some rows have no
+    mass."""
     scene, rng = Scene(blocks, block_rows), np.random.default_rng(11)
     capacity = scene.ring.capacity_rows
     names = scene.write(capacity - 5)
@@ -107,7 +114,8 @@ def test_rows_are_drawn_in_proportion_to_their_masses(blocks: int, block_rows: i
 
 
 def test_a_batch_is_stratified_and_in_no_order(scene: Scene) -> None:
-    """One row from each equal share of the mass, so that no part of the ring is missed; shuffled."""
+    """One row from each equal share of the mass, so that no part of the ring is missed;
+    shuffled."""
     names = scene.write(192)
     indices, _ = scene.priorities.draw(96, np.random.default_rng(0))
     assert sorted(index // 2 for index in indices.tolist()) == [name // 2 for name in names[::2]]
@@ -127,7 +135,8 @@ def test_batches_that_are_drawn_at_once_are_stratified_each_by_itself(scene: Sce
 
 
 def test_batches_that_are_drawn_at_once_have_the_right_proportions() -> None:
-    """Chi-square over all rows, of each of the batches: it does not matter which of them a row stands in."""
+    """Chi-square over all rows, of each of the batches: it does not matter which of them a row
+    stands in."""
     scene, rng = Scene(40, 64), np.random.default_rng(12)
     names = scene.write(scene.ring.capacity_rows)
     masses = rng.random(len(names)) ** 2
@@ -141,12 +150,17 @@ def test_batches_that_are_drawn_at_once_have_the_right_proportions() -> None:
     expected = masses / masses.sum() * 30_000
     large = expected > 5
     for count in counts:
-        seen, hoped = [*count[large], count[~large].sum()], [*expected[large], expected[~large].sum()]
+        seen, hoped = (
+            [*count[large], count[~large].sum()],
+            [*expected[large], expected[~large].sum()],
+        )
         assert stats.chisquare(seen, np.array(hoped) * sum(seen) / sum(hoped)).pvalue > 1e-3
     scene.close()
 
 
-@pytest.mark.parametrize("masses", [[1e-38, 3e38], [1e-45, 1e-45], [3e38] * 5, [0.0, 0.0, 2.0, 0.0]])
+@pytest.mark.parametrize(
+    "masses", [[1e-38, 3e38], [1e-45, 1e-45], [3e38] * 5, [0.0, 0.0, 2.0, 0.0]]
+)
 def test_edge_cases_of_float32_draw_only_what_has_mass(scene: Scene, masses: list[float]) -> None:
     """Tiny beside huge, all tiny, all huge, one that is not zero."""
     names = scene.write(len(masses), masses)
@@ -170,10 +184,14 @@ def test_an_update_of_an_overwritten_row_is_recognised(scene: Scene) -> None:
     """It is left out, and the newcomer in its place keeps what it has."""
     old = scene.write(192)
     new = scene.write(30)  # recycles two blocks of 24
-    updated = scene.priorities.update(np.array([old[0], old[47], old[48], new[0]]), np.array([5.0, 5.0, 7.0, 8.0]))
+    updated = scene.priorities.update(
+        np.array([old[0], old[47], old[48], new[0]]), np.array([5.0, 5.0, 7.0, 8.0])
+    )
     assert updated.tolist() == [False, False, True, True]
     assert scene.mass([new[0], new[29], old[48]]) == [8.0, 1.0, 7.0]
-    assert scene.mass([30 + old[0]]) == [0.0], "what was there is gone, and nothing new has come yet"
+    assert scene.mass([30 + old[0]]) == [0.0], (
+        "what was there is gone, and nothing new has come yet"
+    )
     scene.priorities.check()
 
 
@@ -198,7 +216,14 @@ def test_final_observations_have_no_mass() -> None:
     spec = Spec.steps(obs=((), "int64"), action=((), "int64"))
     scene, episodes = Scene(spec=spec), Episodes(spec)
     for t in range(60):
-        step = {"obs": t, "action": t, "reward": 0.0, "terminated": t % 3 == 2, "truncated": False, "next_obs": t + 1}
+        step = {
+            "obs": t,
+            "action": t,
+            "reward": 0.0,
+            "terminated": t % 3 == 2,
+            "truncated": False,
+            "next_obs": t + 1,
+        }
         rows = episodes.rows(step)
         assert isinstance(rows, tuple)
         scene.writer.write_rows(*rows)
@@ -213,11 +238,16 @@ def test_final_observations_have_no_mass() -> None:
 
 
 @pytest.mark.parametrize(("blocks", "block_rows"), [(8, 24), (700, 128)])
-def test_rows_that_are_left_out_are_not_drawn_and_change_no_proportion(blocks: int, block_rows: int) -> None:
-    """Chi-square over the others, also beside a mass that a difference of sums would drown them in."""
+def test_rows_that_are_left_out_are_not_drawn_and_change_no_proportion(
+    blocks: int, block_rows: int
+) -> None:
+    """Chi-square over the others, also beside a mass that a difference of sums would drown them
+    in."""
     scene, rng = Scene(blocks, block_rows), np.random.default_rng(5)
     names = np.array(scene.write(scene.ring.capacity_rows - 3))
-    out = np.unique(np.concatenate([[0, 1, 2, len(names) - 1], rng.integers(0, len(names), len(names) // 3)]))
+    out = np.unique(
+        np.concatenate([[0, 1, 2, len(names) - 1], rng.integers(0, len(names), len(names) // 3)])
+    )
     masses = np.exp(rng.normal(-40, 1.0, len(names)))
     masses[out] = 10.0 ** rng.integers(-9, 9, len(out))
     scene.priorities.update(names, masses)
@@ -225,7 +255,9 @@ def test_rows_that_are_left_out_are_not_drawn_and_change_no_proportion(blocks: i
     expected = np.float32(masses[kept]).astype(float) / np.float32(masses[kept]).astype(float).sum()
     counts = np.zeros(len(names))
     for _ in range(60):
-        indices, probabilities = scene.priorities.draw(512, rng, without=scene.priorities.without(names[out]))
+        indices, probabilities = scene.priorities.draw(
+            512, rng, without=scene.priorities.without(names[out])
+        )
         counts += np.bincount(indices, minlength=len(names))
         assert np.allclose(probabilities, expected[np.searchsorted(kept, indices)], rtol=1e-6)
     assert counts.sum() == 60 * 512 and counts[out].sum() == 0
@@ -240,7 +272,8 @@ def test_rows_that_are_left_out_are_not_drawn_and_change_no_proportion(blocks: i
 
 
 def test_rows_of_a_block_that_was_left_for_a_lap_are_not_drawn(scene: Scene) -> None:
-    """They are not counted as there, so they have no mass either, and an update does not give them one."""
+    """They are not counted as there, so they have no mass either, and an update does not give them
+    one."""
 
     class First:
         def kept(self) -> np.ndarray:
@@ -276,7 +309,9 @@ def test_a_block_that_is_left_while_its_writer_is_in_it_has_no_mass_either(scene
 
 
 @pytest.mark.parametrize("exponents", [(1.0, 0.5), (0.5, 1.0), (0.3, 0.6, 0.0, 0.9), (0.0, 0.7)])
-def test_priorities_given_before_a_table_exists_are_in_each_that_is_made(exponents: tuple[float, ...]) -> None:
+def test_priorities_given_before_a_table_exists_are_in_each_that_is_made(
+    exponents: tuple[float, ...],
+) -> None:
     """By rows, by updates, or the largest so far; also where rows were recycled in between."""
     ring, registry = Ring(SPEC, 8, 24), WriterRegistry()
     writer = StreamWriter(ring, ring.block_locks(), registry)
@@ -322,8 +357,8 @@ def test_priorities_given_before_a_table_exists_are_in_each_that_is_made(exponen
 
 @pytest.mark.parametrize("seed", range(4))
 def test_sums_never_drift_under_writers_and_updates_at_once(seed: int) -> None:
-    """Two threads write, two update what they know, one draws: afterwards every sum is that of its masses, and rows
-    that are not there have none."""
+    """Two threads write, two update what they know, one draws: afterwards every sum is that of its
+    masses, and rows that are not there have none."""
     scene, rng = Scene(blocks=12, block_rows=16), np.random.default_rng(seed)
     writers = [scene.writer, StreamWriter(scene.ring, scene.ring.block_locks(), scene.registry)]
     known: list[int] = []

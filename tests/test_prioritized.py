@@ -1,4 +1,5 @@
-"""Prioritised sampling through the front door: batches, weights, updates from the learner, priorities from actors."""
+"""Prioritised sampling through the front door: batches, weights, updates from the learner,
+priorities from actors."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ async def hand_in_with_priorities(actor: areplay.Actor) -> None:
 
 
 async def test_items_are_drawn_in_proportion_and_weighed() -> None:
-    """Chi-square over transitions of which the last ones are not possible yet; weights in float64 by the formula."""
+    """Chi-square over transitions of which the last ones are not possible yet; weights in float64
+    by the formula."""
     async with areplay.Replay(SPEC, 256, seed=3) as replay:
         indices = await episode(replay, 60)
         last = len(indices) - 1
@@ -62,16 +64,23 @@ async def test_items_are_drawn_in_proportion_and_weighed() -> None:
 
 
 async def steps_without_end(replay: areplay.Replay, count: int) -> np.ndarray:
-    """One episode that goes on: no item can be made of its newest row yet. The indices of its rows."""
-    rows = [await replay.add(obs=t, action=0, reward=0.0, terminated=False, truncated=False) for t in range(count)]
+    """One episode that goes on: no item can be made of its newest row yet. The indices of its
+    rows."""
+    rows = [
+        await replay.add(obs=t, action=0, reward=0.0, terminated=False, truncated=False)
+        for t in range(count)
+    ]
     return np.array(rows)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3])
 @pytest.mark.parametrize("small", [1e-3, 1e-10, 1e-30])
-async def test_a_row_that_makes_no_item_keeps_none_that_does_from_being_drawn(small: float, share: float) -> None:
-    """However large its priority is: items have the chances, probabilities and weights that they have among themselves.
-    Chi-square, of `sample` and of batches with and without batches of the learner's own."""
+async def test_a_row_that_makes_no_item_keeps_none_that_does_from_being_drawn(
+    small: float, share: float
+) -> None:
+    """However large its priority is: items have the chances, probabilities and weights that they
+    have among themselves. Chi-square, of `sample` and of batches with and without batches of the
+    learner's own."""
     async with areplay.Replay(SPEC, 4096, seed=5) as replay:
         rows = await steps_without_end(replay, 300)
         selector = areplay.Prioritized(1.0, 1.0, share)
@@ -85,14 +94,20 @@ async def test_a_row_that_makes_no_item_keeps_none_that_does_from_being_drawn(sm
             for batch in batches:
                 counts += np.bincount(batch["obs"], minlength=299)
                 assert np.allclose(batch.probabilities, p[batch["obs"]], rtol=1e-4)
-                assert np.allclose(batch.importance_weights, batch.probabilities.min() / batch.probabilities, rtol=1e-4)
+                assert np.allclose(
+                    batch.importance_weights,
+                    batch.probabilities.min() / batch.probabilities,
+                    rtol=1e-4,
+                )
             assert stats.chisquare(counts, p * counts.sum()).pvalue > 1e-4
 
         check([replay.sample(1_000, selector=selector) for _ in range(30)])
         for fills in (True, False):
             async with (
                 asyncio.timeout(60),
-                replay.batches(batch_size=1_000, selector=selector, prefetch=2, inline_sampling=fills) as stream,
+                replay.batches(
+                    batch_size=1_000, selector=selector, prefetch=2, inline_sampling=fills
+                ) as stream,
             ):
                 batches = [(await anext(stream)).copy() for _ in range(20)]
             check(batches)
@@ -107,7 +122,14 @@ async def test_where_only_rows_that_make_no_item_have_a_priority_that_is_said() 
         replay.update_priorities(rows, np.append(np.zeros(19), 1.0))
         with pytest.raises(areplay.Stalled, match="of a priority above 0 can be made"):
             replay.sample(8, selector=selector)
-        assert len(replay.sample(8, selector=areplay.Prioritized(1.0, uniform_sample_probability=0.1)).indices) == 8
+        assert (
+            len(
+                replay.sample(
+                    8, selector=areplay.Prioritized(1.0, uniform_sample_probability=0.1)
+                ).indices
+            )
+            == 8
+        )
         async with replay.batches(batch_size=8, selector=selector) as batches:
             with pytest.raises(areplay.WaitTimeout, match="of a priority above 0 can be made"):
                 await batches.get(timeout_s=1.0)
@@ -116,15 +138,20 @@ async def test_where_only_rows_that_make_no_item_have_a_priority_that_is_said() 
 
 
 async def test_of_rows_that_make_no_item_it_is_said_that_none_can_be_made() -> None:
-    """Only then: also one step among rows of priority 0, and of sequences that begin at other rows, is found."""
+    """Only then: also one step among rows of priority 0, and of sequences that begin at other rows,
+    is found."""
     async with areplay.Replay(SPEC, 4096, seed=5) as replay:
         rows = await steps_without_end(replay, 400)
         selector = areplay.Prioritized(1.0)
         with pytest.raises(areplay.Stalled, match="no Transitions"):
             replay.sample(8, areplay.Transitions(400), selector)
-        replay.update_priorities(rows, np.where(np.isin(rows, rows[[7, 399]]), [1e-20] * 399 + [1.0], 0.0))
+        replay.update_priorities(
+            rows, np.where(np.isin(rows, rows[[7, 399]]), [1e-20] * 399 + [1.0], 0.0)
+        )
         assert set(replay.sample(64, selector=selector)["obs"].tolist()) == {7}
-        replay.update_priorities(rows, np.where(np.arange(400) % 20 == 0, 1e-8, 10.0 ** (np.arange(400) % 9)))
+        replay.update_priorities(
+            rows, np.where(np.arange(400) % 20 == 0, 1e-8, 10.0 ** (np.arange(400) % 9))
+        )
         batch = replay.sample(400, areplay.Sequences(20, period=20), selector)
         assert set(batch.indices.tolist()) == set(rows[::20].tolist())
         assert np.allclose(batch.probabilities, 1 / 20, rtol=1e-4)
@@ -136,7 +163,8 @@ async def test_of_rows_that_make_no_item_it_is_said_that_none_can_be_made() -> N
 async def test_items_drawn_in_place_of_torn_ones_have_probabilities_like_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where rows were left out of the first draw, or only of the second: weights of one batch are of one kind."""
+    """Where rows were left out of the first draw, or only of the second: weights of one batch are
+    of one kind."""
     changed, rounds = Windows.changed, 0
 
     def tears_one(self: Windows) -> np.ndarray:
@@ -166,8 +194,8 @@ async def test_items_drawn_in_place_of_torn_ones_have_probabilities_like_the_oth
 async def test_priorities_given_before_the_first_selector_are_what_it_begins_with(
     tmp_path: Path, exponent: float
 ) -> None:
-    """By `extend`, `add` and actors; also after a checkpoint was saved and loaded in between, and for one more selector
-    of another exponent."""
+    """By `extend`, `add` and actors; also after a checkpoint was saved and loaded in between, and
+    for one more selector of another exponent."""
     expected = np.concatenate([1.0 + np.arange(10), [30.0], np.full(2, 30.0), [0.5]])
     async with areplay.Replay(PLAIN, 64, seed=3) as replay:
         indices = await replay.extend({"x": np.arange(10)}, priorities=expected[:10])
@@ -212,18 +240,25 @@ async def test_rows_without_any_mass_can_still_be_drawn_uniformly() -> None:
     """If a share of the rows is; and if that share is all of them, priorities do not matter."""
     async with areplay.Replay(PLAIN, 64, seed=3) as replay:
         indices = await replay.extend({"x": np.arange(40)})
-        some, every = (areplay.Prioritized(1.0, uniform_sample_probability=share) for share in (0.1, 1.0))
+        some, every = (
+            areplay.Prioritized(1.0, uniform_sample_probability=share) for share in (0.1, 1.0)
+        )
         replay.sample(1, selector=some)
         replay.update_priorities(indices, np.arange(40.0))
         batch = replay.sample(4_000, selector=every)
-        assert np.bincount(batch["x"], minlength=40).min() > 50 and np.allclose(batch.probabilities, 1 / 40)
+        assert np.bincount(batch["x"], minlength=40).min() > 50 and np.allclose(
+            batch.probabilities, 1 / 40
+        )
         replay.update_priorities(indices, np.zeros(40))
         batch = replay.sample(4_000, selector=some)
-        assert np.bincount(batch["x"], minlength=40).min() > 50 and np.allclose(batch.probabilities, 1 / 40)
+        assert np.bincount(batch["x"], minlength=40).min() > 50 and np.allclose(
+            batch.probabilities, 1 / 40
+        )
 
 
 async def test_uniform_rows_stand_anywhere_in_a_batch() -> None:
-    """So each batch has its share of them, also if several are drawn at once, and none is cut off with the rest."""
+    """So each batch has its share of them, also if several are drawn at once, and none is cut off
+    with the rest."""
     async with areplay.Replay(PLAIN, 64, seed=3) as replay:
         indices = await replay.extend({"x": np.arange(40)})
         selector = areplay.Prioritized(1.0, uniform_sample_probability=0.5)
@@ -242,14 +277,17 @@ async def test_stale_updates_are_counted_and_never_reach_a_newcomer() -> None:
         selector = areplay.Prioritized(1.0)
         replay.sample(1, selector=selector)
         new = await replay.extend({"x": np.arange(100, 116)})  # one block
-        assert replay.update_priorities(old, np.full(64, 1e-6)) == areplay.PriorityUpdate(updated=48, stale=16)
+        assert replay.update_priorities(old, np.full(64, 1e-6)) == areplay.PriorityUpdate(
+            updated=48, stale=16
+        )
         assert set(replay.sample(200, selector=selector).indices.tolist()) <= set(new.tolist())
         statistics = replay.statistics()
         assert (statistics.priorities_updated, statistics.priorities_stale) == (48, 16)
 
 
 async def test_samplers_follow_updates_and_the_exponent() -> None:
-    """What the learner changes reaches batches drawn after it; a schedule follows the batches delivered."""
+    """What the learner changes reaches batches drawn after it; a schedule follows the batches
+    delivered."""
     async with areplay.Replay(PLAIN, 64, seed=3) as replay:
         indices = await replay.extend({"x": np.arange(64)})
         changed = areplay.Prioritized(1.0, 0.0)
@@ -264,12 +302,16 @@ async def test_samplers_follow_updates_and_the_exponent() -> None:
             changed.importance_sampling_exponent = 1.0
             for _ in range(4):  # more than were drawn ahead
                 batch = await anext(one)
-            assert np.allclose(batch.importance_weights, batch.probabilities.min() / batch.probabilities, rtol=1e-5)
+            assert np.allclose(
+                batch.importance_weights, batch.probabilities.min() / batch.probabilities, rtol=1e-5
+            )
             assert np.allclose(batch.probabilities, (1 + batch["x"]) / 2080)
             for _ in range(12):
                 batch = await anext(other)
             assert scheduled.importance_sampling_exponent == 1.0
-            assert np.allclose(batch.importance_weights, batch.probabilities.min() / batch.probabilities, rtol=1e-5)
+            assert np.allclose(
+                batch.importance_weights, batch.probabilities.min() / batch.probabilities, rtol=1e-5
+            )
 
 
 async def test_actors_hand_in_priorities() -> None:
@@ -290,19 +332,29 @@ async def test_actors_hand_in_priorities() -> None:
 
 
 async def test_steps_of_vectors_and_of_one_environment_have_priorities() -> None:
-    """In the owner's process: of an episode's last step, not of its final observation; of each environment."""
+    """In the owner's process: of an episode's last step, not of its final observation; of each
+    environment."""
     async with areplay.Replay(SPEC, 64, seed=3) as replay:
         selector = areplay.Prioritized(1.0)
         replay._bind(selector)
-        await replay.add(obs=0, action=0, reward=0.0, terminated=True, truncated=False, next_obs=1, priority=3.0)
+        await replay.add(
+            obs=0, action=0, reward=0.0, terminated=True, truncated=False, next_obs=1, priority=3.0
+        )
         (tree,) = replay._priorities.values()
         assert tree.masses[:2].tolist() == [3.0, 0.0]
     async with areplay.Replay(SPEC, 64, seed=3) as replay:
         replay._bind(areplay.Prioritized(1.0))
         replay.autoreset_mode = "Disabled"
         flags = np.array([True, False])
-        step = {"obs": np.arange(2), "action": np.zeros(2, int), "reward": np.zeros(2), "terminated": flags}
-        await replay.add(**step, truncated=~flags & False, next_obs=np.arange(1, 3), priority=[5.0, 7.0])
+        step = {
+            "obs": np.arange(2),
+            "action": np.zeros(2, int),
+            "reward": np.zeros(2),
+            "terminated": flags,
+        }
+        await replay.add(
+            **step, truncated=~flags & False, next_obs=np.arange(1, 3), priority=[5.0, 7.0]
+        )
         (tree,) = replay._priorities.values()
         assert tree.masses[:3].tolist() == [5.0, 7.0, 0.0]
 
@@ -336,7 +388,13 @@ async def test_what_makes_no_sense_is_refused_and_changes_nothing() -> None:
             replay.update_priorities(indices, np.ones(4))
         selector = areplay.Prioritized()
         replay.sample(1, selector=selector)
-        for wrong in (np.ones(3), [1.0, np.nan, 1.0, 1.0], np.ones((4, 0)), ["a"] * 4, np.ones((4, 2, 2))):
+        for wrong in (
+            np.ones(3),
+            [1.0, np.nan, 1.0, 1.0],
+            np.ones((4, 0)),
+            ["a"] * 4,
+            np.ones((4, 2, 2)),
+        ):
             with pytest.raises(ValueError, match="priorities"):
                 replay.update_priorities(indices, wrong)
         with pytest.raises(ValueError, match="indices"):
@@ -355,18 +413,25 @@ async def test_what_makes_no_sense_is_refused_and_changes_nothing() -> None:
 
 
 async def test_rows_that_all_have_priority_0_are_refused_at_the_draw() -> None:
-    """By `sample` at once, with the cause; a stream of batches says it in its reason, and goes on when one has some."""
+    """By `sample` at once, with the cause; a stream of batches says it in its reason, and goes on
+    when one has some."""
     async with areplay.Replay(PLAIN, 64, seed=3) as replay:
         indices = await replay.extend({"x": np.arange(4)})
         selector = areplay.Prioritized(1.0)
         replay.sample(1, selector=selector)
         assert replay.update_priorities(indices, np.zeros(4)) == (4, 0)
-        with pytest.raises(areplay.Stalled, match="all rows have priority 0; give some a larger one"):
+        with pytest.raises(
+            areplay.Stalled, match="all rows have priority 0; give some a larger one"
+        ):
             replay.sample(1, selector=selector)
         assert not areplay.Prioritized().obstacle
         async with replay.batches(batch_size=8, selector=selector) as batches:
             waiting = asyncio.create_task(anext(batches))
-            await until(lambda: any("all rows have priority 0" in wait.reason for wait in replay.statistics().waits))
+            await until(
+                lambda: any(
+                    "all rows have priority 0" in wait.reason for wait in replay.statistics().waits
+                )
+            )
             replay.update_priorities(indices[2:3], np.ones(1))
             assert (await waiting)["x"].tolist() == [2] * 8
 
@@ -384,16 +449,20 @@ async def test_a_selector_can_be_used_again_when_its_replay_is_closed() -> None:
             selector.importance_sampling_exponent = 0.75
 
 
-async def test_a_row_that_is_gone_again_is_not_replaced_by_a_uniform_draw(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where all that was drawn by priority was overwritten meanwhile, there is nothing this time: only where no row has
-    a priority are rows drawn uniformly, with the probability of that."""
+async def test_a_row_that_is_gone_again_is_not_replaced_by_a_uniform_draw(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where all that was drawn by priority was overwritten meanwhile, there is nothing this time:
+    only where no row has a priority are rows drawn uniformly, with the probability of that."""
     async with areplay.Replay(PLAIN, 256, seed=1) as replay:
         await replay.extend({"x": np.arange(100)})
         selector = areplay.Prioritized(1.0, uniform_sample_probability=0.25)
         replay.sample(4, selector=selector)
         ring, rng = replay._ring, np.random.default_rng(0)
         assert ring is not None and selector._priorities is not None
-        monkeypatch.setattr(type(selector._priorities), "draw", lambda *_: (np.empty(0, np.int64), np.empty(0)))
+        monkeypatch.setattr(
+            type(selector._priorities), "draw", lambda *_: (np.empty(0, np.int64), np.empty(0))
+        )
         indices, probabilities = selector.draw(ring, 1, rng)
         assert len(indices) == 0 and len(np.atleast_1d(probabilities)) == 0
         replay.update_priorities(np.arange(100), np.zeros(100))

@@ -1,4 +1,5 @@
-"""Tests of `_ingest.quiet`: what is concluded from the counts of one actor. The clock is the test's."""
+"""Tests of `_ingest.quiet`: what is concluded from the counts of one actor. The clock is the
+test's."""
 
 from __future__ import annotations
 
@@ -17,7 +18,14 @@ class Scene:
         self.quiet.starts(5)
         self.now, self.counts = 100.0, 5
 
-    def look(self, *, after_s: float = 0.0, more: int = 0, is_excused: bool = False, pid: int = os.getpid()) -> float:
+    def look(
+        self,
+        *,
+        after_s: float = 0.0,
+        more: int = 0,
+        is_excused: bool = False,
+        pid: int = os.getpid(),
+    ) -> float:
         """Look after so many seconds, in which so much was handed in."""
         self.now += after_s
         self.counts += more
@@ -66,7 +74,9 @@ def test_time_in_which_it_is_excused_does_not_count() -> None:
     scene.look()
     scene.look(after_s=9.0, is_excused=True)
     scene.look(after_s=50.0, is_excused=True)
-    assert scene.lasts_s == scene.quiet.overdue_s(scene.now) == 0.0 and not scene.quiet.is_due(scene.now)
+    assert scene.lasts_s == scene.quiet.overdue_s(scene.now) == 0.0 and not scene.quiet.is_due(
+        scene.now
+    )
     scene.look(after_s=1.0)
     scene.look(after_s=9.0)
     assert scene.lasts_s == 0.0
@@ -105,7 +115,8 @@ def test_the_cause_tells_a_first_reset_from_a_step() -> None:
 def test_looks_are_as_frequent_as_the_shorter_limit_needs(
     quiet_s: float | None, restart_after_s: float | None, pause_s: float | None
 ) -> None:
-    """Four within it, one a second at least; none where nothing is asked for, and then nothing is ever due."""
+    """Four within it, one a second at least; none where nothing is asked for, and then nothing is
+    ever due."""
     assert QuietOptions(quiet_s, restart_after_s).pause_s == pause_s
     scene = Scene(quiet_s, restart_after_s)
     scene.look()

@@ -57,7 +57,8 @@ Two = tuple[BlockLocks, BlockLocks]
     ],
 )
 def test_who_excludes_whom(two: Two, first: str, second: str, both: bool) -> None:
-    """Readers share a block, a writer has it alone; each pair in both orders, and it is free again afterwards."""
+    """Readers share a block, a writer has it alone; each pair in both orders, and it is free again
+    afterwards."""
     for one, other in (two, two[::-1]):
         assert getattr(one, first)(7)
         assert getattr(other, second)(7) is both
@@ -69,7 +70,8 @@ def test_who_excludes_whom(two: Two, first: str, second: str, both: bool) -> Non
 
 
 def test_a_refused_lock_is_not_held_afterwards(two: Two) -> None:
-    """Trying in vain changes nothing: the holder keeps its lock, and gives back one that nobody else has."""
+    """Trying in vain changes nothing: the holder keeps its lock, and gives back one that nobody
+    else has."""
     one, other = two
     assert one.try_shared(3)
     assert not other.try_exclusive(3)
@@ -134,7 +136,8 @@ def test_threads_with_locks_of_their_own_exclude_each_other(two: Two) -> None:
 
 
 def test_a_hundred_thousand_blocks_need_one_descriptor(segment: Segment) -> None:
-    """Every block can be locked on its own, by one descriptor, and each is free again afterwards."""
+    """Every block can be locked on its own, by one descriptor, and each is free again
+    afterwards."""
     before = open_descriptors()
     locks = locks_of(segment)
     assert open_descriptors() == before + 1
@@ -147,7 +150,8 @@ def test_a_hundred_thousand_blocks_need_one_descriptor(segment: Segment) -> None
 
 
 def test_the_last_holder_is_known(two: Two) -> None:
-    """For messages: 0 before anybody had it, then the process that had it last, a reader as well."""
+    """For messages: 0 before anybody had it, then the process that had it last, a reader as
+    well."""
     one, other = two
     assert one.holder(11) == 0
     assert other.try_shared(11)
@@ -158,7 +162,8 @@ def test_the_last_holder_is_known(two: Two) -> None:
 
 
 def test_locks_that_are_dropped_give_back_their_descriptor(segment: Segment) -> None:
-    """Without `close`, for example after a failed start: nothing is left, neither a descriptor nor a lock."""
+    """Without `close`, for example after a failed start: nothing is left, neither a descriptor nor
+    a lock."""
     before = open_descriptors()
     locks = locks_of(segment)
     assert locks.try_exclusive(1)

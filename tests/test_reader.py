@@ -1,7 +1,7 @@
 """Tests of `_sampling.reader`: whole rows only, whatever the writer does meanwhile.
 
-The doubles here play the writer: an item that lets rows be overwritten before, in the middle of or after its copying,
-and a selector that says exactly what is drawn.
+The doubles here play the writer: an item that lets rows be overwritten before, in the middle of or
+after its copying, and a selector that says exactly what is drawn.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ SPEC = Spec(a=((), "int64"), b=((2,), "float32"))
 
 
 class Scene:
-    """A full ring of 4 blocks of 4 rows whose row n has n in both fields, its writer and a second view of the locks."""
+    """A full ring of 4 blocks of 4 rows whose row n has n in both fields, its writer and a second
+    view of the locks."""
 
     def __init__(self, rows: int = 16) -> None:
         self.ring = Ring(SPEC, 4, 4)
@@ -48,11 +49,24 @@ class Scene:
         assert self.writer.write(columns, 0, rows).tolist() == numbers.tolist()
 
     def reader(
-        self, item: Any = None, selector: Any = None, most_at_once: int = 1, *, after_the_draw: bool = False
+        self,
+        item: Any = None,
+        selector: Any = None,
+        most_at_once: int = 1,
+        *,
+        after_the_draw: bool = False,
     ) -> Reader:
-        """A reader of this ring; rows that a script draws though they are gone may have gone `after_the_draw`."""
+        """A reader of this ring; rows that a script draws though they are gone may have gone
+        `after_the_draw`."""
         rng = np.random.default_rng(7)
-        reader = Reader(self.ring, self.locks, item or Rows(), selector or Uniform(), rng, most_at_once=most_at_once)
+        reader = Reader(
+            self.ring,
+            self.locks,
+            item or Rows(),
+            selector or Uniform(),
+            rng,
+            most_at_once=most_at_once,
+        )
         reader._is_ours = reader._is_ours or after_the_draw
         return reader
 
@@ -82,7 +96,12 @@ def scene() -> Iterator[Scene]:
 def batch(count: int) -> BatchArrays:
     """Fresh memory for a batch, filled with what no row has."""
     arrays = BatchArrays.empty(count, BatchFields(Rows().fields(SPEC)))
-    for array in (arrays.indices, arrays.importance_weights, arrays.probabilities, *arrays.fields.values()):
+    for array in (
+        arrays.indices,
+        arrays.importance_weights,
+        arrays.probabilities,
+        *arrays.fields.values(),
+    ):
         array.fill(-77)
     return arrays
 
@@ -112,7 +131,9 @@ class Scripted:
 class Disturbed(Rows):
     """Rows that are overwritten by a writer around the n-th copying: `before` it, or `after` it."""
 
-    def __init__(self, before: Mapping[int, Callable[[], None]], after: Mapping[int, Callable[[], None]]) -> None:
+    def __init__(
+        self, before: Mapping[int, Callable[[], None]], after: Mapping[int, Callable[[], None]]
+    ) -> None:
         self._before, self._after = before, after
         self.copies: list[list[int]] = []
 
@@ -147,7 +168,8 @@ def test_a_ring_without_rows_fills_nothing() -> None:
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_rows_overwritten_while_they_were_copied_are_drawn_anew(scene: Scene, when: str) -> None:
-    """The writer recycles block 0 around the copy: only its rows are drawn again, the others stay as they are."""
+    """The writer recycles block 0 around the copy: only its rows are drawn again, the others stay
+    as they are."""
     script = {0: lambda: scene.write(4)}
     item = Disturbed(script, {}) if when == "before" else Disturbed({}, script)
     selector = Scripted([2, 9, 0, 14], then=[17, 5])
@@ -173,7 +195,8 @@ def test_rows_torn_again_while_they_are_mended_are_drawn_again(scene: Scene) -> 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_random_disturbance_never_lets_a_torn_row_through(seed: int) -> None:
-    """A writer that overwrites rows around every copy, by random amounts: every batch is whole and committed once."""
+    """A writer that overwrites rows around every copy, by random amounts: every batch is whole and
+    committed once."""
     scene, rng = Scene(), np.random.default_rng(seed)
 
     class Harried(Rows):
@@ -200,8 +223,8 @@ def fast_writer(scene: Scene, rounds: int) -> dict[int, Callable[[], None]]:
 def test_a_writer_that_is_always_faster_is_met_with_a_shared_lock(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After the last round without a lock the rest is copied one by one while their block is locked: the writer
-    leaves that block alone, and when the batch is full no lock is left."""
+    """After the last round without a lock the rest is copied one by one while their block is
+    locked: the writer leaves that block alone, and when the batch is full no lock is left."""
     held: list[bool] = []
 
     def failpoint(point: str) -> None:
@@ -227,9 +250,11 @@ def test_a_writer_that_is_always_faster_is_met_with_a_shared_lock(
     assert all(scene.is_free(block) for block in range(4))
 
 
-def test_items_drawn_ahead_are_used_until_others_would_be_drawn(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As long as no row comes in they are as good as on the first day, and the same each time; rows make them stale,
-    after a while; and so do priorities, which anyone may change."""
+def test_items_drawn_ahead_are_used_until_others_would_be_drawn(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as no row comes in they are as good as on the first day, and the same each time; rows
+    make them stale, after a while; and so do priorities, which anyone may change."""
     drawn, draw = 0, Uniform.draw
 
     def counted(*args: Any) -> Any:
@@ -259,7 +284,8 @@ def test_items_drawn_ahead_are_used_until_others_would_be_drawn(scene: Scene, mo
 
 
 def test_a_search_with_a_limit_is_given_up(scene: Scene) -> None:
-    """Of rows by which no item can be drawn so many are drawn and no more; one without a limit goes on for longer."""
+    """Of rows by which no item can be drawn so many are drawn and no more; one without a limit goes
+    on for longer."""
     drawn: list[int] = []
 
     class Barren(Uniform):
@@ -268,7 +294,9 @@ def test_a_search_with_a_limit_is_given_up(scene: Scene) -> None:
             return super().draw(ring, count, rng)
 
     for limit, wanted in ((4, range(64, 65)), (None, range(200, 100_000))):
-        reader = Reader(scene.ring, scene.locks, Rows(), Barren(), np.random.default_rng(0), most_drawn=limit)
+        reader = Reader(
+            scene.ring, scene.locks, Rows(), Barren(), np.random.default_rng(0), most_drawn=limit
+        )
         find = reader._finder.find
         reader._finder.find = lambda rows, chances, find=find: find(rows[:0])  # type: ignore[method-assign]
         drawn.clear()
@@ -289,7 +317,11 @@ def test_rows_that_a_selector_of_the_users_has_made_up_are_not_delivered(scene: 
     assert assert_whole(out) == [14, 15] and len(selector.asked) == 2
 
 
-GONE = {"gone": [0, 1, 2, 3], "never there": [10**9, 2**62, 2**63 - 1], "negative": [-5, -1, -(2**63)]}
+GONE = {
+    "gone": [0, 1, 2, 3],
+    "never there": [10**9, 2**62, 2**63 - 1],
+    "negative": [-5, -1, -(2**63)],
+}
 
 
 @pytest.mark.parametrize("is_steps", [False, True])
@@ -297,7 +329,8 @@ GONE = {"gone": [0, 1, 2, 3], "never there": [10**9, 2**62, 2**63 - 1], "negativ
 def test_a_selector_of_rows_that_are_not_there_fills_nothing_and_is_asked_a_few_times(
     names: list[int], is_steps: bool
 ) -> None:
-    """However few it draws at a time; one of them that is there is enough. Nothing else is taken for one of them."""
+    """However few it draws at a time; one of them that is there is enough. Nothing else is taken
+    for one of them."""
     ring = Ring(Spec.steps(obs=((), "int64"), action=((), "int64")) if is_steps else SPEC, 4, 4)
     writer, locks = StreamWriter(ring, ring.block_locks(), WriterRegistry()), ring.block_locks()
     episodes = Episodes(ring.spec) if is_steps else None
@@ -305,7 +338,13 @@ def test_a_selector_of_rows_that_are_not_there_fills_nothing_and_is_asked_a_few_
         if episodes is None:
             writer.write_rows({"a": number, "b": [0.0, 0.0]})
         else:
-            step = {"obs": number, "action": 0, "reward": 0.0, "terminated": False, "truncated": False}
+            step = {
+                "obs": number,
+                "action": 0,
+                "reward": 0.0,
+                "terminated": False,
+                "truncated": False,
+            }
             (row,) = episodes.rows(step)  # type: ignore[misc]
             writer.write_rows(row)  # type: ignore[arg-type]
             episodes.advance()
@@ -395,7 +434,9 @@ def test_arrays_that_a_selector_of_the_users_uses_again_are_copied(scene: Scene)
 
 
 @pytest.mark.parametrize("is_locked", [False, True])
-def test_a_search_without_success_ends_when_the_sampler_is_to_stop(scene: Scene, is_locked: bool) -> None:
+def test_a_search_without_success_ends_when_the_sampler_is_to_stop(
+    scene: Scene, is_locked: bool
+) -> None:
     """Between two draws: also while the one row that is drawn cannot be locked."""
     draws = 0
 
@@ -409,7 +450,9 @@ def test_a_search_without_success_ends_when_the_sampler_is_to_stop(scene: Scene,
     assert scene.others.try_exclusive(0)
     stops_after = 1 + ROUNDS_WITHOUT_LOCK + 3 if is_locked else 3
     rng = np.random.default_rng(7)
-    reader = Reader(scene.ring, scene.locks, Rows(), Endless(), rng, gives_up=lambda: draws >= stops_after)
+    reader = Reader(
+        scene.ring, scene.locks, Rows(), Endless(), rng, gives_up=lambda: draws >= stops_after
+    )
     reader._is_ours = is_locked  # then row 0 is taken for one that was there when it was drawn
     assert not reader.fill(batch(1))
     assert draws == stops_after
@@ -417,7 +460,8 @@ def test_a_search_without_success_ends_when_the_sampler_is_to_stop(scene: Scene,
 
 
 def test_a_row_that_is_gone_when_its_lock_is_had_is_drawn_anew(scene: Scene) -> None:
-    """Between the draw and the lock the block may be recycled: what is copied under the lock is committed."""
+    """Between the draw and the lock the block may be recycled: what is copied under the lock is
+    committed."""
     stale, fresh = [0], [14]
     selector = Scripted(*[stale] * (1 + ROUNDS_WITHOUT_LOCK), stale, stale, fresh)
     scene.write(4)
@@ -441,7 +485,8 @@ def test_a_block_that_its_writer_holds_is_passed_over(scene: Scene) -> None:
 
 
 def test_the_writer_does_not_wait_for_a_reader_that_has_a_lock(scene: Scene) -> None:
-    """While the row is copied under the lock, a whole lap is written around its block, and the row stays whole."""
+    """While the row is copied under the lock, a whole lap is written around its block, and the row
+    stays whole."""
     selector = Scripted(*[[0]] * (1 + ROUNDS_WITHOUT_LOCK), [14])
     scene.write(4)
 
@@ -464,7 +509,9 @@ def test_a_failing_copy_under_the_lock_gives_the_lock_back(scene: Scene) -> None
 
     scene.write(4)
     item = Disturbed({1 + ROUNDS_WITHOUT_LOCK: fail}, {})
-    reader = scene.reader(item, Scripted(*[[0]] * (1 + ROUNDS_WITHOUT_LOCK), [14]), after_the_draw=True)
+    reader = scene.reader(
+        item, Scripted(*[[0]] * (1 + ROUNDS_WITHOUT_LOCK), [14]), after_the_draw=True
+    )
     with pytest.raises(RuntimeError, match="no"):
         reader.fill(batch(1))
     assert all(scene.is_free(block) for block in range(4))
@@ -481,7 +528,8 @@ def test_a_ring_that_loses_all_rows_meanwhile_fills_nothing(scene: Scene, rounds
 
 @pytest.mark.parametrize("nth", range(1, 7))
 def test_a_reader_that_was_stopped_for_a_lap_goes_on(nth: int) -> None:
-    """Stopped at any fence, while the ring wraps, and continued: the batch is whole, or there is none; no error."""
+    """Stopped at any fence, while the ring wraps, and continued: the batch is whole, or there is
+    none; no error."""
     for count in (1, 8, 300):
         scene, fences = Scene(rows=26), 0
 
@@ -502,7 +550,8 @@ def test_a_reader_that_was_stopped_for_a_lap_goes_on(nth: int) -> None:
 
 
 def test_an_item_kind_with_other_fields_is_mended_with_its_fields(scene: Scene) -> None:
-    """What a batch holds is the item's business: shapes and dtypes come from the memory to be filled."""
+    """What a batch holds is the item's business: shapes and dtypes come from the memory to be
+    filled."""
 
     class Doubled:
         window = Window()

@@ -21,16 +21,22 @@ def test_the_readmes_program_learns_the_rule(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     block, *_ = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     program.write_text(block)
-    done = subprocess.run([sys.executable, "-W", "error", program], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", program], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     learnt = [float(number) for number in re.findall(r"-?\d+\.?\d*", done.stdout.split("from")[0])]
-    assert all(abs(got - true) < 0.05 for got, true in zip(learnt, [1, -2, 3, 0.5], strict=True)), done.stdout
-    slow = r"^(actor|sampler) \d+ \(pid \d+\) has not ended, sending SIG(TERM|KILL)\n"  # on a machine that stood still
+    assert all(abs(got - true) < 0.05 for got, true in zip(learnt, [1, -2, 3, 0.5], strict=True)), (
+        done.stdout
+    )
+    # on a machine that stood still
+    slow = r"^(actor|sampler) \d+ \(pid \d+\) has not ended, sending SIG(TERM|KILL)\n"
     assert re.sub(slow, "", done.stderr, flags=re.MULTILINE) == ""
 
 
 def test_the_readmes_steps_are_what_the_package_takes(tmp_path: Path) -> None:
-    """The second block's coroutine runs as an actor with real games, and its two streams give what it says."""
+    """The second block's coroutine runs as an actor with real games, and its two streams give what
+    it says."""
     pytest.importorskip("ale_py")
     _, block, _ = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     code, _, streams = block.partition("\nreplay.batches")
@@ -43,7 +49,8 @@ def test_the_readmes_steps_are_what_the_package_takes(tmp_path: Path) -> None:
         "policy = lambda obs: np.zeros(len(obs), np.int64)\n"
         f"{code}\n"
         "async def main():\n"
-        "    async with areplay.Replay(SPEC, 20_000, seed=0) as replay, replay.actors(explore, 1):\n"
+        "    async with areplay.Replay(SPEC, 20_000, seed=0) as replay, replay.actors(explore, "
+        "1):\n"
         + "".join(
             f"        async with replay.batches({item}, batch_size={size}) as batches:\n"
             f"            batch = await anext(batches)\n"
@@ -57,7 +64,8 @@ def test_the_readmes_steps_are_what_the_package_takes(tmp_path: Path) -> None:
 
 
 async def test_the_readmes_streams_give_batches() -> None:
-    """Each line of the third block is a stream from which a learner gets a batch, with weights if it says so."""
+    """Each line of the third block is a stream from which a learner gets a batch, with weights if
+    it says so."""
     _, _, block = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     streams = re.findall(r"^replay\.batches\((.*)\)(?:  #.*)?$", block, re.MULTILINE)
     assert len(streams) == 4

@@ -1,5 +1,5 @@
-"""Tests of `_storage.ring` where blocks are kept: they are left for another lap, and writers write what there is room
-for."""
+"""Tests of `_storage.ring` where blocks are kept: they are left for another lap, and writers write
+what there is room for."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ SPEC = Spec(number=((), "int64"))
 
 
 class Keeps(Watcher):
-    """Keeps the blocks in the places that the test says, and, if it `grows`, those that are written to."""
+    """Keeps the blocks in the places that the test says, and, if it `grows`, those that are written
+    to."""
 
     def __init__(self, *places: int, grows: bool) -> None:
         self.places, self._grows = set(places), grows
@@ -65,7 +66,9 @@ class Rig:
     def numbers(self) -> list[int]:
         """Of all rows that are there, in ascending order."""
         places = [range(place * 4, place * 4 + self.ring.block(place)[1]) for place in range(4)]
-        return sorted(self.ring.columns["number"][[at for place in places for at in place]].tolist())
+        return sorted(
+            self.ring.columns["number"][[at for place in places for at in place]].tolist()
+        )
 
     def close(self) -> None:
         """Give everything back."""
@@ -83,13 +86,18 @@ def rig() -> Iterator[Rig]:
 
 
 def test_a_kept_block_is_left_for_another_lap(rig: Rig) -> None:
-    """Its rows stay and keep their names, lap after lap; they are not counted any more, until it is free and due."""
+    """Its rows stay and keep their names, lap after lap; they are not counted any more, until it is
+    free and due."""
     writer = rig.writer()
     rig.write(writer, 16)
     keeper = rig.keep(1, 2)
     assert rig.write(writer, 8) == [16, 17, 18, 19, 28, 29, 30, 31]
     assert rig.numbers() == [4, 5, 6, 7, 8, 9, 10, 11, 16, 17, 18, 19, 20, 21, 22, 23]
-    assert rig.ring.committed(np.arange(32)).nonzero()[0].tolist() == [*range(4, 12), *range(16, 20), *range(28, 32)]
+    assert rig.ring.committed(np.arange(32)).nonzero()[0].tolist() == [
+        *range(4, 12),
+        *range(16, 20),
+        *range(28, 32),
+    ]
     assert (len(rig.ring), rig.registry.left) == (8, {1, 2})
     rig.write(writer, 8)
     assert (len(rig.ring), rig.registry.left) == (8, {1, 2})
@@ -100,8 +108,8 @@ def test_a_kept_block_is_left_for_another_lap(rig: Rig) -> None:
 
 
 def test_a_writer_writes_what_there_is_room_for(rig: Rig) -> None:
-    """Fewer rows than given, the first ones, when all blocks are kept; on in its open block; then none, nothing is
-    changed."""
+    """Fewer rows than given, the first ones, when all blocks are kept; on in its open block; then
+    none, nothing is changed."""
     writer, other = rig.writer(), rig.writer()
     rig.write(writer, 2)
     keeper = rig.keep(0, 1, 3, grows=True)
@@ -161,7 +169,8 @@ def test_an_open_block_has_room_while_it_is_ours(rig: Rig) -> None:
 
 
 def test_reserving_is_all_or_none(rig: Rig) -> None:
-    """As many rows as surely fit, or those that the open block has room for; one more is refused, nothing changed."""
+    """As many rows as surely fit, or those that the open block has room for; one more is refused,
+    nothing changed."""
     writer = rig.writer()
     rig.write(writer, 3)
     rig.keep(0, 1)
@@ -201,7 +210,8 @@ def test_what_is_reserved_nobody_else_gets(rig: Rig) -> None:
 
 
 def test_an_open_block_of_another_is_promised_to_nobody(rig: Rig) -> None:
-    """It is not kept now, but may be after its next row: that one finds room, and what was reserved does, too."""
+    """It is not kept now, but may be after its next row: that one finds room, and what was reserved
+    does, too."""
     writer, other = rig.writer(), rig.writer()
     rig.write(other, 2)
     keeper = rig.keep(1, 2)
@@ -228,7 +238,8 @@ def test_open_blocks_that_nobody_writes_to_any_more_are_free(rig: Rig) -> None:
 
 
 def test_idle_streams_stop_nobody(rig: Rig) -> None:
-    """Each place has an open block of which nothing is needed: a new stream takes the oldest of them."""
+    """Each place has an open block of which nothing is needed: a new stream takes the oldest of
+    them."""
     idle = [rig.writer() for _ in range(4)]
     for writer in idle:
         rig.write(writer, 1)
@@ -240,7 +251,8 @@ def test_idle_streams_stop_nobody(rig: Rig) -> None:
 
 
 def test_a_ring_is_full_when_nobody_can_write(rig: Rig) -> None:
-    """All blocks are kept, and none of them is open; an open one that the ring has passed counts as none."""
+    """All blocks are kept, and none of them is open; an open one that the ring has passed counts as
+    none."""
     writer = rig.writer()
     rig.write(writer, 4)
     keeper = rig.keep(0, 1, 2, 3)
@@ -281,7 +293,8 @@ class Locks:
 
 
 def test_a_block_that_is_needed_when_its_lock_is_had_stays(rig: Rig) -> None:
-    """Chosen while nobody kept it, written to by another thread before the lock was had: it is left, its row stays."""
+    """Chosen while nobody kept it, written to by another thread before the lock was had: it is
+    left, its row stays."""
     slow, fast = rig.writer(), rig.writer()
     rig.write(slow, 3)
     keeper = rig.keep(1, 2, 3)

@@ -1,4 +1,5 @@
-"""Tests of `replay`, as far as they need no other process: the owner's rows, draws, counts and closing."""
+"""Tests of `replay`, as far as they need no other process: the owner's rows, draws, counts and
+closing."""
 
 from __future__ import annotations
 
@@ -41,7 +42,11 @@ def stored(replay: areplay.Replay) -> Counter[int]:
     """The numbers of all rows that are there, each as often as it is there; every row is whole."""
     ring = replay._opened()
     serials, rows = ring.occupied()
-    names = [s * ring.block_rows + k for s, n in zip(serials.tolist(), rows.tolist(), strict=True) for k in range(n)]
+    names = [
+        s * ring.block_rows + k
+        for s, n in zip(serials.tolist(), rows.tolist(), strict=True)
+        for k in range(n)
+    ]
     at = ring.positions(np.array(names, np.int64))
     numbers = ring.columns["number"][at]
     assert (ring.columns["pair"][at] == numbers[:, None]).all()
@@ -53,7 +58,8 @@ async def explore(actor: areplay.Actor) -> None:
 
 
 async def nothing_more_than(before: int) -> None:
-    """Return once this process has no more descriptors of memory files than that; helper threads may take a moment."""
+    """Return once this process has no more descriptors of memory files than that; helper threads
+    may take a moment."""
     await until(lambda: memory_descriptors() <= before, within=5.0)
 
 
@@ -63,13 +69,24 @@ async def nothing_more_than(before: int) -> None:
 @pytest.mark.parametrize("capacity", [0, -1, True, 2.5, 1e9, "100", None, 1 << 41])
 def test_a_wrong_capacity_is_refused(capacity: Any) -> None:
     """A ValueError that says what is allowed."""
-    with pytest.raises(ValueError, match=r"capacity must be a whole number of at least 1 and at most"):
+    with pytest.raises(
+        ValueError,
+        match=r"capacity must be a whole number of at least 1 and at "
+        r"most",
+    ):
         areplay.Replay(SPEC, capacity)
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"block_rows": 0}, {"block_rows": 2.5}, {"block_rows": True}, {"seed": -1}, {"seed": 1.5}, {"seed": "x"}],
+    [
+        {"block_rows": 0},
+        {"block_rows": 2.5},
+        {"block_rows": True},
+        {"seed": -1},
+        {"seed": 1.5},
+        {"seed": "x"},
+    ],
 )
 def test_a_wrong_option_is_refused(options: dict[str, Any]) -> None:
     """The message names it."""
@@ -86,7 +103,15 @@ def test_what_is_no_spec_is_refused(spec: Any) -> None:
 
 @pytest.mark.parametrize(
     ("capacity", "block_rows", "rounded"),
-    [(1, None, 64), (64, None, 64), (65, None, 80), (1_000, None, 1_008), (100, 10, 100), (101, 10, 110), (3, 1, 4)],
+    [
+        (1, None, 64),
+        (64, None, 64),
+        (65, None, 80),
+        (1_000, None, 1_008),
+        (100, 10, 100),
+        (101, 10, 110),
+        (3, 1, 4),
+    ],
 )
 def test_the_capacity_is_rounded_up_to_whole_blocks(
     capacity: int, block_rows: int | None, rounded: int, caplog: pytest.LogCaptureFixture
@@ -96,7 +121,11 @@ def test_the_capacity_is_rounded_up_to_whole_blocks(
         replay = areplay.Replay(SPEC, capacity, block_rows=block_rows)
     assert replay.capacity_rows == rounded
     said = [record.getMessage() for record in caplog.records]
-    assert said == ([] if rounded == capacity else [f"capacity {capacity} rounded up to {rounded} rows, whole blocks"])
+    assert said == (
+        []
+        if rounded == capacity
+        else [f"capacity {capacity} rounded up to {rounded} rows, whole blocks"]
+    )
 
 
 def test_more_memory_than_there_is_is_refused_at_construction() -> None:
@@ -124,12 +153,24 @@ def test_a_row_that_is_too_large_for_any_memory_is_refused_likewise() -> None:
             ({"batch_size": size}, "batch_size must be a whole number")
             for size in (0, -1, True, 2.5, 1e9, 10**9, 4_097)
         ),
-        *(({"prefetch": size}, "prefetch must be a whole number") for size in (0, -1, True, 2.5, 10**6)),
-        *(({"samplers": size}, "samplers must be a whole number") for size in (0, -1, True, 2.5, 10**6)),
+        *(
+            ({"prefetch": size}, "prefetch must be a whole number")
+            for size in (0, -1, True, 2.5, 10**6)
+        ),
+        *(
+            ({"samplers": size}, "samplers must be a whole number")
+            for size in (0, -1, True, 2.5, 10**6)
+        ),
         ({"inline_sampling": 1}, "inline_sampling must be True or False, got 1"),
         ({"samplers": 3, "prefetch": 2}, "prefetch must be a whole number of at least 3"),
-        *(({"min_size_to_sample": size}, "min_size_to_sample must be") for size in (0, -1, True, 2.5, 1_025)),
-        *(({"timeout_s": value}, "timeout_s must be a number of seconds") for value in (0, -1, True, "1")),
+        *(
+            ({"min_size_to_sample": size}, "min_size_to_sample must be")
+            for size in (0, -1, True, 2.5, 1_025)
+        ),
+        *(
+            ({"timeout_s": value}, "timeout_s must be a number of seconds")
+            for value in (0, -1, True, "1")
+        ),
         ({"start_timeout_s": 0}, "start_timeout_s"),
         ({"grace_s": -1}, "grace_s"),
         ({"grace_s": None}, "grace_s"),
@@ -137,8 +178,8 @@ def test_a_row_that_is_too_large_for_any_memory_is_refused_likewise() -> None:
     ],
 )
 async def test_a_wrong_option_of_batches_is_refused(options: dict[str, Any], said: str) -> None:
-    """A ValueError that says what is allowed, at the call and not in a child; a min_size that can never be reached
-    and more samplers than slots are wrong options too."""
+    """A ValueError that says what is allowed, at the call and not in a child; a min_size that can
+    never be reached and more samplers than slots are wrong options too."""
     async with areplay.Replay(SPEC, 1_024) as replay:
         with pytest.raises(ValueError, match=said):
             replay.batches(**options)
@@ -148,8 +189,14 @@ async def test_a_wrong_option_of_batches_is_refused(options: dict[str, Any], sai
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        *(({"count": count}, "count must be a whole number") for count in (0, -1, True, 2.5, 10**6)),
-        *(({"inbox_rows": rows}, "inbox_rows must be a whole number") for rows in (0, -1, True, 2.5)),
+        *(
+            ({"count": count}, "count must be a whole number")
+            for count in (0, -1, True, 2.5, 10**6)
+        ),
+        *(
+            ({"inbox_rows": rows}, "inbox_rows must be a whole number")
+            for rows in (0, -1, True, 2.5)
+        ),
         ({"add_timeout_s": 0}, "add_timeout_s"),
         ({"start_timeout_s": float("inf")}, "start_timeout_s"),
         ({"grace_s": "2"}, "grace_s"),
@@ -182,12 +229,15 @@ async def test_what_cannot_run_in_an_actor_is_refused_at_once() -> None:
             replay.actors(explore, weights={"w": 1})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("count", "block_rows", "remedy"), [(2, None, ""), (3, None, "raise capacity to 120")])
+@pytest.mark.parametrize(
+    ("count", "block_rows", "remedy"), [(2, None, ""), (3, None, "raise capacity to 120")]
+)
 @pytest.mark.parametrize(("capacity"), [64])
 async def test_more_actors_than_blocks_allow_are_warned_of(
     capacity: int, count: int, block_rows: int | None, remedy: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each leaves some of a block unused. The knob is named: capacity, the block size, or what is opened first."""
+    """Each leaves some of a block unused. The knob is named: capacity, the block size, or what is
+    opened first."""
     async with areplay.Replay(SPEC, capacity, block_rows=block_rows) as replay:
         with caplog.at_level(logging.WARNING, "areplay._storage.registry"):
             replay.actors(explore, count)
@@ -229,7 +279,8 @@ async def test_extended_rows_have_an_index_each() -> None:
 
 
 async def test_the_newest_rows_are_kept() -> None:
-    """Beyond the capacity whole blocks are forgotten, oldest first; what is there is drawn, what is gone is not."""
+    """Beyond the capacity whole blocks are forgotten, oldest first; what is there is drawn, what is
+    gone is not."""
     async with areplay.Replay(SPEC, 64) as replay:
         for first in range(0, 1_000, 8):
             await replay.extend(columns(first, 8))
@@ -268,7 +319,9 @@ BAD_ROWS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("bad", BAD_ROWS)
 @pytest.mark.parametrize("rows_before", [3, 16, 64])
-async def test_a_row_that_does_not_fit_changes_nothing(bad: dict[str, Any], rows_before: int) -> None:
+async def test_a_row_that_does_not_fit_changes_nothing(
+    bad: dict[str, Any], rows_before: int
+) -> None:
     """SpecMismatch; not a row comes or goes, and the next good one is taken."""
     async with areplay.Replay(SPEC, 64) as replay:
         await replay.extend(columns(0, rows_before))
@@ -294,7 +347,9 @@ async def test_a_row_that_does_not_fit_changes_nothing(bad: dict[str, Any], rows
         lambda c: c.update(number=c["number"].astype(object)),
     ],
 )
-async def test_columns_that_do_not_fit_change_nothing(change: Callable[[dict[str, Any]], object]) -> None:
+async def test_columns_that_do_not_fit_change_nothing(
+    change: Callable[[dict[str, Any]], object],
+) -> None:
     """Not even the good rows of the call are written."""
     async with areplay.Replay(SPEC, 64) as replay:
         await replay.extend(columns(0, 50))
@@ -315,14 +370,19 @@ async def test_what_is_no_mapping_of_columns_is_refused(given: Any) -> None:
 
 
 async def test_values_are_stored_bit_for_bit() -> None:
-    """NaNs with payloads, infinities, denormals and minus zero come back as they went in, by add and by extend."""
-    bits = np.array([0x7FC12345, 0xFF800000, 0x00000001, 0x80000000, 0x7F7FFFFF, 0xFFFFFFFF], np.uint32)
+    """NaNs with payloads, infinities, denormals and minus zero come back as they went in, by add
+    and by extend."""
+    bits = np.array(
+        [0x7FC12345, 0xFF800000, 0x00000001, 0x80000000, 0x7F7FFFFF, 0xFFFFFFFF], np.uint32
+    )
     spec = areplay.Spec(x=((6,), "float32"), at=((), "int8"))
     async with areplay.Replay(spec, 64) as replay:
         await replay.add(x=bits.view(np.float32), at=0)
         strided = np.zeros((2, 12), np.uint32)
         strided[:, ::2] = bits
-        await replay.extend({"x": strided.view(np.float32)[:, ::2], "at": np.array([1, 2], np.int8)})
+        await replay.extend(
+            {"x": strided.view(np.float32)[:, ::2], "at": np.array([1, 2], np.int8)}
+        )
         batch = replay.sample(64)
         assert set(batch["at"].tolist()) == {0, 1, 2}
         assert (batch["x"].view(np.uint32) == bits).all()
@@ -336,7 +396,8 @@ async def test_a_field_may_have_the_name_of_a_methods_first_argument() -> None:
 
 
 async def test_adds_of_several_tasks_are_each_stored_once() -> None:
-    """Concurrent adds and extends in one process: every row once, rows of one call in order and in one piece."""
+    """Concurrent adds and extends in one process: every row once, rows of one call in order and in
+    one piece."""
     async with areplay.Replay(SPEC, 4_096) as replay:
 
         async def write(k: int) -> list[list[int]]:
@@ -402,7 +463,9 @@ async def test_an_extend_cancelled_at_any_tick_is_all_or_nothing() -> None:
             assert mine in ([], list(range(first, first + 30)))
             assert len(replay) == sum(stored(replay).values())
 
-        cancelled = await cancel_at_every_tick(build, lambda first: replay.extend(columns(first, 30)), check, most=30)
+        cancelled = await cancel_at_every_tick(
+            build, lambda first: replay.extend(columns(first, 30)), check, most=30
+        )
         assert cancelled > 0
         await replay.extend(columns(99_000, 30))
         assert set(range(99_000, 99_030)) <= set(stored(replay))
@@ -449,14 +512,17 @@ async def test_concurrent_large_extends_do_not_mix() -> None:
         for k in range(8):
             mine = names[k].tolist()
             assert mine == list(range(mine[0], mine[0] + 60))
-        assert stored(replay) == Counter([*(1_000 * k + n for k in range(8) for n in range(60)), 9_999])
+        assert stored(replay) == Counter(
+            [*(1_000 * k + n for k in range(8) for n in range(60)), 9_999]
+        )
 
 
 # Draws.
 
 
 async def test_draws_are_the_same_under_the_same_seed() -> None:
-    """Batch after batch, for replays with the same rows; another seed, or none, draws differently."""
+    """Batch after batch, for replays with the same rows; another seed, or none, draws
+    differently."""
 
     async def draws(seed: int | None) -> list[list[int]]:
         async with areplay.Replay(SPEC, 256, seed=seed) as replay:
@@ -488,13 +554,18 @@ async def test_a_wrong_batch_size_is_refused(size: Any) -> None:
     """A ValueError that says what is allowed."""
     async with areplay.Replay(SPEC, 64) as replay:
         await replay.add(**row(0))
-        with pytest.raises(ValueError, match=r"batch_size must be a whole number of at least 1 and at most 4,096"):
+        with pytest.raises(
+            ValueError,
+            match=r"batch_size must be a whole number of at least 1 and "
+            r"at most 4,096",
+        ):
             replay.sample(size)
         assert len(replay.sample(100).indices) == 100
 
 
 async def test_a_batch_may_be_larger_than_a_small_replay() -> None:
-    """With replacement, up to some thousand items: the default batch size works with a toy replay, too."""
+    """With replacement, up to some thousand items: the default batch size works with a toy replay,
+    too."""
     async with areplay.Replay(SPEC, 16) as replay:
         await replay.extend(columns(0, 3))
         assert set(replay.sample(4_096)["number"].tolist()) == {0, 1, 2}
@@ -537,7 +608,9 @@ async def test_statistics_tell_the_state() -> None:
         fresh = replay.statistics()
         no_saves = areplay.SavesStatistics(0, 0, 0, None, "", 0.0, "", 0.0)
         counts = (0, 64, 0, 16, 4, 16, 0, 0, 0)
-        assert fresh == areplay.Statistics(*counts, (), (), (), fresh.opened_at_s, fresh.memory_bytes, 0.0, no_saves)
+        assert fresh == areplay.Statistics(
+            *counts, (), (), (), fresh.opened_at_s, fresh.memory_bytes, 0.0, no_saves
+        )
         assert 64 * 16 < fresh.memory_bytes < 64 * 16 + 16_384
         assert time.time() - 60 < fresh.opened_at_s <= time.time()
         await replay.extend(columns(0, 40))
@@ -554,7 +627,12 @@ async def test_streams_that_were_never_entered_are_counted_and_closed_with_the_r
         batches = replay.batches(batch_size=8, prefetch=4)
         actors = replay.actors(explore, 2)
         (record,) = replay.statistics().batches
-        assert (record.batch_size, record.prefetch, record.ready, record.samplers_alive) == (8, 4, 0, 0)
+        assert (record.batch_size, record.prefetch, record.ready, record.samplers_alive) == (
+            8,
+            4,
+            0,
+            0,
+        )
         assert replay.statistics().actors == ()
         with pytest.raises(areplay.Closed):
             await batches.get()
@@ -641,7 +719,10 @@ async def test_a_write_under_way_is_finished_before_closing_and_a_later_one_is_r
         results = await asyncio.gather(first, second, third, return_exceptions=True)
         await closing
     assert isinstance(results[0], np.ndarray) and results[0].tolist() == list(range(500))
-    assert all(isinstance(result, areplay.Closed) or isinstance(results[0], np.ndarray) for result in results[1:])
+    assert all(
+        isinstance(result, areplay.Closed) or isinstance(results[0], np.ndarray)
+        for result in results[1:]
+    )
 
 
 async def test_a_cancelled_close_closes_all_the_same() -> None:
@@ -678,9 +759,12 @@ async def test_opening_cancelled_at_any_tick_leaves_nothing() -> None:
             break
 
 
-@pytest.mark.parametrize("call", ["memfd_create", "ftruncate", "posix_fallocate", "open", "eventfd"])
+@pytest.mark.parametrize(
+    "call", ["memfd_create", "ftruncate", "posix_fallocate", "open", "eventfd"]
+)
 async def test_a_replay_that_cannot_be_opened_leaves_nothing(call: str) -> None:
-    """Each system call fails once, at its 1st, 2nd, 3rd ... time: a typed error, and descriptors as before."""
+    """Each system call fails once, at its 1st, 2nd, 3rd ... time: a typed error, and descriptors as
+    before."""
     for nth in range(1, 20):
         before = memory_descriptors()
         with pytest.MonkeyPatch.context() as patch:
@@ -703,14 +787,18 @@ async def test_a_replay_that_cannot_be_opened_leaves_nothing(call: str) -> None:
         pytest.fail("the fault was met again and again")
 
 
-async def test_prefaulting_reports_its_progress_and_keeps_the_loop_free(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_prefaulting_reports_its_progress_and_keeps_the_loop_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """From another thread, up to the whole; rows are as writable as ever."""
     monkeypatch.setattr(segment_module, "_STEP_BYTES", 1 << 16)
     seen: list[tuple[int, int]] = []
     spec = areplay.Spec(x=((1_000,), "float32"))
     turns = 0
     opening = asyncio.create_task(
-        areplay.Replay(spec, 1_000, prefault=True, on_prefault=lambda *at: seen.append(at)).__aenter__()
+        areplay.Replay(
+            spec, 1_000, prefault=True, on_prefault=lambda *at: seen.append(at)
+        ).__aenter__()
     )
     while not opening.done():
         await asyncio.sleep(0)
@@ -804,13 +892,18 @@ areplay.run(main())
 
 
 @pytest.mark.parametrize(("signal_name", "code"), [("TERM", 143), ("INT", None)])
-def test_a_signal_ends_a_program_in_order(signal_name: str, code: int | None, tmp_path: Path) -> None:
-    """SIGTERM and Ctrl-C cancel the main coroutine, so that it closes; then the process ends as one that was asked."""
+def test_a_signal_ends_a_program_in_order(
+    signal_name: str, code: int | None, tmp_path: Path
+) -> None:
+    """SIGTERM and Ctrl-C cancel the main coroutine, so that it closes; then the process ends as one
+    that was asked."""
     import signal
 
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
-    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
         assert child.stdout is not None and child.stderr is not None
         assert child.stdout.readline() == "READY\n"
         child.send_signal(getattr(signal, f"SIG{signal_name}"))
@@ -858,10 +951,17 @@ async def test_nothing_of_a_closed_replay_is_left_running() -> None:
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"item": 256}, "item"), ({"item": areplay.Rows}, "item"), ({"selector": areplay.Uniform}, "selector")],
+    [
+        ({"item": 256}, "item"),
+        ({"item": areplay.Rows}, "item"),
+        ({"selector": areplay.Uniform}, "selector"),
+    ],
 )
-async def test_what_is_no_item_or_selector_is_refused_at_the_door(options: dict[str, Any], said: str) -> None:
-    """A class instead of an object, or a batch size in its place: a TypeError that names the option and an example."""
+async def test_what_is_no_item_or_selector_is_refused_at_the_door(
+    options: dict[str, Any], said: str
+) -> None:
+    """A class instead of an object, or a batch size in its place: a TypeError that names the option
+    and an example."""
     async with areplay.Replay(SPEC, 64) as replay:
         await replay.add(**row(0))
         with pytest.raises(TypeError, match=f"{said} must be an object with"):

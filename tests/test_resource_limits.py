@@ -1,4 +1,5 @@
-"""Tests of `_shm.resource_limits`, on made-up machines: a folder with the files that the kernel would show."""
+"""Tests of `_shm.resource_limits`, on made-up machines: a folder with the files that the kernel
+would show."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ class Machine:
     def has_memory(self, available: int) -> None:
         """What /proc/meminfo says."""
         self._write(
-            "proc/meminfo", f"MemTotal: {64 * GIB // 1024} kB\nMemFree: 1 kB\nMemAvailable: {available // 1024} kB\n"
+            "proc/meminfo",
+            f"MemTotal: {64 * GIB // 1024} kB\nMemFree: 1 kB\nMemAvailable: "
+            f"{available // 1024} kB\n",
         )
 
     def is_in(self, *lines: str) -> None:
@@ -36,7 +39,9 @@ class Machine:
         folder = f"sys/fs/cgroup{path}"
         self._write(f"{folder}/memory.max", f"{limit}\n")
         self._write(f"{folder}/memory.current", f"{usage}\n")
-        self._write(f"{folder}/memory.stat", f"anon 5\nfile 7\ninactive_anon 9\ninactive_file {inactive}\n")
+        self._write(
+            f"{folder}/memory.stat", f"anon 5\nfile 7\ninactive_anon 9\ninactive_file {inactive}\n"
+        )
 
     def v1(self, path: str, limit: int, usage: int, inactive: int = 0) -> None:
         """A group of version 1."""
@@ -82,7 +87,8 @@ def test_the_limit_that_counts_is_named(machine: Machine) -> None:
 
 
 def test_an_ancestor_of_our_v2_group_may_be_the_narrowest(machine: Machine) -> None:
-    """Every group from ours up to the root is looked at, also where some on the way have no limit."""
+    """Every group from ours up to the root is looked at, also where some on the way have no
+    limit."""
     machine.is_in("0::/a/b/c")
     machine.v2("/a/b/c", "max", 0)
     machine.v2("/a/b", 8 * GIB, GIB)
@@ -101,7 +107,8 @@ def test_a_limit_of_max_is_no_limit(machine: Machine) -> None:
 
 
 def test_page_cache_that_would_be_dropped_is_not_used_memory(machine: Machine) -> None:
-    """Inactive file pages are given back under pressure; of version 1 the hierarchical count is taken."""
+    """Inactive file pages are given back under pressure; of version 1 the hierarchical count is
+    taken."""
     machine.is_in("0::/job")
     machine.v2("/job", 4 * GIB, 3 * GIB, inactive=GIB)
     assert available_memory(machine.root)[0] == 2 * GIB
@@ -130,7 +137,8 @@ def test_v1_groups_count_with_their_ancestors(machine: Machine) -> None:
 
 
 def test_a_container_whose_group_lies_outside_of_its_view_sees_the_root(machine: Machine) -> None:
-    """In a container /proc may name a path of the host: the part of it that exists is what we see."""
+    """In a container /proc may name a path of the host: the part of it that exists is what we
+    see."""
     machine.is_in("0::/kubepods/pod1/box")
     machine.v2("", 2 * GIB, GIB)
     assert available_memory(machine.root)[0] == GIB
@@ -162,7 +170,9 @@ def test_a_group_without_statistics_counts_all_its_use(machine: Machine) -> None
     assert available_memory(machine.root)[0] == GIB
 
 
-def test_more_than_is_available_is_refused_with_both_numbers_and_a_line_a_part(machine: Machine) -> None:
+def test_more_than_is_available_is_refused_with_both_numbers_and_a_line_a_part(
+    machine: Machine,
+) -> None:
     """Needed, available, the limit, each field and the knobs are in the message."""
     machine.has_memory(8 * GIB)
     with pytest.raises(MemoryLimitExceeded) as caught:
@@ -172,7 +182,11 @@ def test_more_than_is_available_is_refused_with_both_numbers_and_a_line_a_part(m
     assert error.parts == {"obs": 8 * GIB, "reward": 1}
     lines = str(error).splitlines()
     assert "a replay of 3 rows needs 8,589,934,593 bytes" in lines[0]
-    assert "8,589,934,592" in lines[0] and "the host's available memory" in lines[0] and "lower capacity" in lines[0]
+    assert (
+        "8,589,934,592" in lines[0]
+        and "the host's available memory" in lines[0]
+        and "lower capacity" in lines[0]
+    )
     assert [line.strip() for line in lines[1:]] == ["obs: 8,589,934,592 bytes", "reward: 1 bytes"]
 
 
@@ -194,7 +208,9 @@ def test_this_machine_has_memory() -> None:
 
 def limit_descriptors(monkeypatch: pytest.MonkeyPatch, soft: int) -> None:
     """Pretend that RLIMIT_NOFILE is that."""
-    monkeypatch.setattr(resource, "getrlimit", lambda which: {resource.RLIMIT_NOFILE: (soft, 1 << 20)}[which])
+    monkeypatch.setattr(
+        resource, "getrlimit", lambda which: {resource.RLIMIT_NOFILE: (soft, 1 << 20)}[which]
+    )
 
 
 def test_too_few_descriptors_are_refused_with_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:

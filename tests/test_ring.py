@@ -1,4 +1,5 @@
-"""Tests of `_storage.ring`: names of rows, life of blocks, what readers can see at every instant of a write.
+"""Tests of `_storage.ring`: names of rows, life of blocks, what readers can see at every instant of
+a write.
 
 What any sequence of writes leaves is in `models/test_ring_machine.py`.
 """
@@ -110,11 +111,17 @@ def rig() -> Iterator[Rig]:
     st.integers(1, 1 << 40).map(lambda n: n),
     st.sampled_from([1, 45, 511, 512, 28_240, 131_072, 131_073, 1 << 20, 1 << 31]),
 )
-def test_default_blocks_are_powers_of_two_of_at_most_2_mib_and_a_256th(capacity: int, row_bytes: int) -> None:
+def test_default_blocks_are_powers_of_two_of_at_most_2_mib_and_a_256th(
+    capacity: int, row_bytes: int
+) -> None:
     """The largest power of two from 16 to 4,096 that keeps both bounds, or 16 if none does."""
     rows = default_block_rows(Spec(x=((row_bytes,), "uint8")), capacity)
     assert rows in (16, 32, 64, 128, 256, 512, 1_024, 2_048, 4_096)
-    fits = [r for r in (32, 64, 128, 256, 512, 1_024, 2_048, 4_096) if r * row_bytes <= 2 << 20 and r * 256 <= capacity]
+    fits = [
+        r
+        for r in (32, 64, 128, 256, 512, 1_024, 2_048, 4_096)
+        if r * row_bytes <= 2 << 20 and r * 256 <= capacity
+    ]
     assert rows == max(fits, default=16)
 
 
@@ -122,7 +129,9 @@ def test_a_fresh_ring_has_no_rows(rig: Rig) -> None:
     """Counts are 0, no index names a row, nothing is occupied."""
     ring = rig.ring
     assert (ring.blocks, ring.block_rows, ring.capacity_rows) == (4, 8, 32)
-    assert [word[0] for word in (ring.rows_now, ring.rows_inserted, ring.next_serial, ring.next_stream)] == [0] * 4
+    assert [
+        word[0] for word in (ring.rows_now, ring.rows_inserted, ring.next_serial, ring.next_stream)
+    ] == [0] * 4
     assert ring.index_range() == (0, 0)
     assert not any(rig.committed(list(range(64))))
     assert [array.tolist() for array in ring.occupied()] == [[], []]
@@ -133,7 +142,8 @@ def test_a_fresh_ring_has_no_rows(rig: Rig) -> None:
 
 
 def test_an_index_is_serial_times_block_rows_plus_offset(rig: Rig) -> None:
-    """The first block's rows are named 0 to 7, the next ones on from 8; positions repeat after a lap, names never."""
+    """The first block's rows are named 0 to 7, the next ones on from 8; positions repeat after a
+    lap, names never."""
     writer = rig.writer()
     indices = rig.write(writer, 40)
     assert indices == list(range(40))
@@ -155,7 +165,8 @@ def test_indices_are_int64_and_name_the_rows_in_order_also_over_several_blocks(r
 
 
 def test_a_stale_index_is_recognised_for_ever(rig: Rig) -> None:
-    """When its place is taken by another row, the old name is not committed and not unchanged, the new one is both."""
+    """When its place is taken by another row, the old name is not committed and not unchanged, the
+    new one is both."""
     writer = rig.writer()
     old = np.array(rig.write(writer, 8))
     assert rig.ring.unchanged(old).all()
@@ -186,7 +197,12 @@ def test_occupied_are_the_blocks_with_rows(rig: Rig) -> None:
     writer = rig.writer()
     rig.write(writer, 35)
     serials, rows = rig.ring.occupied()
-    assert sorted(zip(serials.tolist(), rows.tolist(), strict=True)) == [(1, 8), (2, 8), (3, 8), (4, 3)]
+    assert sorted(zip(serials.tolist(), rows.tolist(), strict=True)) == [
+        (1, 8),
+        (2, 8),
+        (3, 8),
+        (4, 3),
+    ]
 
 
 # Streams and blocks.
@@ -205,7 +221,8 @@ def test_streams_are_numbered_and_have_blocks_of_their_own(rig: Rig) -> None:
 
 
 def test_the_chain_tells_the_blocks_of_a_stream_in_order(rig: Rig) -> None:
-    """Previous and following, by serial, -1 at the ends; another stream's blocks in between do not matter."""
+    """Previous and following, by serial, -1 at the ends; another stream's blocks in between do not
+    matter."""
     first, second = rig.writer(), rig.writer()
     rig.write(first, 8)
     rig.write(second, 2)
@@ -228,7 +245,8 @@ def test_a_block_that_was_recycled_is_in_no_chain(rig: Rig) -> None:
 
 
 def test_a_sealed_block_gets_no_more_rows(rig: Rig) -> None:
-    """The next row begins a new block in the same chain; sealing twice or before the first row does nothing."""
+    """The next row begins a new block in the same chain; sealing twice or before the first row does
+    nothing."""
     writer = rig.writer()
     writer.seal()
     assert rig.write(writer, 3) == [0, 1, 2]
@@ -241,7 +259,8 @@ def test_a_sealed_block_gets_no_more_rows(rig: Rig) -> None:
 
 
 def test_a_block_recycled_by_others_while_open_is_not_written_to_again(rig: Rig) -> None:
-    """A writer that was slow for a whole lap goes on in a new block, and forgets nothing of others."""
+    """A writer that was slow for a whole lap goes on in a new block, and forgets nothing of
+    others."""
     slow, fast = rig.writer(), rig.writer()
     rig.write(slow, 3)
     kept = rig.write(fast, 32)
@@ -293,7 +312,8 @@ def test_counts_are_exact_over_laps(rig: Rig) -> None:
 
 
 def test_counts_are_exact_with_writers_in_several_threads() -> None:
-    """Four threads write at once, round and round: nothing is counted twice or missed, no row is torn or lost."""
+    """Four threads write at once, round and round: nothing is counted twice or missed, no row is
+    torn or lost."""
     rig = Rig(blocks=256, block_rows=8)
     writers = [rig.writer() for _ in range(4)]
     rounds, names = 300, [[] for _ in writers]
@@ -302,8 +322,13 @@ def test_counts_are_exact_with_writers_in_several_threads() -> None:
         for turn in range(rounds):
             number = k * 1_000_000 + turn * 5
             numbers = np.arange(number, number + 5)
-            columns = {"number": numbers, "triple": np.repeat(numbers[:, None], 3, 1).astype(np.float32)}
-            names[k].extend(zip(writers[k].write(columns, 0, 5).tolist(), numbers.tolist(), strict=True))
+            columns = {
+                "number": numbers,
+                "triple": np.repeat(numbers[:, None], 3, 1).astype(np.float32),
+            }
+            names[k].extend(
+                zip(writers[k].write(columns, 0, 5).tolist(), numbers.tolist(), strict=True)
+            )
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -319,7 +344,8 @@ def test_counts_are_exact_with_writers_in_several_threads() -> None:
     everything = dict(pair for mine in names for pair in mine)
     assert len(everything) == 4 * rounds * 5, "no name was given twice"
     there = [index for index in everything if rig.committed([index])[0]]
-    # A thread that was not scheduled for a lap of the others had its open block left out: not counted any more.
+    # A thread that was not scheduled for a lap of the others had its open block left out: not
+    # counted any more.
     left = sum(rig.ring.block(place)[1] for place in rig.registry.left)
     assert len(there) == rig.ring.rows_now[0] + left
     assert rig.numbers(there) == [everything[index] for index in there]
@@ -329,8 +355,11 @@ def test_counts_are_exact_with_writers_in_several_threads() -> None:
 # Blocks that somebody holds.
 
 
-def test_a_block_that_a_reader_holds_is_left_for_another_lap(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
-    """The writer does not wait: it takes the next block, and a warning names the process that holds the first."""
+def test_a_block_that_a_reader_holds_is_left_for_another_lap(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The writer does not wait: it takes the next block, and a warning names the process that holds
+    the first."""
     writer = rig.writer()
     rig.write(writer, 32)
     assert rig.reader.try_shared(0)
@@ -341,13 +370,16 @@ def test_a_block_that_a_reader_holds_is_left_for_another_lap(rig: Rig, caplog: p
     assert len(caplog.records) == 1
     assert "block 0" in caplog.text and f"process {rig.reader.holder(0)}" in caplog.text
     rig.reader.release(0)
-    assert rig.write(writer, 32)[-8:] == list(range(72, 80)), "on the next lap it is recycled like any other"
+    assert rig.write(writer, 32)[-8:] == list(range(72, 80)), (
+        "on the next lap it is recycled like any other"
+    )
     assert not any(rig.committed(list(range(8))))
     assert rig.ring.rows_now[0] == 32 == rig.drawable()
 
 
 def test_what_counts_as_there_can_be_drawn(rig: Rig) -> None:
-    """Rows of a block that was left for another lap are either drawn or not counted: `len` and the draws agree."""
+    """Rows of a block that was left for another lap are either drawn or not counted: `len` and the
+    draws agree."""
     writer = rig.writer()
     rig.write(writer, 32)
     assert rig.reader.try_shared(0)
@@ -357,8 +389,9 @@ def test_what_counts_as_there_can_be_drawn(rig: Rig) -> None:
 
 
 def test_rows_written_to_a_block_that_was_passed_by_are_not_counted(rig: Rig) -> None:
-    """A writer is in the middle of a copy while another one goes round: its block is left, out of reach of draws, and
-    so are the rows that it publishes then. On the next lap the block is recycled, and nothing is counted out twice."""
+    """A writer is in the middle of a copy while another one goes round: its block is left, out of
+    reach of draws, and so are the rows that it publishes then. On the next lap the block is
+    recycled, and nothing is counted out twice."""
     slow, fast = rig.writer(), rig.writer()
     rig.write(slow, 3)
     laps = 0
@@ -441,8 +474,11 @@ def state_of(ring: Ring) -> dict[str, object]:
 
 @pytest.mark.parametrize("rows_before", [0, 3, 8, 32, 35, 40])
 @pytest.mark.parametrize("bad", BAD_ROWS, ids=["missing", "lossy", "shape", "extra"])
-def test_a_row_that_does_not_fit_changes_nothing(rig: Rig, rows_before: int, bad: Mapping[str, object]) -> None:
-    """Whatever readers can see stays, also where the row would have begun a new block; then good rows are taken."""
+def test_a_row_that_does_not_fit_changes_nothing(
+    rig: Rig, rows_before: int, bad: Mapping[str, object]
+) -> None:
+    """Whatever readers can see stays, also where the row would have begun a new block; then good
+    rows are taken."""
     writer = rig.writer()
     if rows_before:
         rig.write(writer, rows_before)
@@ -456,7 +492,8 @@ def test_a_row_that_does_not_fit_changes_nothing(rig: Rig, rows_before: int, bad
 
 
 def test_a_stream_that_ends_after_a_refused_row_has_a_clean_end(rig: Rig) -> None:
-    """No block claims to be followed by one that never came, and counts stay exact over the next laps."""
+    """No block claims to be followed by one that never came, and counts stay exact over the next
+    laps."""
     writer, other = rig.writer(), rig.writer()
     rig.write(writer, 8)
     with pytest.raises(SpecMismatch):
@@ -491,14 +528,16 @@ def looking(rig: Rig, look: Callable[[str], None]) -> Iterator[None]:
         for name in ("order", "fence", "failpoint"):
             for module in (ring_module, writer_module):
                 if hasattr(module, name):
-                    patch.setattr(module, name, lambda *args, name=name: look(args[0] if args else name))
+                    patch.setattr(
+                        module, name, lambda *args, name=name: look(args[0] if args else name)
+                    )
         patch.setattr(rig.ring, "columns", watched)
         yield
 
 
 def test_at_every_instant_readers_see_whole_rows_only(rig: Rig) -> None:
-    """Several laps of two writers, looked at after each store: what has a serial and is below the count is one row,
-    the same under its name for ever."""
+    """Several laps of two writers, looked at after each store: what has a serial and is below the
+    count is one row, the same under its name for ever."""
     first, second = rig.writer(), rig.writer()
     ring, seen, looks = rig.ring, {}, 0
     number, triple = ring.columns["number"], ring.columns["triple"]
@@ -515,7 +554,9 @@ def test_at_every_instant_readers_see_whole_rows_only(rig: Rig) -> None:
                 at = place * 8 + offset
                 value = number[at].item()
                 assert triple[at].tolist() == [value] * 3, "a torn row could be read"
-                assert seen.setdefault(serial * 8 + offset, value) == value, "a name stands for another row"
+                assert seen.setdefault(serial * 8 + offset, value) == value, (
+                    "a name stands for another row"
+                )
 
     with looking(rig, look):
         for turn in range(40):
@@ -528,7 +569,8 @@ def test_at_every_instant_readers_see_whole_rows_only(rig: Rig) -> None:
 
 
 def test_a_recycled_block_is_marked_and_counted_out_before_its_first_row(rig: Rig) -> None:
-    """At the fence it is nobody's any more and its old rows are whole; so it stays until the new rows are written."""
+    """At the fence it is nobody's any more and its old rows are whole; so it stays until the new
+    rows are written."""
     writer = rig.writer()
     rig.write(writer, 32)
     seams: dict[str, tuple[object, ...]] = {}
@@ -536,13 +578,24 @@ def test_a_recycled_block_is_marked_and_counted_out_before_its_first_row(rig: Ri
     def look(seam: str) -> None:
         ring = rig.ring
         seams.setdefault(
-            seam, (int(ring.ends[0]), ring.block(0), ring.rows_now[0], ring.columns["number"][:8].tolist())
+            seam,
+            (
+                int(ring.ends[0]),
+                ring.block(0),
+                ring.rows_now[0],
+                ring.columns["number"][:8].tolist(),
+            ),
         )
 
     with looking(rig, look):
         rig.write(writer, 2)
     old, new = list(range(8)), [32, 33, 2, 3, 4, 5, 6, 7]
-    for seam, content in (("fence", old), ("ring.recycle", old), ("ring.write", old), ("order", new)):
+    for seam, content in (
+        ("fence", old),
+        ("ring.recycle", old),
+        ("ring.write", old),
+        ("order", new),
+    ):
         assert seams[seam] == (-1, (-1, 0), 24, content)
     assert (rig.ring.ends[0], rig.ring.block(0), rig.ring.rows_now[0]) == (34, (4, 2), 26)
 
@@ -568,10 +621,16 @@ class Interrupted(BaseException):
 
 @pytest.mark.parametrize(
     ("rows_before", "seam"),
-    [(32, "ring.recycle"), *((rows, seam) for rows in (3, 32) for seam in ("ring.write", "column", "order"))],
+    [
+        (32, "ring.recycle"),
+        *((rows, seam) for rows in (3, 32) for seam in ("ring.write", "column", "order")),
+    ],
 )
-def test_a_write_interrupted_anywhere_can_be_done_again(rig: Rig, rows_before: int, seam: str) -> None:
-    """The rows of the interrupted chunk never were, no lock is left after the next write, counts stay exact."""
+def test_a_write_interrupted_anywhere_can_be_done_again(
+    rig: Rig, rows_before: int, seam: str
+) -> None:
+    """The rows of the interrupted chunk never were, no lock is left after the next write, counts
+    stay exact."""
     writer = rig.writer()
     rig.write(writer, rows_before)
 
@@ -614,14 +673,16 @@ def a_lap_between_two_looks(rig: Rig) -> Iterator[None]:
 
 
 def test_what_a_lap_has_overwritten_is_not_unchanged(rig: Rig) -> None:
-    """The look at the serials comes after the fence: rows copied before it that are gone are found out."""
+    """The look at the serials comes after the fence: rows copied before it that are gone are found
+    out."""
     names = np.array(rig.write(rig.writer(), 32))
     with a_lap_between_two_looks(rig):
         assert not rig.ring.unchanged(names).any()
 
 
 def test_names_that_a_lap_makes_stale_after_the_look_are_found_out(rig: Rig) -> None:
-    """A lap right after the first look lets stale names pass it; the look after copying does not."""
+    """A lap right after the first look lets stale names pass it; the look after copying does
+    not."""
     names = np.array(rig.write(rig.writer(), 32))
     with a_lap_between_two_looks(rig):
         assert rig.ring.committed(names).all()
@@ -638,8 +699,8 @@ def test_a_chain_that_a_lap_has_overwritten_is_no_answer(rig: Rig) -> None:
 def test_a_writer_that_was_lapped_before_it_had_the_lock_leaves_the_newer_block(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has taken a serial, and stands still: another one goes round, and into that very place. When it goes on, it
-    takes another serial, and each row stays under its name."""
+    """It has taken a serial, and stands still: another one goes round, and into that very place.
+    When it goes on, it takes another serial, and each row stays under its name."""
     number_of: dict[int, int] = {}
 
     def write(writer: StreamWriter, rows: int) -> None:
@@ -657,9 +718,13 @@ def test_a_writer_that_was_lapped_before_it_had_the_lock_leaves_the_newer_block(
             assert rig.ring.block(place)[0] == 8
         return try_exclusive(place)
 
-    monkeypatch.setattr(slow, "_locks", types.SimpleNamespace(try_exclusive=late, release=slow._locks.release))
+    monkeypatch.setattr(
+        slow, "_locks", types.SimpleNamespace(try_exclusive=late, release=slow._locks.release)
+    )
     slow_rows = rig.columns(8)
-    number_of.update(zip(slow.write(slow_rows, 0, 8).tolist(), slow_rows["number"].tolist(), strict=True))
+    number_of.update(
+        zip(slow.write(slow_rows, 0, 8).tolist(), slow_rows["number"].tolist(), strict=True)
+    )
     monkeypatch.undo()
     write(fast, 4)  # goes on in its block
     names = np.array(list(number_of))

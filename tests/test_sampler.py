@@ -1,4 +1,5 @@
-"""Tests of `_sampling.sampler`, with its coroutine running beside the test instead of in a process of its own."""
+"""Tests of `_sampling.sampler`, with its coroutine running beside the test instead of in a process
+of its own."""
 
 from __future__ import annotations
 
@@ -68,7 +69,9 @@ class Scene:
     def start(self, item: Any = None, seed: int = 7) -> asyncio.Task[None]:
         """Sampler 1 begins."""
         seeds = np.random.SeedSequence(seed)
-        work = run_sampler(self.channel, self.ring, self.slots, 1, item or Rows(), Uniform(), None, None, seeds)  # type: ignore[arg-type]
+        work = run_sampler(
+            self.channel, self.ring, self.slots, 1, item or Rows(), Uniform(), None, None, seeds
+        )  # type: ignore[arg-type]
         self.task = asyncio.create_task(work)
         return self.task
 
@@ -128,7 +131,9 @@ async def test_a_returned_slot_is_filled_again(scene: Scene) -> None:
     assert len(seen) == 12
 
 
-async def test_a_sampler_naps_anew_after_each_batch(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_sampler_naps_anew_after_each_batch(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Before it goes to sleep at its doorbell, where to wake it costs the learner a system call."""
     naps: list[float] = []
     monkeypatch.setattr(waiter_module.time, "sleep", naps.append)
@@ -204,7 +209,9 @@ async def test_a_sampler_that_always_has_work_lets_its_loop_turn(scene: Scene) -
     assert task.cancelled()
 
 
-async def test_rows_copied_in_vain_are_counted(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_rows_copied_in_vain_are_counted(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The learner's side sees how often a writer was faster."""
     overwritten = 0
 
@@ -219,7 +226,9 @@ async def test_rows_copied_in_vain_are_counted(scene: Scene, monkeypatch: pytest
     scene.slots.open_gate()
     scene.start()
     await until(lambda: scene.slots.count(READY) == 2)
-    assert scene.slots.rows_redrawn == 12, "the next batch was drawn with it, before they were overwritten"
+    assert scene.slots.rows_redrawn == 12, (
+        "the next batch was drawn with it, before they were overwritten"
+    )
     assert min(scene.batch(1)) >= 20
     assert min(scene.batch(3)) >= 20
 
@@ -239,7 +248,8 @@ async def test_the_same_seed_draws_the_same_batches() -> None:
 
 
 async def test_an_item_that_raises_ends_the_sampler_with_that_error(scene: Scene) -> None:
-    """It is not swallowed: the parent reports it with its traceback. The slot is left to be recovered."""
+    """It is not swallowed: the parent reports it with its traceback. The slot is left to be
+    recovered."""
 
     class Broken(Rows):
         def assemble(self, windows: Any, out: Any) -> None:

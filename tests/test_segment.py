@@ -36,13 +36,17 @@ def fresh_segment(layout: Layout = LAYOUT) -> Iterator[Segment]:
 def test_fresh_memory_is_zero_and_behind_its_header() -> None:
     """Arrays have the layout's shapes, all zero; the header says what it is."""
     with fresh_segment() as segment:
-        assert {name: array.shape for name, array in segment.arrays.items()} == {"rows": (1_000, 64), "words": (4,)}
+        assert {name: array.shape for name, array in segment.arrays.items()} == {
+            "rows": (1_000, 64),
+            "words": (4,),
+        }
         assert not segment.arrays["rows"].any() and not segment.arrays["words"].any()
         LAYOUT.check_header(memoryview(os.pread(segment.descriptor, 64, 0)))
 
 
 def test_its_birth_and_its_end_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    """At INFO, by the process that made it; those that attach to it, and one that could not be made, say nothing."""
+    """At INFO, by the process that made it; those that attach to it, and one that could not be
+    made, say nothing."""
     caplog.set_level(logging.INFO, "areplay._shm.segment")
     with descriptors_pass_by_pickle(), fresh_segment() as segment:
         twin = pickle.loads(pickle.dumps(segment))
@@ -64,7 +68,8 @@ def test_nobody_can_resize_it(change: int) -> None:
 
 
 def test_nobody_can_take_the_seals_away_or_add_one() -> None:
-    """The set of seals is sealed too: a child that sealed the memory against writing would stop everybody."""
+    """The set of seals is sealed too: a child that sealed the memory against writing would stop
+    everybody."""
     with fresh_segment() as segment:
         seals = fcntl.fcntl(segment.descriptor, fcntl.F_GET_SEALS)
         assert seals == fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -74,8 +79,11 @@ def test_nobody_can_take_the_seals_away_or_add_one() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 4_096 * 3 + 1, 5 << 20])
-def test_all_of_it_is_allocated_before_it_is_used(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every page has its memory: a lack of it is an error now, not a kill later. Also with several steps."""
+def test_all_of_it_is_allocated_before_it_is_used(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every page has its memory: a lack of it is an error now, not a kill later. Also with several
+    steps."""
     monkeypatch.setattr(segment_module, "_STEP_BYTES", 1 << 20)
     with fresh_segment(Layout("ring", {"x": ((size,), np.uint8)})) as segment:
         assert os.fstat(segment.descriptor).st_blocks * 512 >= segment.layout.size_bytes
@@ -83,7 +91,8 @@ def test_all_of_it_is_allocated_before_it_is_used(size: int, monkeypatch: pytest
 
 @pytest.mark.alone
 def test_it_has_no_name_in_any_folder() -> None:
-    """A memory file: nothing in /dev/shm that could be left over, and it does not pass to a program by exec."""
+    """A memory file: nothing in /dev/shm that could be left over, and it does not pass to a program
+    by exec."""
     before = sorted(os.listdir("/dev/shm"))
     with fresh_segment() as segment:
         assert sorted(os.listdir("/dev/shm")) == before
@@ -106,7 +115,8 @@ def test_whoever_attaches_sees_the_same_memory() -> None:
 
 
 def test_attaching_to_memory_of_another_layout_is_refused() -> None:
-    """The header is compared before an array can be read, and the passed descriptor is given back."""
+    """The header is compared before an array can be read, and the passed descriptor is given
+    back."""
     with fresh_segment() as segment:
         before = open_descriptors()
         other = Layout("slots", {"rows": ((1_000, 64), np.uint8), "words": ((4,), np.int64)})
@@ -158,7 +168,9 @@ def test_a_segment_that_is_dropped_leaves_nothing() -> None:
 def test_a_closed_segment_says_so() -> None:
     """The descriptor, and with it pickling, is refused with the segment's name."""
     segment = Segment(LAYOUT, "a test's rows")
-    assert repr(segment) == f"<Segment a test's rows: {LAYOUT.size_bytes:,} bytes, descriptor {segment.descriptor}>"
+    assert repr(segment) == (
+        f"<Segment a test's rows: {LAYOUT.size_bytes:,} bytes, descriptor {segment.descriptor}>"
+    )
     segment.close()
     assert repr(segment) == f"<Segment a test's rows: {LAYOUT.size_bytes:,} bytes, closed>"
     with pytest.raises(Closed, match="a test's rows"):
@@ -181,7 +193,8 @@ def test_a_closed_segment_says_so() -> None:
 def test_every_refused_call_is_a_typed_error_and_leaves_nothing(
     where: object, name: str, said: str, error: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The 1st, 2nd, 3rd ... call fails, until one run meets no fault: descriptors are as before, whatever failed."""
+    """The 1st, 2nd, 3rd ... call fails, until one run meets no fault: descriptors are as before,
+    whatever failed."""
     monkeypatch.setattr(segment_module, "_STEP_BYTES", 16_384)
     met = 0
     for nth in range(1, 100):
@@ -196,7 +209,9 @@ def test_every_refused_call_is_a_typed_error_and_leaves_nothing(
                 assert refused.call.startswith(said)
                 assert refused.what == "a test's rows"
                 assert os.strerror(error) in refused.reason
-                assert len(os.listdir("/proc/self/fd")) == before, "given back before the error is even handled"
+                assert len(os.listdir("/proc/self/fd")) == before, (
+                    "given back before the error is even handled"
+                )
                 met += 1
             else:
                 assert not call.has_failed
@@ -207,7 +222,9 @@ def test_every_refused_call_is_a_typed_error_and_leaves_nothing(
     assert met == (-(-LAYOUT.size_bytes // 16_384) if name == "posix_fallocate" else 1)
 
 
-def test_any_other_exception_in_between_leaves_nothing_either(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_other_exception_in_between_leaves_nothing_either(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Ctrl-C while memory is being allocated gives back the descriptor, and stays what it is."""
 
     def interrupted(*_: object) -> None:
@@ -220,18 +237,26 @@ def test_any_other_exception_in_between_leaves_nothing_either(monkeypatch: pytes
     assert open_descriptors() == before
 
 
-def test_more_than_this_process_may_take_is_refused_before_anything_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_than_this_process_may_take_is_refused_before_anything_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The limits are compared with the sizes of the arrays; no descriptor is made."""
     monkeypatch.setattr(os, "memfd_create", lambda *_: pytest.fail("it was created"))
     with pytest.raises(MemoryLimitExceeded) as caught:
-        Segment(Layout("ring", {"obs": ((1 << 50,), np.uint8), "words": ((4,), np.int64)}), "a replay of many rows")
+        Segment(
+            Layout("ring", {"obs": ((1 << 50,), np.uint8), "words": ((4,), np.int64)}),
+            "a replay of many rows",
+        )
     assert caught.value.parts == {"obs": 1 << 50, "words": 32}
     assert caught.value.what == "a replay of many rows"
 
 
 @pytest.mark.parametrize("kernel_is_old", [False, True])
-def test_prefault_touches_all_and_changes_nothing(kernel_is_old: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bytes stay what they were, and progress ends with the whole; also where the kernel cannot populate."""
+def test_prefault_touches_all_and_changes_nothing(
+    kernel_is_old: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes stay what they were, and progress ends with the whole; also where the kernel cannot
+    populate."""
     monkeypatch.setattr(segment_module, "_STEP_BYTES", 16_384)
     if kernel_is_old:
         monkeypatch.setattr(segment_module, "_MADV_POPULATE_WRITE", 9_999)
@@ -240,7 +265,9 @@ def test_prefault_touches_all_and_changes_nothing(kernel_is_old: bool, monkeypat
         seen: list[tuple[int, int]] = []
         segment.prefault(lambda done, size: seen.append((done, size)))
         size = LAYOUT.size_bytes
-        assert seen == [(min(size, step * 16_384), size) for step in range(1, -(-size // 16_384) + 1)]
+        assert seen == [
+            (min(size, step * 16_384), size) for step in range(1, -(-size // 16_384) + 1)
+        ]
         assert (segment.arrays["rows"].ravel() == np.arange(64_000, dtype=np.uint8)).all()
         segment.prefault()
 

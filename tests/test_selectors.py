@@ -1,4 +1,5 @@
-"""Tests of `selectors.selector`: every committed row with the same probability, and nothing else."""
+"""Tests of `selectors.selector`: every committed row with the same probability, and nothing
+else."""
 
 from __future__ import annotations
 
@@ -133,7 +134,8 @@ def a_scene(arrange: Arrange, blocks: int = 8, block_rows: int = 16) -> Iterator
 
 
 def critical_chi_square(degrees: int) -> float:
-    """What a chi-square variable exceeds with a probability of 1e-6 (Wilson and Hilferty, within 3 % of tables)."""
+    """What a chi-square variable exceeds with a probability of 1e-6 (Wilson and Hilferty, within 3
+    % of tables)."""
     z = 4.7534
     return degrees * (1 - 2 / (9 * degrees) + z * (2 / (9 * degrees)) ** 0.5) ** 3
 
@@ -147,7 +149,8 @@ def chi_square(counts: Counter[int], names: set[int]) -> float:
 @pytest.mark.parametrize("arrange", SITUATIONS)
 @pytest.mark.parametrize("count", [1, 32, 500])
 def test_every_row_that_is_there_has_the_same_probability(arrange: Arrange, count: int) -> None:
-    """Chi-square over all rows at a significance of 1e-6, for batches small and large; no other name is ever drawn."""
+    """Chi-square over all rows at a significance of 1e-6, for batches small and large; no other
+    name is ever drawn."""
     with a_scene(arrange) as scene:
         rng = np.random.default_rng(SEED)
         draws = DRAWS if count > 1 else DRAWS // 15
@@ -163,7 +166,8 @@ def test_every_row_that_is_there_has_the_same_probability(arrange: Arrange, coun
 
 @pytest.mark.parametrize("arrange", SITUATIONS)
 def test_draws_are_independent_of_each_other(arrange: Arrange) -> None:
-    """Within a batch, how a draw is followed by the next is as good as chance: over pairs of halves of the rows."""
+    """Within a batch, how a draw is followed by the next is as good as chance: over pairs of halves
+    of the rows."""
     with a_scene(arrange) as scene:
         rng = np.random.default_rng(SEED + 1)
         half = set(sorted(scene.names)[: len(scene.names) // 2])
@@ -179,7 +183,8 @@ def test_draws_are_independent_of_each_other(arrange: Arrange) -> None:
 
 
 def test_the_statistic_would_notice_a_bias() -> None:
-    """Rows of the open block drawn half again as often: rejected by far. So the test above can fail."""
+    """Rows of the open block drawn half again as often: rejected by far. So the test above can
+    fail."""
     rng = np.random.default_rng(SEED)
     names = set(range(135))
     counts = Counter(rng.integers(0, 135, DRAWS).tolist())
@@ -188,7 +193,9 @@ def test_the_statistic_would_notice_a_bias() -> None:
     assert chi_square(counts, names) > critical_chi_square(134)
 
 
-@pytest.mark.parametrize(("degrees", "table"), [(10, 46.9), (50, 112.6), (134, 226.7), (1000, 1227.2)])
+@pytest.mark.parametrize(
+    ("degrees", "table"), [(10, 46.9), (50, 112.6), (134, 226.7), (1000, 1227.2)]
+)
 def test_the_critical_values_are_those_of_the_tables(degrees: int, table: float) -> None:
     """The quantile at 1 - 1e-6."""
     assert critical_chi_square(degrees) == pytest.approx(table, rel=0.03)
@@ -207,7 +214,8 @@ def test_the_same_seed_draws_the_same() -> None:
 
 @pytest.mark.parametrize("blocks_begun", [0, 1, 20])
 def test_without_rows_nothing_is_drawn(blocks_begun: int) -> None:
-    """An empty draw, no error and no endless search: before the first row, and while all blocks are being recycled."""
+    """An empty draw, no error and no endless search: before the first row, and while all blocks are
+    being recycled."""
     with a_scene(lambda scene: None) as scene:
         scene.ring.next_serial[0] = blocks_begun
         indices, _ = Uniform().draw(scene.ring, 8, np.random.default_rng(0))
@@ -244,16 +252,20 @@ class Laps:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(ring_module, "order", lambda: None)
                 patch.setattr(writer_module, "order", lambda: None)
-                self._scene.write(self._scene.writers[0], self._scene.blocks * self._scene.block_rows)
+                self._scene.write(
+                    self._scene.writers[0], self._scene.blocks * self._scene.block_rows
+                )
 
 
-@pytest.mark.parametrize("arrange", [after_wrapping, half_empty, mostly_empty, one_block_part_filled])
+@pytest.mark.parametrize(
+    "arrange", [after_wrapping, half_empty, mostly_empty, one_block_part_filled]
+)
 @pytest.mark.parametrize("at", [1, 2])
 def test_a_draw_that_was_stopped_for_a_lap_is_whole_or_empty(
     arrange: Arrange, at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that is stopped in mid-draw while the ring wraps: as many indices as asked for, or none; the check
-    after copying tells the stale ones."""
+    """A process that is stopped in mid-draw while the ring wraps: as many indices as asked for, or
+    none; the check after copying tells the stale ones."""
     for count in (1, 64, 400):
         with a_scene(arrange) as scene:
             laps = Laps(scene, at)
@@ -285,14 +297,19 @@ def test_repr_names_it() -> None:
     assert repr(Uniform()) == "Uniform()"
 
 
-async def test_the_documented_selector_draws_recent_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it stands in the docstring: in this process and in samplers, in proportion, from few rows and many."""
+async def test_the_documented_selector_draws_recent_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it stands in the docstring: in this process and in samplers, in proportion, from few rows
+    and many."""
     lines = (select.__doc__ or "").split("::\n", 1)[1].splitlines()
     code = "\n".join(takewhile(lambda line: not line or line.startswith("    "), lines))
     (tmp_path / "recency.py").write_text("import numpy as np\n\n" + textwrap.dedent(code))
     monkeypatch.syspath_prepend(str(tmp_path))
     recent = importlib.import_module("recency").Recent
-    async with areplay.Replay(areplay.Spec(x=((), "int64")), 4_096, seed=3, block_rows=256) as replay:
+    async with areplay.Replay(
+        areplay.Spec(x=((), "int64")), 4_096, seed=3, block_rows=256
+    ) as replay:
         for rows, mean_age in ((310, 10), (310, 1_000), (9_000, 30)):
             first = replay.statistics().rows_inserted
             for start in range(first, first + rows, 1_000):

@@ -1,4 +1,5 @@
-"""Tests of `items.sequences`: options, fields, and a few windows worked out by hand. The rest is the oracle's."""
+"""Tests of `items.sequences`: options, fields, and a few windows worked out by hand. The rest is
+the oracle's."""
 
 from __future__ import annotations
 
@@ -30,7 +31,10 @@ async def episode(replay: areplay.Replay, steps: int, first: int) -> None:
 async def by_start(replay: areplay.Replay, item: areplay.Item) -> dict[int, dict[str, Any]]:
     """Each sequence, by the action of its first step."""
     batch = replay.sample(400, item)
-    return {int(a): {name: batch[name][k].tolist() for name in batch} for k, a in enumerate(batch["action"][:, 0])}
+    return {
+        int(a): {name: batch[name][k].tolist() for name in batch}
+        for k, a in enumerate(batch["action"][:, 0])
+    }
 
 
 async def test_a_sequence_ends_with_its_episode() -> None:
@@ -51,7 +55,8 @@ async def test_a_sequence_ends_with_its_episode() -> None:
 
 
 async def test_across_episodes_the_next_one_follows_at_once() -> None:
-    """Final observations are left out, nothing is masked, and a sequence that would go beyond what is there is none."""
+    """Final observations are left out, nothing is masked, and a sequence that would go beyond what
+    is there is none."""
     async with areplay.Replay(SPEC, 64, seed=0) as replay:
         await episode(replay, 3, 10)
         await episode(replay, 2, 20)
@@ -66,24 +71,30 @@ async def test_across_episodes_the_next_one_follows_at_once() -> None:
 
 
 async def test_burn_in_period_and_states() -> None:
-    """Masked at the beginning; begun at every second step; the state of the first step only, if asked for."""
+    """Masked at the beginning; begun at every second step; the state of the first step only, if
+    asked for."""
     async with areplay.Replay(SPEC, 64, seed=0) as replay:
         await episode(replay, 6, 10)
         item = areplay.Sequences(4, burn_in=2, period=2, first_step_only=["state"])
         found = await by_start(replay, item)
-    assert sorted(found) == [10, 12], "one from 14 would have nothing to learn from after the burn-in"
+    assert sorted(found) == [10, 12], (
+        "one from 14 would have nothing to learn from after the burn-in"
+    )
     assert found[10]["mask"] == [False, False, True, True]
     assert found[12]["state"] == [2, 2]
 
 
 @pytest.mark.parametrize("pad", ["first", "zero"])
 async def test_each_time_has_its_stack(pad: str) -> None:
-    """Three frames deep, from frames that are there once; an episode that follows begins with a stack of its own."""
+    """Three frames deep, from frames that are there once; an episode that follows begins with a
+    stack of its own."""
     async with areplay.Replay(SPEC, 64, seed=0) as replay:
         await episode(replay, 3, 10)
         await episode(replay, 3, 20)
         within = await by_start(replay, areplay.Sequences(3, frame_stack=3, pad=pad))
-        across = await by_start(replay, areplay.Sequences(3, frame_stack=3, pad=pad, across_episodes=True))
+        across = await by_start(
+            replay, areplay.Sequences(3, frame_stack=3, pad=pad, across_episodes=True)
+        )
 
     def stack(t: int, first: int) -> list[int]:
         return [u if u >= first else (first if pad == "first" else 0) for u in (t - 2, t - 1, t)]
@@ -107,7 +118,9 @@ async def test_each_time_has_its_stack(pad: str) -> None:
         ({"sequence_length": 4, "first_step_only": "state"}, "first_step_only"),
     ],
 )
-def test_an_option_that_makes_no_sense_is_refused_at_once(options: dict[str, Any], named: str) -> None:
+def test_an_option_that_makes_no_sense_is_refused_at_once(
+    options: dict[str, Any], named: str
+) -> None:
     """By its name."""
     with pytest.raises(ValueError, match=named):
         areplay.Sequences(**options)

@@ -1,4 +1,5 @@
-"""Tests of `_status.server`: who is answered, who is not, and what clients that misbehave can do: nothing."""
+"""Tests of `_status.server`: who is answered, who is not, and what clients that misbehave can do:
+nothing."""
 
 from __future__ import annotations
 
@@ -141,7 +142,9 @@ def test_what_the_kernel_lists_is_read(tmp_path: Path, monkeypatch: pytest.Monke
         running_replays(tmp_path / "elsewhere")
 
 
-def test_another_user_is_turned_away(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_another_user_is_turned_away(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Without a word, and without asking the replay; who comes next is answered."""
     caplog.set_level(logging.DEBUG, "areplay._status.server")
     asked: list[None] = []
@@ -152,7 +155,9 @@ def test_another_user_is_turned_away(monkeypatch: pytest.MonkeyPatch, caplog: py
         assert all_of(connected(watched)) == b""
         assert asked == []
         until(lambda: rests == [None])
-        assert caplog.messages == [f"user {os.geteuid() + 1} asked how this replay is, and was turned away"]
+        assert caplog.messages == [
+            f"user {os.geteuid() + 1} asked how this replay is, and was turned away"
+        ]
         monkeypatch.setattr(watching, "peer_of", lambda connection: Peer(1, 0))
         assert json.loads(all_of(connected(watched)))["format"] == FORMAT, "root may"
         monkeypatch.undo()
@@ -172,7 +177,9 @@ print(client.recv(9))
     with status_server() as watched:
         for user, told in ((65534, "b''"), (0, "b'{\"format\"'")):
             command = [sys.executable, "-c", program, watched.name, str(user)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=WATCHDOG_S, check=True)
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=WATCHDOG_S, check=True
+            )
             assert done.stdout.strip() == told
 
 
@@ -185,8 +192,11 @@ def test_another_users_socket_is_not_believed(monkeypatch: pytest.MonkeyPatch) -
             fetch_report(address)
 
 
-def test_clients_that_never_read_are_dropped_and_others_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More than there is room for: each is cut off after a while, and meanwhile costs no processor time."""
+def test_clients_that_never_read_are_dropped_and_others_are_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """More than there is room for: each is cut off after a while, and meanwhile costs no processor
+    time."""
     monkeypatch.setattr(watching, "CLIENT_S", 0.5)
     with status_server(lambda: answer(text=LARGE)) as watched:
         stuck = [connected(watched) for _ in range(MAX_CLIENTS)]
@@ -207,7 +217,9 @@ def test_a_client_that_waits_to_be_answered_costs_nothing(monkeypatch: pytest.Mo
         for client in stuck[:MAX_CLIENTS]:
             assert client.recv(1)
         time.sleep(0.05)  # until they are stuck again
-        monkeypatch.setattr(watching, "_milliseconds_left", lambda clients: turns.append(clients) or None)
+        monkeypatch.setattr(
+            watching, "_milliseconds_left", lambda clients: turns.append(clients) or None
+        )
         time.sleep(0.2)
         assert len(turns) <= 3 * MAX_CLIENTS
         assert len(asked) == MAX_CLIENTS, "the others wait to be accepted"
@@ -233,7 +245,8 @@ def test_a_client_that_says_much_is_not_listened_to() -> None:
     """It is answered all the same."""
     with status_server() as watched, connected(watched) as client:
         client.setblocking(False)
-        with suppress(BlockingIOError, BrokenPipeError):  # it may have been answered and cut off before
+        # it may have been answered and cut off before
+        with suppress(BlockingIOError, BrokenPipeError):
             client.sendall(b"tell me" * 1_000)
         client.setblocking(True)
         assert json.loads(client.recv(1 << 20))["format"] == FORMAT
@@ -258,7 +271,9 @@ while client.recv(1 << 20):
 post.close()
 print("alive")
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
     assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
 
 
@@ -286,11 +301,17 @@ def test_a_replay_that_is_closing_says_nothing(caplog: pytest.LogCaptureFixture)
     assert caplog.messages == []
 
 
-def test_an_answer_that_fails_is_logged_and_the_next_one_is_given(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_answer_that_fails_is_logged_and_the_next_one_is_given(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """A mistake there harms nobody; who asked is told that it was one."""
     answers = iter([answer(bad=object()), answer()])
     with status_server(lambda: next(answers)) as watched:
-        with pytest.raises(StatusUnavailable, match=r"could not tell how it is \(TypeError: .*\); its log has"):
+        with pytest.raises(
+            StatusUnavailable,
+            match=r"could not tell how it is \(TypeError: .*\); "
+            r"its log has",
+        ):
             fetch_report(post_of(watched))
         assert fetch_report(post_of(watched))["format"] == FORMAT
     assert caplog.messages == ["somebody asked how this replay is, and could not be told"]
@@ -299,7 +320,8 @@ def test_an_answer_that_fails_is_logged_and_the_next_one_is_given(caplog: pytest
 def test_who_asks_and_is_not_known_is_hung_up_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where the kernel does not say who it is. That is no end of the replay, and the next one is answered."""
+    """Where the kernel does not say who it is. That is no end of the replay, and the next one is
+    answered."""
     with status_server() as watched:
         address, real, answering = post_of(watched), watching.peer_of, watched._thread
 
@@ -341,7 +363,11 @@ def hanging_up(after: bytes, *, is_last: bool) -> Iterator[ReplayAddress]:
 
 
 @pytest.mark.parametrize(
-    ("after", "said"), [(b"", "hung up without an answer"), (b'{"format": "ar', "its answer broke off after 14 bytes")]
+    ("after", "said"),
+    [
+        (b"", "hung up without an answer"),
+        (b'{"format": "ar', "its answer broke off after 14 bytes"),
+    ],
 )
 def test_an_answer_that_breaks_off_is_the_end_of_a_replay_only_if_nobody_listens_any_more(
     after: bytes, said: str
@@ -349,7 +375,10 @@ def test_an_answer_that_breaks_off_is_the_end_of_a_replay_only_if_nobody_listens
     """Otherwise it may be asked again."""
     with hanging_up(after, is_last=True) as address, pytest.raises(Closed, match=str(address)):
         fetch_report(address)
-    with hanging_up(after, is_last=False) as address, pytest.raises(StatusUnavailable, match=f"{said}; ask again"):
+    with (
+        hanging_up(after, is_last=False) as address,
+        pytest.raises(StatusUnavailable, match=f"{said}; ask again"),
+    ):
         fetch_report(address)
 
 
@@ -374,11 +403,36 @@ def test_a_reset_is_an_answer_that_breaks_off() -> None:
 @pytest.mark.parametrize(
     ("number", "call", "kind", "said"),
     [
-        (errno.EMFILE, "__init__", ResourceUnavailable, "socket failed for asking replay .*; free some"),
-        (errno.ENOMEM, "connect", ResourceUnavailable, "socket failed for asking replay .*; free some"),
-        (errno.EPERM, "connect", StatusUnavailable, "connecting is forbidden here .*; the sandbox has to allow"),
-        (errno.EACCES, "__init__", StatusUnavailable, "connecting is forbidden here .*; the sandbox has to allow"),
-        (errno.EAFNOSUPPORT, "__init__", StatusUnavailable, "could not be asked .*; `areplay doctor` tries"),
+        (
+            errno.EMFILE,
+            "__init__",
+            ResourceUnavailable,
+            "socket failed for asking replay .*; free some",
+        ),
+        (
+            errno.ENOMEM,
+            "connect",
+            ResourceUnavailable,
+            "socket failed for asking replay .*; free some",
+        ),
+        (
+            errno.EPERM,
+            "connect",
+            StatusUnavailable,
+            "connecting is forbidden here .*; the sandbox has to allow",
+        ),
+        (
+            errno.EACCES,
+            "__init__",
+            StatusUnavailable,
+            "connecting is forbidden here .*; the sandbox has to allow",
+        ),
+        (
+            errno.EAFNOSUPPORT,
+            "__init__",
+            StatusUnavailable,
+            "could not be asked .*; `areplay doctor` tries",
+        ),
     ],
 )
 def test_who_cannot_ask_is_told_why(
@@ -391,7 +445,9 @@ def test_who_cannot_ask_is_told_why(
 
     with status_server() as watched:
         address = post_of(watched)
-        monkeypatch.setattr(watching.socket, "socket", type("Refusing", (socket.socket,), {call: refuse}))
+        monkeypatch.setattr(
+            watching.socket, "socket", type("Refusing", (socket.socket,), {call: refuse})
+        )
         with pytest.raises(kind, match=said):
             fetch_report(address)
         monkeypatch.undo()
@@ -438,7 +494,8 @@ def test_without_a_socket_there_is_a_warning_and_nothing_else(
 
 
 def test_out_of_descriptors_it_waits_for_better_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who asks meanwhile is answered when there are some again; until then it looks now and then."""
+    """Who asks meanwhile is answered when there are some again; until then it looks now and
+    then."""
     rest, rests = watching._rest, []
     monkeypatch.setattr(watching, "_rest", lambda listener: rests.append(None) or rest(listener))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -466,7 +523,11 @@ def test_out_of_descriptors_it_waits_for_better_times(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("said", "error", "why"),
     [
-        (answer(version=2, versions={"areplay": "9.0"}), StatusUnavailable, "newer version, areplay 9.0; use"),
+        (
+            answer(version=2, versions={"areplay": "9.0"}),
+            StatusUnavailable,
+            "newer version, areplay 9.0; use",
+        ),
         ({"format": "another"}, StatusUnavailable, "no description of a replay"),
         ({"no": "format"}, StatusUnavailable, "no description of a replay; some other program"),
         ({"format": FORMAT, "version": "1"}, StatusUnavailable, "no description of a replay"),
@@ -532,7 +593,9 @@ sys.stdin.read()
 address.close()
 """
     command = [sys.executable, "-c", program]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         try:
             assert process.stdout is not None
             uid, pid, number = map(int, process.stdout.readline().split("-")[1:])
@@ -540,7 +603,9 @@ address.close()
             assert fetch_report(address)["version"] == 1
             process.send_signal(signal.SIGSTOP)
             os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
-            with pytest.raises(StatusUnavailable, match=f"its process is stopped; `kill -CONT {pid}` lets it go on"):
+            with pytest.raises(
+                StatusUnavailable, match=f"its process is stopped; `kill -CONT {pid}` lets it go on"
+            ):
                 fetch_report(address, 0.1)
             process.send_signal(signal.SIGCONT)
             assert fetch_report(address, WATCHDOG_S)["version"] == 1
@@ -550,13 +615,16 @@ address.close()
 
 
 def test_a_replay_that_does_not_answer_is_an_error() -> None:
-    """As that of a busy process: the kernel takes the connection, nobody else does. And one that is gone."""
+    """As that of a busy process: the kernel takes the connection, nobody else does. And one that is
+    gone."""
     address = ReplayAddress(os.getpid(), 999, os.geteuid())
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("\0" + address.name)
         listener.listen(1)
         with pytest.raises(
-            StatusUnavailable, match=r"no answer within 0\.1 s, its process is stopped or very busy; look"
+            StatusUnavailable,
+            match=r"no answer within 0\.1 s, its process is stopped or very "
+            r"busy; look",
         ):
             fetch_report(address, 0.1)
     with pytest.raises(Closed):

@@ -1,4 +1,5 @@
-"""Tests of `_sampling.slots`: one owner in every state but FREE. Histories of any length are in `models/`."""
+"""Tests of `_sampling.slots`: one owner in every state but FREE. Histories of any length are in
+`models/`."""
 
 from __future__ import annotations
 
@@ -18,7 +19,10 @@ from areplay.errors import ResourceUnavailable
 from areplay.items.item import BatchFields
 from areplay.spec import Field
 
-FIELDS = {"obs": Field("obs", (3,), np.dtype("float32")), "done": Field("done", (), np.dtype("bool"))}
+FIELDS = {
+    "obs": Field("obs", (3,), np.dtype("float32")),
+    "done": Field("done", (), np.dtype("bool")),
+}
 
 
 @pytest.fixture
@@ -57,7 +61,8 @@ def is_rung(bell: object) -> bool:
 
 
 def test_a_slot_goes_round(slots: Slots) -> None:
-    """Free, filling, ready, lent, free: each step by whom the drawing names, as the status line tells."""
+    """Free, filling, ready, lent, free: each step by whom the drawing names, as the status line
+    tells."""
     assert repr(slots) == "<Slots fffff (0 ready, 0 lent)>"
     assert slots.lease(1) == 1
     assert repr(slots) == "<Slots frfff (0 ready, 0 lent)>"
@@ -97,7 +102,9 @@ def test_slots_of_one_sampler_are_lent_in_the_order_in_which_it_filled_them(slot
     assert [slots.lend() for _ in range(3)] == [0, 1, 2]
     for slot in (2, 0):
         slots.give_back(slot)
-    assert [published(slots, 0), published(slots, 0)] == [0, 2], "the lowest free slot is filled first"
+    assert [published(slots, 0), published(slots, 0)] == [0, 2], (
+        "the lowest free slot is filled first"
+    )
     assert [slots.lend() for _ in range(5)] == [3, 4, 0, 2, None]
 
 
@@ -126,7 +133,11 @@ def test_an_illegal_step_raises_and_changes_nothing(
     """From any other state than its own: an assertion, and every slot is in the state it was in."""
     if state == legal:
         return
-    ways: list[Callable[[], object]] = [lambda: slots.lease(0), lambda: slots.publish(0, 5), lambda: slots.lend()]
+    ways: list[Callable[[], object]] = [
+        lambda: slots.lease(0),
+        lambda: slots.publish(0, 5),
+        lambda: slots.lend(),
+    ]
     for way in ways[:state]:
         way()
     before = repr(slots), slots.rows_redrawn
@@ -164,7 +175,8 @@ def test_the_slots_counted_are_those_in_that_state(slots: Slots) -> None:
 
 
 def test_memory_of_a_slot_has_the_fields_and_overlaps_no_other(slots: Slots) -> None:
-    """(B,) indices, weights, probabilities and (B, ...) fields; what is written to one slot is in that slot alone."""
+    """(B,) indices, weights, probabilities and (B, ...) fields; what is written to one slot is in
+    that slot alone."""
     for slot in range(5):
         arrays = slots.batch(slot)
         shapes = [arrays.indices.shape, arrays.importance_weights.shape, arrays.probabilities.shape]
@@ -173,18 +185,29 @@ def test_memory_of_a_slot_has_the_fields_and_overlaps_no_other(slots: Slots) -> 
             "obs": ((4, 3), np.float32),
             "done": ((4,), np.bool_),
         }
-        for array in (arrays.indices, arrays.importance_weights, arrays.probabilities, arrays.fields["obs"]):
+        for array in (
+            arrays.indices,
+            arrays.importance_weights,
+            arrays.probabilities,
+            arrays.fields["obs"],
+        ):
             array[:] = slot
         arrays.fields["done"][:] = slot % 2
     for slot in range(5):
         arrays = slots.batch(slot)
-        for array in (arrays.indices, arrays.importance_weights, arrays.probabilities, arrays.fields["obs"]):
+        for array in (
+            arrays.indices,
+            arrays.importance_weights,
+            arrays.probabilities,
+            arrays.fields["obs"],
+        ):
             assert (array == slot).all()
         assert (arrays.fields["done"] == slot % 2).all()
 
 
 def test_a_sampler_process_sees_the_same_slots(slots: Slots) -> None:
-    """Pickled into a child: it leases, fills and publishes, and the learner's doorbell rings here."""
+    """Pickled into a child: it leases, fills and publishes, and the learner's doorbell rings
+    here."""
     with descriptors_pass_by_pickle():
         child = pickle.loads(pickle.dumps(slots))
     slot = leased(child, 1)
@@ -205,7 +228,8 @@ def test_a_sampler_process_sees_the_same_slots(slots: Slots) -> None:
 
 
 def test_only_who_sleeps_is_rung(slots: Slots) -> None:
-    """A published batch wakes a learner that sleeps, a returned slot the sampler that owns it; else nobody."""
+    """A published batch wakes a learner that sleeps, a returned slot the sampler that owns it; else
+    nobody."""
     slot = published(slots, 0)
     assert not is_rung(slots.learner_bell)
     slots.lend()
@@ -232,9 +256,10 @@ def test_redrawn_rows_are_summed_over_the_samplers(slots: Slots) -> None:
 
 
 def test_a_batch_is_whole_before_it_is_ready(slots: Slots, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the failpoint and at the fence of `publish` the slot is still FILLING, and its counts are there; that
-    of `lend` stands between the look at the queue and what is read;
-    at the fence of `give_back` it is still LENT: the learner's reads end before the sampler's writes."""
+    """At the failpoint and at the fence of `publish` the slot is still FILLING, and its counts are
+    there; that of `lend` stands between the look at the queue and what is read;
+    at the fence of `give_back` it is still LENT: the learner's reads end before the sampler's
+    writes."""
     seen: list[str] = []
 
     def note(name: str) -> None:
@@ -283,7 +308,8 @@ def test_a_batch_given_back_after_closing_is_no_error(sampler_sleeps: bool) -> N
 
 @pytest.mark.parametrize("call", ["memfd_create", "ftruncate", "posix_fallocate", "eventfd"])
 def test_slots_that_cannot_be_made_leave_nothing(call: str) -> None:
-    """Each system call fails once, at its 1st, 2nd, 3rd ... time: a typed error, and descriptors as before."""
+    """Each system call fails once, at its 1st, 2nd, 3rd ... time: a typed error, and descriptors as
+    before."""
     for nth in range(1, 20):
         before = open_descriptors()
         with pytest.MonkeyPatch.context() as patch:

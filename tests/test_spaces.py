@@ -1,4 +1,5 @@
-"""Tests of `_base.spaces`: what an environment sees and does, as shapes and dtypes, or a refusal that says where."""
+"""Tests of `_base.spaces`: what an environment sees and does, as shapes and dtypes, or a refusal
+that says where."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ def fields_of(space: Any) -> object:
         (spaces.MultiDiscrete([[3, 4], [5, 6]], dtype=np.int16), (2, 2), "int16"),
     ],
 )
-def test_a_space_of_fixed_shape_is_its_shape_and_dtype(space: Any, shape: tuple[int, ...], dtype: str) -> None:
+def test_a_space_of_fixed_shape_is_its_shape_and_dtype(
+    space: Any, shape: tuple[int, ...], dtype: str
+) -> None:
     """Those of its samples, which therefore fit the field."""
     assert fields_of(space) == (shape, dtype)
     Field("obs", shape, np.dtype(dtype)).convert(space.sample())
@@ -68,7 +71,10 @@ def test_dicts_and_tuples_become_dicts_of_fields() -> None:
 
 def test_of_a_vector_those_of_one_environment_are_taken() -> None:
     """Not the batched ones beside them."""
-    one, vector = gymnasium.make("CartPole-v1"), gymnasium.make_vec("CartPole-v1", 3, vectorization_mode="sync")
+    one, vector = (
+        gymnasium.make("CartPole-v1"),
+        gymnasium.make_vec("CartPole-v1", 3, vectorization_mode="sync"),
+    )
     assert env_fields(one) == env_fields(vector) == (((4,), "float32"), ((), "int64"))
     one.close()
     vector.close()
@@ -106,7 +112,11 @@ def test_a_space_without_a_fixed_shape_is_refused_by_its_place(space: Any) -> No
 @pytest.mark.parametrize("key", ["a.b", "", 3])
 def test_keys_that_cannot_be_part_of_a_name_are_refused(key: Any) -> None:
     """A dot would make two fields one, and only strings are names."""
-    with pytest.raises(ValueError, match=r"env\.action_space: 'action\.inner' has the key .*rename"):
+    with pytest.raises(
+        ValueError,
+        match=r"env\.action_space: 'action\.inner' has the key "
+        r".*rename",
+    ):
         env_fields(Env(action=spaces.Dict(inner=spaces.Dict({key: BOX}))))
 
 
@@ -117,7 +127,9 @@ def test_empty_spaces_are_refused(space: Any) -> None:
         env_fields(Env(spaces.Dict(none=space)))
 
 
-@pytest.mark.parametrize("thing", ["CartPole-v1", Env, None, object(), spaces.Discrete(3), np.zeros(3)])
+@pytest.mark.parametrize(
+    "thing", ["CartPole-v1", Env, None, object(), spaces.Discrete(3), np.zeros(3)]
+)
 def test_what_is_no_environment_is_refused(thing: object) -> None:
     """With what to do instead."""
     with pytest.raises(TypeError, match=r"gymnasium\.make|Spec\.steps"):
@@ -137,7 +149,11 @@ def test_without_gymnasium_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -
     """An error of areplay's own, that says what to install."""
     env = Env()
     monkeypatch.setitem(sys.modules, "gymnasium", None)
-    with pytest.raises(MissingDependency, match=r"pip install '\.\[gymnasium\]'` in a clone of areplay") as caught:
+    with pytest.raises(
+        MissingDependency,
+        match=r"pip install '\.\[gymnasium\]'` in a clone of "
+        r"areplay",
+    ) as caught:
         env_fields(env)
     assert isinstance(caught.value, AreplayError)
 

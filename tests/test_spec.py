@@ -1,4 +1,5 @@
-"""Tests of `spec`: what fits a spec, what is refused, and that what is stored is stored bit for bit."""
+"""Tests of `spec`: what fits a spec, what is refused, and that what is stored is stored bit for
+bit."""
 
 from __future__ import annotations
 
@@ -13,7 +14,19 @@ import pytest
 from areplay.errors import SpecMismatch
 from areplay.spec import Field, RowWriter, Spec
 
-NATIVE = ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32"]
+NATIVE = [
+    "bool",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "float16",
+    "float32",
+]
 NATIVE += ["float64", "complex64", "complex128"]
 
 
@@ -182,7 +195,8 @@ def test_an_array_of_the_fields_dtype_is_taken_without_a_copy(dtype: str) -> Non
     ],
 )
 def test_floats_of_the_fields_dtype_are_stored_bit_for_bit(bits: int) -> None:
-    """NaNs with their payload, infinities, denormals and minus zero arrive as they were given, by each way in."""
+    """NaNs with their payload, infinities, denormals and minus zero arrive as they were given, by
+    each way in."""
     value = np.array([bits, bits], np.uint32).view(np.float32)
     spec = Spec(x=((2,), "float32"), y=((), "float32"))
     columns = {"x": np.zeros((1, 2), np.float32), "y": np.zeros(1, np.float32)}
@@ -236,7 +250,8 @@ def test_an_array_that_is_not_contiguous_is_stored_by_value() -> None:
     ],
 )
 def test_a_plain_number_that_survives_is_taken_by_value(way: Any, dtype: str, value: Any) -> None:
-    """Python numbers and numpy scalars have no dtype worth keeping: it is the value that must fit."""
+    """Python numbers and numpy scalars have no dtype worth keeping: it is the value that must
+    fit."""
     stored = way(dtype, value)
     assert stored == value
     assert stored.dtype == dtype
@@ -316,7 +331,8 @@ def test_lists_of_numbers_are_taken_by_value() -> None:
     ],
 )
 def test_a_number_that_would_lose_something_is_refused(way: Any, dtype: str, value: object) -> None:
-    """Out of range, fractional for an integer, no number at all: SpecMismatch with field, expected and got."""
+    """Out of range, fractional for an integer, no number at all: SpecMismatch with field, expected
+    and got."""
     with pytest.raises(SpecMismatch) as caught:
         way(dtype, value)
     error = caught.value
@@ -344,7 +360,8 @@ def test_a_number_that_would_lose_something_is_refused(way: Any, dtype: str, val
     ],
 )
 def test_an_array_whose_dtype_could_lose_something_is_refused(dtype: str, array: Any) -> None:
-    """An array has a dtype on purpose, so it is judged by it, even if these very values would survive."""
+    """An array has a dtype on purpose, so it is judged by it, even if these very values would
+    survive."""
     with pytest.raises(SpecMismatch) as caught:
         Field("x", (), np.dtype(dtype)).convert(array, (3,))
     assert array.dtype.name in caught.value.got
@@ -386,9 +403,14 @@ def test_another_shape_is_refused_and_never_broadcast(shape: tuple[int, ...], va
 
 
 def test_columns_of_another_length_than_their_rows_are_refused() -> None:
-    """`(n, *shape)` is exact: neither a single row nor a flat column passes for a column of rows."""
+    """`(n, *shape)` is exact: neither a single row nor a flat column passes for a column of
+    rows."""
     spec = Spec(x=((2,), "float32"))
-    for wrong in (np.zeros(2, np.float32), np.zeros((3, 3), np.float32), np.zeros((3, 2, 1), np.float32)):
+    for wrong in (
+        np.zeros(2, np.float32),
+        np.zeros((3, 3), np.float32),
+        np.zeros((3, 2, 1), np.float32),
+    ):
         with pytest.raises(SpecMismatch):
             spec.convert_columns({"x": wrong})
 
@@ -397,7 +419,8 @@ def test_columns_of_another_length_than_their_rows_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "culprit"), [((), "a"), (("a",), "b"), (("b",), "a"), (("a", "b", "c"), "c"), (("a", "B"), "B")]
+    ("names", "culprit"),
+    [((), "a"), (("a",), "b"), (("b",), "a"), (("a", "b", "c"), "c"), (("a", "B"), "B")],
 )
 def test_missing_extra_and_misspelt_fields_are_named(names: tuple[str, ...], culprit: str) -> None:
     """SpecMismatch names the field at fault, and lists what the spec has."""
@@ -424,7 +447,8 @@ def test_a_row_that_has_the_right_names_in_another_order_fits() -> None:
 
 
 def test_ragged_columns_are_refused() -> None:
-    """All columns of a call have one number of rows; the message names the one that differs, and both lengths."""
+    """All columns of a call have one number of rows; the message names the one that differs, and
+    both lengths."""
     spec = Spec(a=((), "int64"), b=((), "int64"))
     with pytest.raises(SpecMismatch, match="3 rows") as caught:
         spec.convert_columns({"a": np.zeros(3, np.int64), "b": np.zeros(2, np.int64)})
@@ -448,7 +472,9 @@ def test_a_column_without_a_row_axis_is_refused(value: Any) -> None:
 def test_conversion_gives_exact_columns_of_all_fields() -> None:
     """The number of rows, and each field as an array of its dtype and of shape `(n, *shape)`."""
     spec = Spec(a=((2,), "float32"), b=((), "int64"))
-    rows, columns = spec.convert_columns({"b": [1, 2, 3], "a": np.arange(6, dtype=np.float16).reshape(3, 2)})
+    rows, columns = spec.convert_columns(
+        {"b": [1, 2, 3], "a": np.arange(6, dtype=np.float16).reshape(3, 2)}
+    )
     assert rows == 3
     assert list(columns) == ["a", "b"]
     assert (columns["a"].dtype, columns["a"].shape) == (np.float32, (3, 2))
@@ -474,8 +500,11 @@ def test_the_message_of_a_mismatch_says_how_to_mend_it() -> None:
     assert all(part in text for part in ("'reward'", "float32", "float64", ".astype('float32')"))
 
 
-def test_an_unpickled_spec_writes_arrays_without_converting_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In an actor the spec was unpickled, and its dtypes are not numpy's own objects: that must cost nothing."""
+def test_an_unpickled_spec_writes_arrays_without_converting_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In an actor the spec was unpickled, and its dtypes are not numpy's own objects: that must
+    cost nothing."""
     spec = pickle.loads(pickle.dumps(Spec(obs=((4,), "float32"))))
     columns = {"obs": np.zeros((2, 4), np.float32)}
     writer = RowWriter(spec, columns)
@@ -490,7 +519,11 @@ def test_whole_numbers_in_arrays_are_not_rounded(kind: Any, dtype: str) -> None:
     """numpy calls the cast of int64 to float64 safe; each way in judges it by value."""
     spec, big = Spec(x=((), dtype), y=((2,), dtype)), (1 << 53) + 1
     for fits, wide in ((True, 1 << 53), (True, 7), (True, 1 << 60), (False, big)):
-        for x, y in ((np.array(wide, kind), [1, 2]), (0, np.array([1, wide], kind)), (0, [1, kind(wide)])):
+        for x, y in (
+            (np.array(wide, kind), [1, 2]),
+            (0, np.array([1, wide], kind)),
+            (0, [1, kind(wide)]),
+        ):
             columns = {"x": np.zeros(1, dtype), "y": np.zeros((1, 2), dtype)}
             writer, column = RowWriter(spec, columns), {"x": np.reshape(x, 1), "y": [y]}
             if not fits:
@@ -527,11 +560,14 @@ def test_a_tensor_is_judged_as_an_array_and_a_single_one_as_a_number() -> None:
 
 
 def test_a_field_that_add_could_never_be_given_is_refused() -> None:
-    """`add(priority=...)` is no field; neither plainly nor within an extra. All other names can be handed in."""
+    """`add(priority=...)` is no field; neither plainly nor within an extra. All other names can be
+    handed in."""
     for make in (
         lambda: Spec(priority=((), "float32")),
         lambda: Spec.steps(obs=((), "int8"), action=((), "int8"), priority=((), "float32")),
-        lambda: Spec.steps(obs=((), "int8"), action=((), "int8"), priority={"mine": ((), "float32")}),
+        lambda: Spec.steps(
+            obs=((), "int8"), action=((), "int8"), priority={"mine": ((), "float32")}
+        ),
     ):
         with pytest.raises(ValueError, match=r"'priority.*another name"):
             make()
@@ -540,7 +576,9 @@ def test_a_field_that_add_could_never_be_given_is_refused() -> None:
     columns = {name: np.zeros(1, np.int64) for name in names}
     RowWriter(spec, columns).write(0, dict.fromkeys(names, 3))
     assert all(column[0] == 3 for column in columns.values())
-    assert Spec.steps(obs=((), "int8"), action=((), "int8"), self=((), "int8"), cls=((), "int8")).extras
+    assert Spec.steps(
+        obs=((), "int8"), action=((), "int8"), self=((), "int8"), cls=((), "int8")
+    ).extras
 
 
 def test_a_spec_with_such_a_field_that_is_stored_already_can_still_be_made() -> None:
@@ -549,7 +587,9 @@ def test_a_spec_with_such_a_field_that_is_stored_already_can_still_be_made() -> 
         names = ["obs", "action", "priority"]
         spec = Spec.described({"fields": [[name, [], "float32"] for name in names], "steps": steps})
         assert list(spec) == names and spec.is_steps == (steps is not None)
-        assert Spec.described(spec.description()) == spec and pickle.loads(pickle.dumps(spec)) == spec
+        assert (
+            Spec.described(spec.description()) == spec and pickle.loads(pickle.dumps(spec)) == spec
+        )
         with pytest.raises(SpecMismatch, match=r"extend\(\)") as caught:
             spec.check_names({"obs": 0, "action": 0})
         assert caught.value.field == "priority"
@@ -561,7 +601,8 @@ def test_a_spec_with_such_a_field_that_is_stored_already_can_still_be_made() -> 
 
 
 def test_a_spec_of_steps_has_what_a_step_consists_of() -> None:
-    """Observation, action, reward, the two flags and the extras, in that order; stored with the links."""
+    """Observation, action, reward, the two flags and the extras, in that order; stored with the
+    links."""
     spec = Spec.steps(obs=((2,), "uint8"), action=((), "int64"), state=((4,), "float16"))
     assert list(spec) == ["obs", "action", "reward", "terminated", "truncated", "state"]
     assert (spec["reward"].dtype, spec["terminated"].dtype) == (np.float32, np.bool_)
@@ -609,6 +650,7 @@ def test_a_spec_of_steps_is_equal_to_its_like_only() -> None:
     ],
 )
 def test_a_step_that_cannot_be_described_so_is_refused(wrong: dict[str, Any], named: str) -> None:
-    """Names that mean something else, that occur twice, or that cannot be part of a field's name."""
+    """Names that mean something else, that occur twice, or that cannot be part of a field's
+    name."""
     with pytest.raises(ValueError, match=re.escape(named)):
         Spec.steps(**({"obs": ((2,), "uint8"), "action": ((), "int64")} | wrong))

@@ -1,4 +1,5 @@
-"""Tests of `_sampling.standstill`: it is said only where it is certain. Real streams are in `faults/`."""
+"""Tests of `_sampling.standstill`: it is said only where it is certain. Real streams are in
+`faults/`."""
 
 from __future__ import annotations
 
@@ -24,17 +25,25 @@ class Limiter:
 
 
 class Scene:
-    """A replay that stands still: a limiter without room, and a stream without a batch. Tests change that."""
+    """A replay that stands still: a limiter without room, and a stream without a batch. Tests
+    change that."""
 
     def __init__(self) -> None:
         self.ring: Any = SimpleNamespace(rows_inserted=np.array([30]), blocks=4)
-        self.registry: Any = SimpleNamespace(is_full=lambda besides=None: besides == self.full_besides, besides=None)
+        self.registry: Any = SimpleNamespace(
+            is_full=lambda besides=None: besides == self.full_besides, besides=None
+        )
         self.full_besides: Any = "nothing"
         self.limiters = [Limiter(0)]
         self.admission: Any = SimpleNamespace(limiters=self.limiters, reason=lambda: "Limiter()")
         self.own: Any = SimpleNamespace(lacks=None, is_writing=False, any_written=True, waits=list)
         self.coordinator: Any = SimpleNamespace(
-            is_writing=False, has_free_rows=False, has_rows=False, last_rows_at=0.0, failure=None, held=list
+            is_writing=False,
+            has_free_rows=False,
+            has_rows=False,
+            last_rows_at=0.0,
+            failure=None,
+            held=list,
         )
         self.stream: Any = SimpleNamespace(
             may_let_rows_in=False, may_find_items=False, is_waited_for=False, is_beginning=False
@@ -67,7 +76,9 @@ def test_a_limiter_without_room_bars_everybody() -> None:
     """Actors, too, whether they are alive or not."""
     scene = Scene()
     scene.group.alive = 3
-    assert scene.why == "Limiter() lets none in before a batch is taken: raise min_size_to_sample or error_buffer"
+    assert scene.why == (
+        "Limiter() lets none in before a batch is taken: raise min_size_to_sample or error_buffer"
+    )
 
 
 def test_less_room_than_a_call_needs_at_once_bars_it() -> None:
@@ -79,8 +90,8 @@ def test_less_room_than_a_call_needs_at_once_bars_it() -> None:
     assert scene.why == ""
     waits_for(scene, 16)
     assert scene.why == (
-        "Limiter() lets no more than 11 steps in before a batch is taken, and add or extend has 16 at once: raise "
-        "error_buffer, or hand in fewer at once"
+        "Limiter() lets no more than 11 steps in before a batch is taken, and add or extend has 16 "
+        "at once: raise error_buffer, or hand in fewer at once"
     )
 
 
@@ -100,7 +111,8 @@ def test_full_blocks_bar_everybody() -> None:
 
 
 def test_a_ring_is_not_full_while_a_queue_only_begins() -> None:
-    """It keeps all blocks until it has taken in what is there; a stream that waits for `min_size` must not open."""
+    """It keeps all blocks until it has taken in what is there; a stream that waits for `min_size`
+    must not open."""
     scene = Scene()
     assert not scene.standstill.supply().is_stuck
     scene.full_besides = None
@@ -122,11 +134,15 @@ def test_too_few_free_blocks_bar_a_call_that_needs_more() -> None:
 
 
 ENDS: dict[str, Callable[[Scene], object]] = {
-    "a batch that a learner could take": lambda scene: vars(scene.stream).update(may_let_rows_in=True),
+    "a batch that a learner could take": lambda scene: vars(scene.stream).update(
+        may_let_rows_in=True
+    ),
     "a batch that sample could take": lambda scene: vars(scene.local).update(has_batch=True),
     "rows of ours being written": lambda scene: vars(scene.own).update(is_writing=True),
     "rows of actors being written": lambda scene: vars(scene.coordinator).update(is_writing=True),
-    "a final observation that is due": lambda scene: vars(scene.coordinator).update(has_free_rows=True),
+    "a final observation that is due": lambda scene: vars(scene.coordinator).update(
+        has_free_rows=True
+    ),
     "rows that came in between": lambda scene: vars(scene.admission).update(limiters=Moving(scene)),
 }
 

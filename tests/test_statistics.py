@@ -33,12 +33,31 @@ ACTOR = ActorStatistics(0, 17, True, 1, 100, 3, 16, 0.0, 0, False, False, EXIT, 
 SAMPLER = SamplerStatistics(0, 18, True, 0, False, False, None, 107, 8, 0)
 LIMITER = LimiterStatistics(8.0, 1_000, 512.0, -12.0, 2_000, 8_012, False, False)
 COUNTS = (256, 16, 8, 0.5, 1, 99, 3, 2, 1, 0, 5, 0.25, 0.1)
-BATCHES = BatchesStatistics(*COUNTS, LIMITER, None, 1, "Rows() by Uniform()", 18, 1, 4_096, (SAMPLER,))
+BATCHES = BatchesStatistics(
+    *COUNTS, LIMITER, None, 1, "Rows() by Uniform()", 18, 1, 4_096, (SAMPLER,)
+)
 WAIT = Wait("learner", "for rows", 1.5)
 SAVED = SaveResult(90, 8, 2, 1, 5_000, 0.3)
-SAVES = SavesStatistics(2, 1, 0, SAVED, "runs/1", 1_700_000_100.0, "the disk is full", 1_700_000_050.0)
+SAVES = SavesStatistics(
+    2, 1, 0, SAVED, "runs/1", 1_700_000_100.0, "the disk is full", 1_700_000_050.0
+)
 WHOLE = Statistics(
-    90, 128, 100, 45, 8, 16, 9, 0, 0, (ACTOR,), (BATCHES,), (WAIT,), 1_700_000_000.0, 9_000, 1_700_000_200.0, SAVES
+    90,
+    128,
+    100,
+    45,
+    8,
+    16,
+    9,
+    0,
+    0,
+    (ACTOR,),
+    (BATCHES,),
+    (WAIT,),
+    1_700_000_000.0,
+    9_000,
+    1_700_000_200.0,
+    SAVES,
 )
 RECORDS: list[Any] = [EXIT, ACTOR, SAMPLER, LIMITER, BATCHES, WAIT, SAVED, SAVES, WHOLE]
 
@@ -88,7 +107,8 @@ SPEAK_FOR_THEMSELVES = {
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
 def test_every_field_is_documented(record: Any) -> None:
-    """By a docstring beneath it, unless its name says all; and in the table of docs/observing.md."""
+    """By a docstring beneath it, unless its name says all; and in the table of
+    docs/observing.md."""
     (body,) = [
         node.body
         for node in ast.parse(Path(statistics.__file__).read_text()).body
@@ -97,13 +117,20 @@ def test_every_field_is_documented(record: Any) -> None:
     documented = {
         node.target.id
         for node, after in itertools.pairwise(body)
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(after, ast.Expr)
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Name)
+        and isinstance(after, ast.Expr)
     }
     names = {field.name for field in dataclasses.fields(record)}
     assert names <= documented | SPEAK_FOR_THEMSELVES
     page = (Path(__file__).parent.parent / "docs" / "observing.md").read_text()
     section = page.split(f"### `{type(record).__name__}`")[1].split("### ")[0]
-    assert names == {name for line in section.splitlines() if line.startswith("| `") for name in [line.split("`")[1]]}
+    assert names == {
+        name
+        for line in section.splitlines()
+        if line.startswith("| `")
+        for name in [line.split("`")[1]]
+    }
 
 
 async def test_what_is_not_there_yet_is_none_or_zero() -> None:
@@ -112,12 +139,19 @@ async def test_what_is_not_there_yet_is_none_or_zero() -> None:
         batches = replay.batches(batch_size=8)  # one that is dropped is not counted any more
         (stream,) = replay.statistics().batches
         assert not batches.is_closed
-        assert (stream.number, stream.slots, stream.filling, stream.slots_bytes, stream.samplers) == (0, 0, 0, 0, ())
+        assert (
+            stream.number,
+            stream.slots,
+            stream.filling,
+            stream.slots_bytes,
+            stream.samplers,
+        ) == (0, 0, 0, 0, ())
         assert stream.what == "Rows() by Uniform()"
 
 
 async def test_saves_are_counted_with_their_last_and_their_failures(tmp_path: Path) -> None:
-    """What `save` returned, where and when; and why one failed. The sums of the shared memory include priorities."""
+    """What `save` returned, where and when; and why one failed. The sums of the shared memory
+    include priorities."""
     async with areplay.Replay(areplay.Spec(x=((), "int64")), 64) as replay:
         await replay.extend({"x": np.arange(20)})
         saved = await replay.save(tmp_path / "here")

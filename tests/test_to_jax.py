@@ -1,4 +1,5 @@
-"""Tests of `_sampling.jax`: a batch as jax arrays, copies that stay as they are, or the memory of the batch."""
+"""Tests of `_sampling.jax`: a batch as jax arrays, copies that stay as they are, or the memory of
+the batch."""
 
 from __future__ import annotations
 
@@ -52,7 +53,9 @@ def one_field(values: Any) -> BatchArrays:
     """A batch in memory of its own, with one field of such values."""
     array = np.asarray(values)
     batch = BatchArrays.empty(len(array), BatchFields({"value": (array.shape[1:], "float32")}))
-    return BatchArrays(batch.indices, batch.importance_weights, batch.probabilities, {"value": array}, batch.layout)
+    return BatchArrays(
+        batch.indices, batch.importance_weights, batch.probabilities, {"value": array}, batch.layout
+    )
 
 
 def values_of(batch: BatchArrays) -> dict[str, Any]:
@@ -82,7 +85,8 @@ def test_they_stay_as_they_are_when_the_slot_is_filled_again(slots: Slots) -> No
 
 
 def test_a_step_that_runs_in_the_background_computes_from_the_batch_it_was_given() -> None:
-    """jax returns before it has computed; a slot that is filled again meanwhile does not reach it."""
+    """jax returns before it has computed; a slot that is filled again meanwhile does not reach
+    it."""
 
     @jax.jit
     def step(x: Any) -> Any:
@@ -101,7 +105,8 @@ def test_a_step_that_runs_in_the_background_computes_from_the_batch_it_was_given
 
 
 def test_without_a_copy_fields_in_one_piece_are_the_memory_of_the_batch(slots: Slots) -> None:
-    """If they lie on a 64-byte boundary, as `state` and `mask` do here; views, and scalars of a small batch, do not."""
+    """If they lie on a 64-byte boundary, as `state` and `mask` do here; views, and scalars of a
+    small batch, do not."""
     batch = slots.batch(1)
     found = jax_arrays(batch, copy=False)
     before = values_of(batch)
@@ -114,7 +119,8 @@ def test_without_a_copy_fields_in_one_piece_are_the_memory_of_the_batch(slots: S
 
 
 def test_shared_memory_outlives_the_slots() -> None:
-    """It is mapped for as long as a jax array shows it: to read one too late is an error of mind, not of memory."""
+    """It is mapped for as long as a jax array shows it: to read one too late is an error of mind,
+    not of memory."""
     slots = Slots(FIELDS, 64, 1, 1)
     expected = values_of(filled(slots.batch(0)))
     found = jax_arrays(slots.batch(0), copy=False)
@@ -150,7 +156,8 @@ def test_dtypes_of_up_to_32_bits_are_kept(dtype: str, copy: bool) -> None:
 
 @pytest.mark.parametrize("copy", [True, False])
 @pytest.mark.parametrize(
-    ("dtype", "short"), [("int64", "int32"), ("uint64", "uint32"), ("float64", "float32"), ("complex128", "complex64")]
+    ("dtype", "short"),
+    [("int64", "int32"), ("uint64", "uint32"), ("float64", "float32"), ("complex128", "complex64")],
 )
 def test_64_bits_are_as_many_as_jax_is_set_to(dtype: str, short: str, copy: bool) -> None:
     """32 by default, and then the array is a copy; the same with `jax_enable_x64`."""
@@ -170,12 +177,17 @@ def test_64_bits_are_as_many_as_jax_is_set_to(dtype: str, short: str, copy: bool
 def test_a_dtype_that_jax_lacks_is_refused_by_field(copy: bool) -> None:
     """The message names the field, its dtype and the jax at hand."""
     values = np.zeros(4, np.longdouble)
-    with pytest.raises(TypeError, match=rf"field 'value' is {values.dtype.name}.*jax.*batch\['value'\]"):
+    with pytest.raises(
+        TypeError,
+        match=r"field 'value' is "
+        rf"{values.dtype.name}.*jax.*batch\['value'\]",
+    ):
         jax_arrays(one_field(values), copy=copy)
 
 
 def test_a_device_can_be_named(slots: Slots) -> None:
-    """The arrays are there; without one they are where jax puts things, and may be moved from there."""
+    """The arrays are there; without one they are where jax puts things, and may be moved from
+    there."""
     device = jax.devices()[0]
     assert all(array.device == device for array in jax_arrays(slots.batch(0), device).values())
     assert not any(array.committed for array in jax_arrays(slots.batch(0)).values())
@@ -189,6 +201,8 @@ def test_without_jax_the_extra_is_named(slots: Slots, monkeypatch: pytest.Monkey
     """An error of areplay's own, that says what to install."""
     monkeypatch.setitem(sys.modules, "jax", None)
     with pytest.raises(
-        MissingDependency, match=r"batch\.jax\(\) needs.*pip install '\.\[jax\]'` in a clone of areplay"
+        MissingDependency,
+        match=r"batch\.jax\(\) needs.*pip install '\.\[jax\]'` in a clone of "
+        r"areplay",
     ):
         jax_arrays(slots.batch(0))

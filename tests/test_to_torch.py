@@ -1,6 +1,7 @@
 """Tests of `_sampling.torch`: the memory of a batch as tensors, and its way to a device.
 
-There is hardly ever a GPU where these run: `Cuda` plays one, as slow as a test likes. The last tests want a real one.
+There is hardly ever a GPU where these run: `Cuda` plays one, as slow as a test likes. The last
+tests want a real one.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ FIELDS = BatchFields(
         "mask": ((3,), "bool"),
     }
 )
-NO_DRIVER = "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU and installed a driver."
+NO_DRIVER = (
+    "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU and "
+    "installed a driver."
+)
 STORED = ("frames", "history", "reward", "mask")
 BATCH_SIZE = 8
 
@@ -64,7 +68,10 @@ def slots() -> Iterator[Slots]:
 
 def as_numpy(found: dict[str, Any]) -> dict[str, Any]:
     """Tensors, real or played, as arrays."""
-    return {name: (value.value if isinstance(value, Remote) else value).cpu().numpy() for name, value in found.items()}
+    return {
+        name: (value.value if isinstance(value, Remote) else value).cpu().numpy()
+        for name, value in found.items()
+    }
 
 
 def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -80,7 +87,8 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("device", [None, "cpu", torch.device("cpu")])
 def test_on_the_cpu_they_are_the_memory_of_the_batch(slots: Slots, device: Any) -> None:
-    """The same fields with the same values, and what a sampler writes later is in them: nothing was copied."""
+    """The same fields with the same values, and what a sampler writes later is in them: nothing was
+    copied."""
     arrays = slots.batch(1)
     found = tensors(arrays, device)
     assert_same(found, dict(arrays.fields))
@@ -120,13 +128,19 @@ def test_a_dtype_that_torch_lacks_is_refused_by_field() -> None:
         {"value": np.zeros((4, 2), np.longdouble)},
         arrays.layout,
     )
-    with pytest.raises(TypeError, match=rf"field 'value' is {np.dtype(np.longdouble).name}.*torch.*batch\['value'\]"):
+    with pytest.raises(
+        TypeError,
+        match=r"field 'value' is "
+        rf"{np.dtype(np.longdouble).name}.*torch.*batch\['value'\]",
+    ):
         tensors(odd)
 
 
 def test_devices_without_streams_get_their_copies_at_once(slots: Slots) -> None:
     """Shapes and dtypes are those of the fields; `meta` stands for whatever torch may have."""
-    found = tensors(slots.batch(0), "meta", on_transfer=lambda transfer: pytest.fail("nothing is under way"))
+    found = tensors(
+        slots.batch(0), "meta", on_transfer=lambda transfer: pytest.fail("nothing is under way")
+    )
     for name, array in slots.batch(0).fields.items():
         assert found[name].device.type == "meta" and found[name].shape == array.shape
 
@@ -143,11 +157,14 @@ def test_a_device_that_is_not_there_is_torchs_own_error(slots: Slots, device: st
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:63"])
-@pytest.mark.parametrize("error", [RuntimeError(NO_DRIVER), AssertionError("Torch not compiled with CUDA enabled")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError(NO_DRIVER), AssertionError("Torch not compiled with CUDA enabled")]
+)
 def test_a_build_for_cuda_without_a_driver_is_torchs_own_error(
     slots: Slots, device: str, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As it is on a machine with torch's usual wheel and no GPU. Nothing of a stream is kept for a next try."""
+    """As it is on a machine with torch's usual wheel and no GPU. Nothing of a stream is kept for a
+    next try."""
 
     def refuse() -> None:
         raise error
@@ -165,7 +182,9 @@ def test_without_torch_the_extra_is_named(slots: Slots, monkeypatch: pytest.Monk
     """An error of areplay's own, that says what to install."""
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(
-        MissingDependency, match=r"batch\.torch\(\) needs.*pip install '\.\[torch\]'` in a clone of areplay"
+        MissingDependency,
+        match=r"batch\.torch\(\) needs.*pip install '\.\[torch\]'` in a clone "
+        r"of areplay",
     ):
         tensors(slots.batch(0))
 
@@ -243,12 +262,18 @@ class Host:
         self.cuda, self.value = cuda, value
 
     def to(self, device: Any, non_blocking: bool = False) -> Remote:
-        """Copy it on the stream that is current; memory that is not pinned is staged, so that the host waits."""
-        stream, remote = self.cuda.current, torch.full_like(self.value, 77 if self.value.dtype != torch.bool else 0)
+        """Copy it on the stream that is current; memory that is not pinned is staged, so that the
+        host waits."""
+        stream, remote = (
+            self.cuda.current,
+            torch.full_like(self.value, 77 if self.value.dtype != torch.bool else 0),
+        )
         address = self.value.data_ptr()
         pinned = any(start <= address < start + size for start, size in self.cuda.pinned.items())
         assert pinned == non_blocking, "only pinned memory stays as it is until the copy is made"
-        self.cuda.copies.append((stream.name, self.value.numel() * self.value.element_size(), non_blocking))
+        self.cuda.copies.append(
+            (stream.name, self.value.numel() * self.value.element_size(), non_blocking)
+        )
         stream.work.append(lambda: remote.copy_(self.value))
         if not non_blocking:
             stream.run()
@@ -256,7 +281,8 @@ class Host:
 
 
 class Cuda:
-    """Plays the parts of the module `torch` that a batch needs on its way to a device, and writes down what happens."""
+    """Plays the parts of the module `torch` that a batch needs on its way to a device, and writes
+    down what happens."""
 
     __version__ = "played"
     device = staticmethod(torch.device)
@@ -302,7 +328,9 @@ class Cuda:
         if self.register_error:
             self.pending_error = self.register_error
         else:
-            assert not any(start < address + size and address < start + n for start, n in self.pinned.items())
+            assert not any(
+                start < address + size and address < start + n for start, n in self.pinned.items()
+            )
             self.pinned[address] = size
         return self.register_error
 
@@ -357,7 +385,8 @@ def sent(arrays: BatchArrays, device: str = "cuda") -> tuple[dict[str, Any], Tra
 
 
 def test_a_slot_is_free_when_its_copies_are_done_and_not_before(cuda: Cuda, slots: Slots) -> None:
-    """Until then `is_done` is false, and what is written into the slot would come out at the device; `wait` ends it."""
+    """Until then `is_done` is false, and what is written into the slot would come out at the
+    device; `wait` ends it."""
     expected = {name: array.copy() for name, array in slots.batch(0).fields.items()}
     found, transfer = sent(slots.batch(0))
     assert not transfer.is_done()
@@ -376,7 +405,9 @@ def test_a_transfer_is_done_by_itself(cuda: Cuda, slots: Slots) -> None:
     assert transfer.is_done()
 
 
-def test_each_stored_array_is_copied_once_and_beside_the_users_work(cuda: Cuda, slots: Slots) -> None:
+def test_each_stored_array_is_copied_once_and_beside_the_users_work(
+    cuda: Cuda, slots: Slots
+) -> None:
     """On a stream of its own, of which each device has one for good; views cost nothing."""
     for slot in (0, 1):
         sent(slots.batch(slot))
@@ -397,7 +428,8 @@ def test_what_the_user_enqueues_next_comes_after_the_copies(cuda: Cuda, slots: S
 
 
 def test_memory_of_the_device_is_kept_for_the_users_stream(cuda: Cuda, slots: Slots) -> None:
-    """It was allocated on our stream, so torch has to be told who else reads it: of each copy, once."""
+    """It was allocated on our stream, so torch has to be told who else reads it: of each copy,
+    once."""
     found, _ = sent(slots.batch(0))
     assert len(cuda.recorded) == len(STORED) and {name for _, name in cuda.recorded} == {"user 0"}
     assert {found["reward"].value.data_ptr(), found["obs"].value.data_ptr()} <= {
@@ -413,11 +445,14 @@ def test_the_slots_are_pinned_once_and_as_a_whole(cuda: Cuda, slots: Slots) -> N
     assert size == slots._segment.layout.size_bytes
     for slot in range(3):
         for array in slots.batch(slot).stored.values():
-            assert address <= array.ctypes.data and array.ctypes.data + array.nbytes <= address + size
+            assert (
+                address <= array.ctypes.data and array.ctypes.data + array.nbytes <= address + size
+            )
 
 
 def test_unpinning_waits_for_the_copies_of_all_devices(cuda: Cuda, slots: Slots) -> None:
-    """Only then the memory is let go; the tensors are whole. Doing it twice, or never having pinned, does no harm."""
+    """Only then the memory is let go; the tensors are whole. Doing it twice, or never having
+    pinned, does no harm."""
     found = [sent(slots.batch(0))[0], sent(slots.batch(1), "cuda:1")[0]]
     unpin(slots.batch(2))
     assert cuda.pinned == {} and len(cuda.unregistered) == 1
@@ -428,7 +463,8 @@ def test_unpinning_waits_for_the_copies_of_all_devices(cuda: Cuda, slots: Slots)
 
 
 def test_a_batch_can_be_sent_after_its_slots_were_unpinned(cuda: Cuda, slots: Slots) -> None:
-    """It is copied while the caller waits, and nothing is pinned again, since nobody would unpin it."""
+    """It is copied while the caller waits, and nothing is pinned again, since nobody would unpin
+    it."""
     sent(slots.batch(0))
     unpin(slots.batch(0))
     expected = {name: array.copy() for name, array in slots.batch(1).fields.items()}
@@ -439,7 +475,8 @@ def test_a_batch_can_be_sent_after_its_slots_were_unpinned(cuda: Cuda, slots: Sl
 
 
 def test_memory_of_its_own_is_copied_while_the_caller_waits(cuda: Cuda) -> None:
-    """A batch of `sample()` or `copy()` is not pinned, and nobody keeps it until the copy is made."""
+    """A batch of `sample()` or `copy()` is not pinned, and nobody keeps it until the copy is
+    made."""
     arrays = filled(BatchArrays.empty(BATCH_SIZE, FIELDS))
     expected = {name: array.copy() for name, array in arrays.fields.items()}
     found = tensors(arrays, "cuda")
@@ -451,7 +488,8 @@ def test_memory_of_its_own_is_copied_while_the_caller_waits(cuda: Cuda) -> None:
 def test_slots_that_cannot_be_pinned_go_the_slow_way(
     cuda: Cuda, slots: Slots, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The learner is told once and works all the same; the error does not come up in its own next call."""
+    """The learner is told once and works all the same; the error does not come up in its own next
+    call."""
     cuda.register_error = 2
     expected = {name: array.copy() for name, array in slots.batch(0).fields.items()}
     with caplog.at_level(logging.WARNING, "areplay"):
@@ -467,7 +505,8 @@ def test_slots_that_cannot_be_pinned_go_the_slow_way(
 
 
 def test_pinned_memory_stays_mapped_until_it_is_unpinned(cuda: Cuda) -> None:
-    """CUDA would take what is mapped at that address later for the old memory; after that nothing holds it."""
+    """CUDA would take what is mapped at that address later for the old memory; after that nothing
+    holds it."""
     slots = Slots(FIELDS, BATCH_SIZE, 1, 1)
     memory = weakref.ref(slots._segment._memory)
     sent(slots.batch(0))[1].wait()
@@ -494,7 +533,8 @@ def test_a_device_number_that_is_not_there_leaves_nothing(cuda: Cuda, slots: Slo
 
 
 def has_a_gpu() -> bool:
-    """Whether there is one that torch can use. A build that finds an old or broken driver says so in a warning."""
+    """Whether there is one that torch can use. A build that finds an old or broken driver says so
+    in a warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return bool(torch.cuda.is_available())
@@ -506,7 +546,9 @@ needs_a_gpu = pytest.mark.skipif(not has_a_gpu(), reason="needs a CUDA device")
 @needs_a_gpu
 def test_on_a_real_device_the_values_are_the_same() -> None:
     """Over many batches, with slots that are written again as soon as their transfer is done."""
-    slots = Slots(BatchFields({"frames": ((5, 84, 84), "uint8"), "obs": FieldView("frames", 0, 4)}), 256, 4, 1)
+    slots = Slots(
+        BatchFields({"frames": ((5, 84, 84), "uint8"), "obs": FieldView("frames", 0, 4)}), 256, 4, 1
+    )
     sums = []
     for number in range(40):
         arrays = slots.batch(number % 4)

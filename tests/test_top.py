@@ -1,4 +1,5 @@
-"""Tests of `areplay top`, of its rates and its picture: made-up replays, and one of this process."""
+"""Tests of `areplay top`, of its rates and its picture: made-up replays, and one of this
+process."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ def shown(now: dict[str, Any], before: dict[str, Any] | None = None, width: int 
 
 
 def test_rates_are_differences_by_the_replays_clock() -> None:
-    """Of the whole, of each actor, stream and sampler; one that was not there before has begun at nothing."""
+    """Of the whole, of each actor, stream and sampler; one that was not there before has begun at
+    nothing."""
     before, now = answer(), answer()
     now["uptime_s"] += 2.0
     now["statistics"]["rows_inserted"] += 50
@@ -63,14 +65,25 @@ def test_rates_are_differences_by_the_replays_clock() -> None:
     stream["batches_delivered"] += 8
     stream["learner_waited_s"] += 0.5
     stream["samplers"][0]["batches_filled"] += 10
-    now["statistics"]["actors"].append(copy.deepcopy(now["statistics"]["actors"][0]) | {"index": 1, "rows": 6})
+    now["statistics"]["actors"].append(
+        copy.deepcopy(now["statistics"]["actors"][0]) | {"index": 1, "rows": 6}
+    )
     found = rates(now, before)
     assert (found["seconds"], found["rows_per_s"]) == (2.0, 25.0)
-    assert [(actor["index"], actor["rows_per_s"]) for actor in found["actors"]] == [(0, 15.0), (1, 3.0)]
+    assert [(actor["index"], actor["rows_per_s"]) for actor in found["actors"]] == [
+        (0, 15.0),
+        (1, 3.0),
+    ]
     (rate,) = found["batches"]
-    assert (rate["batches_per_s"], rate["items_per_s"], rate["waiting_share"]) == (4.0, 4.0 * 256, 0.25)
+    assert (rate["batches_per_s"], rate["items_per_s"], rate["waiting_share"]) == (
+        4.0,
+        4.0 * 256,
+        0.25,
+    )
     assert rate["samplers"] == [{"index": 0, "batches_per_s": 5.0}]
-    now["statistics"]["batches"].append(copy.deepcopy(stream) | {"number": 9, "batches_delivered": 6})
+    now["statistics"]["batches"].append(
+        copy.deepcopy(stream) | {"number": 9, "batches_delivered": 6}
+    )
     assert rates(now, before)["batches"][1]["batches_per_s"] == 3.0
     assert rates(before, now)["rows_per_s"] == 0.0, "never less than nothing"
 
@@ -81,7 +94,11 @@ def test_the_picture_shows_the_state_in_lines_that_fit() -> None:
     assert "python3 train.py --env Pong  pid 17 · up 90.0 s · areplay 0.1.0" in text
     assert re.search(r"ring +█{18}▎ +90 rows +of 128", text)
     assert re.search(r"queue +█{13} +8 ready +full from 16; 1 being filled, 1 lent", text)
-    assert re.search(r"% waiting +5 times, the longest 100 ms\n +3 batches +filled by itself, since", text)
+    assert re.search(
+        r"% waiting +5 times, the longest 100 ms\n +3 batches +filled by itself, "
+        r"since",
+        text,
+    )
     assert re.search(r"checkpoint +30\.0 s ago +5\.0 kB in 300 ms; 2 saves, 1 failed", text)
     assert re.search(r"limiter +█+.* holds nobody +8 a step: 2,000 in, 8,012 out", text)
     assert re.search(r"actor 0 +17 +alive +1 +0\.0 rows/s +100 rows +█▌ +inbox 3", text)
@@ -95,13 +112,23 @@ def test_the_picture_shows_the_state_in_lines_that_fit() -> None:
 
 
 def test_the_picture_of_a_large_run_fits() -> None:
-    """Numbers of many digits, many actors, long lists of waits: nothing is wrapped, and the rest is counted."""
+    """Numbers of many digits, many actors, long lists of waits: nothing is wrapped, and the rest is
+    counted."""
     (actor,), (stream,) = WHOLE.actors, WHOLE.batches
-    large = dataclasses.replace(actor, rows=9_999_999_999, pid=4_194_303, restarts=100, last_failure=None)
+    large = dataclasses.replace(
+        actor, rows=9_999_999_999, pid=4_194_303, restarts=100, last_failure=None
+    )
     actors = tuple(dataclasses.replace(large, index=k, group=k // 50) for k in range(64))
-    counts = {"batches_delivered": 999_999_999, "learner_waits": 9_999_999, "prefetch": 100_000, "ready": 90_000}
+    counts = {
+        "batches_delivered": 999_999_999,
+        "learner_waits": 9_999_999,
+        "prefetch": 100_000,
+        "ready": 90_000,
+    }
     counts["filled_by_learner"] = 9_999_999
-    streams = tuple(dataclasses.replace(stream, number=k, what="Transitions(" * 20, **counts) for k in range(2))
+    streams = tuple(
+        dataclasses.replace(stream, number=k, what="Transitions(" * 20, **counts) for k in range(2)
+    )
     waits = tuple(areplay.Wait(f"actor {k}", "short", 100.0) for k in range(64))
     now = answer(
         rows=99_999_999,
@@ -118,7 +145,9 @@ def test_the_picture_of_a_large_run_fits() -> None:
     before["uptime_s"] -= 1.0
     lines = shown(now, before).splitlines()
     assert max(map(len, lines)) <= 100
-    assert "actor 0.23" in "\n".join(lines) and any(re.match(r"42 more +42 alive", line) for line in lines)
+    assert "actor 0.23" in "\n".join(lines) and any(
+        re.match(r"42 more +42 alive", line) for line in lines
+    )
     assert any(line.startswith("56 more") for line in lines)
     assert len(lines) < 60, "no line is wrapped"
 
@@ -137,28 +166,43 @@ def test_the_picture_of_a_large_run_fits() -> None:
 def test_the_state_of_a_child_is_a_word(changes: dict[str, Any], said: str) -> None:
     """Of those that run, those that wait, and those that do not run."""
     (actor,) = WHOLE.actors
-    assert re.search(rf"actor 0 +17 +{said} ", shown(answer(actors=(dataclasses.replace(actor, **changes),))))
+    assert re.search(
+        rf"actor 0 +17 +{said} ", shown(answer(actors=(dataclasses.replace(actor, **changes),)))
+    )
 
 
 @pytest.mark.parametrize(("waited_s", "is_shown"), [(0.9, False), (1.5, True)])
-def test_an_actor_that_steps_between_two_looks_does_not_wait(waited_s: float, is_shown: bool) -> None:
-    """A wait that is shorter than from look to look, and comes again and again, is none; a learner's is."""
+def test_an_actor_that_steps_between_two_looks_does_not_wait(
+    waited_s: float, is_shown: bool
+) -> None:
+    """A wait that is shorter than from look to look, and comes again and again, is none; a
+    learner's is."""
     (actor,) = WHOLE.actors
-    waits = (areplay.Wait("actor 0", "for the learner", waited_s), areplay.Wait("learner", "for rows", 0.9))
+    waits = (
+        areplay.Wait("actor 0", "for the learner", waited_s),
+        areplay.Wait("learner", "for rows", 0.9),
+    )
     now = answer(actors=(dataclasses.replace(actor, waited_s=waited_s),), waits=waits)
     before = copy.deepcopy(now)
     now["uptime_s"] += 1.0
     text = shown(now, before)
     assert ("for the learner" in text) == is_shown and "for rows" in text
-    assert ("alive" in next(line for line in text.splitlines() if line.startswith("actor 0"))) != is_shown
+    assert (
+        "alive" in next(line for line in text.splitlines() if line.startswith("actor 0"))
+    ) != is_shown
 
 
 def test_the_queue_has_as_many_batches_ready_as_its_samplers_together() -> None:
-    """Also if more are ready than fill it, for which there is room while nothing is lent or filled."""
+    """Also if more are ready than fill it, for which there is room while nothing is lent or
+    filled."""
     (stream,) = WHOLE.batches
     (sampler,) = stream.samplers
-    samplers = tuple(dataclasses.replace(sampler, index=k, ready=ready) for k, ready in enumerate((8, 9)))
-    text = shown(answer(batches=(dataclasses.replace(stream, ready=17, fill=1.0, samplers=samplers),)))
+    samplers = tuple(
+        dataclasses.replace(sampler, index=k, ready=ready) for k, ready in enumerate((8, 9))
+    )
+    text = shown(
+        answer(batches=(dataclasses.replace(stream, ready=17, fill=1.0, samplers=samplers),))
+    )
     assert re.search(r"queue +█{26} +17 ready +full from 16;", text)
     assert re.search(r"sampler 0 .* 8 ready", text) and re.search(r"sampler 1 .* 9 ready", text)
 
@@ -180,7 +224,9 @@ def test_an_empty_replay_has_a_picture_too() -> None:
     """Nothing is divided by nothing."""
     saves = areplay.SavesStatistics(0, 0, 0, None, "", 0.0, "", 0.0)
     text = shown(answer(rows=0, actors=(), batches=(), waits=(), saves=saves))
-    assert "0 rows" in text and "checkpoint" not in text and "nobody waits longer than 100 ms" in text
+    assert (
+        "0 rows" in text and "checkpoint" not in text and "nobody waits longer than 100 ms" in text
+    )
     assert "none yet" in shown(answer(saves=dataclasses.replace(saves, failures=1)))
 
 
@@ -203,13 +249,26 @@ def test_what_comes_from_elsewhere_cannot_move_the_cursor() -> None:
 
 def test_bars_are_exact_to_an_eighth() -> None:
     """And stay within their width, whatever the share."""
-    assert [terminal.bar(share, 4) for share in (0, 0.5, 1, 2, -1)] == ["    ", "██  ", "████", "████", "    "]
+    assert [terminal.bar(share, 4) for share in (0, 0.5, 1, 2, -1)] == [
+        "    ",
+        "██  ",
+        "████",
+        "████",
+        "    ",
+    ]
     assert terminal.bar(1 / 32, 4) == "▏   " and terminal.bar(13 / 32, 4) == "█▋  "
 
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [(5e-6, "5 us"), (0.02, "20 ms"), (1.5, "1.5 s"), (150, "2 min"), (8_000, "2 h 13 min"), (300_000, "3 d 11 h")],
+    [
+        (5e-6, "5 us"),
+        (0.02, "20 ms"),
+        (1.5, "1.5 s"),
+        (150, "2 min"),
+        (8_000, "2 h 13 min"),
+        (300_000, "3 d 11 h"),
+    ],
 )
 def test_times_are_for_people(seconds: float, said: str) -> None:
     """In the unit that fits."""
@@ -217,7 +276,8 @@ def test_times_are_for_people(seconds: float, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "said"), [(5, "5 B"), (45_000, "45.0 kB"), (7e6, "7.0 MB"), (2.5e9, "2.5 GB"), (3e12, "3.0 TB")]
+    ("count", "said"),
+    [(5, "5 B"), (45_000, "45.0 kB"), (7e6, "7.0 MB"), (2.5e9, "2.5 GB"), (3e12, "3.0 TB")],
 )
 def test_sizes_are_for_people(count: float, said: str) -> None:
     """In the unit that fits."""
@@ -230,7 +290,9 @@ async def test_one_replay_is_found_by_itself(
     """Even by its own process; of two it has to be said which, and both are listed."""
     mine = [address for address in running_replays() if address.pid == os.getpid()]
     assert mine == []
-    monkeypatch.setattr(top, "fetch_report", lambda address, timeout_s=5.0: fetch_report(address, 30.0))
+    monkeypatch.setattr(
+        top, "fetch_report", lambda address, timeout_s=5.0: fetch_report(address, 30.0)
+    )
     options = ["top", "--once", "--json", "--interval", "0.01"]
     async with areplay.Replay(SPEC, 100) as replay:
         await replay.extend({"x": np.arange(10)})
@@ -266,12 +328,19 @@ def test_one_that_goes_away_or_does_not_answer(
     monkeypatch.setattr(top, "fetch_report", fetch_report)
     assert main(["top", "--interval", "0.01"]) == 0
     out, err = capsys.readouterr()
-    assert "train.py" in out and err == "areplay top: replay 17.0 is closed, or its process has ended\n"
+    assert "train.py" in out and err == (
+        "areplay top: replay 17.0 is closed, or its process has ended\n"
+    )
     said = [StatusUnavailable("replay 17.0", "no answer within 5 s", "ask again")]
     assert main(["top", "17", "--json"]) == 1
     assert "no answer within 5 s; ask again\n" in capsys.readouterr().err
-    monkeypatch.setattr(top, "running_replays", lambda: [address, top.ReplayAddress(18, 0, os.geteuid())])
-    said = [StatusUnavailable("replay 17.0", "no answer within 1 s", "ask again"), Closed("replay 18.0")]
+    monkeypatch.setattr(
+        top, "running_replays", lambda: [address, top.ReplayAddress(18, 0, os.geteuid())]
+    )
+    said = [
+        StatusUnavailable("replay 17.0", "no answer within 1 s", "ask again"),
+        Closed("replay 18.0"),
+    ]
     assert main(["top"]) == 2
     assert re.search(r"17\.0  no answer within 1 s\n$", capsys.readouterr().err)
 
@@ -279,7 +348,10 @@ def test_one_that_goes_away_or_does_not_answer(
 @pytest.mark.parametrize("options", [["--once"], ["--once", "--json"], ["--json"], []])
 @pytest.mark.parametrize("looks", [0, 1])
 def test_one_that_closes_before_there_is_a_picture_is_an_error(
-    options: list[str], looks: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    options: list[str],
+    looks: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A script that gets nothing is told so, by the exit status too."""
     monkeypatch.setattr(top, "running_replays", lambda: [top.ReplayAddress(17, 0, os.geteuid())])
@@ -293,7 +365,9 @@ def test_one_that_closes_before_there_is_a_picture_is_an_error(
     monkeypatch.setattr(top, "fetch_report", fetch_report)
     assert main(["top", "--interval", "0.01", *options]) == 1
     out, err = capsys.readouterr()
-    said_of_it = "replay 17.0 is closed, or its process has ended, before there was anything to show"
+    said_of_it = (
+        "replay 17.0 is closed, or its process has ended, before there was anything to show"
+    )
     assert (out, err) == ("", f"areplay top: {said_of_it}\n")
 
 
@@ -301,12 +375,17 @@ def test_one_that_closes_before_there_is_a_picture_is_an_error(
     ("arguments", "said"),
     [
         (["top", "--interval", "0"], "expected a number of seconds from 0.01 to 86400, got '0'"),
-        (["top", "--interval", "soon"], "expected a number of seconds from 0.01 to 86400, got 'soon'"),
+        (
+            ["top", "--interval", "soon"],
+            "expected a number of seconds from 0.01 to 86400, got 'soon'",
+        ),
         ([], "COMMAND"),
         (["unheard-of"], "invalid choice: 'unheard-of'"),
     ],
 )
-def test_what_is_not_understood_is_refused(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_not_understood_is_refused(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """By argparse, with a line on how it is used, and one on what was expected."""
     with pytest.raises(SystemExit) as refused:
         main(arguments)
@@ -315,7 +394,9 @@ def test_what_is_not_understood_is_refused(arguments: list[str], said: str, caps
     assert "usage: areplay" in err and said in err
 
 
-def test_ctrl_c_ends_every_command_quietly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_ends_every_command_quietly(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Wherever it comes; and so does the end of whoever reads."""
 
     def interrupt(*args: Any) -> Any:

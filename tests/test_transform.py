@@ -48,7 +48,8 @@ async def filled(replay: areplay.Replay, steps: int = 30) -> None:
 
 @pytest.mark.parametrize("stack", [None, 2])
 async def test_what_it_writes_takes_the_place_of_the_items_field(stack: int | None) -> None:
-    """Of the declared shape and dtype; the item's other fields stay, those that shared memory with it, too."""
+    """Of the declared shape and dtype; the item's other fields stay, those that shared memory with
+    it, too."""
     shape = (3,) if stack is None else (stack, 3)
     async with areplay.Replay(SPEC, 64, seed=1) as replay:
         await filled(replay)
@@ -70,15 +71,20 @@ async def test_fields_of_its_own_come_behind_and_its_noise_is_seeded() -> None:
     for seed in (1, 1, 2):
         async with areplay.Replay(SPEC, 64, seed=seed) as replay:
             await filled(replay)
-            batch = replay.sample(8, transform=areplay.Transform(noisy, noise=((), "float64"), twice=((), "int64")))
+            batch = replay.sample(
+                8, transform=areplay.Transform(noisy, noise=((), "float64"), twice=((), "int64"))
+            )
             assert list(batch)[-2:] == ["noise", "twice"]
-            assert batch["twice"].tolist() == (batch["next_obs"].astype(int).sum(axis=1) * 2).tolist()
+            assert (
+                batch["twice"].tolist() == (batch["next_obs"].astype(int).sum(axis=1) * 2).tolist()
+            )
             drawn.append(batch["noise"].tolist())
     assert drawn[0] == drawn[1] != drawn[2]
 
 
 async def test_it_runs_in_the_samplers() -> None:
-    """Batches come transformed through the queue; what it raises is the sampler's failure, with its traceback."""
+    """Batches come transformed through the queue; what it raises is the sampler's failure, with its
+    traceback."""
     async with areplay.Replay(SPEC, 64, seed=1) as replay:
         await filled(replay)
         async with asyncio.timeout(60):
@@ -94,7 +100,8 @@ async def test_it_runs_in_the_samplers() -> None:
 
 
 async def test_what_cannot_be_applied_is_refused_where_it_is_given() -> None:
-    """No function, no fields, a function that cannot reach another process, a field that others are views of."""
+    """No function, no fields, a function that cannot reach another process, a field that others are
+    views of."""
     with pytest.raises(TypeError, match="function"):
         areplay.Transform("halved", obs=((3,), "float32"))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="fields"):

@@ -1,4 +1,5 @@
-"""Tests of `items.transitions`: options, fields, and a few windows worked out by hand. The rest is the oracle's."""
+"""Tests of `items.transitions`: options, fields, and a few windows worked out by hand. The rest is
+the oracle's."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ SPEC = areplay.Spec.steps(obs=((), "uint8"), action=((), "int64"), tag=((2,), "f
 STEPS = 5
 
 
-async def episode(replay: areplay.Replay, steps: int = STEPS, ends: str = "truncated", **changed: Any) -> None:
+async def episode(
+    replay: areplay.Replay, steps: int = STEPS, ends: str = "truncated", **changed: Any
+) -> None:
     """One episode: observations 10, 11, ..., rewards 1, 2, 4, ..."""
     for t in range(steps):
         is_last = t == steps - 1
@@ -33,7 +36,10 @@ async def episode(replay: areplay.Replay, steps: int = STEPS, ends: str = "trunc
 async def by_action(replay: areplay.Replay, item: areplay.Item) -> dict[int, dict[str, Any]]:
     """What each step's item is."""
     batch = replay.sample(200, item)
-    return {int(a): {name: batch[name][k].tolist() for name in batch} for k, a in enumerate(batch["action"])}
+    return {
+        int(a): {name: batch[name][k].tolist() for name in batch}
+        for k, a in enumerate(batch["action"])
+    }
 
 
 @pytest.mark.parametrize("ends", ["truncated", "terminated"])
@@ -59,7 +65,8 @@ async def test_three_steps_of_an_episode_worked_out_by_hand(ends: str) -> None:
 @pytest.mark.parametrize("n_step", [1, 2, 4])
 @pytest.mark.parametrize("pad", ["first", "zero"])
 async def test_stacks_worked_out_by_hand(n_step: int, pad: str) -> None:
-    """Three frames deep; before the first frame comes that one again, or zero; the end has the final observation."""
+    """Three frames deep; before the first frame comes that one again, or zero; the end has the
+    final observation."""
     async with areplay.Replay(SPEC, 64, seed=0) as replay:
         await episode(replay)
         items = await by_action(replay, areplay.Transitions(n_step=n_step, frame_stack=3, pad=pad))
@@ -73,18 +80,22 @@ async def test_stacks_worked_out_by_hand(n_step: int, pad: str) -> None:
 
 
 async def test_with_one_step_the_stacks_share_their_frames() -> None:
-    """Five frames for two stacks of four: the memory of one is the memory of the other, and a copy keeps it so."""
+    """Five frames for two stacks of four: the memory of one is the memory of the other, and a copy
+    keeps it so."""
     async with areplay.Replay(SPEC, 64, seed=0) as replay:
         await episode(replay)
         batch = replay.sample(4, areplay.Transitions(frame_stack=4)).copy()
     assert np.shares_memory(batch["obs"], batch["next_obs"])
-    assert BatchFields(areplay.Transitions(frame_stack=4).fields(SPEC)).stored["frames:obs"].shape == (5,)
+    assert BatchFields(areplay.Transitions(frame_stack=4).fields(SPEC)).stored[
+        "frames:obs"
+    ].shape == (5,)
     assert batch["obs"][:, 1:].tolist() == batch["next_obs"][:, :-1].tolist()
     assert "frames:obs" not in batch
 
 
 def test_fields_have_the_specs_shapes_and_dtypes() -> None:
-    """Nested observations each by their name, some stacked; a reward that is no float becomes one."""
+    """Nested observations each by their name, some stacked; a reward that is no float becomes
+    one."""
     spec = areplay.Spec.steps(
         obs={"camera": ((8, 8), "uint8"), "speed": ((), "float32")},
         action={"0": ((2,), "float32")},
@@ -118,14 +129,17 @@ def test_fields_have_the_specs_shapes_and_dtypes() -> None:
         ({"pad": "last"}, "pad"),
     ],
 )
-def test_an_option_that_makes_no_sense_is_refused_at_once(options: dict[str, Any], named: str) -> None:
+def test_an_option_that_makes_no_sense_is_refused_at_once(
+    options: dict[str, Any], named: str
+) -> None:
     """By its name, and with what is allowed."""
     with pytest.raises(ValueError, match=named):
         areplay.Transitions(**options)
 
 
 async def test_what_a_spec_does_not_give_is_refused_where_it_is_asked_for() -> None:
-    """Before any process is started: no steps, no such field, a name that is taken, a window that is too long."""
+    """Before any process is started: no steps, no such field, a name that is taken, a window that
+    is too long."""
     plain = areplay.Spec(obs=((), "uint8"))
     clash = areplay.Spec.steps(obs=((), "uint8"), action=((), "int64"), n=((), "int64"))
     async with areplay.Replay(plain, 64) as replay:

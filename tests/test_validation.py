@@ -33,7 +33,24 @@ def test_a_whole_number_within_the_bounds_passes_as_an_int(value: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [0, -1, 11, True, False, np.True_, 2.5, 2.0, 1e9, float("nan"), "3", None, [3], Decimal(3), Fraction(3)]
+    "value",
+    [
+        0,
+        -1,
+        11,
+        True,
+        False,
+        np.True_,
+        2.5,
+        2.0,
+        1e9,
+        float("nan"),
+        "3",
+        None,
+        [3],
+        Decimal(3),
+        Fraction(3),
+    ],
 )
 def test_anything_else_is_refused_with_what_is_allowed(value: object) -> None:
     """The message names the option, the bounds and the value."""
@@ -82,7 +99,8 @@ def test_none_means_no_limit() -> None:
 
 
 def test_a_number_in_an_array_without_axes_is_that_number() -> None:
-    """Of numpy or torch; with an axis it is none, and what has no array is a ValueError that says what to do."""
+    """Of numpy or torch; with an axis it is none, and what has no array is a ValueError that says
+    what to do."""
     assert whole_number("size", np.array(5)) == 5
     assert seconds("grace_s", np.array(0.5)) == 0.5
     assert flag("inline_sampling", np.array(False)) is False
@@ -90,7 +108,9 @@ def test_a_number_in_an_array_without_axes_is_that_number() -> None:
         with pytest.raises(ValueError, match="size must be"):
             whole_number("size", wrong)
     torch = pytest.importorskip("torch")
-    assert whole_number("size", torch.tensor(5)) == 5 and fraction("gamma", torch.tensor(0.5)) == 0.5
+    assert (
+        whole_number("size", torch.tensor(5)) == 5 and fraction("gamma", torch.tensor(0.5)) == 0.5
+    )
     with pytest.raises(ValueError, match=r"gamma must be .*\.detach\(\)\.cpu\(\)"):
         fraction("gamma", torch.tensor(0.5, requires_grad=True))
 
@@ -111,14 +131,30 @@ def test_a_number_beyond_all_floats_is_refused_like_others(value: int) -> None:
 BIG = (1 << 53) + 1
 
 
-@pytest.mark.parametrize("value", [1, 0.5, -2, 1 << 60, np.float32(0.5), np.int8(3), np.array(2.0), Fraction(1, 4)])
+@pytest.mark.parametrize(
+    "value", [1, 0.5, -2, 1 << 60, np.float32(0.5), np.int8(3), np.array(2.0), Fraction(1, 4)]
+)
 def test_a_finite_number_is_a_priority(value: Any) -> None:
     """As a float, whatever kind of number it is."""
     assert one_priority(value) == float(value) and type(one_priority(value)) is float
 
 
 @pytest.mark.parametrize(
-    "value", [BIG, np.int64(BIG), np.array(BIG), True, np.True_, "1", None, [1.0], np.ones(1), math.nan, math.inf, 1j]
+    "value",
+    [
+        BIG,
+        np.int64(BIG),
+        np.array(BIG),
+        True,
+        np.True_,
+        "1",
+        None,
+        [1.0],
+        np.ones(1),
+        math.nan,
+        math.inf,
+        1j,
+    ],
 )
 def test_what_is_no_finite_number_is_no_priority(value: Any) -> None:
     """Nor is a whole number that a float would round."""
@@ -127,7 +163,9 @@ def test_what_is_no_finite_number_is_no_priority(value: Any) -> None:
     assert caught.value.field == "priority"
 
 
-@pytest.mark.parametrize("values", [[1, BIG], [0.5, BIG], np.array([1, BIG]), np.array([1, BIG], np.uint64)])
+@pytest.mark.parametrize(
+    "values", [[1, BIG], [0.5, BIG], np.array([1, BIG]), np.array([1, BIG], np.uint64)]
+)
 def test_priorities_are_not_rounded(values: Any) -> None:
     """Neither those of a call, nor those of an update."""
     assert priority_values(np.array([1, 1 << 53]), 2).tolist() == [1, 1 << 53]
@@ -146,7 +184,11 @@ def test_tensors_are_priorities() -> None:
     assert column is not None and column[:2].tolist() == [1, 1]
     mask = torch.tensor([[True, False]])
     assert priority_values(torch.ones(1, 2), 1, 1.0, mask).tolist() == [1]
-    for wrong in (torch.ones(2, requires_grad=True), torch.ones(2).bfloat16(), torch.ones(2, device="meta")):
+    for wrong in (
+        torch.ones(2, requires_grad=True),
+        torch.ones(2).bfloat16(),
+        torch.ones(2, device="meta"),
+    ):
         for call in (
             lambda wrong=wrong: priority_values(wrong, 2),
             lambda wrong=wrong: priority_column(wrong, 2, 2),

@@ -1,9 +1,10 @@
-"""Real vector environments, in all of gymnasium's autoreset modes: what comes out is what the environments did.
+"""Real vector environments, in all of gymnasium's autoreset modes: what comes out is what the
+environments did.
 
-The oracle steps the same environments one by one, with the same seeds and actions, and resets them itself: there is no
-autoreset to get wrong. Its transitions and those that are sampled must be the same, none missing and none more. So no
-transition pairs the observation at an episode's end with the first one of the next, and none leads from the one to the
-other.
+The oracle steps the same environments one by one, with the same seeds and actions, and resets them
+itself: there is no autoreset to get wrong. Its transitions and those that are sampled must be the
+same, none missing and none more. So no transition pairs the observation at an episode's end with
+the first one of the next, and none leads from the one to the other.
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ MakeVector = Callable[[AutoresetMode], Any]
 
 
 class Counting(gymnasium.Env[Any, Any]):
-    """Says where it is: `(environment, episode, step)`. The environment's number is the seed's distance from SEED.
+    """Says where it is: `(environment, episode, step)`. The environment's number is the seed's
+    distance from SEED.
 
-    Episodes have 1 to 5 steps and end by turns with a termination, a truncation, and both. A reward tells the episode
-    and the action, and is never 0.
+    Episodes have 1 to 5 steps and end by turns with a termination, a truncation, and both. A reward
+    tells the episode and the action, and is never 0.
     """
 
     observation_space: Any = spaces.Box(0, 1e6, (3,), np.float32)
@@ -49,7 +51,9 @@ class Counting(gymnasium.Env[Any, Any]):
     def __init__(self) -> None:
         self._number, self._episode, self._step = 0, -1, 0
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         """Begin the next episode."""
         super().reset(seed=seed)
         if seed is not None:
@@ -75,7 +79,8 @@ class Counting(gymnasium.Env[Any, Any]):
 
 
 class Quiet(Counting):
-    """Gives no reward, and so nothing by which a step that only resets could be told from others."""
+    """Gives no reward, and so nothing by which a step that only resets could be told from
+    others."""
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Count on."""
@@ -95,7 +100,10 @@ class Robot(Counting):
     def look(self) -> Any:
         """Where it is, in every part."""
         camera = np.array([[self._number, self._episode], [self._step, 7]], np.uint8)
-        return {"camera": camera, "joints": (np.float32(self._episode), np.array([self._number, self._step]))}
+        return {
+            "camera": camera,
+            "joints": (np.float32(self._episode), np.array([self._number, self._step])),
+        }
 
     def value_of(self, action: Any) -> int:
         """The action as a number."""
@@ -146,7 +154,9 @@ def atari(count: int, stack_num: int = 1) -> MakeVector:
 # What a user writes.
 
 
-async def hand_in(into: Any, envs: Any, actions: Sequence[Action], seed: int = SEED, gives_next: bool = True) -> None:
+async def hand_in(
+    into: Any, envs: Any, actions: Sequence[Action], seed: int = SEED, gives_next: bool = True
+) -> None:
     """Step the environments, and hand in every step: to a replay, or from an actor."""
     mode = envs.metadata["autoreset_mode"]
     into.autoreset_mode = mode
@@ -186,7 +196,8 @@ def action_of(actions: Action, which: int) -> Action:
 
 @dataclass
 class Episode:
-    """What one environment did from a reset on: one observation more than steps, if the end was seen."""
+    """What one environment did from a reset on: one observation more than steps, if the end was
+    seen."""
 
     observations: list[Any]
     actions: list[Any] = field(default_factory=list)
@@ -200,9 +211,11 @@ class Episode:
         return self.terminated or self.truncated
 
 
-def episodes_of(env: Any, actions: Sequence[Action], seed: int, mode: AutoresetMode) -> list[Episode]:
-    """Step one environment with those actions. In mode NextStep the vector loses one to each reset; and what an action
-    at the very end leads to is in no later call, so nobody has seen it.
+def episodes_of(
+    env: Any, actions: Sequence[Action], seed: int, mode: AutoresetMode
+) -> list[Episode]:
+    """Step one environment with those actions. In mode NextStep the vector loses one to each reset;
+    and what an action at the very end leads to is in no later call, so nobody has seen it.
     """
     observation, _ = env.reset(seed=seed)
     episodes = [Episode([observation])]
@@ -246,19 +259,25 @@ def flat(name: str, value: Any) -> Values:
     if not isinstance(value, dict | tuple):
         return {name: np.asarray(value)}
     parts = value.items() if isinstance(value, dict) else enumerate(value)
-    return {key: inner for part, given in parts for key, inner in flat(f"{name}.{part}", given).items()}
+    return {
+        key: inner for part, given in parts for key, inner in flat(f"{name}.{part}", given).items()
+    }
 
 
 def stacked(episode: Episode, at: int, depth: int) -> Values:
-    """The observation at that time; with a depth, the last so many of them, the first one repeated in front."""
+    """The observation at that time; with a depth, the last so many of them, the first one repeated
+    in front."""
     if not depth:
         return flat("obs", episode.observations[at])
-    frames = [flat("obs", episode.observations[max(0, time)]) for time in range(at - depth + 1, at + 1)]
+    frames = [
+        flat("obs", episode.observations[max(0, time)]) for time in range(at - depth + 1, at + 1)
+    ]
     return {name: np.stack([frame[name] for frame in frames]) for name in frames[0]}
 
 
 def transitions_of(episode: Episode, n_step: int, depth: int = 0) -> Iterator[Values]:
-    """All that can be made of it: n steps long, or up to the end; an episode that goes on must have so many."""
+    """All that can be made of it: n steps long, or up to the end; an episode that goes on must have
+    so many."""
     for at in range(len(episode.actions)):
         n = min(n_step, len(episode.actions) - at) if episode.ended else n_step
         if at + n >= len(episode.observations):
@@ -279,13 +298,19 @@ def transitions_of(episode: Episode, n_step: int, depth: int = 0) -> Iterator[Va
 def counted(items: Iterator[Values] | list[Values]) -> Counter[Any]:
     """How often each item is there, whatever the dtypes of its numbers."""
     return Counter(
-        tuple(sorted((name, np.shape(value), np.asarray(value, np.float64).tobytes()) for name, value in item.items()))
+        tuple(
+            sorted(
+                (name, np.shape(value), np.asarray(value, np.float64).tobytes())
+                for name, value in item.items()
+            )
+        )
         for item in items
     )
 
 
 def sampled(replay: areplay.Replay, item: areplay.Transitions, expected: int) -> list[Values]:
-    """Each item that can be drawn: so many draws that one of `expected` is missed once in a million runs."""
+    """Each item that can be drawn: so many draws that one of `expected` is missed once in a million
+    runs."""
     found: dict[int, Values] = {}
     for _ in range(max(2, -(-int(expected * np.log(1e6 * expected)) // 1024))):
         batch = replay.sample(1024, item)
@@ -295,27 +320,38 @@ def sampled(replay: areplay.Replay, item: areplay.Transitions, expected: int) ->
     return list(found.values())
 
 
-def assert_all_and_no_others(replay: areplay.Replay, episodes: list[Episode], depth: int = 0) -> None:
+def assert_all_and_no_others(
+    replay: areplay.Replay, episodes: list[Episode], depth: int = 0
+) -> None:
     """The transitions of one step and of three that can be sampled are those of the episodes."""
     assert sum(episode.ended for episode in episodes) >= 3, "a test without ends tests nothing"
     for n_step in (1, 3):
-        expected = counted([item for episode in episodes for item in transitions_of(episode, n_step, depth)])
+        expected = counted(
+            [item for episode in episodes for item in transitions_of(episode, n_step, depth)]
+        )
         item = areplay.Transitions(n_step=n_step, gamma=GAMMA, frame_stack=depth or None)
         assert counted(sampled(replay, item, expected.total())) == expected
 
 
-async def check(make: MakeVector, make_one: Callable[[int], Any], mode: AutoresetMode, steps: int, **how: Any) -> None:
+async def check(
+    make: MakeVector, make_one: Callable[[int], Any], mode: AutoresetMode, steps: int, **how: Any
+) -> None:
     """Hand in so many steps of a vector, and compare."""
     depth = how.pop("depth", 0)
     with closing(make(mode)) as envs:
         actions = actions_of(envs.action_space, steps)
-        async with areplay.Replay(areplay.Spec.from_env(envs), capacity=20 * steps, seed=1) as replay:
+        async with areplay.Replay(
+            areplay.Spec.from_env(envs), capacity=20 * steps, seed=1
+        ) as replay:
             await hand_in(replay, envs, actions, **how)
             episodes = [
                 episode
                 for which in range(envs.num_envs)
                 for episode in episodes_of(
-                    make_one(which), [action_of(action, which) for action in actions], SEED + which, mode
+                    make_one(which),
+                    [action_of(action, which) for action in actions],
+                    SEED + which,
+                    mode,
                 )
             ]
             assert_all_and_no_others(replay, episodes, depth)
@@ -331,14 +367,16 @@ async def check(make: MakeVector, make_one: Callable[[int], Any], mode: Autorese
 async def test_a_vector_in_this_process(
     make: Callable[[], Any], mode: AutoresetMode, count: int, gives_next: bool
 ) -> None:
-    """Plain observations, nested ones, and CartPole; whether the next observations are handed in or not."""
+    """Plain observations, nested ones, and CartPole; whether the next observations are handed in or
+    not."""
     await check(sync(make, count), lambda _: make(), mode, 60, gives_next=gives_next)
 
 
 @pytest.mark.parametrize("steps", range(1, 9))
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.value)
 async def test_a_vector_that_stops_at_any_step(mode: AutoresetMode, steps: int) -> None:
-    """Also in the step of an end, or of a reset: what is not known yet is not sampled, all else is."""
+    """Also in the step of an end, or of a reset: what is not known yet is not sampled, all else
+    is."""
     with closing(sync(Counting, 5)(mode)) as envs:
         actions = actions_of(envs.action_space, steps)
         async with areplay.Replay(areplay.Spec.from_env(envs), capacity=200, seed=1) as replay:
@@ -348,7 +386,9 @@ async def test_a_vector_that_stops_at_any_step(mode: AutoresetMode, steps: int) 
                     [
                         item
                         for k in range(5)
-                        for episode in episodes_of(Counting(), [action[k] for action in actions], SEED + k, mode)
+                        for episode in episodes_of(
+                            Counting(), [action[k] for action in actions], SEED + k, mode
+                        )
                         for item in transitions_of(episode, n_step)
                     ]
                 )
@@ -369,7 +409,8 @@ async def test_a_vector_of_processes(make: Callable[[], Any], mode: AutoresetMod
 
 @pytest.mark.parametrize("mode", MODES[:2], ids=lambda mode: mode.value)
 async def test_atari_vectors(mode: AutoresetMode) -> None:
-    """ale-py gives all observations as `final_obs`, also of environments that did not end; ends are of both kinds."""
+    """ale-py gives all observations as `final_obs`, also of environments that did not end; ends are
+    of both kinds."""
 
     def make_one(which: int) -> Alone:
         return Alone(atari(1)(AutoresetMode.NEXT_STEP))
@@ -389,15 +430,22 @@ async def test_atari_frames_are_stacked_within_their_episode(mode: AutoresetMode
 
 @pytest.mark.parametrize("mode", MODES[:2], ids=lambda mode: mode.value)
 async def test_stacks_of_atari_frames_are_those_that_ale_makes(mode: AutoresetMode) -> None:
-    """With zeros before the first frame, as there: each frame is stored once instead of four times."""
+    """With zeros before the first frame, as there: each frame is stored once instead of four
+    times."""
     found = []
-    for stack_num, item in ((1, areplay.Transitions(frame_stack=4, pad="zero")), (4, areplay.Transitions())):
+    for stack_num, item in (
+        (1, areplay.Transitions(frame_stack=4, pad="zero")),
+        (4, areplay.Transitions()),
+    ):
         with closing(atari(2, stack_num=stack_num)(mode)) as envs:
             async with areplay.Replay(areplay.Spec.from_env(envs), capacity=400, seed=1) as replay:
                 await hand_in(replay, envs, actions_of(envs.action_space, 60))
                 items = sampled(replay, item, 120)
         for one in items:
-            one["obs"], one["next_obs"] = one["obs"].reshape(4, 8, 8), one["next_obs"].reshape(4, 8, 8)
+            one["obs"], one["next_obs"] = (
+                one["obs"].reshape(4, 8, 8),
+                one["next_obs"].reshape(4, 8, 8),
+            )
         found.append(counted(items))
     assert found[0] == found[1] and found[0].total() > 100
 
@@ -410,7 +458,8 @@ async def test_frames_of_a_vector_are_stacked_within_their_episode(mode: Autores
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.value)
 async def test_a_ring_that_has_gone_round_holds_true_transitions_only(mode: AutoresetMode) -> None:
-    """Of a vector that has overwritten its rows many times, all that is sampled was done by its environments."""
+    """Of a vector that has overwritten its rows many times, all that is sampled was done by its
+    environments."""
     steps, count = 400, 3
     with closing(sync(Counting, count)(mode)) as envs:
         actions = actions_of(envs.action_space, steps)
@@ -419,11 +468,17 @@ async def test_a_ring_that_has_gone_round_holds_true_transitions_only(mode: Auto
             episodes = [
                 episode
                 for k in range(count)
-                for episode in episodes_of(Counting(), [action[k] for action in actions], SEED + k, mode)
+                for episode in episodes_of(
+                    Counting(), [action[k] for action in actions], SEED + k, mode
+                )
             ]
             for n_step in (1, 3):
-                truth = counted([item for episode in episodes for item in transitions_of(episode, n_step, 2)])
-                found = counted(sampled(replay, areplay.Transitions(n_step, GAMMA, frame_stack=2), 150))
+                truth = counted(
+                    [item for episode in episodes for item in transitions_of(episode, n_step, 2)]
+                )
+                found = counted(
+                    sampled(replay, areplay.Transitions(n_step, GAMMA, frame_stack=2), 150)
+                )
                 assert found <= truth and 40 < found.total() < truth.total()
 
 
@@ -445,7 +500,9 @@ async def test_vectors_in_actors(mode: AutoresetMode) -> None:
     episodes = []
     for which in range(6):
         with closing(SyncVectorEnv([Counting] * 3)) as envs:
-            actions = [action[which % 3] for action in actions_of(envs.action_space, steps, which // 3)]
+            actions = [
+                action[which % 3] for action in actions_of(envs.action_space, steps, which // 3)
+            ]
         episodes += episodes_of(Counting(), actions, SEED + which, mode)
     spec = areplay.Spec.from_env(Counting())
     async with areplay.Replay(spec, capacity=2_000, seed=1) as replay:
@@ -491,7 +548,9 @@ class Story:
 
 
 @contextmanager
-def closed_story(replay: areplay.Replay, mode: AutoresetMode, make: Callable[[], Any] = Counting) -> Iterator[Story]:
+def closed_story(
+    replay: areplay.Replay, mode: AutoresetMode, make: Callable[[], Any] = Counting
+) -> Iterator[Story]:
     """Environment 0 ends in the first step, the others later."""
     with closing(SyncVectorEnv([make] * 3, autoreset_mode=mode)) as envs:
         yield Story(replay, envs)
@@ -505,7 +564,8 @@ async def replay() -> Any:
 
 
 async def test_same_step_without_final_observations_is_refused(replay: areplay.Replay) -> None:
-    """The first end of an episode says so: nothing else would tell that `next_obs` is of another episode."""
+    """The first end of an episode says so: nothing else would tell that `next_obs` is of another
+    episode."""
     replay.autoreset_mode = "SameStep"
     with closed_story(replay, AutoresetMode.SAME_STEP) as story:
         step = story.step()
@@ -513,7 +573,9 @@ async def test_same_step_without_final_observations_is_refused(replay: areplay.R
             await replay.add(**step)
 
 
-async def test_same_step_with_final_observations_of_another_step_is_refused(replay: areplay.Replay) -> None:
+async def test_same_step_with_final_observations_of_another_step_is_refused(
+    replay: areplay.Replay,
+) -> None:
     """There is none of the environment that ended."""
     replay.autoreset_mode = "SameStep"
     with closed_story(replay, AutoresetMode.SAME_STEP) as story:
@@ -533,25 +595,35 @@ async def test_final_observations_in_the_default_mode_are_refused(replay: arepla
 
 
 @pytest.mark.parametrize("mode", MODES[1:], ids=lambda mode: mode.value)
-async def test_rewards_in_what_should_be_a_reset_are_refused(replay: areplay.Replay, mode: AutoresetMode) -> None:
-    """Environments of another mode, nobody set it and no final observation is given: the next step earns something."""
+async def test_rewards_in_what_should_be_a_reset_are_refused(
+    replay: areplay.Replay, mode: AutoresetMode
+) -> None:
+    """Environments of another mode, nobody set it and no final observation is given: the next step
+    earns something."""
     with closed_story(replay, mode) as story:
         step = story.step()
         del step["next_obs"]
         await replay.add(**step)
         if mode == AutoresetMode.DISABLED:
-            story.obs, _ = story.envs.reset(options={"reset_mask": step["terminated"] | step["truncated"]})
+            story.obs, _ = story.envs.reset(
+                options={"reset_mask": step["terminated"] | step["truncated"]}
+            )
         step = story.step()
         with refused(replay, "reward", r"envs\.metadata\['autoreset_mode'\]"):
             await replay.add(**step)
 
 
-async def test_environments_that_were_reset_by_hand_in_mode_next_step_are_refused(replay: areplay.Replay) -> None:
-    """Disabled autoreset, and nobody set the mode: the observation is not the one that was announced."""
+async def test_environments_that_were_reset_by_hand_in_mode_next_step_are_refused(
+    replay: areplay.Replay,
+) -> None:
+    """Disabled autoreset, and nobody set the mode: the observation is not the one that was
+    announced."""
     with closed_story(replay, AutoresetMode.DISABLED, Quiet) as story:
         step = story.step()
         await replay.add(**step)
-        story.obs, _ = story.envs.reset(options={"reset_mask": step["terminated"] | step["truncated"]})
+        story.obs, _ = story.envs.reset(
+            options={"reset_mask": step["terminated"] | step["truncated"]}
+        )
         with refused(replay, "obs", r"environment 0"):
             await replay.add(**story.step())
 
@@ -583,7 +655,9 @@ async def test_a_mode_that_is_none_is_refused(replay: areplay.Replay, mode: Any)
 
 
 @pytest.mark.parametrize("slicing", [slice(2), slice(0, 0)], ids=["fewer", "none"])
-async def test_another_number_of_environments_is_refused(replay: areplay.Replay, slicing: slice) -> None:
+async def test_another_number_of_environments_is_refused(
+    replay: areplay.Replay, slicing: slice
+) -> None:
     """Whose step would it be? The vector goes on with all of them."""
     with closed_story(replay, AutoresetMode.NEXT_STEP) as story:
         await replay.add(**story.step())
@@ -603,9 +677,11 @@ async def test_one_environment_after_a_vector_is_refused(replay: areplay.Replay)
             await replay.add(**one)
 
 
-async def test_observations_that_the_environment_overwrites_are_refused(replay: areplay.Replay) -> None:
-    """`SyncVectorEnv(copy=False)` writes each observation over the one before: what is handed in as `obs` is the next
-    one already."""
+async def test_observations_that_the_environment_overwrites_are_refused(
+    replay: areplay.Replay,
+) -> None:
+    """`SyncVectorEnv(copy=False)` writes each observation over the one before: what is handed in as
+    `obs` is the next one already."""
     with closing(SyncVectorEnv([Counting] * 3, copy=False)) as envs:
         story = Story(replay, envs)
         await replay.add(**story.step())
@@ -625,7 +701,11 @@ async def test_vectors_that_do_not_copy_are_refused_without_next_obs(
         for number in range(4):
             next_obs, reward, terminated, truncated, info = envs.step(np.zeros(3, np.int64))
             step = {"obs": obs, "action": np.zeros(3, np.int64), "reward": reward}
-            step |= {"terminated": terminated, "truncated": truncated, "final_obs": info.get("final_obs")}
+            step |= {
+                "terminated": terminated,
+                "truncated": truncated,
+                "final_obs": info.get("final_obs"),
+            }
             if mode == AutoresetMode.DISABLED:
                 step |= {"next_obs": next_obs, "final_obs": None}
             if number == 0:
@@ -641,7 +721,9 @@ async def test_vectors_that_do_not_copy_are_refused_without_next_obs(
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.value)
-async def test_a_refused_step_leaves_a_gap_and_nothing_else(replay: areplay.Replay, mode: AutoresetMode) -> None:
+async def test_a_refused_step_leaves_a_gap_and_nothing_else(
+    replay: areplay.Replay, mode: AutoresetMode
+) -> None:
     """All that is sampled later is true: no transition spans the step that was not handed in."""
     steps, lost = 60, {7, 8, 30}
     with closing(SyncVectorEnv([Counting] * 3, autoreset_mode=mode)) as envs:
@@ -650,7 +732,13 @@ async def test_a_refused_step_leaves_a_gap_and_nothing_else(replay: areplay.Repl
         obs, _ = envs.reset(seed=SEED)
         for number, action in enumerate(actions):
             next_obs, reward, terminated, truncated, info = envs.step(action)
-            step = {"obs": obs, "action": action, "reward": reward, "terminated": terminated, "truncated": truncated}
+            step = {
+                "obs": obs,
+                "action": action,
+                "reward": reward,
+                "terminated": terminated,
+                "truncated": truncated,
+            }
             step |= {"next_obs": next_obs, "final_obs": info.get("final_obs")}
             if number in lost:
                 step["obs"] = obs.astype(np.float64)
@@ -663,7 +751,9 @@ async def test_a_refused_step_leaves_a_gap_and_nothing_else(replay: areplay.Repl
             if mode == AutoresetMode.DISABLED and ended.any():
                 obs, _ = envs.reset(options={"reset_mask": ended})
     episodes = [
-        episode for k in range(3) for episode in episodes_of(Counting(), [a[k] for a in actions], SEED + k, mode)
+        episode
+        for k in range(3)
+        for episode in episodes_of(Counting(), [a[k] for a in actions], SEED + k, mode)
     ]
     for n_step in (1, 3):
         truth = counted([item for episode in episodes for item in transitions_of(episode, n_step)])

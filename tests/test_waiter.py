@@ -1,4 +1,5 @@
-"""Tests of `_processes.waiter`: no silent wait, none without an end, and nothing left behind by a cancelled one."""
+"""Tests of `_processes.waiter`: no silent wait, none without an end, and nothing left behind by a
+cancelled one."""
 
 from __future__ import annotations
 
@@ -13,7 +14,15 @@ import pytest
 from kit import cancel_at_every_tick, ticks, until
 
 from areplay._processes import waiter as waiter_module
-from areplay._processes.waiter import SleepBackoff, Waiter, YieldTimer, ended, in_thread, opened, run_to_completion
+from areplay._processes.waiter import (
+    SleepBackoff,
+    Waiter,
+    YieldTimer,
+    ended,
+    in_thread,
+    opened,
+    run_to_completion,
+)
 from areplay._shm.doorbell import Doorbell, EventFd
 from areplay.errors import Closed, InboxFull, ResourceUnavailable, WaitTimeout
 
@@ -105,7 +114,8 @@ async def test_a_ring_without_the_condition_does_not_end_the_wait(scene: Scene) 
 
 
 async def test_what_comes_between_the_look_and_the_sleep_is_not_missed(scene: Scene) -> None:
-    """The doorbell is armed before the second look: a ringer that finds it unarmed has changed the condition before."""
+    """The doorbell is armed before the second look: a ringer that finds it unarmed has changed the
+    condition before."""
     seen: list[bool] = []
 
     def is_ready() -> bool:
@@ -117,7 +127,9 @@ async def test_what_comes_between_the_look_and_the_sleep_is_not_missed(scene: Sc
     assert not scene.is_armed
 
 
-async def test_a_change_that_nobody_announces_is_noticed(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_change_that_nobody_announces_is_noticed(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By looking again after a while: a dead process rings no bell."""
     monkeypatch.setattr(waiter_module, "_LOOK_AGAIN_S", 0.01)
     task = asyncio.create_task(scene.wait())
@@ -129,8 +141,11 @@ async def test_a_change_that_nobody_announces_is_noticed(scene: Scene, monkeypat
 
 @pytest.mark.parametrize("kind", [WaitTimeout, InboxFull])
 @pytest.mark.parametrize("timeout_s", [0.0, 0.02])
-async def test_a_timeout_raises_with_the_reason(scene: Scene, kind: type[WaitTimeout], timeout_s: float) -> None:
-    """Not before its time; with who waits for whom, and the timeout that was given. Nothing is left behind."""
+async def test_a_timeout_raises_with_the_reason(
+    scene: Scene, kind: type[WaitTimeout], timeout_s: float
+) -> None:
+    """Not before its time; with who waits for whom, and the timeout that was given. Nothing is left
+    behind."""
     loop = asyncio.get_running_loop()
     started = loop.time()
     with pytest.raises(kind, match="a test waits for itself") as caught:
@@ -181,7 +196,9 @@ async def test_a_long_wait_says_who_waits_for_whom(
     assert [record.getMessage().split(";")[0] for record in caplog.records] == [
         f"learner waits for actor {number}" for number in (1, 2, 3, 4)
     ]
-    assert all(at >= 0.02 * 2**k for k, at in enumerate(said)), "each after twice the time of the one before"
+    assert all(at >= 0.02 * 2**k for k, at in enumerate(said)), (
+        "each after twice the time of the one before"
+    )
 
 
 async def test_a_short_wait_and_a_rest_say_nothing(
@@ -223,7 +240,8 @@ async def test_a_wait_cancelled_at_any_tick_leaves_nothing(monkeypatch: pytest.M
 
 @pytest.mark.asyncio(loop_factories=["asyncio"])
 async def test_no_timer_outlives_its_wait(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However a wait ends: thousands of short ones must not pile up timers for the long time they might have taken."""
+    """However a wait ends: thousands of short ones must not pile up timers for the long time they
+    might have taken."""
     loop = asyncio.get_running_loop()
     timers: list[asyncio.TimerHandle] = []
     call_at = loop.call_at
@@ -266,9 +284,12 @@ async def test_a_condition_that_raises_ends_the_wait(scene: Scene) -> None:
 
 
 async def test_several_wait_on_one_doorbell(scene: Scene) -> None:
-    """Each for a condition of its own; when one is done the others can still be woken, and the last one disarms."""
+    """Each for a condition of its own; when one is done the others can still be woken, and the last
+    one disarms."""
     ready: set[int] = set()
-    tasks = [asyncio.create_task(scene.sleeper.wait(lambda k=k: k in ready, None)) for k in range(3)]
+    tasks = [
+        asyncio.create_task(scene.sleeper.wait(lambda k=k: k in ready, None)) for k in range(3)
+    ]
     await asleep(scene, tasks[0])
     for k in (1, 0, 2):
         assert scene.is_armed
@@ -381,7 +402,12 @@ async def test_lingering_cancelled_at_any_tick_leaves_nothing() -> None:
         scene.sleeper.close()
         scene.event.close()
 
-    assert await cancel_at_every_tick(build, lambda scene: scene.sleeper.wait_briefly(scene.look, LONG_S), check) == 12
+    assert (
+        await cancel_at_every_tick(
+            build, lambda scene: scene.sleeper.wait_briefly(scene.look, LONG_S), check
+        )
+        == 12
+    )
 
 
 # run_to_completion
@@ -427,7 +453,8 @@ async def test_work_that_nobody_disturbs_returns_its_result() -> None:
 
 @pytest.mark.parametrize("times", [1, 3])
 async def test_cancelled_work_is_finished_before_the_cancellation_is_delivered(times: int) -> None:
-    """However often it is cancelled meanwhile: the work is done, and the canceller gets what it asked for."""
+    """However often it is cancelled meanwhile: the work is done, and the canceller gets what it
+    asked for."""
     work = Work()
     task = await begun(work)
     for _ in range(times):
@@ -592,8 +619,8 @@ def test_a_turn_that_costs_much_comes_later(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_naps_grow_with_the_time_napped_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is as long as all before it, within bounds: whoever naps notices a change at most half as late as it took
-    to come. After about 0.1 s it is time for a doorbell; a reset begins anew."""
+    """Each is as long as all before it, within bounds: whoever naps notices a change at most half
+    as late as it took to come. After about 0.1 s it is time for a doorbell; a reset begins anew."""
     naps: list[float] = []
     monkeypatch.setattr(waiter_module.time, "sleep", naps.append)
     napper = SleepBackoff()
@@ -610,7 +637,9 @@ def test_naps_grow_with_the_time_napped_and_end(monkeypatch: pytest.MonkeyPatch)
         napper.reset()
 
 
-@pytest.mark.parametrize("kind", [RuntimeError, OSError, KeyboardInterrupt, SystemExit, GeneratorExit, BaseException])
+@pytest.mark.parametrize(
+    "kind", [RuntimeError, OSError, KeyboardInterrupt, SystemExit, GeneratorExit, BaseException]
+)
 async def test_whatever_work_in_a_thread_raises_is_raised(kind: type[BaseException]) -> None:
     """The very object, in the caller's task, when the thread has ended.
 
@@ -626,15 +655,20 @@ async def test_whatever_work_in_a_thread_raises_is_raised(kind: type[BaseExcepti
             await in_thread("areplay-test", work)
         assert threading.active_count() == before
         assert caught.value is error or caught.value.__cause__ is error
-    assert await in_thread("areplay-test", lambda: threading.current_thread().name) == "areplay-test"
+    assert (
+        await in_thread("areplay-test", lambda: threading.current_thread().name) == "areplay-test"
+    )
 
 
 async def test_work_in_a_thread_ends_before_its_cancelled_caller_goes_on() -> None:
-    """It is told so, if it wants to be; the cancellation is delivered after its end, however often it came."""
+    """It is told so, if it wants to be; the cancellation is delivered after its end, however often
+    it came."""
     for on_cancel in (True, False):
         told, may_end, has_ended = threading.Event(), threading.Event(), threading.Event()
 
-        def work(may_end: threading.Event = may_end, has_ended: threading.Event = has_ended) -> None:
+        def work(
+            may_end: threading.Event = may_end, has_ended: threading.Event = has_ended
+        ) -> None:
             may_end.wait(20)
             has_ended.set()
 

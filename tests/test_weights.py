@@ -76,7 +76,8 @@ def test_the_newest_is_read_whatever_was_missed(weights: Weights) -> None:
 
 
 def test_arrays_that_were_read_stay_as_they_are(weights: Weights) -> None:
-    """They are the reader's own: later publications do not touch them, and nobody can write to them."""
+    """They are the reader's own: later publications do not touch them, and nobody can write to
+    them."""
     _, first = weights.latest()
     for number in range(1, 8):
         weights.publish(version_of(number))
@@ -120,7 +121,8 @@ def test_what_was_published_is_a_copy(weights: Weights) -> None:
 def test_arrays_that_do_not_fit_change_nothing(
     weights: Weights, change: Callable[[dict[str, Any]], object], field: str
 ) -> None:
-    """SpecMismatch names the array; the newest version stays what it was, and so do older copies."""
+    """SpecMismatch names the array; the newest version stays what it was, and so do older
+    copies."""
     weights.publish(version_of(1))
     wrong = version_of(2)
     change(wrong)
@@ -136,7 +138,15 @@ def test_arrays_that_do_not_fit_change_nothing(
 
 
 @pytest.mark.parametrize(
-    "arrays", [{}, None, [np.zeros(3)], {"w": np.zeros(3, object)}, {"w": np.zeros(3, "U2")}, {"w": np.zeros(3, ">f4")}]
+    "arrays",
+    [
+        {},
+        None,
+        [np.zeros(3)],
+        {"w": np.zeros(3, object)},
+        {"w": np.zeros(3, "U2")},
+        {"w": np.zeros(3, ">f4")},
+    ],
 )
 def test_what_cannot_be_shared_is_refused(arrays: Any) -> None:
     """A ValueError that says what is allowed."""
@@ -175,7 +185,9 @@ def test_tensors_are_weights_once_they_are_detached() -> None:
 def test_odd_shapes_are_weights_too() -> None:
     """Scalars, empty arrays, views with strides, lists."""
     base = np.arange(12, dtype=np.float32).reshape(3, 4)
-    weights = Weights({"none": np.zeros((0, 3)), "one": 1.5, "view": base[::-1, ::2], "list": [1, 2, 3]})
+    weights = Weights(
+        {"none": np.zeros((0, 3)), "one": 1.5, "view": base[::-1, ::2], "list": [1, 2, 3]}
+    )
     _, arrays = weights.latest()
     assert arrays["none"].shape == (0, 3)
     assert arrays["one"] == 1.5
@@ -188,7 +200,8 @@ def test_odd_shapes_are_weights_too() -> None:
 
 
 def test_an_actor_process_reads_what_is_published(weights: Weights) -> None:
-    """Pickled into a child they are the same memory: it starts with the newest, and sees what comes."""
+    """Pickled into a child they are the same memory: it starts with the newest, and sees what
+    comes."""
     weights.publish(version_of(1))
     with descriptors_pass_by_pickle():
         child = pickle.loads(pickle.dumps(weights))
@@ -220,7 +233,9 @@ def test_nothing_is_left_when_they_are_gone() -> None:
 
 
 @pytest.mark.parametrize("call", ["memfd_create", "ftruncate", "posix_fallocate"])
-def test_weights_that_cannot_be_made_leave_nothing(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_cannot_be_made_leave_nothing(
+    call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A typed error, and every descriptor is back."""
     before = open_descriptors()
     monkeypatch.setattr(os, call, FailsAt(getattr(os, call), 1))
@@ -232,7 +247,9 @@ def test_weights_that_cannot_be_made_leave_nothing(call: str, monkeypatch: pytes
 
 def test_three_copies_must_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is three times the arrays that counts."""
-    monkeypatch.setattr("areplay._shm.resource_limits.available_memory", lambda root: (3 << 20, "a test"))
+    monkeypatch.setattr(
+        "areplay._shm.resource_limits.available_memory", lambda root: (3 << 20, "a test")
+    )
     Weights({"w": np.zeros((1 << 20) - 200, np.uint8)}).close()
     with pytest.raises(MemoryLimitExceeded):
         Weights({"w": np.zeros((1 << 20) + 1, np.uint8)})
@@ -278,8 +295,8 @@ def test_at_every_instant_of_a_publication_a_whole_version_is_read(
 def test_a_reader_that_is_overtaken_reads_a_whole_version(
     weights: Weights, publications: int, fence: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped before or after its copying, while several versions are published: what it returns is one version, and
-    if its copy may have been overwritten, a newer one."""
+    """Stopped before or after its copying, while several versions are published: what it returns is
+    one version, and if its copy may have been overwritten, a newer one."""
     weights.publish(version_of(1))
     reader, fences = fresh_reader(weights), 0
 
@@ -295,14 +312,18 @@ def test_a_reader_that_is_overtaken_reads_a_whole_version(
     version, arrays = reader.latest()
     assert number_of(arrays) == version
     assert version == 1 + publications if publications >= 3 else version in (1, 1 + publications)
-    assert (reader.latest()[0], number_of(reader.latest()[1])) == (1 + publications, 1 + publications)
+    assert (reader.latest()[0], number_of(reader.latest()[1])) == (
+        1 + publications,
+        1 + publications,
+    )
     reader.close()
 
 
 def test_a_copy_that_is_being_overwritten_is_not_taken_for_whole(
     weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The publisher has begun version 4, in the copy of version 1 that a reader has just copied: it reads anew."""
+    """The publisher has begun version 4, in the copy of version 1 that a reader has just copied: it
+    reads anew."""
     weights.publish(version_of(1))
     reader, fences = fresh_reader(weights), 0
 
@@ -327,8 +348,8 @@ def test_a_copy_that_is_being_overwritten_is_not_taken_for_whole(
 def test_a_publisher_that_is_faster_than_the_reader_holds_up_nobody(
     weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Overtaken again and again, a reader is content with the whole version that it had; one that has none goes on
-    until it has one."""
+    """Overtaken again and again, a reader is content with the whole version that it had; one that
+    has none goes on until it has one."""
     reader, late = fresh_reader(weights), fresh_reader(weights)
     assert reader.latest()[0] == 0
     weights.publish(version_of(1))
@@ -367,8 +388,8 @@ def test_a_publisher_that_dies_half_way_leaves_the_last_whole_version(weights: W
 
 
 def test_no_reader_in_another_thread_ever_sees_a_torn_version() -> None:
-    """A thread publishes as fast as it can; every version read has one number in all its arrays, and versions only
-    grow. Large enough that numpy copies without the interpreter's lock."""
+    """A thread publishes as fast as it can; every version read has one number in all its arrays,
+    and versions only grow. Large enough that numpy copies without the interpreter's lock."""
     weights = Weights(version_of(0, size=40_000))
     reader = fresh_reader(weights)
     ready = [version_of(number, size=40_000) for number in range(8)]
@@ -430,7 +451,8 @@ print(seen, torn, flush=True)
 
 
 def test_no_reader_in_another_process_ever_sees_a_torn_version(tmp_path: Path) -> None:
-    """The same with a process that runs truly beside us: 400 versions, none torn, none going back."""
+    """The same with a process that runs truly beside us: 400 versions, none torn, none going
+    back."""
     weights = Weights(version_of(0, size=4_000))
     ready = [version_of(number, size=4_000) for number in range(8)]
     segment = weights._segment

@@ -1,5 +1,5 @@
-"""Tests of `_storage.windows`. What the windows are is held by the oracle in `tests/models`; here the two ways to them
-are held against each other, and what a writer does meanwhile."""
+"""Tests of `_storage.windows`. What the windows are is held by the oracle in `tests/models`; here
+the two ways to them are held against each other, and what a writer does meanwhile."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ SPEC = Spec.steps(obs=((), "int64"), action=((), "int8"))
 
 
 class Scene:
-    """A ring with streams of vectors of made-up environments, whose observations count rows of their own."""
+    """A ring with streams of vectors of made-up environments, whose observations count rows of
+    their own."""
 
     def __init__(self, blocks: int = 12, block_rows: int = 16) -> None:
         self.ring, self.registry = Ring(SPEC, blocks, block_rows), WriterRegistry()
         self.writers: list[StreamWriter] = []
 
-    def stream(self, environments: int, mode: str, steps: int, seed: int, mean: float = 1e9) -> StreamWriter:
+    def stream(
+        self, environments: int, mode: str, steps: int, seed: int, mean: float = 1e9
+    ) -> StreamWriter:
         """Write a stream; its writer, to go on with. With short episodes some blocks stay short."""
         rng, episodes = np.random.default_rng(seed), Episodes(SPEC)
         episodes.autoreset_mode = mode
@@ -82,7 +85,8 @@ def scene() -> Iterator[Scene]:
 def test_guessing_and_walking_find_the_same(
     scene: Scene, environments: int, mode: str, back: int, forward: int, across: bool
 ) -> None:
-    """For every row of a ring that was overwritten in part: same windows, same verdicts, whatever lies in between."""
+    """For every row of a ring that was overwritten in part: same windows, same verdicts, whatever
+    lies in between."""
     for seed in range(3):
         scene.stream(environments, mode, 300 // environments, seed, mean=6.0 if seed else 50.0)
     window = Window(back=back, forward=forward, across_episodes=across)
@@ -100,7 +104,8 @@ def test_guessing_and_walking_find_the_same(
 
 
 def test_a_window_changes_with_each_block_that_it_lies_in(scene: Scene) -> None:
-    """Recycling any one of its blocks, also one that the drawn row is not in, is seen; other windows stay."""
+    """Recycling any one of its blocks, also one that the drawn row is not in, is seen; other
+    windows stay."""
     scene.stream(1, "Disabled", 40, 0)  # rows 0 to 39 in blocks 0 to 2
     windows = WindowFinder(scene.ring, Window(back=3, forward=20)).find(np.array([5, 17, 18, 19]))
     assert windows.indices.tolist() == [5, 17, 18, 19]
@@ -118,12 +123,16 @@ def test_a_window_changes_with_each_block_that_it_lies_in(scene: Scene) -> None:
 
 
 def test_all_are_unchanged_only_if_no_block_of_any_is_due(scene: Scene) -> None:
-    """One look at the next serial, and a closer one if that has passed any block of theirs, or one beside the row's."""
+    """One look at the next serial, and a closer one if that has passed any block of theirs, or one
+    beside the row's."""
     scene.stream(1, "Disabled", 40, 0)  # rows 0 to 39 in blocks 0 to 2
     finder = WindowFinder(scene.ring, Window(back=3, forward=2))
     across, within = finder.find(np.array([17])), finder.find(np.array([30]))
     blocks, looks = scene.ring.blocks, []
-    scene.ring.committed = lambda indices, real=scene.ring.committed: (looks.append(1), real(indices))[1]
+    scene.ring.committed = lambda indices, real=scene.ring.committed: (
+        looks.append(1),
+        real(indices),
+    )[1]
     assert len(across.changed()) == len(within.changed()) == 0 and not looks
     scene.ring.next_serial[0] = blocks + 1  # block 0 is due, though nobody has touched it
     assert len(within.changed()) == 0 and not looks
@@ -138,7 +147,10 @@ def test_values_are_taken_by_their_distance(scene: Scene) -> None:
     windows = WindowFinder(scene.ring, Window(back=3, forward=2)).find(np.array([1, 30]))
     assert windows.take("obs").tolist() == [1, 30]
     assert windows.take("obs", 2).tolist() == [3, 32]
-    assert windows.take("obs", slice(-3, 3)).tolist() == [[0, 0, 0, 1, 2, 3], [27, 28, 29, 30, 31, 32]]
+    assert windows.take("obs", slice(-3, 3)).tolist() == [
+        [0, 0, 0, 1, 2, 3],
+        [27, 28, 29, 30, 31, 32],
+    ]
     assert windows.take("obs", slice(None, None)).tolist() == [[1, 2, 3], [30, 31, 32]]
     assert windows.behind.tolist() == [1, 3]
     assert windows.numbers().tolist() == [[0, 0, 0, 1, 2, 3], [27, 28, 29, 30, 31, 32]]
@@ -152,14 +164,18 @@ def test_only_every_period_th_step_begins_a_window(scene: Scene) -> None:
     numbers = scene.ring.columns["steps.step_id"][scene.ring.positions(rows)] & 0xFFFFFFFF
     every = WindowFinder(scene.ring, Window(forward=4)).find(rows)
     third = WindowFinder(scene.ring, Window(forward=4, period=3)).find(rows)
-    assert third.indices.tolist() == [n for n in every.indices.tolist() if numbers[rows == n][0] % 3 == 0]
+    assert third.indices.tolist() == [
+        n for n in every.indices.tolist() if numbers[rows == n][0] % 3 == 0
+    ]
     long = WindowFinder(scene.ring, Window(forward=4, min_steps=3)).find(rows)
     kept = every.steps >= 3
     assert 0 < kept.sum() < len(kept)
     assert long.indices.tolist() == every.indices[kept].tolist()
 
 
-@pytest.mark.parametrize("wrong", [{"back": -1}, {"forward": 1.5}, {"period": 0}, {"forward": 2, "min_steps": 4}])
+@pytest.mark.parametrize(
+    "wrong", [{"back": -1}, {"forward": 1.5}, {"period": 0}, {"forward": 2, "min_steps": 4}]
+)
 def test_a_window_that_makes_no_sense_is_refused(wrong: dict[str, int]) -> None:
     """By the name of the option."""
     with pytest.raises(ValueError, match=list(wrong)[-1]):

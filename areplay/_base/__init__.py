@@ -1,1 +1,2 @@
-"""What everything above rests on: checks of options, spaces as fields, links of episodes, debug mode."""
+"""What everything above rests on: checks of options, spaces as fields, links of episodes, debug
+mode."""

@@ -1,8 +1,9 @@
 """Arrays: what a user hands in, as numpy arrays of the very same values.
 
-Rule: each value comes out as it went in, or the caller gets a `Refusal` that says what came and how to mend it. No
-exception of another library leaves this module: a torch tensor that requires a gradient, a deleted jax array or an
-object whose `__array__` raises are refused like a value of the wrong shape.
+Rule: each value comes out as it went in, or the caller gets a `Refusal` that says what came and how
+to mend it. No exception of another library leaves this module: a torch tensor that requires a
+gradient, a deleted jax array or an object whose `__array__` raises are refused like a value of the
+wrong shape.
 
 Knows neither fields nor specs, and imports no library of arrays but numpy.
 """
@@ -17,30 +18,37 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-KINDS = "biufc"  # bool, signed, unsigned, float, complex: fixed size and no pointers, so bytes can be shared
+# bool, signed, unsigned, float, complex: fixed size and no pointers, so bytes can be shared
+KINDS = "biufc"
 _EXACT_IN_FLOAT64 = 1 << 53  # float64 holds every whole number up to this one
-_FIXED = (bool, int, float, complex, str, bytes, type(None), np.generic)  # values that nobody can change in place
+# values that nobody can change in place
+_FIXED = (bool, int, float, complex, str, bytes, type(None), np.generic)
 _PLAIN = frozenset({bool, int, float, complex, *np.sctypeDict.values()})
 
 
 class Refusal(NamedTuple):
-    """Why a value is no array: what came, and the remedy (empty if the caller knows a better one)."""
+    """Why a value is no array: what came, and the remedy (empty if the caller knows a better
+    one)."""
 
     got: str
     remedy: str
 
 
 def as_array(value: object) -> Array | Refusal:
-    """`value` as a numpy array of exactly the values that it holds; it shares the memory of `value` where it can.
+    """`value` as a numpy array of exactly the values that it holds; it shares the memory of `value`
+    where it can.
 
-    Refused are objects that cannot be converted, masked arrays with masked values, and lists in which numpy would round
-    a whole number, as in `[2**53 + 1, 0.5]`.
+    Refused are objects that cannot be converted, masked arrays with masked values, and lists in
+    which numpy would round a whole number, as in `[2**53 + 1, 0.5]`.
     """
     if type(value) is np.ndarray:
         return value
     try:
         if has_masked(value):
-            return Refusal("a masked array", "masked values cannot be stored: fill them, for example .filled(0)")
+            return Refusal(
+                "a masked array",
+                "masked values cannot be stored: fill them, for example .filled(0)",
+            )
         array = np.asarray(value)
         if isinstance(value, (list, tuple)) and array.dtype.kind in KINDS:
             return _refusal_of_list(value, array) or array
@@ -52,8 +60,8 @@ def as_array(value: object) -> Array | Refusal:
 def exactly(given: Array, dtype: np.dtype[Any]) -> Array | None:
     """`given` as an array of `dtype` in which each value survives; `None` if one would not.
 
-    Whole numbers come out as they went in. A float may be rounded to a shorter float, which is what a field of float32
-    asks for, but must not overflow. A longdouble must be a value of float64.
+    Whole numbers come out as they went in. A float may be rounded to a shorter float, which is what
+    a field of float32 asks for, but must not overflow. A longdouble must be a value of float64.
     """
     if not given.dtype.isnative or given.dtype.kind not in KINDS:
         return None
@@ -80,10 +88,11 @@ def exactly(given: Array, dtype: np.dtype[Any]) -> Array | None:
 
 
 def detached(value: Any) -> Any:
-    """`value` with a memory of its own: what the caller writes into its arrays later does not reach it.
+    """`value` with a memory of its own: what the caller writes into its arrays later does not reach
+    it.
 
-    Mappings, tuples and lists are copied with what is in them. A value that cannot be converted is returned as it is,
-    and refused where it is stored.
+    Mappings, tuples and lists are copied with what is in them. A value that cannot be converted is
+    returned as it is, and refused where it is stored.
     """
     if isinstance(value, _FIXED):
         return value
@@ -105,7 +114,8 @@ def detached(value: Any) -> Any:
 
 
 def own_columns(columns: Mapping[str, Array], given: Mapping[str, Any]) -> dict[str, Array]:
-    """`columns`, which were made of what the caller gave, with a memory that the caller cannot write to."""
+    """`columns`, which were made of what the caller gave, with a memory that the caller cannot
+    write to."""
     return {
         name: column if _is_own(column, given.get(name)) or _is_read_only(column) else column.copy()
         for name, column in columns.items()
@@ -113,7 +123,8 @@ def own_columns(columns: Mapping[str, Array], given: Mapping[str, Any]) -> dict[
 
 
 def share_memory(one: object, other: object) -> bool:
-    """Whether writing to `one` may change `other`: one object that can change, or arrays whose memories overlap.
+    """Whether writing to `one` may change `other`: one object that can change, or arrays whose
+    memories overlap.
 
     Lists are compared part by part, tensors as the arrays that they are.
     """
@@ -121,7 +132,8 @@ def share_memory(one: object, other: object) -> bool:
 
 
 def is_same_memory(one: object, other: object) -> bool:
-    """Whether both are one object that can change, or arrays that begin at the same address, with the same strides."""
+    """Whether both are one object that can change, or arrays that begin at the same address, with
+    the same strides."""
     return _meet(one, other, _begin_alike)
 
 
@@ -132,7 +144,9 @@ def _meet(one: object, other: object, arrays_do: Callable[[Array, Array], bool])
         if isinstance(one, _FIXED) or isinstance(other, _FIXED):
             return False
         if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-            return any(_meet(mine, others, arrays_do) for mine, others in zip(one, other, strict=False))
+            return any(
+                _meet(mine, others, arrays_do) for mine, others in zip(one, other, strict=False)
+            )
         one, other = as_array(one), as_array(other)
         if isinstance(one, Refusal) or isinstance(other, Refusal):
             return False
@@ -152,7 +166,8 @@ def has_masked(value: object) -> bool:
 
 
 def shown(value: object) -> str:
-    """A value as an error names it: its `repr`, cut short; of an object whose `repr` raises, its type."""
+    """A value as an error names it: its `repr`, cut short; of an object whose `repr` raises, its
+    type."""
     try:
         text = repr(value)
     except Exception:
@@ -169,7 +184,8 @@ def told(error: Exception) -> str:
 
 
 def remedy_for(value: object) -> str:
-    """What to do with a value that is no array, such as a tensor that requires a gradient; "" for all others."""
+    """What to do with a value that is no array, such as a tensor that requires a gradient; "" for
+    all others."""
     given = as_array(value)
     return given.remedy if isinstance(given, Refusal) else ""
 
@@ -190,14 +206,20 @@ def torch_tensor_in(value: object, depth: int = 8) -> Any:
                 return tensor
         return None
     kinds = type(value).__mro__
-    is_tensor = any(kind.__name__ == "Tensor" and kind.__module__.split(".")[0] == "torch" for kind in kinds)
+    is_tensor = any(
+        kind.__name__ == "Tensor" and kind.__module__.split(".")[0] == "torch" for kind in kinds
+    )
     return value if is_tensor else None
 
 
 def _is_own(array: Array, given: object) -> bool:
     if isinstance(given, (list, tuple)):
         return True
-    return isinstance(given, np.ndarray) and array is not given and not np.may_share_memory(array, given)
+    return (
+        isinstance(given, np.ndarray)
+        and array is not given
+        and not np.may_share_memory(array, given)
+    )
 
 
 def _is_read_only(array: Array) -> bool:
@@ -206,12 +228,14 @@ def _is_read_only(array: Array) -> bool:
         if base.flags.writeable:
             return False
         base = base.base
-    # Of another owner nobody knows: behind a sliding_window_view, or a read-only memoryview, somebody may write.
+    # Of another owner nobody knows: behind a sliding_window_view, or a read-only memoryview,
+    # somebody may write.
     return base is None or type(base) is bytes
 
 
 def _whole_numbers_survive(given: Array, converted: Array) -> bool:
-    limit = 1 << (np.finfo(converted.dtype).nmant + 1)  # up to here a float of that many bits holds each whole number
+    # up to here a float of that many bits holds each whole number
+    limit = 1 << (np.finfo(converted.dtype).nmant + 1)
     if given.size == 0 or (-limit <= int(given.min()) and int(given.max()) <= limit):
         return True
     # Python's numbers are compared without rounding, numpy's are not.
@@ -221,7 +245,9 @@ def _whole_numbers_survive(given: Array, converted: Array) -> bool:
 def _refusal_of_list(values: Sequence[Any], array: Array) -> Refusal | None:
     """Why a list is not what `array` holds, if it is not."""
     if _has_masked_within(values):
-        return Refusal("a list with masked values", "masked values cannot be stored: fill them, .filled(0)")
+        return Refusal(
+            "a list with masked values", "masked values cannot be stored: fill them, .filled(0)"
+        )
     if array.dtype.char not in "dDgG":  # what numpy makes of wide whole numbers beside a float
         return None
     if not (np.abs(array) >= _EXACT_IN_FLOAT64).any():
@@ -229,14 +255,20 @@ def _refusal_of_list(values: Sequence[Any], array: Array) -> Refusal | None:
     for given, stored in zip(np.array(values, object).ravel(), array.ravel().tolist(), strict=True):
         number = given.item() if hasattr(given, "item") else given
         if isinstance(number, int) and number != stored:
-            return Refusal(f"a list with {number}, which is rounded beside a float", "give whole numbers only, or less")
+            return Refusal(
+                f"a list with {number}, which is rounded beside a float",
+                "give whole numbers only, or less",
+            )
     return None
 
 
 def _has_masked_within(values: Sequence[Any]) -> bool:
     if set(map(type, values)) <= _PLAIN:
         return False
-    return any(_has_masked_within(one) if isinstance(one, (list, tuple)) else has_masked(one) for one in values)
+    return any(
+        _has_masked_within(one) if isinstance(one, (list, tuple)) else has_masked(one)
+        for one in values
+    )
 
 
 def _refusal_of(value: object, error: Exception) -> Refusal:
@@ -246,19 +278,26 @@ def _refusal_of(value: object, error: Exception) -> Refusal:
             return _refusal_of_tensor(tensor)
         except Exception:  # a subclass of a tensor that is not like one
             return Refusal(
-                f"a {type(tensor).__name__}", "give a numpy array, for example tensor.detach().cpu().numpy()"
+                f"a {type(tensor).__name__}",
+                "give a numpy array, for example tensor.detach().cpu().numpy()",
             )
     return Refusal(f"{type(value).__name__} that is no array ({told(error)})", "")
 
 
 def _refusal_of_tensor(tensor: Any) -> Refusal:
     kind = str(tensor.dtype)
-    got = f"a torch tensor of {kind} on {tensor.device}" + (" that requires a gradient" if tensor.requires_grad else "")
+    got = f"a torch tensor of {kind} on {tensor.device}" + (
+        " that requires a gradient" if tensor.requires_grad else ""
+    )
     if str(tensor.layout) != "torch.strided":
         got += f", {tensor.layout}"
     if tensor.device.type == "meta":
-        return Refusal(got, "a meta tensor has no values: give one that has, as tensor.detach().cpu()")
-    steps = ".detach()" + ("" if str(tensor.layout) == "torch.strided" else ".to_dense()") + ".cpu()"
+        return Refusal(
+            got, "a meta tensor has no values: give one that has, as tensor.detach().cpu()"
+        )
+    steps = (
+        ".detach()" + ("" if str(tensor.layout) == "torch.strided" else ".to_dense()") + ".cpu()"
+    )
     if kind == "torch.bfloat16" or kind.startswith("torch.float8"):
         steps += ".float()"
     if tensor.is_conj() or tensor.is_neg():

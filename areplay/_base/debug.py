@@ -1,15 +1,19 @@
-"""Debug mode: with `AREPLAY_DEBUG=1` in the environment, misuse and broken invariants are seen at once.
+"""Debug mode: with `AREPLAY_DEBUG=1` in the environment, misuse and broken invariants are seen at
+once.
 
-    check_step   asserts a structure's invariants after each of its steps (`check()` of inboxes, slots, writers)
-    poison       fills the memory of a batch that was given back with 0xA5, so that a view kept past its turn shows it
+    check_step   asserts a structure's invariants after each of its steps (`check()` of inboxes,
+                 slots, writers)
+    poison       fills the memory of a batch that was given back with 0xA5, so that a view kept past
+                 its turn shows it
     seal         keeps a checksum of each row beside it, made when the row is written into the ring
     verify       compares the rows of a batch with theirs, when the learner gets it
 
-Unset, all of these are empty functions and there are no checksums. Set it before areplay is imported; children inherit
-it, and one that did not would be refused, since its memory is laid out differently.
+Unset, all of these are empty functions and there are no checksums. Set it before areplay is
+imported; children inherit it, and one that did not would be refused, since its memory is laid out
+differently.
 
-Not verified: rows that were overwritten since they were copied, and items that are put together from several rows, by
-a transform or by an item kind of the user's own.
+Not verified: rows that were overwritten since they were copied, and items that are put together
+from several rows, by a transform or by an item kind of the user's own.
 """
 
 from __future__ import annotations
@@ -72,7 +76,9 @@ def _tables(rows: int) -> Table:
     return {"checksums": ((rows,), np.dtype(np.uint32))}
 
 
-def _seal(ring: Sealed, names: Iterable[str], columns: Mapping[str, NDArray[Any]], at: int, count: int) -> None:
+def _seal(
+    ring: Sealed, names: Iterable[str], columns: Mapping[str, NDArray[Any]], at: int, count: int
+) -> None:
     assert ring.checksums is not None
     rows = {name: columns[name][at : at + count] for name in names}
     ring.checksums[at : at + count] = row_checksums(rows, count)
@@ -82,14 +88,17 @@ def _verify(ring: Sealed, fields: Mapping[str, NDArray[Any]], indices: NDArray[n
     assert ring.checksums is not None
     expected = ring.checksums[ring.positions(indices)]
     differs = row_checksums(fields, len(indices)) != expected
-    differs &= (expected != 0) & ring.committed(indices)  # not those that came by other means, or of newcomers
+    # not those that came by other means, or of newcomers
+    differs &= (expected != 0) & ring.committed(indices)
     assert not differs.any(), f"rows {indices[differs][:8].tolist()} are not what was written"
 
 
 def row_checksums(rows: Mapping[str, NDArray[Any]], count: int) -> NDArray[np.uint32]:
     """(count,) uint32: the CRC-32 of each row over all of these fields, by their names in order."""
     found = np.zeros(count, np.uint32)
-    columns = [np.ascontiguousarray(rows[name]).reshape(count, -1).view(np.uint8) for name in sorted(rows)]
+    columns = [
+        np.ascontiguousarray(rows[name]).reshape(count, -1).view(np.uint8) for name in sorted(rows)
+    ]
     for k in range(count):
         checksum = 0
         for column in columns:
@@ -108,6 +117,10 @@ def _no_tables(rows: int) -> Table:
 
 check_step: Callable[[Checked], None] = _check_step if IS_ON else _nothing
 poison: Callable[[Lent], None] = _poison if IS_ON else _nothing
-seal: Callable[[Sealed, Iterable[str], Mapping[str, NDArray[Any]], int, int], None] = _seal if IS_ON else _nothing
-verify: Callable[[Sealed, Mapping[str, NDArray[Any]], NDArray[np.int64]], None] = _verify if IS_ON else _nothing
+seal: Callable[[Sealed, Iterable[str], Mapping[str, NDArray[Any]], int, int], None] = (
+    _seal if IS_ON else _nothing
+)
+verify: Callable[[Sealed, Mapping[str, NDArray[Any]], NDArray[np.int64]], None] = (
+    _verify if IS_ON else _nothing
+)
 tables: Callable[[int], Table] = _tables if IS_ON else _no_tables

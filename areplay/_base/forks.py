@@ -1,21 +1,22 @@
-"""Forks: a forked child keeps nothing of what its parent has open, and every use of it there raises `WrongProcess`.
+"""Forks: a forked child keeps nothing of what its parent has open, and every use of it there raises
+`WrongProcess`.
 
-A fork copies Python's objects, but shares what the kernel holds for them: memory, eventfds, sockets, locks, the event
-loop's epoll. Code in the child that adds, samples, closes, or just unwinds an `async with` would act on the parent's.
-Two rules prevent that:
+A fork copies Python's objects, but shares what the kernel holds for them: memory, eventfds,
+sockets, locks, the event loop's epoll. Code in the child that adds, samples, closes, or just
+unwinds an `async with` would act on the parent's. Two rules prevent that:
 
-- Objects that hold something of the kernel's `register` here. In the child, before any other code runs, `after_fork` of
-  each lets go of it: descriptors are closed there, and shared memory is mapped privately. Only calls are allowed that
-  the parent cannot notice. Closing is one; unlocking, shutting down and epoll_ctl are not, since they act on what both
-  processes share.
-- Public objects remember the `Origin` that was `current` when they were opened. `current` is replaced in the child, so
-  one comparison of identities tells a user's mistake.
+- Objects that hold something of the kernel's `register` here. In the child, before any other code
+  runs, `after_fork` of each lets go of it: descriptors are closed there, and shared memory is
+  mapped privately. Only calls are allowed that the parent cannot notice. Closing is one; unlocking,
+  shutting down and epoll_ctl are not, since they act on what both processes share.
+- Public objects remember the `Origin` that was `current` when they were opened. `current` is
+  replaced in the child, so one comparison of identities tells a user's mistake.
 
-Signals wait meanwhile, for the parent's handlers and wake-up descriptor are the child's until then: a SIGTERM that was
-meant for a worker just forked would end the parent.
+Signals wait meanwhile, for the parent's handlers and wake-up descriptor are the child's until then:
+a SIGTERM that was meant for a worker just forked would end the parent.
 
-Closing matters also for what the child leaves undone: file locks and the ends of sockets last as long as any copy of
-their descriptor does. Knows nothing of what is registered.
+Closing matters also for what the child leaves undone: file locks and the ends of sockets last as
+long as any copy of their descriptor does. Knows nothing of what is registered.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class Resource(Protocol):
     """Something that holds a descriptor, a mapping or a handler of this process."""
 
     def after_fork(self) -> None:
-        """In a forked child: let go of it, by calls that the parent does not notice. Must not wait."""
+        """In a forked child: let go of it, by calls that the parent does not notice. Must not
+        wait."""
         ...
 
 
@@ -71,7 +73,8 @@ _masks: dict[int, set[signal.Signals]] = {}  # by the thread that forks: its sig
 
 
 def check(origin: Origin, what: str) -> None:
-    """Raise `WrongProcess` if `what` was opened by another process, which this one was forked from."""
+    """Raise `WrongProcess` if `what` was opened by another process, which this one was forked
+    from."""
     if origin is not current:
         raise WrongProcess(what, origin.pid)
 
@@ -82,7 +85,8 @@ def register(resource: Resource) -> None:
 
 
 def register_lock(lock: Lock) -> Lock:
-    """The lock, which is free in every forked child from now on, even if another thread of the parent holds it."""
+    """The lock, which is free in every forked child from now on, even if another thread of the
+    parent holds it."""
     _locks.add(lock)
     return lock
 
@@ -118,7 +122,8 @@ class Descriptor:
 
 
 class Handlers:
-    """Signal handlers that this process sets for itself; a forked child gets back those that were there before."""
+    """Signal handlers that this process sets for itself; a forked child gets back those that were
+    there before."""
 
     def __init__(self) -> None:
         self._set: dict[signal.Signals, tuple[Any, Any]] = {}  # handlers before and ours
@@ -164,17 +169,21 @@ def _after_in_child() -> None:
             lock._at_fork_reinit()
         if _resources:
             with suppress(ValueError):  # of a subinterpreter
-                # The parent's, whichever event loop or library has set it: shared, it tells the parent of signals that
-                # the child gets. From Python 3.12 on asyncio does the same.
+                # The parent's, whichever event loop or library has set it: shared, it tells the
+                # parent of signals that the child gets. From Python 3.12 on asyncio does the same.
                 signal.set_wakeup_fd(-1)
         for resource in list(_resources):
             try:
                 resource.after_fork()
             except Exception:
-                logger.exception("%r could not be let go of in process %d", type(resource), current.pid)
+                logger.exception(
+                    "%r could not be let go of in process %d", type(resource), current.pid
+                )
     finally:
         _after_in_parent()
         _masks.clear()
 
 
-os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
+os.register_at_fork(
+    before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child
+)

@@ -1,8 +1,9 @@
 """Hooks: calls into the user's code, and the way of what it raises through ours.
 
-A hook is `on_progress`, `on_prefault`, a schedule, or a method of an item or selector of the user's. Rule: what a hook
-raises reaches the caller, whatever it is. Between the hook and the door it travels as a `HookRaised`, which no handler
-of ours takes for an error of its own: an `OSError` of `on_progress` is no full disk, a `Closed` of it closes nothing.
+A hook is `on_progress`, `on_prefault`, a schedule, or a method of an item or selector of the
+user's. Rule: what a hook raises reaches the caller, whatever it is. Between the hook and the door
+it travels as a `HookRaised`, which no handler of ours takes for an error of its own: an `OSError`
+of `on_progress` is no full disk, a `Closed` of it closes nothing.
 `areplay._processes.waiter.deliver` unwraps it at the door.
 """
 
@@ -20,8 +21,8 @@ _MOST_CHARACTERS = 500  # of a repr in a message
 class HookRaised(BaseException):
     """An exception of a hook, on its way to the caller.
 
-    No `Exception`, since handlers of those are for errors of ours; and not what it carries, since a future cannot hold
-    a `StopIteration`, and a task that raises `SystemExit` stops its event loop.
+    No `Exception`, since handlers of those are for errors of ours; and not what it carries, since a
+    future cannot hold a `StopIteration`, and a task that raises `SystemExit` stops its event loop.
 
     Attributes:
         hook: what messages call it.
@@ -51,7 +52,8 @@ def guarded(name: str, hook: Callable[P, T]) -> Callable[P, T]:
 
 
 def text_of(thing: object) -> str:
-    """The `repr` of an object of the user's, for a message: at most 500 characters, and also if its `repr` raises.
+    """The `repr` of an object of the user's, for a message: at most 500 characters, and also if its
+    `repr` raises.
 
     The name of its class, if it has no `repr` of its own but one with an address.
     """

@@ -1,13 +1,14 @@
 """Identities: names for objects of the user's that are the same in every process and every run.
 
-A stream of batches goes on where the one in a checkpoint was if both consist of the same item. Objects cannot be
-compared across runs, and most have a `repr` with an address in it. So an identity is the name of the object's class and
-a digest of its state, as pickle would take it. Equal states have equal digests, whatever the order of their sets and
-dicts and whichever of their parts are one object.
+A stream of batches goes on where the one in a checkpoint was if both consist of the same item.
+Objects cannot be compared across runs, and most have a `repr` with an address in it. So an identity
+is the name of the object's class and a digest of its state, as pickle would take it. Equal states
+have equal digests, whatever the order of their sets and dicts and whichever of their parts are one
+object.
 
-Left out is what differs between runs though nothing has changed: the module, since the same script is `__main__` in one
-run and imported in the next, and the state of random generators. What has no state that can be taken, such as a lock,
-counts by its class.
+Left out is what differs between runs though nothing has changed: the module, since the same script
+is `__main__` in one run and imported in the next, and the state of random generators. What has no
+state that can be taken, such as a lock, counts by its class.
 """
 
 from __future__ import annotations
@@ -21,24 +22,46 @@ from typing import Any
 
 import numpy as np
 
-_ATOMS = (type(None), bool, int, float, complex, str, bytes, bytearray, range, slice, type(...), type(NotImplemented))
-_NAMED = (type, types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, np.ufunc)
+_ATOMS = (
+    type(None),
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    bytearray,
+    range,
+    slice,
+    type(...),
+    type(NotImplemented),
+)
+_NAMED = (
+    type,
+    types.BuiltinFunctionType,
+    types.MethodDescriptorType,
+    types.WrapperDescriptorType,
+    np.ufunc,
+)
 _GENERATORS = (np.random.Generator, np.random.BitGenerator, np.random.RandomState, random.Random)
 _DIGEST_BYTES = 8
 
 
 def identity(thing: object, *more: object) -> str:
-    """A name of that object: the `repr` of one of areplay's own; of others the class's name and a digest.
+    """A name of that object: the `repr` of one of areplay's own; of others the class's name and a
+    digest.
 
     Args:
-        more: values that belong to its state though it does not hold them, such as attributes of its class.
+        more: values that belong to its state though it does not hold them, such as attributes of
+            its class.
     """
     kind = type(thing)
     if kind.__module__.partition(".")[0] == __name__.partition(".")[0]:
         return repr(thing)
     try:
         return f"{kind.__qualname__}#{_Digests().of((thing, *more)).hex()}"
-    except RecursionError:  # at a depth that depends on the caller's: so none of the state can count
+    # at a depth that depends on the caller's: so none of the state can count
+    except RecursionError:
         return kind.__qualname__
 
 
@@ -75,10 +98,19 @@ class _Digests:
         if kind is dict:
             return self._of_pairs(value.items())
         if isinstance(value, np.ndarray):
-            content = [self.of(value.tolist())] if value.dtype.hasobject else [np.ascontiguousarray(value).tobytes()]
-            return _hash(kind.__qualname__, [str(value.dtype).encode(), repr(value.shape).encode(), *content])
+            content = (
+                [self.of(value.tolist())]
+                if value.dtype.hasobject
+                else [np.ascontiguousarray(value).tobytes()]
+            )
+            return _hash(
+                kind.__qualname__, [str(value.dtype).encode(), repr(value.shape).encode(), *content]
+            )
         if isinstance(value, _NAMED):
-            return _hash("named", [value.__name__.encode() if kind is np.ufunc else value.__qualname__.encode()])
+            return _hash(
+                "named",
+                [value.__name__.encode() if kind is np.ufunc else value.__qualname__.encode()],
+            )
         if isinstance(value, types.ModuleType):
             return _hash("module", [value.__name__.encode()])
         if isinstance(value, types.FunctionType):
@@ -87,7 +119,9 @@ class _Digests:
             return _hash("method", [self.of(value.__func__), self.of(value.__self__)])
         if isinstance(value, types.CodeType):
             names = (value.co_names, value.co_varnames, value.co_freevars)
-            return _hash("code", [value.co_code, *map(self.of, value.co_consts), *map(self.of, names)])
+            return _hash(
+                "code", [value.co_code, *map(self.of, value.co_consts), *map(self.of, names)]
+            )
         if isinstance(value, _GENERATORS):
             return _hash("generator", [kind.__qualname__.encode()])
         return self._of_object(value)
@@ -96,7 +130,8 @@ class _Digests:
         return _hash("dict", sorted(self.of(key) + self.of(value) for key, value in pairs))
 
     def _of_function(self, function: types.FunctionType) -> bytes:
-        """By its name, which stays the same if it is mended; one that has no name of its own by what it does."""
+        """By its name, which stays the same if it is mended; one that has no name of its own by
+        what it does."""
         name = function.__qualname__.encode()
         if b"<" not in name:
             return _hash("function", [name])

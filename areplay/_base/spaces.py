@@ -1,8 +1,9 @@
 """Spaces: the shapes and dtypes of what a gymnasium environment sees and does.
 
-Knows gymnasium's spaces, and nothing of specs: a space becomes a `(shape, dtype name)`, a Dict or Tuple space a dict of
-them, and a space whose samples have no fixed shape is refused by its place in the whole, such as `obs.text`. gymnasium
-is imported when it is needed, not before: the package works without it.
+Knows gymnasium's spaces, and nothing of specs: a space becomes a `(shape, dtype name)`, a Dict or
+Tuple space a dict of them, and a space whose samples have no fixed shape is refused by its place in
+the whole, such as `obs.text`. gymnasium is imported when it is needed, not before: the package
+works without it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ _HINT = "leave it out of the space, or wrap the environment so that it becomes a
 
 
 def env_fields(env: object) -> tuple[Nested, Nested]:
-    """The observation and the action of `env`, each as `(shape, dtype name)` or a dict of name to such, nested.
+    """The observation and the action of `env`, each as `(shape, dtype name)` or a dict of name to
+    such, nested.
 
     Of a vector of environments: those of one of them.
 
@@ -25,32 +27,40 @@ def env_fields(env: object) -> tuple[Nested, Nested]:
         env: a `gymnasium.Env`, or a vector of them.
 
     Raises:
-        ValueError: a space has no fixed shape (Text, Graph, Sequence, OneOf), or a Dict or Tuple space is empty or has
-            a key that cannot be part of a field's name.
+        ValueError: a space has no fixed shape (Text, Graph, Sequence, OneOf), or a Dict or Tuple
+            space is empty or has a key that cannot be part of a field's name.
         TypeError: `env` is no gymnasium environment.
         MissingDependency: gymnasium is not installed.
     """
     if _is_of_old_gym(env):
         raise TypeError(
-            f"{type(env).__name__} is an environment of the old gym, which is no longer maintained; use gymnasium's, "
-            f"for example gymnasium.make('GymV26Environment-v0', env=env) of the package shimmy"
+            f"{type(env).__name__} is an environment of the old gym, which is no longer "
+            "maintained; use gymnasium's, for example gymnasium.make('GymV26Environment-v0', "
+            "env=env) of the package shimmy"
         )
     try:
         from gymnasium import Space
     except ImportError as error:
         raise MissingDependency("Spec.from_env", "gymnasium") from error
     if isinstance(env, (str, type)):
-        raise TypeError(f"expected an environment, got {env!r}; make one first, with gymnasium.make or make_vec")
-    one = "single_" if hasattr(env, "single_observation_space") else ""  # a vector has its batched spaces beside
+        raise TypeError(
+            f"expected an environment, got {env!r}; make one first, with gymnasium.make or make_vec"
+        )
+    # a vector has its batched spaces beside
+    one = "single_" if hasattr(env, "single_observation_space") else ""
     found: list[Nested] = []
     for attribute, root in ((f"{one}observation_space", "obs"), (f"{one}action_space", "action")):
         space = getattr(env, attribute, None)
         if space is not None and _is_of_old_gym(space):
-            raise TypeError(f"env.{attribute} is a space of the old gym, {space}; use the one of gymnasium.spaces")
+            raise TypeError(
+                f"env.{attribute} is a space of the old gym, {space}; use the one of "
+                "gymnasium.spaces"
+            )
         if not isinstance(space, Space):
             raise TypeError(
                 f"expected a gymnasium environment, got {type(env).__name__}, whose {attribute} is "
-                f"{'missing' if space is None else repr(space)}; describe it with Spec.steps(obs=..., action=...)"
+                f"{'missing' if space is None else repr(space)}; describe it with "
+                "Spec.steps(obs=..., action=...)"
             )
         found.append(_fields_of(space, f"env.{attribute}", root))
     observation, action = found
@@ -58,7 +68,8 @@ def env_fields(env: object) -> tuple[Nested, Nested]:
 
 
 def _fields_of(space: Any, whose: str, name: str) -> Nested:
-    """The `(shape, dtype name)` of a space, or the dict of its parts; `name` is its place in the whole."""
+    """The `(shape, dtype name)` of a space, or the dict of its parts; `name` is its place in the
+    whole."""
     from gymnasium import spaces
 
     if isinstance(space, spaces.Dict):
@@ -70,12 +81,14 @@ def _fields_of(space: Any, whose: str, name: str) -> Nested:
     else:
         raise ValueError(f"{whose}: {name!r} is {space}, which has no fixed shape; {_HINT}")
     if not parts:
-        raise ValueError(f"{whose}: {name!r} is an empty {type(space).__name__}; leave it out of the space")
+        raise ValueError(
+            f"{whose}: {name!r} is an empty {type(space).__name__}; leave it out of the space"
+        )
     for key, _ in parts:
         if not isinstance(key, str) or not key or "." in key:
             raise ValueError(
-                f"{whose}: {name!r} has the key {key!r}, but fields need names that are strings without a dot; rename "
-                f"it in a wrapper"
+                f"{whose}: {name!r} has the key {key!r}, but fields need names that are strings "
+                f"without a dot; rename it in a wrapper"
             )
     return {key: _fields_of(part, whose, f"{name}.{key}") for key, part in parts}
 

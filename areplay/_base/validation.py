@@ -1,4 +1,5 @@
-"""Checks of the options that users pass. A wrong one is a `ValueError` that says what is allowed."""
+"""Checks of the options that users pass. A wrong one is a `ValueError` that says what is
+allowed."""
 
 from __future__ import annotations
 
@@ -17,8 +18,11 @@ NO_PRIORITY = math.nan
 
 
 def whole_number(name: str, value: object, *, at_least: int = 1, at_most: int | None = None) -> int:
-    """`value` as an int, if it is a whole number (no bool, no float) between the bounds, else `ValueError`."""
-    allowed = f"a whole number of at least {at_least}" + ("" if at_most is None else f" and at most {at_most:,}")
+    """`value` as an int, if it is a whole number (no bool, no float) between the bounds, else
+    `ValueError`."""
+    allowed = f"a whole number of at least {at_least}" + (
+        "" if at_most is None else f" and at most {at_most:,}"
+    )
     number = plain(value)
     if isinstance(number, bool) or not isinstance(number, numbers.Integral):
         raise refused(f"{name} must be {allowed}", value)
@@ -38,7 +42,8 @@ def flag(name: str, value: object) -> bool:
 
 def fraction(name: str, value: object) -> float:
     """`value` as a float, if it is a real number from 0 to 1, else `ValueError`."""
-    if type(value) is float and 0 <= value <= 1:  # once a batch, and an abstract class is slow to ask
+    # once a batch, and an abstract class is slow to ask
+    if type(value) is float and 0 <= value <= 1:
         return value
     number = real_number(value)
     if not 0 <= number <= 1:
@@ -47,10 +52,13 @@ def fraction(name: str, value: object) -> float:
 
 
 def seconds(name: str, value: object, *, positive: bool = True) -> float:
-    """`value` as a float number of seconds, if it is a finite real number above (or, if not `positive`, at least) 0."""
+    """`value` as a float number of seconds, if it is a finite real number above (or, if not
+    `positive`, at least) 0."""
     number = real_number(value)
     if not (0 < number < math.inf or (number == 0 and not positive)):
-        raise refused(f"{name} must be a number of seconds {'above' if positive else 'of at least'} 0", value)
+        raise refused(
+            f"{name} must be a number of seconds {'above' if positive else 'of at least'} 0", value
+        )
     return number
 
 
@@ -70,7 +78,8 @@ def optional_rate(name: str, value: object) -> float | None:
 
 
 def real_number(value: object) -> float:
-    """`value` as a float, infinite if it is too large for one; NaN if it is no real number, or a bool."""
+    """`value` as a float, infinite if it is too large for one; NaN if it is no real number, or a
+    bool."""
     number = plain(value)
     if isinstance(number, bool) or not isinstance(number, numbers.Real):
         return math.nan
@@ -81,7 +90,8 @@ def real_number(value: object) -> float:
 
 
 def plain_scalar(name: str, value: object) -> float | int | str | bool:
-    """`value` as a number, bool or str of Python's, if it is one, or an array or tensor of one; else `TypeError`."""
+    """`value` as a number, bool or str of Python's, if it is one, or an array or tensor of one;
+    else `TypeError`."""
     scalar = value
     if hasattr(value, "__array__"):  # numpy's and torch's scalars, and arrays
         array = as_array(value)
@@ -89,7 +99,9 @@ def plain_scalar(name: str, value: object) -> float | int | str | bool:
     if isinstance(scalar, (float, int, str, bool)):
         return scalar
     remedy = remedy_for(value)
-    what = f"must be a number, a bool or a str, got {type(value).__name__}" + (f"; {remedy}" if remedy else "")
+    what = f"must be a number, a bool or a str, got {type(value).__name__}" + (
+        f"; {remedy}" if remedy else ""
+    )
     raise TypeError(f"{name} {what}")
 
 
@@ -97,15 +109,20 @@ def row_indices(indices: object) -> NDArray[np.int64]:
     """(B,) int64, if they are whole numbers, else `ValueError`."""
     names = as_array(indices)
     if isinstance(names, Refusal):
-        raise ValueError(f"indices: expected (B,) int64, got {names.got}; {names.remedy or 'give batch.indices'}")
+        raise ValueError(
+            f"indices: expected (B,) int64, got {names.got}; {names.remedy or 'give batch.indices'}"
+        )
     if names.dtype.kind not in "iu" or names.ndim != 1:
         got = f"shape {names.shape} of {names.dtype}"
-        raise ValueError(f"indices: expected (B,) int64, got {got}; give those of the batch, batch.indices")
+        raise ValueError(
+            f"indices: expected (B,) int64, got {got}; give those of the batch, batch.indices"
+        )
     return names.astype(np.int64, copy=False)
 
 
 def one_priority(value: Any) -> float:
-    """`value` as a float, if it is a finite number that a float64 holds: a whole number is not rounded.
+    """`value` as a float, if it is a finite number that a float64 holds: a whole number is not
+    rounded.
 
     Raises:
         SpecMismatch: it is not.
@@ -115,15 +132,19 @@ def one_priority(value: Any) -> float:
     number, given = real_number(value), plain(value)
     if math.isfinite(number):
         if isinstance(given, numbers.Integral):
-            given = int(given)  # Python compares an int with a float without rounding either, numpy does not
+            # Python compares an int with a float without rounding either, numpy does not
+            given = int(given)
         if given == number or not isinstance(given, (int, np.longdouble)):
             return number
     remedy = remedy_for(value) or "give the error of the step, or leave it out"
     raise SpecMismatch("priority", "a finite number that a float64 holds", shown(value), remedy)
 
 
-def priority_values(values: Any, count: int, max_mean_mix: float = 0.9, mask: Any = None) -> NDArray[np.float64]:
-    """(count,) float64 of as many finite numbers, or of the errors of as many sequences, (count, T).
+def priority_values(
+    values: Any, count: int, max_mean_mix: float = 0.9, mask: Any = None
+) -> NDArray[np.float64]:
+    """(count,) float64 of as many finite numbers, or of the errors of as many sequences, (count,
+    T).
 
     Raises:
         SpecMismatch: they are none, or a whole number among them is none of float64.
@@ -131,29 +152,53 @@ def priority_values(values: Any, count: int, max_mean_mix: float = 0.9, mask: An
     expected = f"finite numbers of shape ({count},), or ({count}, T) of sequences"
     array = as_array(values)
     if isinstance(array, Refusal):
-        raise SpecMismatch("priorities", expected, array.got, array.remedy or "give one number an item")
-    if array.dtype.kind not in "iuf" or array.ndim not in (1, 2) or len(array) != count or array.size < count:
-        raise SpecMismatch("priorities", expected, f"shape {array.shape} of {array.dtype}", "give one number an item")
+        raise SpecMismatch(
+            "priorities", expected, array.got, array.remedy or "give one number an item"
+        )
+    if (
+        array.dtype.kind not in "iuf"
+        or array.ndim not in (1, 2)
+        or len(array) != count
+        or array.size < count
+    ):
+        raise SpecMismatch(
+            "priorities",
+            expected,
+            f"shape {array.shape} of {array.dtype}",
+            "give one number an item",
+        )
     if array.dtype != np.float64:
         given, float64 = array, exactly(array, np.dtype(np.float64))
         if float64 is None:
             remedy = "convert them yourself, for example .astype('float64')"
-            raise SpecMismatch("priorities", expected, f"{given.dtype} that float64 cannot hold", remedy)
+            raise SpecMismatch(
+                "priorities", expected, f"{given.dtype} that float64 cannot hold", remedy
+            )
         array = float64
     if array.ndim == 1 and mask is not None:
         raise SpecMismatch(
-            "mask", "errors of shape (B, T) beside it", f"priorities of shape {array.shape}", "leave it out"
+            "mask",
+            "errors of shape (B, T) beside it",
+            f"priorities of shape {array.shape}",
+            "leave it out",
         )
     counts = np.ones(array.shape, np.bool_) if mask is None else as_array(mask)
     if isinstance(counts, Refusal):
-        raise SpecMismatch("mask", f"shape {array.shape} of bool", counts.got, counts.remedy or "pass batch['mask']")
+        raise SpecMismatch(
+            "mask",
+            f"shape {array.shape} of bool",
+            counts.got,
+            counts.remedy or "pass batch['mask']",
+        )
     if counts.shape != array.shape or counts.dtype != np.bool_:
         got = f"shape {counts.shape} of {counts.dtype}"
         raise SpecMismatch("mask", f"shape {array.shape} of bool", got, "pass batch['mask']")
     if mask is not None:
         array = np.where(counts, array, 0.0)
     if not np.logical_and.reduce(np.isfinite(array), axis=None):
-        raise SpecMismatch("priorities", expected, "NaN or infinity", "look at the loss that they come from")
+        raise SpecMismatch(
+            "priorities", expected, "NaN or infinity", "look at the loss that they come from"
+        )
     if array.ndim == 1 or count == 0:
         return array.reshape(count)
     errors = np.abs(array) * counts
@@ -165,7 +210,8 @@ def priority_values(values: Any, count: int, max_mean_mix: float = 0.9, mask: An
 def priority_column(
     values: Any, given: int, rows: int, at: NDArray[np.intp] | slice = slice(None)
 ) -> NDArray[np.float64] | None:
-    """(rows,) float64 with the priorities of `given` steps, `NO_PRIORITY` in the rows of no step; None if none given.
+    """(rows,) float64 with the priorities of `given` steps, `NO_PRIORITY` in the rows of no step;
+    None if none given.
 
     Args:
         at: which rows are the steps'; by default the first ones.
@@ -177,13 +223,16 @@ def priority_column(
         return None
     array = as_array(values)
     if not isinstance(array, Refusal) and array.ndim != 1:
-        raise SpecMismatch("priority", f"shape ({given},)", f"shape {array.shape}", "give one number a step")
+        raise SpecMismatch(
+            "priority", f"shape ({given},)", f"shape {array.shape}", "give one number a step"
+        )
     column = np.full(rows, NO_PRIORITY)
     column[slice(given) if isinstance(at, slice) else at] = priority_values(values, given)
     return column
 
 
 def refused(allowed: str, value: object) -> ValueError:
-    """The error that says what is allowed, what came, and what to do with a tensor that has no array."""
+    """The error that says what is allowed, what came, and what to do with a tensor that has no
+    array."""
     remedy = remedy_for(value)
     return ValueError(f"{allowed}, got {shown(value)}" + (f"; {remedy}" if remedy else ""))

@@ -1,8 +1,9 @@
 """Manifests: reading `manifest.json`, and refusing whatever is none before anything is made of it.
 
-Rule: what stands in a checkpoint's directory may be anything, a pipe, a device, a file without an end, JSON of a
-million brackets. Reading takes bounded time and memory, and each value has the type and range that the rest of areplay
-relies on. What a table holds is checked by `areplay._checkpoint.reader`, which knows the rows.
+Rule: what stands in a checkpoint's directory may be anything, a pipe, a device, a file without an
+end, JSON of a million brackets. Reading takes bounded time and memory, and each value has the type
+and range that the rest of areplay relies on. What a table holds is checked by
+`areplay._checkpoint.reader`, which knows the rows.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ MOST_SAVES = 10**15
 
 _ASK_FROM_BYTES = 64 << 20  # an allocation that is compared with the memory that is left
 _MOST = 1 << 62  # of a serial, or a count
-_MOST_CAPACITY_ROWS, _MOST_BLOCK_ROWS = 1 << 41, 1 << 20  # what `Replay` takes, the first rounded up to blocks
+# what `Replay` takes, the first rounded up to blocks
+_MOST_CAPACITY_ROWS, _MOST_BLOCK_ROWS = 1 << 41, 1 << 20
 _MOST_TIME_S = 1 << 37  # in the year 6325
 _NO_MEANS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
@@ -68,7 +70,9 @@ def read_manifest(path: str) -> tuple[Manifest, int]:
     try:
         with opened(path, MANIFEST) as (file, size):
             if size > MOST_BYTES:
-                raise CheckpointDamaged(path, MANIFEST, f"has {size:,} bytes, a manifest has at most {MOST_BYTES:,}")
+                raise CheckpointDamaged(
+                    path, MANIFEST, f"has {size:,} bytes, a manifest has at most {MOST_BYTES:,}"
+                )
             text = b""
             while len(text) <= MOST_BYTES and (piece := file.read(MOST_BYTES + 1 - len(text))):
                 text += piece
@@ -79,12 +83,16 @@ def read_manifest(path: str) -> tuple[Manifest, int]:
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise ValueError(f"it is no {FORMAT}")
         if (version := _whole(manifest, "version")) > VERSION:
-            raise CheckpointMismatch(path, {"version": f"expected at most {VERSION}, got {version}"})
+            raise CheckpointMismatch(
+                path, {"version": f"expected at most {VERSION}, got {version}"}
+            )
         is_whole = _whole(manifest, "crc32") == manifest_checksum(manifest)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointDamaged(path, MANIFEST, f"cannot be understood ({_short(error)})") from None
     except MemoryError:
-        raise ResourceUnavailable("allocating memory", f"the checkpoint in {path}", "no memory is left") from None
+        raise ResourceUnavailable(
+            "allocating memory", f"the checkpoint in {path}", "no memory is left"
+        ) from None
     if not is_whole:
         raise CheckpointDamaged(path, MANIFEST, "has another checksum than it says")
     try:
@@ -96,7 +104,8 @@ def read_manifest(path: str) -> tuple[Manifest, int]:
 
 @contextlib.contextmanager
 def opened(path: str, name: str) -> Iterator[tuple[FileIO, int]]:
-    """A regular file in a checkpoint's directory, to be read, and its size. Nothing else is waited for, or read.
+    """A regular file in a checkpoint's directory, to be read, and its size. Nothing else is waited
+    for, or read.
 
     Raises:
         FileNotFoundError, NotADirectoryError: it is not there.
@@ -104,10 +113,12 @@ def opened(path: str, name: str) -> Iterator[tuple[FileIO, int]]:
         ResourceUnavailable: no descriptor or memory is left.
     """
     try:
-        # O_NONBLOCK: opening a pipe that nobody writes to, or a line that is down, would wait for ever.
+        # O_NONBLOCK: opening a pipe that nobody writes to, or a line that is down, would wait for
+        # ever.
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
         descriptor = os.open(os.path.join(path, name), flags)
-        try:  # not with a FileIO from here on: of a folder's descriptor it makes none, and leaves it open
+        # not with a FileIO from here on: of a folder's descriptor it makes none, and leaves it open
+        try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise CheckpointDamaged(path, name, "is no file")
@@ -118,11 +129,14 @@ def opened(path: str, name: str) -> Iterator[tuple[FileIO, int]]:
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:
-        raise lack_of_means(error, path) or CheckpointDamaged(path, name, f"cannot be read ({error})") from None
+        raise lack_of_means(error, path) or CheckpointDamaged(
+            path, name, f"cannot be read ({error})"
+        ) from None
 
 
 def lack_of_means(error: OSError, path: str) -> ResourceUnavailable | None:
-    """What to raise if the error says that descriptors or memory have run out; None if it says something else."""
+    """What to raise if the error says that descriptors or memory have run out; None if it says
+    something else."""
     if error.errno not in _NO_MEANS:
         return None
     return ResourceUnavailable("opening a file", f"the checkpoint in {path}", str(error))
@@ -134,18 +148,24 @@ def allocated(path: str, name: str, size: int) -> bytearray:
     Raises:
         MemoryLimitExceeded, ResourceUnavailable: there is not as much.
     """
-    if size >= _ASK_FROM_BYTES:  # the kernel promises more than it has, and zeros of a file with holes cost nothing
+    # the kernel promises more than it has, and zeros of a file with holes cost nothing
+    if size >= _ASK_FROM_BYTES:
         check_memory(f"reading {name} of the checkpoint in {path}", {name: size})
     try:
         return bytearray(size)
     except (MemoryError, OverflowError):
         raise MemoryLimitExceeded(
-            f"reading {name} of the checkpoint in {path}", size, 0, "this process's address space", {name: size}
+            f"reading {name} of the checkpoint in {path}",
+            size,
+            0,
+            "this process's address space",
+            {name: size},
         ) from None
 
 
 def check_spec_kinds(spec: Any) -> None:
-    """Raise `ValueError` if it is no description of a spec: names, shapes and dtypes as lists, numbers and strings."""
+    """Raise `ValueError` if it is no description of a spec: names, shapes and dtypes as lists,
+    numbers and strings."""
     if not isinstance(spec, dict) or not isinstance(spec.get("fields"), list):
         raise ValueError("spec: expected its fields, a list")
     for field in spec["fields"]:
@@ -157,7 +177,9 @@ def check_spec_kinds(spec: Any) -> None:
     kinds = spec["steps"]
     if kinds is None:
         return
-    if not isinstance(kinds, dict) or not all(_is_names(kinds.get(kind)) for kind in ("obs", "action", "extras")):
+    if not isinstance(kinds, dict) or not all(
+        _is_names(kinds.get(kind)) for kind in ("obs", "action", "extras")
+    ):
         raise ValueError(f"spec: expected names of obs, action and extras, got {_short(kinds)}")
     named = [*kinds["obs"], *kinds["action"], *kinds["extras"], "reward", "terminated", "truncated"]
     if sorted(named) != sorted(field[0] for field in spec["fields"]):
@@ -165,8 +187,18 @@ def check_spec_kinds(spec: Any) -> None:
 
 
 def _check(manifest: Manifest) -> None:
-    """Raise `ValueError`, `TypeError` or `KeyError` if a value is not of the type and range that is relied upon."""
-    for key in ("id", "spec", "columns", "block_rows_given", "counters", "counts", "masses", "streams"):
+    """Raise `ValueError`, `TypeError` or `KeyError` if a value is not of the type and range that is
+    relied upon."""
+    for key in (
+        "id",
+        "spec",
+        "columns",
+        "block_rows_given",
+        "counters",
+        "counts",
+        "masses",
+        "streams",
+    ):
         if key not in manifest:
             raise KeyError(key)
     _text(manifest, "id")
@@ -178,7 +210,9 @@ def _check(manifest: Manifest) -> None:
     _whole(manifest, "capacity_rows", least=1, most=_MOST_CAPACITY_ROWS)
     _whole(manifest, "block_rows", least=1, most=_MOST_BLOCK_ROWS)
     if not isinstance(manifest["block_rows_given"], bool):
-        raise ValueError(f"block_rows_given: expected true or false, got {_short(manifest['block_rows_given'])}")
+        raise ValueError(
+            f"block_rows_given: expected true or false, got {_short(manifest['block_rows_given'])}"
+        )
     counters = _table(manifest, "counters")
     for key in ("next_serial", "next_stream", "rows_inserted"):
         _whole(counters, key)
@@ -188,7 +222,9 @@ def _check(manifest: Manifest) -> None:
     entropy = counts["entropy"]
     for number in entropy if isinstance(entropy, list) else [entropy]:
         if not _is_whole(number) or number < 0:
-            raise ValueError(f"entropy: expected whole numbers of at least 0, got {_short(entropy)}")
+            raise ValueError(
+                f"entropy: expected whole numbers of at least 0, got {_short(entropy)}"
+            )
     _table(counts, "generator")
     _file(_table(manifest, "blocks"))
     for masses in _list(manifest, "masses"):
@@ -227,14 +263,18 @@ def _is_names(value: object) -> bool:
 def _whole(table: Manifest, key: str, least: int = 0, most: int = _MOST) -> int:
     value = table[key]
     if not _is_whole(value) or not least <= value <= most:
-        raise ValueError(f"{key}: expected a whole number from {least:,} to {most:,}, got {_short(value)}")
+        raise ValueError(
+            f"{key}: expected a whole number from {least:,} to {most:,}, got {_short(value)}"
+        )
     return int(value)
 
 
 def _number(table: Manifest, key: str, least: float = -math.inf, most: float = math.inf) -> None:
     value = table[key]
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
-        raise ValueError(f"{key}: expected a number from {least:g} to {most:g}, got {_short(value)}")
+        raise ValueError(
+            f"{key}: expected a number from {least:g} to {most:g}, got {_short(value)}"
+        )
     float(value)  # an integer may be too large for one: OverflowError
 
 

@@ -1,18 +1,25 @@
-"""Checkpoints: a replay as a directory of files, how they are named and read, and how rows come back into a ring.
+"""Checkpoints: a replay as a directory of files, how they are named and read, and how rows come
+back into a ring.
 
     manifest.json               what the checkpoint is, and which other files belong to it
-    blocks-<save>.npy           a table: for each block its serial, rows and stream, and its file's size and checksum
-    block-<serial>-<rows>-<save>.npys    the rows of one block: its columns one after the other, as np.save writes them
-    masses-<k>-<save>.npy       of the k-th priority exponent: a mass a row, in the order of the table
-    delivered-<k>-<save>.npy    of the k-th stream of batches: which rows a Fifo has delivered already
+    blocks-<save>.npy           a table: for each block its serial, rows and stream, and its file's
+                                size and checksum
+    block-<serial>-<rows>-<save>.npys    the rows of one block: its columns one after the other, as
+                                         np.save writes them
+    masses-<k>-<save>.npy       of the k-th priority exponent: a mass a row, in the order of the
+                                table
+    delivered-<k>-<save>.npy    of the k-th stream of batches: which rows a Fifo has delivered
+                                already
 
-`<save>` is the number of the save that wrote the file. Rule: a file is never changed once it is written, and belongs to
-a checkpoint only if its manifest names it. So a save that writes beside it disturbs nobody, and the one step that
-counts is the renaming of the manifest. See docs/checkpoints.md; `areplay._checkpoint.writer` writes what is read here.
+`<save>` is the number of the save that wrote the file. Rule: a file is never changed once it is
+written, and belongs to a checkpoint only if its manifest names it. So a save that writes beside it
+disturbs nobody, and the one step that counts is the renaming of the manifest. See
+docs/checkpoints.md; `areplay._checkpoint.writer` writes what is read here.
 
-Rows come back in the places that they had, if the ring has blocks of the same size and as many. Otherwise each stream
-is cut anew into blocks, in its order, since the rows of an episode name each other by their distance in their stream.
-Whatever is wrong is found before a row can be seen: `fill` makes them visible in its last step.
+Rows come back in the places that they had, if the ring has blocks of the same size and as many.
+Otherwise each stream is cut anew into blocks, in its order, since the rows of an episode name each
+other by their distance in their stream. Whatever is wrong is found before a row can be seen: `fill`
+makes them visible in its last step.
 """
 
 from __future__ import annotations
@@ -30,11 +37,20 @@ from numpy.typing import NDArray
 from areplay._checkpoint.manifest import MANIFEST, allocated, opened, read_manifest
 from areplay._storage.registry import Blocks, Indices
 from areplay._storage.ring import Ring
-from areplay.errors import CheckpointDamaged, CheckpointMismatch, MemoryLimitExceeded, ResourceUnavailable, WouldBlock
+from areplay.errors import (
+    CheckpointDamaged,
+    CheckpointMismatch,
+    MemoryLimitExceeded,
+    ResourceUnavailable,
+    WouldBlock,
+)
 from areplay.spec import Array, Spec
 
 TABLE = np.dtype(
-    [(name, "<i8") for name in ("serial", "rows", "stream", "previous", "following", "save", "bytes", "crc32")]
+    [
+        (name, "<i8")
+        for name in ("serial", "rows", "stream", "previous", "following", "save", "bytes", "crc32")
+    ]
 )
 _PIECE_BYTES = 1 << 20
 _HEADER_BYTES = 4_096  # of an array's header, at most
@@ -65,7 +81,8 @@ class Move(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Which rows go where: the blocks as they will be, and for each block of the table what becomes of its rows."""
+    """Which rows go where: the blocks as they will be, and for each block of the table what becomes
+    of its rows."""
 
     blocks: Blocks
     moves: list[list[Move]]
@@ -76,7 +93,8 @@ class Plan(NamedTuple):
 
 
 class Checkpoint:
-    """A checkpoint that was found, its manifest and table read and checked; its rows are read by `fill`.
+    """A checkpoint that was found, its manifest and table read and checked; its rows are read by
+    `fill`.
 
     Args:
         path: of its directory.
@@ -110,13 +128,16 @@ class Checkpoint:
         try:
             self.spec = Spec.described(self.manifest["spec"])
             if self.manifest["columns"] != list(self.spec.rows):
-                raise ValueError(f"its columns are not those of its spec, {', '.join(self.spec.rows)}")
+                raise ValueError(
+                    f"its columns are not those of its spec, {', '.join(self.spec.rows)}"
+                )
             self._check_ring()
             self.table = self._read_table()
             self._check_geometry()
         except (WouldBlock, CheckpointDamaged, MemoryLimitExceeded, ResourceUnavailable):
             raise
-        except Exception as error:  # numpy has a type of its own for each way in which a dtype or a number is none
+        # numpy has a type of its own for each way in which a dtype or a number is none
+        except Exception as error:
             raise self._damaged(MANIFEST, f"cannot be understood ({error!r})") from None
 
     @property
@@ -137,19 +158,28 @@ class Checkpoint:
     # Where rows go.
 
     def plan(self, blocks: int, block_rows: int) -> Plan:
-        """Where the rows go in a ring of so many blocks of so many rows; the newest ones, if they are too many."""
+        """Where the rows go in a ring of so many blocks of so many rows; the newest ones, if they
+        are too many."""
         table, floor = self.table, self.counters["next_serial"] - blocks
         runs = _runs(table)
         next_stream = self.counters["next_stream"]
-        # What was left for another lap had no place among the others any more: then all get new ones.
+        # What was left for another lap had no place among the others any more: then all get new
+        # ones.
         is_in_place = block_rows == self.block_rows and blocks * block_rows == self.capacity_rows
         if is_in_place and (table["serial"] >= floor).all():
             pieces = [
-                (int(table["serial"][k]), run, int(table["rows"][k]), [(k, 0, int(table["rows"][k]))])
+                (
+                    int(table["serial"][k]),
+                    run,
+                    int(table["rows"][k]),
+                    [(k, 0, int(table["rows"][k]))],
+                )
                 for run, workers in enumerate(runs)
                 for k in workers
             ]
-            return self._planned(pieces, runs, blocks, block_rows, self.counters["next_serial"], next_stream, True)
+            return self._planned(
+                pieces, runs, blocks, block_rows, self.counters["next_serial"], next_stream, True
+            )
         pieces = []
         for run, workers in enumerate(runs):
             for part in _cut(workers, table["rows"][workers].tolist(), block_rows):
@@ -171,7 +201,8 @@ class Checkpoint:
         next_stream: int,
         is_in_place: bool,
     ) -> Plan:
-        """The plan of `(serial, run, rows, parts)`; a run that is not the first of its stream becomes another."""
+        """The plan of `(serial, run, rows, parts)`; a run that is not the first of its stream
+        becomes another."""
         names: dict[int, int] = {}
         seen: set[int] = set()
         for run, workers in enumerate(runs):
@@ -183,7 +214,9 @@ class Checkpoint:
         moves: list[list[Move]] = [[] for _ in self.table]
         last: dict[int, int] = {}  # by run: the row of its block before
         found = np.empty((5, len(pieces)), np.int64)
-        for row, (serial, run, rows, parts) in enumerate(sorted(pieces, key=lambda piece: piece[0])):
+        for row, (serial, run, rows, parts) in enumerate(
+            sorted(pieces, key=lambda piece: piece[0])
+        ):
             found[:, row] = serial, rows, names[run], -1, -1
             if run in last:
                 found[3, row], found[4, last[run]] = found[0, last[run]], serial
@@ -196,8 +229,11 @@ class Checkpoint:
 
     # Reading.
 
-    def fill(self, ring: Ring, plan: Plan, stop: CancelToken, progress: Progress | None = None) -> None:
-        """Read the rows into a ring that nobody else uses yet. Visible when all of them were read and found whole.
+    def fill(
+        self, ring: Ring, plan: Plan, stop: CancelToken, progress: Progress | None = None
+    ) -> None:
+        """Read the rows into a ring that nobody else uses yet. Visible when all of them were read
+        and found whole.
 
         Raises:
             CheckpointDamaged: nothing is visible.
@@ -209,15 +245,20 @@ class Checkpoint:
             stop.check()
             if moves:
                 name = block_name(entry)
-                image = self._read(name, int(entry["bytes"]), int(entry["crc32"]), self._most_bytes(entry), buffer)
+                image = self._read(
+                    name, int(entry["bytes"]), int(entry["crc32"]), self._most_bytes(entry), buffer
+                )
                 self._place(ring, name, image, int(entry["rows"]), moves)
             done += int(entry["bytes"])
             if progress is not None:
                 progress(done, self.size_bytes)
-        ring.restore(plan.blocks, plan.next_serial, plan.next_stream, self.counters["rows_inserted"])
+        ring.restore(
+            plan.blocks, plan.next_serial, plan.next_stream, self.counters["rows_inserted"]
+        )
 
     def files(self) -> Iterator[tuple[str, int, int]]:
-        """`(name, bytes, checksum)` of each file that belongs to it, but for the manifest: tables, then blocks."""
+        """`(name, bytes, checksum)` of each file that belongs to it, but for the manifest: tables,
+        then blocks."""
         delivered = [stream["delivered"] for stream in self.streams]
         for table in (self.manifest["blocks"], *self._masses, *delivered):
             if table is not None:
@@ -226,7 +267,8 @@ class Checkpoint:
             yield block_name(entry), int(entry["bytes"]), int(entry["crc32"])
 
     def damages(self, progress: Progress | None = None) -> Iterator[CheckpointDamaged]:
-        """Read all files, and tell of each that is not as it was written. Nothing of the rows is kept."""
+        """Read all files, and tell of each that is not as it was written. Nothing of the rows is
+        kept."""
         files = list(self.files())
         total, done = sum(size for _, size, _ in files), 0
         most = max(map(self._most_bytes, self.table), default=0)
@@ -239,14 +281,22 @@ class Checkpoint:
             if progress is not None:
                 progress(done, total)
 
-    def masses(self, plan: Plan) -> Iterator[tuple[float, float, list[tuple[int, NDArray[np.float32]]]]]:
-        """For each priority exponent that was kept: itself, the largest mass, and `(at, masses)` of all rows."""
+    def masses(
+        self, plan: Plan
+    ) -> Iterator[tuple[float, float, list[tuple[int, NDArray[np.float32]]]]]:
+        """For each priority exponent that was kept: itself, the largest mass, and `(at, masses)` of
+        all rows."""
         for entry in self._masses:
             values = self._read_rows(entry, np.dtype("<f4"))
-            yield entry["exponent"], entry["largest"], [(at, part) for at, part in self._parts(plan, values)]
+            yield (
+                entry["exponent"],
+                entry["largest"],
+                [(at, part) for at, part in self._parts(plan, values)],
+            )
 
     def delivered(self, plan: Plan, stream: int, ring: Ring) -> Indices | None:
-        """The indices of the rows by which that stream of batches has delivered items already; None: of no Fifo."""
+        """The indices of the rows by which that stream of batches has delivered items already;
+        None: of no Fifo."""
         entry = self.streams[stream]["delivered"]
         if entry is None:
             return None
@@ -265,17 +315,24 @@ class Checkpoint:
             for move in moves:
                 yield move.at, values[first + move.start : first + move.stop]
 
-    def _place(self, ring: Ring, name: str, image: memoryview, rows: int, moves: Iterable[Move]) -> None:
+    def _place(
+        self, ring: Ring, name: str, image: memoryview, rows: int, moves: Iterable[Move]
+    ) -> None:
         at = 0
         for field in ring.spec.rows.values():
             try:
                 column, at = read_column(image, at)
-                if column.shape != (rows, *field.shape) or column.dtype.newbyteorder("=") != field.dtype:
+                if (
+                    column.shape != (rows, *field.shape)
+                    or column.dtype.newbyteorder("=") != field.dtype
+                ):
                     raise ValueError(f"{field.name} has shape {column.shape} of {column.dtype}")
             except ValueError as error:
                 raise self._damaged(name, f"cannot be understood ({error})") from None
             for move in moves:
-                ring.columns[field.name][move.at : move.at + move.stop - move.start] = column[move.start : move.stop]
+                ring.columns[field.name][move.at : move.at + move.stop - move.start] = column[
+                    move.start : move.stop
+                ]
 
     def _read_table(self) -> Array:
         entry = self.manifest["blocks"]
@@ -294,7 +351,11 @@ class Checkpoint:
         places = serials % (self.capacity_rows // self.block_rows)
         is_right = (serials >= 0) & (serials < self.counters["next_serial"]) & (table["bytes"] >= 0)
         is_right &= (table["rows"] > 0) & (table["rows"] <= self.block_rows)
-        if not is_right.all() or len(np.unique(places)) < len(table) or (np.diff(serials) <= 0).any():
+        if (
+            not is_right.all()
+            or len(np.unique(places)) < len(table)
+            or (np.diff(serials) <= 0).any()
+        ):
             raise ValueError("a table of blocks that no ring can have had")
 
     def _read_rows(self, entry: dict[str, Any], dtype: np.dtype[Any]) -> Array:
@@ -316,7 +377,9 @@ class Checkpoint:
 
     def _read_npy(self, entry: dict[str, Any], most_bytes: int) -> Array:
         """The one array in a file, of at most `most_bytes`."""
-        image = self._read(entry["file"], entry["bytes"], entry["crc32"], most_bytes + _HEADER_BYTES)
+        image = self._read(
+            entry["file"], entry["bytes"], entry["crc32"], most_bytes + _HEADER_BYTES
+        )
         try:
             return read_column(image, 0)[0]
         except ValueError as error:
@@ -325,7 +388,8 @@ class Checkpoint:
     def _read(
         self, name: str, size: int, checksum: int, most_bytes: int, buffer: bytearray | None = None
     ) -> memoryview:
-        """The whole file, which must have that size and that checksum; in `buffer`, if one is given.
+        """The whole file, which must have that size and that checksum; in `buffer`, if one is
+        given.
 
         Args:
             most_bytes: that a file of its kind may have, and `buffer` has.
@@ -336,9 +400,14 @@ class Checkpoint:
                 if found_size != size:
                     raise self._damaged(name, f"has {found_size:,} bytes instead of {size:,}")
                 if size > most_bytes:
-                    raise self._damaged(name, f"has {size:,} bytes, its rows take at most {most_bytes:,}")
-                image = memoryview(allocated(self.path, name, size) if buffer is None else buffer)[:size]
-                while done < size:  # in pieces that are still in the processor's cache when they are summed up
+                    raise self._damaged(
+                        name, f"has {size:,} bytes, its rows take at most {most_bytes:,}"
+                    )
+                image = memoryview(allocated(self.path, name, size) if buffer is None else buffer)[
+                    :size
+                ]
+                # in pieces that are still in the processor's cache when they are summed up
+                while done < size:
                     self._stop.check()
                     piece = image[done : done + _PIECE_BYTES]
                     count = file.readinto(piece)
@@ -356,11 +425,15 @@ class Checkpoint:
         return CheckpointDamaged(self.path, file, what)
 
     def __repr__(self) -> str:
-        return f"<Checkpoint {self.path!r}: {int(self.table['rows'].sum()):,} rows in {len(self.table)} blocks>"
+        return (
+            f"<Checkpoint {self.path!r}: {int(self.table['rows'].sum()):,} rows in "
+            f"{len(self.table)} blocks>"
+        )
 
 
 def read_column(image: memoryview, at: int) -> tuple[Array, int]:
-    """The array that np.save has written at that place of a file's bytes, a view of them, and the place behind it.
+    """The array that np.save has written at that place of a file's bytes, a view of them, and the
+    place behind it.
 
     Raises:
         ValueError: there is none.
@@ -376,13 +449,19 @@ def read_column(image: memoryview, at: int) -> tuple[Array, int]:
     except Exception as error:  # it is read as Python's own text, which has more ways to be none
         raise ValueError(f"a header of np.save ({error!r})") from None
     count, start = math.prod(shape), at + file.tell()
-    if is_fortran or dtype.hasobject or any(axis < 0 for axis in shape) or count * dtype.itemsize > len(image) - start:
+    if (
+        is_fortran
+        or dtype.hasobject
+        or any(axis < 0 for axis in shape)
+        or count * dtype.itemsize > len(image) - start
+    ):
         raise ValueError(f"an array of {dtype} and shape {shape}")
     return np.frombuffer(image, dtype, count, start).reshape(shape), start + count * dtype.itemsize
 
 
 def _runs(table: Array) -> list[Indices]:
-    """The blocks of the table that follow each other in their stream, without a gap; the first of each are in order."""
+    """The blocks of the table that follow each other in their stream, without a gap; the first of
+    each are in order."""
     order = np.lexsort((table["serial"], table["stream"]))
     stream, serial, following = (table[name][order] for name in ("stream", "serial", "following"))
     is_first = np.ones(len(order), np.bool_)
@@ -391,7 +470,9 @@ def _runs(table: Array) -> list[Indices]:
     return sorted(runs, key=lambda run: int(run[0]))
 
 
-def _cut(workers: Indices, rows: list[int], block_rows: int) -> Iterator[list[tuple[int, int, int]]]:
+def _cut(
+    workers: Indices, rows: list[int], block_rows: int
+) -> Iterator[list[tuple[int, int, int]]]:
     """The rows of one run in pieces of a block each: `(block of the table, start, stop)`."""
     part: list[tuple[int, int, int]] = []
     room = block_rows

@@ -1,7 +1,7 @@
 """Saving: checkpoints of a replay that goes on meanwhile, one at a time or every so many seconds.
 
-The work is that of `areplay._checkpoint.writer`, in a thread; what is here takes care that it ends when its caller, or
-the replay, does.
+The work is that of `areplay._checkpoint.writer`, in a thread; what is here takes care that it ends
+when its caller, or the replay, does.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ from areplay.statistics import SaveResult, SavesStatistics
 logger = logging.getLogger(__name__)
 
 MAX_BYTES_PER_S = 100e6
-"""What a save writes a second, by default: about a tenth of a core's work, and less than any disk takes."""
+"""What a save writes a second, by default: about a tenth of a core's work, and less than any disk
+takes."""
 
 
 class Saver:
@@ -50,9 +51,12 @@ class Saver:
         snapshot: the replay at this moment.
     """
 
-    def __init__(self, ring: Ring, registry: WriterRegistry, snapshot: Callable[[], Snapshot]) -> None:
+    def __init__(
+        self, ring: Ring, registry: WriterRegistry, snapshot: Callable[[], Snapshot]
+    ) -> None:
         self._ring, self._registry, self._snapshot = ring, registry, snapshot
-        self._known: dict[str, str] = {}  # by directory: the id of the checkpoint whose blocks are ours
+        # by directory: the id of the checkpoint whose blocks are ours
+        self._known: dict[str, str] = {}
         self._running: dict[CancelToken, asyncio.Event] = {}
         self._at_work: set[CancelToken] = set()  # of saves that have a thread
         self._is_closed = False
@@ -65,7 +69,9 @@ class Saver:
         """The rows of that checkpoint, which is in that directory, are those of the replay."""
         self._known[path] = checkpoint_id
 
-    async def save(self, path: str, max_bytes_per_s: float | None, progress: Progress | None) -> SaveResult:
+    async def save(
+        self, path: str, max_bytes_per_s: float | None, progress: Progress | None
+    ) -> SaveResult:
         """See `Replay.save`; `path` is the directory's own, see `_directory`.
 
         Raises:
@@ -80,7 +86,14 @@ class Saver:
         try:
             snapshot.take_blocks(self._registry)
             work = Save(
-                path, snapshot, self._registry, locks, self._known.get(path, ""), max_bytes_per_s, progress, stop
+                path,
+                snapshot,
+                self._registry,
+                locks,
+                self._known.get(path, ""),
+                max_bytes_per_s,
+                progress,
+                stop,
             )
         except BaseException:
             self._registry.let_go()
@@ -110,7 +123,13 @@ class Saver:
             self._registry.let_go()
             locks.close()
         self._saves, self._last = self._saves + 1, (saved, path, time.time())
-        logger.debug("saved %d rows into %s, %d bytes in %.1f s", saved.rows, path, saved.bytes_written, saved.seconds)
+        logger.debug(
+            "saved %d rows into %s, %d bytes in %.1f s",
+            saved.rows,
+            path,
+            saved.bytes_written,
+            saved.seconds,
+        )
         return saved
 
     def statistics(self) -> SavesStatistics:
@@ -129,7 +148,8 @@ class Saver:
         )
 
     async def close(self) -> None:
-        """Stop what is running; whoever waits for it gets `Closed`, and the checkpoint before is whole."""
+        """Stop what is running; whoever waits for it gets `Closed`, and the checkpoint before is
+        whole."""
         if self._origin is not forks.current:  # a forked child, where the threads that save are not
             return
         self._is_closed = True
@@ -138,7 +158,8 @@ class Saver:
             await ended.wait()
 
     def letting_go(self) -> Callable[[], bool]:
-        """A step of `Holdings`: stops what is running, and is done when no thread is at it any more."""
+        """A step of `Holdings`: stops what is running, and is done when no thread is at it any
+        more."""
         at_work = self._at_work
 
         def let_go() -> bool:
@@ -150,10 +171,14 @@ class Saver:
 
 
 class Checkpoints:
-    """Saves of a replay every so many seconds: an async context manager, made by `Replay.checkpoints`."""
+    """Saves of a replay every so many seconds: an async context manager, made by
+    `Replay.checkpoints`."""
 
     def __init__(
-        self, every_s: float, save: Callable[..., Coroutine[Any, Any, SaveResult]], options: dict[str, Any]
+        self,
+        every_s: float,
+        save: Callable[..., Coroutine[Any, Any, SaveResult]],
+        options: dict[str, Any],
     ) -> None:
         self._save = save  # it holds the replay, for as long as the user holds this context
         self._schedule = _Schedule(every_s, weakref.ref(save), options)
@@ -183,12 +208,15 @@ class Checkpoints:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """Wait for the save that runs, and make one more, as fast as it goes.
 
-        Cancelled meanwhile: what runs is stopped, the checkpoint before is whole. In a process forked from the one that
-        entered it, this returns at once and does nothing.
+        Cancelled meanwhile: what runs is stopped, the checkpoint before is whole. In a process
+        forked from the one that entered it, this returns at once and does nothing.
         """
         if self._origin is forks.current:
             await self._holdings.leave(kind, self._end)
@@ -210,7 +238,10 @@ class _Schedule:
     """
 
     def __init__(
-        self, every_s: float, save: weakref.ref[Callable[..., Coroutine[Any, Any, SaveResult]]], options: dict[str, Any]
+        self,
+        every_s: float,
+        save: weakref.ref[Callable[..., Coroutine[Any, Any, SaveResult]]],
+        options: dict[str, Any],
     ) -> None:
         self.last: SaveResult | None = None
         self.failure: BaseException | None = None
@@ -270,7 +301,8 @@ class _Schedule:
             del save  # it would hold the replay
             self.last = await work
             self.failure = None
-        except (Closed, WrongProcess):  # of the replay: those that on_progress raises are a `HookRaised`
+        # of the replay: those that on_progress raises are a `HookRaised`
+        except (Closed, WrongProcess):
             raise
         except HookRaised as raised:
             if isinstance(raised.error, (KeyboardInterrupt, SystemExit)):
@@ -282,7 +314,8 @@ class _Schedule:
             self._note(error, repr(error))
 
     def _note(self, error: BaseException, text: str) -> None:
-        forks.check(self._origin, "this context of checkpoints")  # a forked child's copy of the loop does not run
+        # a forked child's copy of the loop does not run
+        forks.check(self._origin, "this context of checkpoints")
         self.failure = error
         logger.error("%s; the checkpoint before is kept, the next save tries again", text)
 
@@ -314,7 +347,9 @@ class Loading:
         for k, stream in enumerate(checkpoint.streams):
             rows = checkpoint.delivered(plan, k, ring)
             is_over = None if rows is None else partial(np.isin, test_elements=rows)
-            self.streams.append(StreamState(stream["what"], stream["batches_delivered"], stream["limiter"], is_over))
+            self.streams.append(
+                StreamState(stream["what"], stream["batches_delivered"], stream["limiter"], is_over)
+            )
         all_priorities: dict[float, Priorities] = {}
         try:
             for exponent, largest, parts in checkpoint.masses(plan):
@@ -350,35 +385,45 @@ class Checkpointed(ABC):
         max_bytes_per_s: float | None = MAX_BYTES_PER_S,
         on_progress: Progress | None = None,
     ) -> Coroutine[Any, Any, SaveResult]:
-        """Write a checkpoint into that directory, off the loop, while everybody goes on; what was written.
+        """Write a checkpoint into that directory, off the loop, while everybody goes on; what was
+        written.
 
-        It holds the rows that are there when this is awaited, their episodes and priorities, and what limiters,
-        selectors and random generators have counted; see docs/checkpoints.md. Of rows that are overwritten before
-        their turn comes, it holds those that took their place: it is as full as the ring, however long it takes. Only
-        those blocks are written that were not in the directory's checkpoint before, if that one is of this replay.
-        What is there before is replaced in one step at the end: killed at any moment, the directory has one
-        checkpoint, whole.
+        It holds the rows that are there when this is awaited, their episodes and priorities, and
+        what limiters, selectors and random generators have counted; see docs/checkpoints.md. Of
+        rows that are overwritten before their turn comes, it holds those that took their place: it
+        is as full as the ring, however long it takes. Only those blocks are written that were not
+        in the directory's checkpoint before, if that one is of this replay. What is there before is
+        replaced in one step at the end: killed at any moment, the directory has one checkpoint,
+        whole.
 
-        Cancelled, or the replay is closed: it stops at the next block, and the checkpoint before stays; only if it was
-        at its end already, the new one is there.
+        Cancelled, or the replay is closed: it stops at the next block, and the checkpoint before
+        stays; only if it was at its end already, the new one is there.
 
         Args:
             path: of the directory; made if it is not there. It should hold nothing else.
-            max_bytes_per_s: not faster than that, so that the learner does not feel it; None: as fast as it goes.
-            on_progress: called as `on_progress(done_bytes, size_bytes)` meanwhile, from another thread.
+            max_bytes_per_s: not faster than that, so that the learner does not feel it; None: as
+                fast as it goes.
+            on_progress: called as `on_progress(done_bytes, size_bytes)` meanwhile, from another
+                thread.
 
         Raises:
-            CheckpointFailed: the disk is full, the directory read-only, or the like. The checkpoint before stays.
+            CheckpointFailed: the disk is full, the directory read-only, or the like. The checkpoint
+                before stays.
             CheckpointBusy: another save into this directory is going on, of any process.
-            ResourceUnavailable: no descriptor, thread or memory is left. The checkpoint before stays.
+            ResourceUnavailable: no descriptor, thread or memory is left. The checkpoint before
+                stays.
             Closed: the replay was closed meanwhile. The checkpoint before stays.
-            BaseException: what `on_progress` raised; a `RuntimeError` from it, if it is a `StopIteration`,
-                `StopAsyncIteration`, `GeneratorExit` or `CancelledError`. The checkpoint before stays.
+            BaseException: what `on_progress` raised; a `RuntimeError` from it, if it is a
+                `StopIteration`, `StopAsyncIteration`, `GeneratorExit` or `CancelledError`. The
+                checkpoint before stays.
         """
         return delivered(self._save(path, max_bytes_per_s, on_progress))
 
     def _save(
-        self, path: str | os.PathLike[str], max_bytes_per_s: float | None, on_progress: Progress | None
+        self,
+        path: str | os.PathLike[str],
+        max_bytes_per_s: float | None,
+        on_progress: Progress | None,
     ) -> Callable[[], Coroutine[Any, Any, SaveResult]]:
         """One save, with options that were looked at; it raises `HookRaised`, see `Saver.save`."""
         self._opened()
@@ -394,11 +439,13 @@ class Checkpointed(ABC):
         max_bytes_per_s: float | None = MAX_BYTES_PER_S,
         on_progress: Progress | None = None,
     ) -> Checkpoints:
-        """Save into that directory every `every_s` seconds, and once more when the context is left: see `save`.
+        """Save into that directory every `every_s` seconds, and once more when the context is left:
+        see `save`.
 
-        One after the other, never two at once. A save that fails, say because the disk is full, is logged as an error;
-        the next one tries again. So it is if `on_progress` raises; only `SystemExit` and `KeyboardInterrupt` end the
-        program, as they do from every task. An async context manager; leaving it waits for the last save.
+        One after the other, never two at once. A save that fails, say because the disk is full, is
+        logged as an error; the next one tries again. So it is if `on_progress` raises; only
+        `SystemExit` and `KeyboardInterrupt` end the program, as they do from every task. An async
+        context manager; leaving it waits for the last save.
         """
         self._opened()
         path, every_s = _directory(path), seconds("every_s", every_s)
@@ -407,7 +454,9 @@ class Checkpointed(ABC):
             "on_progress": on_progress,
         }
 
-        def save(max_bytes_per_s: float | None, on_progress: Progress | None) -> Coroutine[Any, Any, SaveResult]:
+        def save(
+            max_bytes_per_s: float | None, on_progress: Progress | None
+        ) -> Coroutine[Any, Any, SaveResult]:
             return self._save(path, max_bytes_per_s, on_progress)()
 
         return Checkpoints(every_s, save, options)
@@ -423,11 +472,13 @@ class Checkpointed(ABC):
         seed: int | None = None,
         on_progress: Progress | None = None,
     ) -> Self:
-        """A replay with what a checkpoint holds, already open: `async with await Replay.load(path) as replay`.
+        """A replay with what a checkpoint holds, already open:
+        `async with await Replay.load(path) as replay`.
 
-        Every row has the index that it had, if capacity and block_rows are those of the checkpoint (and no `Fifo` had
-        kept blocks over a whole lap). All streams are ended: who writes rows begins new ones. Streams of batches that
-        are opened as before go on with the counts of their limiters, and a `Fifo` leaves out what it has delivered.
+        Every row has the index that it had, if capacity and block_rows are those of the checkpoint
+        (and no `Fifo` had kept blocks over a whole lap). All streams are ended: who writes rows
+        begins new ones. Streams of batches that are opened as before go on with the counts of their
+        limiters, and a `Fifo` leaves out what it has delivered.
 
         Cancelled: nothing is left allocated.
 
@@ -436,14 +487,17 @@ class Checkpointed(ABC):
             capacity: rows to keep, the newest ones; None: as many as before.
             block_rows: as for `Replay`; None: as before, if the capacity is the same.
             seed: for other random numbers than those that would have come next.
-            on_progress: called as `on_progress(done_bytes, size_bytes)` meanwhile, from another thread.
+            on_progress: called as `on_progress(done_bytes, size_bytes)` meanwhile, from another
+                thread.
 
         Raises:
             CheckpointMissing: there is none.
             CheckpointMismatch: it is of another spec, named field by field, or of a newer version.
-            CheckpointDamaged: something in it is not as it was written; says what. Nothing is left allocated.
+            CheckpointDamaged: something in it is not as it was written; says what. Nothing is left
+                allocated.
             MemoryLimitExceeded, ResourceUnavailable, ValueError: as for `Replay`.
-            BaseException: what `on_progress` raised, as `save` raises it. Nothing is left allocated.
+            BaseException: what `on_progress` raised, as `save` raises it. Nothing is left
+                allocated.
         """
         directory = _directory(path)
         while True:
@@ -454,8 +508,11 @@ class Checkpointed(ABC):
             replay._loading = loading = Loading(checkpoint, _guarded_progress(on_progress))
             try:
                 replay._count_on(checkpoint.counts, seed is not None)
-            except Exception as error:  # numpy has a type of its own for each way in which a state is none
-                raise CheckpointDamaged(directory, MANIFEST, f"cannot be understood ({error!r})") from None
+            # numpy has a type of its own for each way in which a state is none
+            except Exception as error:
+                raise CheckpointDamaged(
+                    directory, MANIFEST, f"cannot be understood ({error!r})"
+                ) from None
             try:
                 await replay.__aenter__()
             except CheckpointDamaged:
@@ -491,7 +548,9 @@ class Checkpointed(ABC):
 
     @classmethod
     @abstractmethod
-    def _for(cls, checkpoint: Checkpoint, capacity: int | None, block_rows: int | None, seed: int | None) -> Self:
+    def _for(
+        cls, checkpoint: Checkpoint, capacity: int | None, block_rows: int | None, seed: int | None
+    ) -> Self:
         """A replay that is not open yet, for the rows of a checkpoint."""
 
     @abstractmethod
@@ -514,7 +573,8 @@ def _guarded_progress(on_progress: Progress | None) -> Progress | None:
 
 
 def _directory(path: str | os.PathLike[str]) -> str:
-    """One name for one directory, whatever it is called; it stays the same if links or the working directory change."""
+    """One name for one directory, whatever it is called; it stays the same if links or the working
+    directory change."""
     name = os.fspath(path)
     if not isinstance(name, str):
         raise TypeError(f"a checkpoint's path must be text, got {path!r}; use os.fsdecode")

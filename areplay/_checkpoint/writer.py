@@ -1,15 +1,18 @@
-"""Snapshots: the state of a replay at one moment, and how it gets into a checkpoint while writers and readers go on.
+"""Snapshots: the state of a replay at one moment, and how it gets into a checkpoint while writers
+and readers go on.
 
-A snapshot knows which rows there are: a block's serial and the number of its rows by then. Those rows never change
-until their block is recycled. So saving takes no lock, and no writer passes a block by for it: copy a block's rows,
-look whether it is the same block still, and only then sum them up and write them. Of a block that was recycled before
-its turn came, the one that has taken its place is saved, with the rows that it has by then: so a checkpoint is as full
-as the ring, however slowly it is written and however fast rows come. What else came after the snapshot is left out.
+A snapshot knows which rows there are: a block's serial and the number of its rows by then. Those
+rows never change until their block is recycled. So saving takes no lock, and no writer passes a
+block by for it: copy a block's rows, look whether it is the same block still, and only then sum
+them up and write them. Of a block that was recycled before its turn came, the one that has taken
+its place is saved, with the rows that it has by then: so a checkpoint is as full as the ring,
+however slowly it is written and however fast rows come. What else came after the snapshot is left
+out.
 
-What a save writes, in this order: files of blocks that the checkpoint before does not have; the tables; the new
-manifest, under a name of its own; all of them synced. Then that is renamed over the old one, the directory synced, and
-files that nobody names any more are deleted. Killed at any point, the directory has the old manifest or the new one,
-and all that it names.
+What a save writes, in this order: files of blocks that the checkpoint before does not have; the
+tables; the new manifest, under a name of its own; all of them synced. Then that is renamed over the
+old one, the directory synced, and files that nobody names any more are deleted. Killed at any
+point, the directory has the old manifest or the new one, and all that it names.
 """
 
 from __future__ import annotations
@@ -68,7 +71,8 @@ _REST_S = 0.0005  # after each block, so that others get the interpreter however
 _FILES_AT_ONCE, _BYTES_AT_ONCE = 32, 16 << 20  # that are synced together
 _COPIED_AT_ONCE = 16 << 20  # bytes of blocks
 _NAMES_AT_ONCE = 128  # of files; then too
-_WRITER_S, _LOOK_S = 1.0, 0.0002  # for how long a writer may be in the middle of a chunk, and how often we look
+# for how long a writer may be in the middle of a chunk, and how often we look
+_WRITER_S, _LOOK_S = 1.0, 0.0002
 _NEW = MANIFEST + ".new"
 _OF_BLOCKS = ("serial", "rows", "stream", "previous", "following")
 _TRIES, _AGAIN_S = 8, 0.001  # to copy what is in a place, before it is left out
@@ -81,8 +85,8 @@ class Snapshot:
     Attributes:
         table: the blocks that hold rows, oldest first.
         manifest: what else belongs to it.
-        streams: for each stream of batches what to keep of it, for the manifest, and by which rows a `Fifo` has
-            delivered items; None of other selectors.
+        streams: for each stream of batches what to keep of it, for the manifest, and by which rows
+            a `Fifo` has delivered items; None of other selectors.
     """
 
     ring: Ring
@@ -106,9 +110,11 @@ class Snapshot:
         return self.ring.unchanged(table["serial"] * self.ring.block_rows)
 
     def renew(self, table: Array, at: Indices, registry: WriterRegistry) -> Indices:
-        """Put into the table, in the entries `at`, the blocks that are in those places now; the entries that have one.
+        """Put into the table, in the entries `at`, the blocks that are in those places now; the
+        entries that have one.
 
-        Their serials are those of blocks that were begun after the snapshot, so the counters are raised above them.
+        Their serials are those of blocks that were begun after the snapshot, so the counters are
+        raised above them.
         """
         blocks = registry.blocks(self.ring)
         newest = np.full(self.ring.blocks, -1)
@@ -122,7 +128,10 @@ class Snapshot:
 
     def _count(self) -> None:
         # Read after the blocks: a serial or a stream that is not used after all does no harm.
-        counters = {"next_serial": self.ring.next_serial[0], "next_stream": self.ring.next_stream[0]}
+        counters = {
+            "next_serial": self.ring.next_serial[0],
+            "next_stream": self.ring.next_stream[0],
+        }
         self.manifest["counters"] = {"rows_inserted": self.ring.rows_inserted[0]} | counters
 
 
@@ -134,7 +143,8 @@ class Save:
         locks: of this thread, to see where writers are.
         known: the id of the checkpoint whose blocks are ours, if we know one; "" otherwise.
         max_bytes_per_s: write no more than that; None: as fast as it goes.
-        progress: called as `progress(done_bytes, size_bytes)` after each block that had to be written.
+        progress: called as `progress(done_bytes, size_bytes)` after each block that had to be
+            written.
 
     Attributes:
         id: of the new checkpoint, once it is the one that is there; "" before.
@@ -151,7 +161,13 @@ class Save:
         progress: Progress | None,
         stop: CancelToken,
     ) -> None:
-        self._path, self._snapshot, self._registry, self._locks, self._known = path, snapshot, registry, locks, known
+        self._path, self._snapshot, self._registry, self._locks, self._known = (
+            path,
+            snapshot,
+            registry,
+            locks,
+            known,
+        )
         self._bytes_per_s, self._progress, self._stop = max_bytes_per_s, progress, stop
         self.id = ""
         self._columns = snapshot.ring.columns
@@ -181,19 +197,31 @@ class Save:
                 finally:
                     self._close_written()
         except OSError as error:
-            raise lack_of_means(error, self._path) or CheckpointFailed(self._path, str(error)) from error
+            raise lack_of_means(error, self._path) or CheckpointFailed(
+                self._path, str(error)
+            ) from error
 
     def _run(self, directory: int) -> SaveResult:
-        table, next_serial = self._snapshot.table, self._snapshot.manifest["counters"]["next_serial"]
+        table, next_serial = (
+            self._snapshot.table,
+            self._snapshot.manifest["counters"]["next_serial"],
+        )
         masses, has_masses = self._masses(table)
         is_over = self._is_over(table)
         is_new = self._reuse(table) | ~has_masses
         rows = table["rows"].copy()
         row_bytes = self._snapshot.ring.spec.row_bytes
-        size_bytes, done_bytes, is_there = int(rows[is_new].sum()) * row_bytes, 0, np.ones(len(table), np.bool_)
-        # Copied a few at once, and written one after the other: rows that come in fast would recycle them meanwhile.
+        size_bytes, done_bytes, is_there = (
+            int(rows[is_new].sum()) * row_bytes,
+            0,
+            np.ones(len(table), np.bool_),
+        )
+        # Copied a few at once, and written one after the other: rows that come in fast would
+        # recycle them meanwhile.
         new = np.flatnonzero(is_new)
-        for group in np.split(new, np.flatnonzero(np.diff((rows[new] * row_bytes).cumsum() // _COPIED_AT_ONCE)) + 1):
+        for group in np.split(
+            new, np.flatnonzero(np.diff((rows[new] * row_bytes).cumsum() // _COPIED_AT_ONCE)) + 1
+        ):
             images = self._images(table, group, masses, is_over)
             for at in group.tolist():
                 self._stop.check()
@@ -206,14 +234,16 @@ class Save:
                 done_bytes += int(rows[at]) * row_bytes
                 if self._progress is not None:
                     self._progress(done_bytes, size_bytes)
-                    forks.check(self._origin, f"the save into {self._path!r}")  # the user's code may have forked
+                    # the user's code may have forked
+                    forks.check(self._origin, f"the save into {self._path!r}")
                 if image is not None:
                     self._rest(len(image))
         self._sync_written()
         failpoint("save.blocks_synced")
         blocks_written, table = int(np.count_nonzero(is_new & is_there)), table[is_there]
         blocks_renewed = int(np.count_nonzero(table["serial"] >= next_serial))
-        table = table[np.argsort(table["serial"])]  # oldest first, also those that came in others' places
+        # oldest first, also those that came in others' places
+        table = table[np.argsort(table["serial"])]
         manifest = self._write_tables(table, masses, is_over)
         self._sync_written()
         names = {MANIFEST, *self._names(table), *self._tables_of(manifest)}
@@ -223,20 +253,38 @@ class Save:
         self._written, self.id = [], manifest["id"]  # from here on they are the checkpoint
         failpoint("save.renamed")
         os.fsync(directory)
-        self._remove([name for name in os.listdir(self._path) if OWN_FILES.fullmatch(name) and name not in names])
+        self._remove(
+            [
+                name
+                for name in os.listdir(self._path)
+                if OWN_FILES.fullmatch(name) and name not in names
+            ]
+        )
         failpoint("save.cleaned")
         seconds = time.monotonic() - self._started
-        return SaveResult(int(table["rows"].sum()), len(table), blocks_written, blocks_renewed, self._bytes, seconds)
+        return SaveResult(
+            int(table["rows"].sum()),
+            len(table),
+            blocks_written,
+            blocks_renewed,
+            self._bytes,
+            seconds,
+        )
 
     @contextlib.contextmanager
     def _locked_directory(self) -> Iterator[int]:
-        """The directory, made if it is not there; nobody else saves into it meanwhile, in no process."""
+        """The directory, made if it is not there; nobody else saves into it meanwhile, in no
+        process."""
         _make(self._path)
-        # The lock lasts as long as any copy of the descriptor, if it is not given back: forked children close theirs.
-        directory = forks.Descriptor(os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        # The lock lasts as long as any copy of the descriptor, if it is not given back: forked
+        # children close theirs.
+        directory = forks.Descriptor(
+            os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        )
         try:
             try:
-                fcntl.flock(directory.number, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given back by the kernel if we die
+                # given back by the kernel if we die
+                fcntl.flock(directory.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise CheckpointBusy(self._path) from None
             try:
@@ -248,7 +296,8 @@ class Save:
             directory.close()
 
     def _masses(self, table: Array) -> tuple[dict[float, StoredMasses], Mask]:
-        """Of each exponent the masses of all rows, and of which blocks they are: the others were recycled meanwhile."""
+        """Of each exponent the masses of all rows, and of which blocks they are: the others were
+        recycled meanwhile."""
         snapshot, ring = self._snapshot, self._snapshot.ring
         if not snapshot.priorities:
             return {}, np.ones(len(table), np.bool_)
@@ -258,11 +307,13 @@ class Save:
             key: priorities.masses[: ring.capacity_rows].copy().reshape(ring.blocks, -1)
             for key, priorities in snapshot.priorities.items()
         }
-        # Of a block that is there still, the masses are those of its rows: newcomers get theirs after it is recycled.
+        # Of a block that is there still, the masses are those of its rows: newcomers get theirs
+        # after it is recycled.
         return masses, snapshot.still_there(table)
 
     def _wait_masses(self, place: int) -> None:
-        """Wait until the rows that are seen in that place have their masses: their writer lets go after that."""
+        """Wait until the rows that are seen in that place have their masses: their writer lets go
+        after that."""
         until = time.monotonic() + _WRITER_S
         while self._locks.has_writer(place) and time.monotonic() < until:
             time.sleep(_LOOK_S)
@@ -271,7 +322,8 @@ class Save:
         """Note the files of blocks that are there already; which blocks have none."""
         with os.scandir(self._path) as entries:
             ours = [entry for entry in entries if OWN_FILES.fullmatch(entry.name)]
-        # A pipe, a folder or a link of such a name is no file of a save, but keeps its name from being used again.
+        # A pipe, a folder or a link of such a name is no file of a save, but keeps its name from
+        # being used again.
         sizes = {entry.name: _size(entry) for entry in ours}
         matches = [match for name in sizes if (match := OWN_FILES.fullmatch(name))]
         numbers = [int(number) for match in matches for number in match.groups() if number]
@@ -280,13 +332,15 @@ class Save:
         before = self._before(bool(matches))
         if before is None or before.id != self._known or not len(before.table):
             return is_new
-        if before.block_rows != self._snapshot.ring.block_rows:  # blocks were split: their serials are others
+        # blocks were split: their serials are others
+        if before.block_rows != self._snapshot.ring.block_rows:
             return is_new
         at = np.minimum(before.table["serial"].searchsorted(table["serial"]), len(before.table) - 1)
         found = before.table[at]
         is_same = (found["serial"] == table["serial"]) & (found["rows"] == table["rows"])
         there = [sizes.get(name, -1) for name in self._names(found[is_same])]
-        is_same[is_same] = np.equal(there, found["bytes"][is_same])  # what somebody cut short is written again
+        # what somebody cut short is written again
+        is_same[is_same] = np.equal(there, found["bytes"][is_same])
         for column in ("save", "bytes", "crc32"):
             table[column][is_same] = found[column][is_same]
         is_new[is_same] = False
@@ -300,16 +354,25 @@ class Save:
             return None
         except CheckpointDamaged as damage:
             if damage.file == MANIFEST and not has_files:
-                raise CheckpointFailed(self._path, f"there is a {MANIFEST} that is none of a checkpoint") from None
+                raise CheckpointFailed(
+                    self._path, f"there is a {MANIFEST} that is none of a checkpoint"
+                ) from None
             logger.warning("%s; it will be replaced", damage)
             return None
         except CheckpointMismatch as mismatch:
-            raise CheckpointFailed(self._path, f"what is there must not be replaced ({mismatch})") from None
+            raise CheckpointFailed(
+                self._path, f"what is there must not be replaced ({mismatch})"
+            ) from None
 
     def _images(
-        self, table: Array, group: Indices, masses: dict[float, StoredMasses], is_over: list[Over | None]
+        self,
+        table: Array,
+        group: Indices,
+        masses: dict[float, StoredMasses],
+        is_over: list[Over | None],
     ) -> dict[int, bytearray]:
-        """What the files of these blocks hold, by their place in the table; of those that were recycled, renewed there.
+        """What the files of these blocks hold, by their place in the table; of those that were
+        recycled, renewed there.
 
         One whose place was recycled again and again while we tried to copy it is left out.
         """
@@ -327,8 +390,11 @@ class Save:
             for place in (table["serial"][left] % self._snapshot.ring.blocks).tolist():
                 if masses:
                     self._wait_masses(place)
-                for key, of_all in masses.items():  # of its rows, if it is the same block still when they were copied
-                    of_rows = self._snapshot.priorities[key].masses[place * block_rows : (place + 1) * block_rows]
+                # of its rows, if it is the same block still when they were copied
+                for key, of_all in masses.items():
+                    of_rows = self._snapshot.priorities[key].masses[
+                        place * block_rows : (place + 1) * block_rows
+                    ]
                     of_all[place] = of_rows
                 for over in is_over:
                     if over is not None:
@@ -341,7 +407,9 @@ class Save:
         if not self._snapshot.still_there(table[at : at + 1])[0]:
             return None
         rows, start = int(entry["rows"]), int(entry["serial"]) % ring.blocks * ring.block_rows
-        headers = self._headers.setdefault(rows, [_header(column, rows) for column in self._columns.values()])
+        headers = self._headers.setdefault(
+            rows, [_header(column, rows) for column in self._columns.values()]
+        )
         size = sum(map(len, headers)) + rows * ring.spec.row_bytes
         image, place = bytearray(size), 0
         for header, column in zip(headers, self._columns.values(), strict=True):
@@ -353,7 +421,8 @@ class Save:
         return image if self._snapshot.still_there(table[at : at + 1])[0] else None
 
     def _is_over(self, table: Array) -> list[Over | None]:
-        """For each stream of batches with a `Fifo`, by which rows of the blocks it has delivered items."""
+        """For each stream of batches with a `Fifo`, by which rows of the blocks it has delivered
+        items."""
         ring, places = self._snapshot.ring, table["serial"] % self._snapshot.ring.blocks
         found: list[Over | None] = []
         for _, is_over in self._snapshot.streams:
@@ -400,15 +469,22 @@ class Save:
             entry = self._write_array(f"masses-{k}", values[places][is_row])
             manifest["masses"].append({"exponent": exponent, "largest": largest, **entry})
         for k, ((state, _), is_over) in enumerate(zip(snapshot.streams, all_over, strict=True)):
-            file = None if is_over is None else self._write_array(f"delivered-{k}", is_over[places][is_row])
+            file = (
+                None
+                if is_over is None
+                else self._write_array(f"delivered-{k}", is_over[places][is_row])
+            )
             manifest["streams"].append({**state, "delivered": file})
         return manifest
 
     def _write_array(self, name: str, values: Array) -> dict[str, Any]:
         file = BytesIO()
-        np.lib.format.write_array(file, np.ascontiguousarray(values), version=(1, 0), allow_pickle=False)
+        np.lib.format.write_array(
+            file, np.ascontiguousarray(values), version=(1, 0), allow_pickle=False
+        )
         name = f"{name}-{self._number}.npy"
-        with memoryview(file.getvalue()) as image:  # of bytes: the file may be collected before the views of it
+        # of bytes: the file may be collected before the views of it
+        with memoryview(file.getvalue()) as image:
             return {"file": name, "bytes": len(image), "crc32": self._write(name, image)}
 
     def _write_manifest(self, manifest: dict[str, Any]) -> None:
@@ -416,7 +492,8 @@ class Save:
         text = json.dumps(manifest, indent=1).encode()
         if len(text) > MOST_BYTES:
             raise CheckpointFailed(
-                self._path, f"its {MANIFEST} would have {len(text):,} of at most {MOST_BYTES:,} bytes"
+                self._path,
+                f"its {MANIFEST} would have {len(text):,} of at most {MOST_BYTES:,} bytes",
             )
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(self._path, _NEW))
@@ -428,7 +505,11 @@ class Save:
     def _write(self, name: str, image: memoryview) -> int:
         """Write a new file, to be synced later; its checksum."""
         checksum = done = 0
-        descriptor = os.open(os.path.join(self._path, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(
+            os.path.join(self._path, name),
+            os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC,
+            0o666,
+        )
         self._unsynced.append(forks.Descriptor(descriptor))
         self._written.append(name)
         while done < len(image):
@@ -445,7 +526,8 @@ class Save:
         return checksum
 
     def _sync_written(self) -> None:
-        """Sync what was written. Some files together: one step of the file system's journal serves all of them."""
+        """Sync what was written. Some files together: one step of the file system's journal serves
+        all of them."""
         for descriptor in self._unsynced:
             os.fsync(descriptor.number)
         self._close_written()
@@ -485,7 +567,9 @@ class Save:
             except FileNotFoundError:
                 pass
             except OSError as error:  # the next save will try again
-                logger.warning("%s of the checkpoint in %s cannot be deleted: %s", name, self._path, error)
+                logger.warning(
+                    "%s of the checkpoint in %s cannot be deleted: %s", name, self._path, error
+                )
 
 
 def _header(column: Array, rows: int) -> bytes:
@@ -497,11 +581,13 @@ def _header(column: Array, rows: int) -> bytes:
 
 
 def _make(path: str) -> None:
-    """Make the directory, and those above it, if it is not there; each is entered for good in the one above it."""
+    """Make the directory, and those above it, if it is not there; each is entered for good in the
+    one above it."""
     missing: list[str] = []
     while not os.path.isdir(path):
         with contextlib.suppress(FileNotFoundError):
-            os.stat(path)  # raises what is in the way before anything is made, as a path that is too long
+            # raises what is in the way before anything is made, as a path that is too long
+            os.stat(path)
         missing.append(path)
         above = os.path.dirname(path)
         if above == path or not above:  # of a working directory that is gone

@@ -1,4 +1,5 @@
-"""A group of actors, as the learner's process sees it: started, watched, restarted, stopped in order."""
+"""A group of actors, as the learner's process sees it: started, watched, restarted, stopped in
+order."""
 
 from __future__ import annotations
 
@@ -42,13 +43,17 @@ _QUIET_GRACE_S = 1.0  # at most, from SIGTERM to SIGKILL, for an actor that hand
 
 
 class Actors:
-    """A group of actors: an async context manager, made by `Replay.actors`. Leaving it stops them in order.
+    """A group of actors: an async context manager, made by `Replay.actors`. Leaving it stops them
+    in order.
 
     Args:
-        body: what each actor's process runs, called with the arguments of `areplay.actor.run_actor`.
-        raises: whether an actor that failed for good is raised at the learner and on leaving, not only logged.
+        body: what each actor's process runs, called with the arguments of
+            `areplay.actor.run_actor`.
+        raises: whether an actor that failed for good is raised at the learner and on leaving, not
+            only logged.
         detaching: `detach` as a step of `Holdings`.
-        settle: awaited with an index when that actor's process has ended: takes all that it left in its inbox.
+        settle: awaited with an index when that actor's process has ended: takes all that it left in
+            its inbox.
         on_change: called when an actor finished or failed for good.
         check_open: raises `Closed` once the replay is closed.
     """
@@ -81,7 +86,12 @@ class Actors:
         self._spec, self._count, self._inbox_rows = spec, count, inbox_rows
         self._body, self._function, self._args, self._kwargs = body, function, args, kwargs
         self._seeds, self._weights, self._add_timeout_s = seeds, weights, add_timeout_s
-        self._attach, self._settle, self._detach, self._on_change = attach, settle, detach, on_change
+        self._attach, self._settle, self._detach, self._on_change = (
+            attach,
+            settle,
+            detach,
+            on_change,
+        )
         self._detaching = detaching
         self._holdings = Holdings("an actor" if count == 1 else f"a group of {count} actors")
         self._options, self._quiet_options, self._raises = options, quiet, raises
@@ -101,7 +111,8 @@ class Actors:
         """Start the actors; returns when all have said READY.
 
         Raises:
-            MemoryLimitExceeded, DescriptorLimitExceeded, ResourceUnavailable: before any actor was started.
+            MemoryLimitExceeded, DescriptorLimitExceeded, ResourceUnavailable: before any actor was
+            started.
             ActorFailed: one could not be started. None is left.
         """
         self._check_process()
@@ -129,9 +140,13 @@ class Actors:
             ask=lambda index: inbox_of[index].stop(),
             after_exit=lambda index: settle(inbox_of[index]),
             on_change=notice(self._worker_changed),
-            on_report=lambda index, report: None if (group := me()) is None else group._on_report(index, report),
+            on_report=lambda index, report: (
+                None if (group := me()) is None else group._on_report(index, report)
+            ),
         )
-        self._holdings.push(self._on_change, self._inboxes.close, *map(self._detaching, self._inbox))
+        self._holdings.push(
+            self._on_change, self._inboxes.close, *map(self._detaching, self._inbox)
+        )
         self._supervisor.note(self._holdings)
         for index, inbox in enumerate(self._inbox):
             await self._attach(inbox, index)
@@ -142,22 +157,27 @@ class Actors:
             drop_quietly(self._watch)
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """Close the group.
 
         Raises:
-            ActorFailed: with `on_failure="raise"`, if an actor failed for good and no other error leaves the context.
+            ActorFailed: with `on_failure="raise"`, if an actor failed for good and no other error
+                leaves the context.
         """
         await self._holdings.leave(kind, self.close)
         if error is None and self._raises and self.failures:
             raise self.failures[0]
 
     async def close(self) -> None:
-        """Stop the actors and take all their rows; leaving the context does it. May be called twice.
+        """Stop the actors and take all their rows; leaving the context does it. May be called
+        twice.
 
-        Cancelled: it is closed all the same, then the cancellation is delivered. In a process forked from the one that
-        opened it, this returns at once and does nothing.
+        Cancelled: it is closed all the same, then the cancellation is delivered. In a process
+        forked from the one that opened it, this returns at once and does nothing.
         """
         if self._origin is not forks.current:
             return
@@ -177,7 +197,11 @@ class Actors:
     def is_open(self) -> bool:
         """Whether it has been entered, and not begun to close."""
         self._check_process()
-        return self._supervisor is not None and self._closing is None and not self._holdings.is_abandoned
+        return (
+            self._supervisor is not None
+            and self._closing is None
+            and not self._holdings.is_abandoned
+        )
 
     def reports(self) -> list[Report]:
         """What the actors reported since the last call, oldest first; at most the newest 10,000."""
@@ -202,7 +226,9 @@ class Actors:
     def alive(self) -> int:
         """How many actors are running, or being restarted."""
         self._check_process()
-        return self._supervisor.alive if self._supervisor is not None and self._closing is None else 0
+        return (
+            self._supervisor.alive if self._supervisor is not None and self._closing is None else 0
+        )
 
     @property
     def failures(self) -> list[ActorFailed]:
@@ -213,7 +239,8 @@ class Actors:
 
     @property
     def failure_to_raise(self) -> ActorFailed | None:
-        """The first actor that failed for good, while the group is open, if the learner is to be told at once."""
+        """The first actor that failed for good, while the group is open, if the learner is to be
+        told at once."""
         return self.failures[0] if self._raises and self.is_open and self.failures else None
 
     @property
@@ -242,13 +269,16 @@ class Actors:
                 has_finished=member.has_finished,
                 has_failed=member.failure is not None,
                 last_failure=member.last_failure,
-                quiet_s=self._quiet[member.index].lasts_s(now, self._counts(member.index)) if member.is_alive else 0.0,
+                quiet_s=self._quiet[member.index].lasts_s(now, self._counts(member.index))
+                if member.is_alive
+                else 0.0,
             )
             for member, inbox in zip(self._supervisor.workers, self._inbox, strict=True)
         )
 
     def waits(self) -> list[tuple[Inbox, Wait]]:
-        """The actors that wait for room, hand in nothing or have failed at this moment, each with its inbox."""
+        """The actors that wait for room, hand in nothing or have failed at this moment, each with
+        its inbox."""
         return [
             (self._inbox[record.index], Wait(f"actor {record.index}", *wait))
             for record in self.statistics()
@@ -268,35 +298,48 @@ class Actors:
         if failure is not None and self._closing is None:
             *_, why = failure.details.strip().splitlines() or [""]
             return (
-                f"it failed for good after {failure.restarts} restarts ({why}) and hands in nothing more; mend the "
-                f"cause, or raise max_restarts",
+                f"it failed for good after {failure.restarts} restarts ({why}) and hands in "
+                f"nothing more; mend the cause, or raise max_restarts",
                 time.monotonic() - member.failed_at,
             )
         return None
 
     def _look_for_quiet(self, *, acts: bool) -> None:
-        """See which actors hand nothing in; say so or restart them if it `acts`, rather than only look."""
+        """See which actors hand nothing in; say so or restart them if it `acts`, rather than only
+        look."""
         assert self._supervisor is not None
         now = time.monotonic()
         for member, quiet in zip(self._supervisor.workers, self._quiet, strict=True):
             inbox, counts = self._inbox[member.index], self._counts(member.index)
             is_held = inbox.waited_s > 0 and inbox.used > 0
             pid = member.child.pid if member.child is not None and member.is_alive else 0
-            lasted_s = quiet.look(now, pid, counts, is_excused=pid == 0 or is_held or inbox.is_stopping)
+            lasted_s = quiet.look(
+                now, pid, counts, is_excused=pid == 0 or is_held or inbox.is_stopping
+            )
             if self._quiet_options.quiet_s is not None and lasted_s >= self._quiet_options.quiet_s:
-                logger.info("actor %d (pid %d) hands in again after %.0f s", member.index, pid, lasted_s)
+                logger.info(
+                    "actor %d (pid %d) hands in again after %.0f s", member.index, pid, lasted_s
+                )
             if acts:
                 self._act_on_quiet(self._supervisor, member.index, quiet, now, counts)
 
-    def _act_on_quiet(self, supervisor: Supervisor, index: int, quiet: Quiet, now: float, counts: int) -> None:
+    def _act_on_quiet(
+        self, supervisor: Supervisor, index: int, quiet: Quiet, now: float, counts: int
+    ) -> None:
         if quiet.is_due(now):
             cause, lasts_s = quiet.cause(counts), quiet.lasts_s(now, counts)
-            logger.warning("actor %d (pid %d) has handed in nothing for %.0f s: %s", index, quiet.pid, lasts_s, cause)
+            logger.warning(
+                "actor %d (pid %d) has handed in nothing for %.0f s: %s",
+                index,
+                quiet.pid,
+                lasts_s,
+                cause,
+            )
         overdue_s = quiet.overdue_s(now)
         if not overdue_s:
             return
-        # SIGTERM first: where only the coroutine waits it runs its `finally`, which closes the environment. It does
-        # nothing to a loop that is blocked, nor to a process that is stopped.
+        # SIGTERM first: where only the coroutine waits it runs its `finally`, which closes the
+        # environment. It does nothing to a loop that is blocked, nor to a process that is stopped.
         if quiet.asked_at is None:
             quiet.asked_at, number = now, signal.SIGTERM
         elif now - quiet.asked_at >= min(_QUIET_GRACE_S, self._options.grace_s):
@@ -304,7 +347,11 @@ class Actors:
         else:
             return
         limit = self._quiet_options.restart_after_s
-        supervisor.restart(index, f"it handed in nothing for {overdue_s:.1f} s (restart_after_s = {limit:g})", number)
+        supervisor.restart(
+            index,
+            f"it handed in nothing for {overdue_s:.1f} s (restart_after_s = {limit:g})",
+            number,
+        )
 
     def _counts(self, index: int) -> int:
         """How much an actor has handed in: its rows, and its reports."""
@@ -352,12 +399,14 @@ class Actors:
 
 
 async def _watch_quiet(group: weakref.ref[Actors], pause_s: float) -> None:
-    """Let the group look at intervals for actors that hand nothing in, until it is gone or this is cancelled."""
+    """Let the group look at intervals for actors that hand nothing in, until it is gone or this is
+    cancelled."""
     last, was_late = time.monotonic(), False
     while True:
         await asyncio.sleep(pause_s)
-        # After a look that comes late the whole job may have been stopped (Ctrl-Z), its actors too: they get until the
-        # next look. Once only: a learner with long training steps makes each look late.
+        # After a look that comes late the whole job may have been stopped (Ctrl-Z), its actors too:
+        # they get until the next look. Once only: a learner with long training steps makes each
+        # look late.
         is_late = time.monotonic() - last > 3 * pause_s + 0.1
         actors = group()
         if actors is None:

@@ -1,12 +1,13 @@
 """Admission: whether rows may be written now, for all the writers of one replay.
 
-Two things hold writers back: rate limiters (`areplay.limiters`), which count steps, and selectors that deliver each
-item (`areplay._sampling.batch_plan`), which keep blocks from being recycled (`areplay._storage.ring`). Whoever is held
-back waits on a doorbell of the thread that it lives in: the coordinator's, or the owner's loop. They are rung by the
-learner's loop when it took a batch, when a stream of batches ends, and when a limiter was changed.
+Two things hold writers back: rate limiters (`areplay.limiters`), which count steps, and selectors
+that deliver each item (`areplay._sampling.batch_plan`), which keep blocks from being recycled
+(`areplay._storage.ring`). Whoever is held back waits on a doorbell of the thread that it lives in:
+the coordinator's, or the owner's loop. They are rung by the learner's loop when it took a batch,
+when a stream of batches ends, and when a limiter was changed.
 
-Nothing here is shared between processes. `lock` makes the look at the limiters and the count of what they let pass
-one step, for the two threads that write.
+Nothing here is shared between processes. `lock` makes the look at the limiters and the count of
+what they let pass one step, for the two threads that write.
 """
 
 from __future__ import annotations
@@ -42,9 +43,12 @@ class Admission:
         self.lock = forks.register_lock(threading.Lock())
         self._limiters: tuple[SamplesPerInsert, ...] = ()
         self._is_lifted = False
-        self.on_change: Callable[[], None] = _nothing  # called when limiters or keepers have changed
-        self.take_waiting: Callable[[], Awaitable[None]] | None = None  # moves what waits and may be written
-        self._announced: tuple[int, ...] = ()  # what may wait by limiters that are about to be added
+        # called when limiters or keepers have changed
+        self.on_change: Callable[[], None] = _nothing
+        # moves what waits and may be written
+        self.take_waiting: Callable[[], Awaitable[None]] | None = None
+        # what may wait by limiters that are about to be added
+        self._announced: tuple[int, ...] = ()
         words = np.zeros((2, WORDS_A_LINE), np.int64)
         self._events = [EventFd("the doorbell of rows that wait for admission") for _ in range(2)]
         self.coordinator_bell, self.owner_bell = (
@@ -58,7 +62,8 @@ class Admission:
         self.changed()  # some may wait for what can never be now
 
     def announce(self, steps: int) -> None:
-        """A limiter whose buffer spans `steps` is about to be added: let little wait in inboxes, before it counts."""
+        """A limiter whose buffer spans `steps` is about to be added: let little wait in inboxes,
+        before it counts."""
         self._announced = (*self._announced, steps)
         self.on_change()
 
@@ -87,7 +92,8 @@ class Admission:
         self.changed()
 
     def changed(self) -> None:
-        """Let those who wait look again, and bound anew how much may wait: limiters or keepers have changed."""
+        """Let those who wait look again, and bound anew how much may wait: limiters or keepers have
+        changed."""
         self.on_change()
         self.notify()
 
@@ -109,10 +115,11 @@ class Admission:
     def rows_that_may_wait(self, capacity_rows: int) -> int | None:
         """How many rows may wait in all inboxes together; None for as many as there is room for.
 
-        A limiter's buffer spans `2 * error_buffer / samples_per_insert` steps: as many may wait as it lets in from one
-        end to the other, so that the flow is smooth and no row waits much longer than it would have to. While it has
-        more room, before the first batch, twice, four times, ... as many may wait: steps of two, so that the bound
-        changes seldom. `Fifo` and `Epochs` keep rows for the ring's length, so a sixteenth of that does no harm.
+        A limiter's buffer spans `2 * error_buffer / samples_per_insert` steps: as many may wait as
+        it lets in from one end to the other, so that the flow is smooth and no row waits much
+        longer than it would have to. While it has more room, before the first batch, twice, four
+        times, ... as many may wait: steps of two, so that the bound changes seldom. `Fifo` and
+        `Epochs` keep rows for the ring's length, so a sixteenth of that does no harm.
         """
         if self._is_lifted:
             return None
@@ -148,8 +155,8 @@ class Admission:
                 for limiter in self._limiters:
                     if not limiter.can_ever_insert(steps):
                         raise ValueError(
-                            f"{steps:,} steps at once do not fit into the error_buffer of {limiter!r}; hand them in in "
-                            f"smaller parts, or raise error_buffer"
+                            f"{steps:,} steps at once do not fit into the error_buffer of "
+                            f"{limiter!r}; hand them in in smaller parts, or raise error_buffer"
                         )
                 return Admitted(0, ())
             for limiter in self._limiters:
@@ -157,7 +164,8 @@ class Admission:
             return Admitted(admitted, self._limiters)
 
     def admit_rows(self, columns: Columns, start: int, stop: int) -> tuple[int, Admitted]:
-        """How many of these rows, from the first on, may be written, and their steps, which count from now on."""
+        """How many of these rows, from the first on, may be written, and their steps, which count
+        from now on."""
         if not self._limiters or self._is_lifted:
             return stop - start, Admitted(0, ())
         if NEXT_OFFSET not in columns:
@@ -179,22 +187,27 @@ class Admission:
             self.notify()
 
     def reason(self, steps: int = 1, *, lacks_blocks: bool | None = None) -> str:
-        """What keeps `steps` steps from being written at this moment, and its numbers; "" if nothing does.
+        """What keeps `steps` steps from being written at this moment, and its numbers; "" if
+        nothing does.
 
         Args:
-            lacks_blocks: whether the writer found too few blocks; None to look whether there is one.
+            lacks_blocks: whether the writer found too few blocks; None to look whether there is
+                one.
         """
         for limiter in self._limiters:
             if limiter.room < steps:
                 seen = limiter.statistics()
                 return (
-                    f"{limiter!r}: {seen.inserts:,} steps inserted, {seen.samples:,} items handed to the learner, "
-                    f"error {seen.error:g}; the learner has to take a batch"
+                    f"{limiter!r}: {seen.inserts:,} steps inserted, {seen.samples:,} items handed "
+                    f"to the learner, error {seen.error:g}; the learner has to take a batch"
                 )
         keepers = self._ring_guard.keepers
         if keepers and (not self._ring_guard.has_place() if lacks_blocks is None else lacks_blocks):
             needed = ", ".join(map(repr, keepers))
-            return f"the blocks hold rows that are still needed by {needed}; the learner has to take a batch"
+            return (
+                f"the blocks hold rows that are still needed by {needed}; the learner has to "
+                "take a batch"
+            )
         return ""
 
     def close(self) -> None:
@@ -209,7 +222,11 @@ def _nothing() -> None: ...
 
 def steps_among(columns: Columns, start: int, stop: int) -> int:
     """How many of these rows are steps: all but final observations."""
-    return stop - start if NEXT_OFFSET not in columns else int(np.count_nonzero(columns[NEXT_OFFSET][start:stop] > 0))
+    return (
+        stop - start
+        if NEXT_OFFSET not in columns
+        else int(np.count_nonzero(columns[NEXT_OFFSET][start:stop] > 0))
+    )
 
 
 def steps_in(ring: Ring, at_most: int) -> int:

@@ -1,15 +1,17 @@
 """The coordinator: takes the actors' rows out of their inboxes and writes them into blocks.
 
-One asyncio task an inbox, all on an event loop of the coordinator's own, in a thread of the learner's process. The
-learner may then block its loop with a training step of any length: rows come in all the same, since numpy copies
-without the interpreter lock (docs/decisions/002). Everything in a task between two waits is synchronous, so a row is
-taken from the inbox if and only if it is in the ring.
+One asyncio task an inbox, all on an event loop of the coordinator's own, in a thread of the
+learner's process. The learner may then block its loop with a training step of any length: rows come
+in all the same, since numpy copies without the interpreter lock (docs/decisions/002). Everything in
+a task between two waits is synchronous, so a row is taken from the inbox if and only if it is in
+the ring.
 
-Rows that may not be written yet (see `areplay._ingest.admission`) stay in their inbox, and its actor waits when that is
-full. Inboxes whose turn it is get theirs one chunk after the other, in the order in which they began to wait.
+Rows that may not be written yet (see `areplay._ingest.admission`) stay in their inbox, and its
+actor waits when that is full. Inboxes whose turn it is get theirs one chunk after the other, in the
+order in which they began to wait.
 
-Called from the learner's loop; a call crosses into the thread and back (some 50 us), which happens when an actor is
-started, has ended or is closed, never for a row.
+Called from the learner's loop; a call crosses into the thread and back (some 50 us), which happens
+when an actor is started, has ended or is closed, never for a row.
 """
 
 from __future__ import annotations
@@ -39,9 +41,11 @@ from areplay.errors import Closed, ResourceUnavailable, Stalled
 logger = logging.getLogger(__name__)
 
 BATCHING_DELAY_S = 0.005
-"""How long a first row may wait for others, so that a slow actor costs one wake-up in a while and not one a row."""
+"""How long a first row may wait for others, so that a slow actor costs one wake-up in a while and
+not one a row."""
 _CHUNKS_AN_INBOX = 4
-"""An actor rings when its inbox is filled by one part in so many, and one such part is taken at a time."""
+"""An actor rings when its inbox is filled by one part in so many, and one such part is taken at a
+time."""
 _LEAST_WAITING_ROWS = 4
 """So many may wait in each inbox, however many inboxes share what a limiter lets wait."""
 
@@ -50,7 +54,8 @@ class _Feed:
     """One inbox being read: its task, and the writer of its present stream.
 
     Attributes:
-        is_elastic: whether fewer rows than fit may wait while a limiter or selector holds rows back.
+        is_elastic: whether fewer rows than fit may wait while a limiter or selector holds rows
+            back.
         ends: the tails that actors left when they died: there a stream ends.
     """
 
@@ -90,29 +95,38 @@ class Coordinator:
         self.last_rows_at = 0.0
         self.is_writing = False
         self.failure: BaseException | None = None
-        self._ring, self._registry, self._on_rows, self._on_failure = ring, registry, on_rows, on_failure
+        self._ring, self._registry, self._on_rows, self._on_failure = (
+            ring,
+            registry,
+            on_rows,
+            on_failure,
+        )
         self._admission = admission
         self._admitted = Waiter(admission.coordinator_bell)
         self._feeds: dict[int, _Feed] = {}
-        self._left: list[_Feed] = []  # inboxes without actors, of which rows are still to be written
+        # inboxes without actors, of which rows are still to be written
+        self._left: list[_Feed] = []
         self._line: list[_Feed] = []  # those who wait for admission, in order
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ending = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
         self._thread: threading.Thread | None = None
         self._started: concurrent.futures.Future[None] | None = None
-        self._ended: concurrent.futures.Future[None] = concurrent.futures.Future()  # the thread, for whatever reason
+        # the thread, for whatever reason
+        self._ended: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._is_stopped = False
         self._origin = forks.current
         self._may_wait: int | None = None  # rows in all inboxes together, as it was said last
-        self._bounds_guard = forks.register_lock(threading.Lock())  # two threads may bound what waits at the same time
+        # two threads may bound what waits at the same time
+        self._bounds_guard = forks.register_lock(threading.Lock())
         admission.on_change, admission.take_waiting = self._bound_waiting, self._take_waiting
 
     async def attach(self, inbox: Inbox, name: str, *, is_elastic: bool = False) -> None:
         """Begin to read an inbox, as a new stream.
 
         Args:
-            is_elastic: whether fewer rows than fit may wait in it while a limiter or selector holds rows back.
+            is_elastic: whether fewer rows than fit may wait in it while a limiter or selector holds
+                rows back.
 
         Raises:
             Closed: after `stop`.
@@ -125,20 +139,25 @@ class Coordinator:
             self._started = self._begin()
         await run_to_completion(asyncio.wrap_future(self._started))
         if self.failure is not None:
-            raise Stalled(f"rows cannot be taken any more, the coordinator has failed: {self.failure}")
+            raise Stalled(
+                f"rows cannot be taken any more, the coordinator has failed: {self.failure}"
+            )
         await self._in_thread(self._attach(inbox, name, is_elastic))
 
     async def settle(self, inbox: Inbox) -> None:
-        """End the stream behind all that a dead actor left: what comes next is another. Does nothing if detached.
+        """End the stream behind all that a dead actor left: what comes next is another. Does
+        nothing if detached.
 
         What may be written now is, the rest in its turn.
         """
         await self._in_thread(self._settle(inbox))
 
     async def detach(self, inbox: Inbox) -> None:
-        """Take all that is there, end the stream, and stop reading. Does nothing if it is detached already.
+        """Take all that is there, end the stream, and stop reading. Does nothing if it is detached
+        already.
 
-        Rows that may not be written yet are in their turn, after this has returned: nobody puts any more.
+        Rows that may not be written yet are in their turn, after this has returned: nobody puts any
+        more.
         """
         await self._in_thread(self._detach(inbox))
 
@@ -149,17 +168,20 @@ class Coordinator:
 
     @property
     def has_free_rows(self) -> bool:
-        """Whether rows are due in an inbox that no limiter counts: final observations. From any thread."""
+        """Whether rows are due in an inbox that no limiter counts: final observations. From any
+        thread."""
         return any(_begins_with_final(feed.inbox) for feed in [*self._feeds.values(), *self._left])
 
     def held(self) -> list[tuple[Inbox, str, float]]:
-        """Each inbox whose rows may not be written yet, its name, and for how many seconds already. From any thread."""
+        """Each inbox whose rows may not be written yet, its name, and for how many seconds already.
+        From any thread."""
         now = time.monotonic()
         waits = [(feed, feed.held_since) for feed in [*self._feeds.values(), *self._left]]
         return [(feed.inbox, feed.name, now - since) for feed, since in waits if since is not None]
 
     def _bound_waiting(self) -> None:
-        """Say how many rows may wait in each inbox; they share what limiters and keepers let wait. From any thread."""
+        """Say how many rows may wait in each inbox; they share what limiters and keepers let wait.
+        From any thread."""
         with self._bounds_guard:
             feeds = [feed for feed in list(self._feeds.values()) if feed.is_elastic]
             self._may_wait = rows = self._admission.rows_that_may_wait(self._ring.capacity_rows)
@@ -196,7 +218,8 @@ class Coordinator:
             thread.join()
 
     def let_go(self) -> bool:
-        """`stop` without an event loop to wait on: whether the thread has ended. Call it again until it has."""
+        """`stop` without an event loop to wait on: whether the thread has ended. Call it again
+        until it has."""
         self._is_stopped = True
         self._registry.keep_nothing()
         self._admission.lift()
@@ -229,11 +252,15 @@ class Coordinator:
     def _begin(self) -> concurrent.futures.Future[None]:
         """Start the thread; done when its loop runs."""
         started: concurrent.futures.Future[None] = concurrent.futures.Future()
-        thread = threading.Thread(target=self._run, args=(started,), name="areplay-coordinator", daemon=True)
+        thread = threading.Thread(
+            target=self._run, args=(started,), name="areplay-coordinator", daemon=True
+        )
         try:
             thread.start()
         except RuntimeError as error:
-            started.set_exception(ResourceUnavailable("starting a thread", "the coordinator", str(error)))
+            started.set_exception(
+                ResourceUnavailable("starting a thread", "the coordinator", str(error))
+            )
         else:
             self._thread = thread
         return started
@@ -249,7 +276,8 @@ class Coordinator:
         except RuntimeError:  # its loop has just closed, by a failure that is reported elsewhere
             work.close()
             return
-        # A loop that is failing at this moment may never run it: then the end of its thread ends the wait.
+        # A loop that is failing at this moment may never run it: then the end of its thread ends
+        # the wait.
         either = {done, asyncio.wrap_future(self._ended)}
         await run_to_completion(asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED))
         if done.done() and not done.cancelled():
@@ -262,11 +290,14 @@ class Coordinator:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(self._main(started))
         except BaseException as error:
-            while isinstance(error, BaseExceptionGroup):  # of the task group: its first error made the others end
+            # of the task group: its first error made the others end
+            while isinstance(error, BaseExceptionGroup):
                 error = error.exceptions[0]
             self.failure = error
             if not started.done():
-                started.set_exception(ResourceUnavailable("starting an event loop", "the coordinator", str(error)))
+                started.set_exception(
+                    ResourceUnavailable("starting an event loop", "the coordinator", str(error))
+                )
                 return
             logger.exception("the coordinator failed; no more rows come in")
             for feed in self._feeds.values():
@@ -290,7 +321,9 @@ class Coordinator:
         feed = _Feed(inbox, self._new_writer(), name, is_elastic)
         self._feeds[id(inbox)] = feed
         self._bound_waiting()
-        feed.task = self._group.create_task(self._serve(feed), name=f"areplay coordinator of {name}")
+        feed.task = self._group.create_task(
+            self._serve(feed), name=f"areplay coordinator of {name}"
+        )
 
     async def _settle(self, inbox: Inbox) -> None:
         feed = self._feeds.get(id(inbox))
@@ -350,7 +383,8 @@ class Coordinator:
         self._left.remove(feed)
 
     async def _move_chunk(self, feed: _Feed) -> None:
-        """Move a chunk, or as much of it as may be written; wait until that is a row. Cancelled: nothing was moved."""
+        """Move a chunk, or as much of it as may be written; wait until that is a row. Cancelled:
+        nothing was moved."""
         if (self._line and not self._admission.is_lifted) or not self._take_chunk(feed):
             await self._wait_admission(feed)
             self._take_chunk(feed)
@@ -371,19 +405,24 @@ class Coordinator:
     def _turn(self) -> _Feed | None:
         """The first in line who may write a row; others do not wait for one who only lacks a block.
 
-        A final observation needs no room in a limiter. It may complete the item that the learner waits for, so it must
-        not wait behind steps that the limiter lets in only when the learner has taken that.
+        A final observation needs no room in a limiter. It may complete the item that the learner
+        waits for, so it must not wait behind steps that the limiter lets in only when the learner
+        has taken that.
         """
         has_room, has_place = self._admission.has_room, self._registry.has_place()
         for feed in self._line:
-            if (has_room or _begins_with_final(feed.inbox)) and (has_place or feed.writer.has_open_block):
+            if (has_room or _begins_with_final(feed.inbox)) and (
+                has_place or feed.writer.has_open_block
+            ):
                 return feed
         return None
 
     def _reason(self, feed: _Feed) -> str:
         if self._line[0] is not feed or not (why := self._admission.reason()):
             return ""
-        names = ", ".join(other.name for other in self._line[:8]) + (", ..." if len(self._line) > 8 else "")
+        names = ", ".join(other.name for other in self._line[:8]) + (
+            ", ..." if len(self._line) > 8 else ""
+        )
         return f"rows of {names} wait, they may not be written yet: {why}"
 
     def _take_all(self, feed: _Feed) -> None:
@@ -392,7 +431,8 @@ class Coordinator:
             pass
 
     def _take_chunk(self, feed: _Feed) -> bool:
-        """Take what may be written of the oldest chunk; whether that was something, or there was nothing to take.
+        """Take what may be written of the oldest chunk; whether that was something, or there was
+        nothing to take.
 
         From the look at the rows to their publication there is no await.
         """
@@ -402,13 +442,18 @@ class Coordinator:
         taken = inbox.rows_taken
         if feed.stream_ends:
             stop = min(stop, start + feed.stream_ends[0] - taken)
-        self.is_writing = True  # before the rows are admitted: a learner that sees no room left looks at this next
+        # before the rows are admitted: a learner that sees no room left looks at this next
+        self.is_writing = True
         try:
             rows, admitted = self._admission.admit_rows(columns, start, stop)
             written = len(feed.writer.write(columns, start, start + rows, priorities))
             if written < rows:
-                self._admission.give_back(admitted, steps_among(columns, start + written, start + rows))
-            if admitted.by and self._may_wait != self._admission.rows_that_may_wait(self._ring.capacity_rows):
+                self._admission.give_back(
+                    admitted, steps_among(columns, start + written, start + rows)
+                )
+            if admitted.by and self._may_wait != self._admission.rows_that_may_wait(
+                self._ring.capacity_rows
+            ):
                 self._bound_waiting()
             if written:
                 inbox.consume(written)

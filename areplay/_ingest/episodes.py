@@ -1,26 +1,33 @@
 """Episodes: what an actor hands in, step by step, as the rows that are stored.
 
-Each step becomes one row, and each episode one row more, which holds its final observation only: T steps, T + 1 rows.
-The next observation of a step is the observation of the next row, so no observation is stored twice. Where the rows of
-an episode are is written into them (`areplay._base.episode_links`).
+Each step becomes one row, and each episode one row more, which holds its final observation only: T
+steps, T + 1 rows. The next observation of a step is the observation of the next row, so no
+observation is stored twice. Where the rows of an episode are is written into them
+(`areplay._base.episode_links`).
 
-With a vector of L environments the rows of a step follow each other, one an environment. Where the final observations
-go depends on how the environments begin their next episode (gymnasium's autoreset modes):
+With a vector of L environments the rows of a step follow each other, one an environment. Where the
+final observations go depends on how the environments begin their next episode (gymnasium's
+autoreset modes):
 
-    NextStep   the step after an end ignores its action and leads from the final observation to the first of the next
-               episode. Its row is the final observation's: no row more, all steps have L rows.
-    SameStep   the step of the end returns the first observation of the next episode already; the final one comes beside
-               it. The rows of the final observations follow those of the step.
-    Disabled   the step of the end returns the final observation, the caller resets. Rows as in SameStep.
+    NextStep   the step after an end ignores its action and leads from the final observation to the
+               first of the next episode. Its row is the final observation's: no row more, all steps
+               have L rows.
+    SameStep   the step of the end returns the first observation of the next episode already; the
+               final one comes beside it. The rows of the final observations follow those of the
+               step.
+    Disabled   the step of the end returns the final observation, the caller resets. Rows as in
+               SameStep.
 
-Rule: `rows` changes nothing but what `advance` will do; after it either `advance` is called, when the rows are safe, or
-`cut`, when they got lost. After a cut the next row is linked to none before it, so nobody pairs rows over the gap.
-Whoever is asked to hand in a step takes a ticket at once, and shows it when it begins to: a ticket that was not shown
-(its call was cancelled before it began) is a step that got lost.
+Rule: `rows` changes nothing but what `advance` will do; after it either `advance` is called, when
+the rows are safe, or `cut`, when they got lost. After a cut the next row is linked to none before
+it, so nobody pairs rows over the gap. Whoever is asked to hand in a step takes a ticket at once,
+and shows it when it begins to: a ticket that was not shown (its call was cancelled before it began)
+is a step that got lost.
 
-An episode may be broken off, by an environment that raised or a caller that resets it in the middle. No row is written
-for that. The next row of the environment begins an episode, with a first observation, and is linked to none before it:
-so no item spans the break. It takes effect before the first step whose ticket was taken after it.
+An episode may be broken off, by an environment that raised or a caller that resets it in the
+middle. No row is written for that. The next row of the environment begins an episode, with a first
+observation, and is linked to none before it: so no item spans the break. It takes effect before the
+first step whose ticket was taken after it.
 
 Knows nothing of where rows are put.
 """
@@ -70,17 +77,23 @@ class Episodes:
     def __init__(self, spec: Spec) -> None:
         assert spec.is_steps
         self._spec = spec
-        self._next_fields = {name: replace(spec[name], name=f"next_{name}") for name in spec.observations}
-        self._final_fields = {name: replace(spec[name], name=f"final_{name}") for name in spec.observations}
+        self._next_fields = {
+            name: replace(spec[name], name=f"next_{name}") for name in spec.observations
+        }
+        self._final_fields = {
+            name: replace(spec[name], name=f"final_{name}") for name in spec.observations
+        }
         self._final = {name: np.zeros(field.shape, field.dtype) for name, field in spec.items()}
-        self._names = dict.fromkeys(spec).keys()  # compared with a row's, in C; a Mapping's keys are not
+        # compared with a row's, in C; a Mapping's keys are not
+        self._names = dict.fromkeys(spec).keys()
         self._is_nested = any("." in name for name in spec)
         self._mode, self._mode_is_given = AUTORESET_MODES[0], False
         self._environments: int | None = None  # 0: one that is no vector; None: not known yet
         self._step_id = 0  # of the next row, if there is one environment
         self._is_linked = False  # whether the row before it belongs to its episode
         self._vector = VectorLinks(0)
-        self._expected: dict[str, Any] | None = None  # what the next observation must be, if that is known
+        # what the next observation must be, if that is known
+        self._expected: dict[str, Any] | None = None
         self._memory = ObservationMemory(spec)
         self._handed: HandedIn = {}
         self._has_ended = False  # the last step ended the episode of the one environment
@@ -88,13 +101,15 @@ class Episodes:
         self._warned: set[str] = set()
         self._is_begun = self._has_gap = False  # a step was handed in; one got lost before that
         self._tickets = self._shown = 0
-        self._breaks: deque[tuple[int, Array | None]] = deque()  # after which ticket; of whom, None: of all
+        # after which ticket; of whom, None: of all
+        self._breaks: deque[tuple[int, Array | None]] = deque()
         self._chosen_early: list[Array] = []  # of whom, before it is known how many there are
         self._is_busy = False
 
     @property
     def autoreset_mode(self) -> str:
-        """`NextStep`, `SameStep` or `Disabled`; gymnasium's `AutoresetMode` may be given. Of no meaning but in vectors.
+        """`NextStep`, `SameStep` or `Disabled`; gymnasium's `AutoresetMode` may be given. Of no
+        meaning but in vectors.
 
         Raises:
             ValueError: another mode; or steps have been handed in already.
@@ -105,18 +120,24 @@ class Episodes:
     def autoreset_mode(self, mode: object) -> None:
         name = getattr(mode, "value", mode)
         if not isinstance(name, str) or name not in AUTORESET_MODES:
-            raise ValueError(f"autoreset_mode must be one of {', '.join(AUTORESET_MODES)}, got {shown(mode)}")
+            raise ValueError(
+                f"autoreset_mode must be one of {', '.join(AUTORESET_MODES)}, got {shown(mode)}"
+            )
         if self._environments is not None and name != self._mode:
-            raise ValueError(f"autoreset_mode is {self._mode} since the first step; set it before that")
+            raise ValueError(
+                f"autoreset_mode is {self._mode} since the first step; set it before that"
+            )
         self._mode, self._mode_is_given = name, True
 
     @property
     def environments(self) -> int:
-        """L, if the steps come from a vector of L environments; 0 if they come from one, or before the first step."""
+        """L, if the steps come from a vector of L environments; 0 if they come from one, or before
+        the first step."""
         return self._environments or 0
 
     def rows(self, step: Row, given: Row | None = None) -> StepRows | Columns:
-        """The rows of one step: of one environment as one row, or two at an episode's end; of a vector as columns.
+        """The rows of one step: of one environment as one row, or two at an episode's end; of a
+        vector as columns.
 
         Values that need no conversion are not copied.
 
@@ -124,7 +145,8 @@ class Episodes:
             given: the step in the caller's own memory, if `step` is a copy of it.
 
         Raises:
-            SpecMismatch: the step does not fit the spec, or does not go on where the last one ended.
+            SpecMismatch: the step does not fit the spec, or does not go on where the last one
+                ended.
         """
         fields = self._fields_of(step)
         next_obs = self._take_next(fields)
@@ -140,8 +162,15 @@ class Episodes:
         self._check_environments(shape)
         if shape == ():
             if final_obs is not None:
-                raise SpecMismatch("final_obs", "a vector of environments", "one", "pass next_obs= at an episode's end")
-            return self._rows_of_one(fields, next_obs, self._remembered(fields, theirs, their_next, shape))
+                raise SpecMismatch(
+                    "final_obs",
+                    "a vector of environments",
+                    "one",
+                    "pass next_obs= at an episode's end",
+                )
+            return self._rows_of_one(
+                fields, next_obs, self._remembered(fields, theirs, their_next, shape)
+            )
         return self._rows_of_vector(fields, next_obs, final_obs, shape[0], theirs, their_next)
 
     def columns(self, steps: Row, given: Row | None = None) -> tuple[Columns, NDArray[np.intp]]:
@@ -161,7 +190,10 @@ class Episodes:
         self._memory.check_each(fields if given is None else self._fields_of(given))
         self._check_environments(())
         if next_obs is not None:
-            next_obs = {name: self._next_fields[name].convert(value, (count,)) for name, value in next_obs.items()}
+            next_obs = {
+                name: self._next_fields[name].convert(value, (count,))
+                for name, value in next_obs.items()
+            }
         ended = arrays["terminated"] | arrays["truncated"]
         if next_obs is None and ended.any():
             raise _final_obs_missing(f"step {int(np.flatnonzero(ended)[0])}, where an episode ends")
@@ -192,7 +224,8 @@ class Episodes:
         return self._tickets
 
     def break_off(self, environments: Any = None) -> None:
-        """Break off the episodes of these environments, by default of all: their next steps begin others.
+        """Break off the episodes of these environments, by default of all: their next steps begin
+        others.
 
         Args:
             environments: indices from 0 to L - 1, or an (L,) mask, of a vector of L.
@@ -206,28 +239,40 @@ class Episodes:
         count, chosen = self._environments, as_array(environments)
         most = MAX_ENVIRONMENTS if count is None else max(1, count)
         if isinstance(chosen, Refusal):
-            raise ValueError(f"environments must be indices from 0, or a mask, got {chosen.got}; {chosen.remedy}")
+            raise ValueError(
+                f"environments must be indices from 0, or a mask, got {chosen.got}; {chosen.remedy}"
+            )
         if chosen.size == 0:
             return
-        is_mask = chosen.dtype == np.bool_ and chosen.ndim == 1 and (count is None or len(chosen) == most)
-        is_indices = chosen.dtype.kind in "iu" and chosen.ndim <= 1 and 0 <= chosen.min() <= chosen.max() < most
+        is_mask = (
+            chosen.dtype == np.bool_ and chosen.ndim == 1 and (count is None or len(chosen) == most)
+        )
+        is_indices = (
+            chosen.dtype.kind in "iu"
+            and chosen.ndim <= 1
+            and 0 <= chosen.min() <= chosen.max() < most
+        )
         if not is_mask and not is_indices:
             known = "of a vector of L" if count is None else f"of {max(1, count)}"
             raise ValueError(
-                f"environments must be indices from 0, or a mask of bool, {known} environments, got "
-                f"{shown(environments)}"
+                f"environments must be indices from 0, or a mask of bool, {known} environments, "
+                f"got {shown(environments)}"
             )
         self._breaks.append((self._tickets, chosen.copy()))
 
     @contextmanager
     def step(self, ticket: int) -> Iterator[None]:
-        """`advance` if what is done in it succeeds, else `cut`. Steps whose tickets were skipped got lost.
+        """`advance` if what is done in it succeeds, else `cut`. Steps whose tickets were skipped
+        got lost.
 
         Raises:
             RuntimeError: another task is handing in a step; this one gets lost.
         """
         if self._is_busy:
-            raise RuntimeError("another task hands in steps at this moment; let one do it, side by side as one vector")
+            raise RuntimeError(
+                "another task hands in steps at this moment; let one do it, side by "
+                "side as one vector"
+            )
         while self._breaks and self._breaks[0][0] < ticket:
             after, which = self._breaks.popleft()
             if after > self._shown:
@@ -252,7 +297,8 @@ class Episodes:
         if chosen is not None and self._environments is None:
             self._chosen_early.append(chosen)
             return
-        count = self._vector.count  # also of a first step that got lost, by which nothing is known yet
+        # also of a first step that got lost, by which nothing is known yet
+        count = self._vector.count
         which = np.ones(count, np.bool_) if chosen is None else _mask(chosen, count)
         if chosen is None or (count == 0 and _mask(chosen, 1).all()):
             self._expected, self._is_linked, self._has_gap = None, False, False
@@ -260,11 +306,15 @@ class Episodes:
             self._has_ended = count == 0
         self._vector = self._vector.broken_off(which)
         if self._expected is not None:
-            self._expected = {name: (value, goes_on & ~which) for name, (value, goes_on) in self._expected.items()}
+            self._expected = {
+                name: (value, goes_on & ~which) for name, (value, goes_on) in self._expected.items()
+            }
 
     # One environment.
 
-    def _rows_of_one(self, row: dict[str, Any], next_obs: dict[str, Any] | None, handed: HandedIn) -> StepRows:
+    def _rows_of_one(
+        self, row: dict[str, Any], next_obs: dict[str, Any] | None, handed: HandedIn
+    ) -> StepRows:
         if self._expected is not None:
             for name, expected in self._expected.items():
                 if _bytes(self._spec[name], row[name]) != expected:
@@ -275,7 +325,9 @@ class Episodes:
         if not ended:
             expected = None
             if next_obs is not None:
-                expected = {name: _bytes(self._next_fields[name], value) for name, value in next_obs.items()}
+                expected = {
+                    name: _bytes(self._next_fields[name], value) for name, value in next_obs.items()
+                }
 
             def go_on() -> None:
                 self._step_id, self._is_linked, self._expected = step_id + 1, True, expected
@@ -291,7 +343,11 @@ class Episodes:
         final[STEP_ID], final[NEXT_OFFSET], final[PREV_OFFSET] = step_id + 1, -1, 1  # type: ignore[assignment]
 
         def begin() -> None:
-            self._step_id, self._is_linked, self._expected = first_step_id((step_id >> 32) + 1), False, None
+            self._step_id, self._is_linked, self._expected = (
+                first_step_id((step_id >> 32) + 1),
+                False,
+                None,
+            )
             self._handed, self._has_ended = handed, True
 
         self._advance = begin
@@ -320,7 +376,8 @@ class Episodes:
         ended: NDArray[np.bool_],
         at: NDArray[np.intp],
     ) -> Columns:
-        """The rows of steps that go to the places `at`; after each that ended comes its final observation."""
+        """The rows of steps that go to the places `at`; after each that ended comes its final
+        observation."""
         rows = len(ended) + int(np.count_nonzero(ended))
         finals = at[ended] + 1
         columns = {}
@@ -330,10 +387,12 @@ class Episodes:
             if next_obs is not None and name in next_obs:
                 column[finals] = next_obs[name][ended]
             columns[name] = column
-        first = np.zeros(rows, np.bool_)  # rows that begin an episode; the first one goes on with what was there
+        # rows that begin an episode; the first one goes on with what was there
+        first = np.zeros(rows, np.bool_)
         first[finals[finals + 1 < rows] + 1] = True
         begins = np.flatnonzero(first)
-        started = np.concatenate([[0], begins])[np.cumsum(first)]  # for each row, the row where its episode began
+        # for each row, the row where its episode began
+        started = np.concatenate([[0], begins])[np.cumsum(first)]
         episode = self._step_id >> 32
         step_ids = first_step_ids(episode + np.cumsum(first)) + (np.arange(rows) - started)
         before_begins = np.cumsum(first) == 0
@@ -348,7 +407,11 @@ class Episodes:
             after, linked, expected = first_step_id((last >> 32) + 1), False, None
         else:
             after, linked = last + 1, True
-            expected = None if next_obs is None else {name: value[-1].tobytes() for name, value in next_obs.items()}
+            expected = (
+                None
+                if next_obs is None
+                else {name: value[-1].tobytes() for name, value in next_obs.items()}
+            )
 
         def go_on() -> None:
             self._step_id, self._is_linked, self._expected = after, linked, expected
@@ -368,9 +431,11 @@ class Episodes:
         theirs: dict[str, Any],
         their_next: dict[str, Any] | None,
     ) -> Columns:
-        # Scalars are judged by value, as those of one environment are: gymnasium's rewards are float64 in a vector.
+        # Scalars are judged by value, as those of one environment are: gymnasium's rewards are
+        # float64 in a vector.
         rows = {
-            name: field.convert(step[name], (count,), by_value=field.shape == ()) for name, field in self._spec.items()
+            name: field.convert(step[name], (count,), by_value=field.shape == ())
+            for name, field in self._spec.items()
         }
         if next_obs is not None:
             fields = self._next_fields
@@ -384,8 +449,9 @@ class Episodes:
         ended = rows["terminated"] | rows["truncated"]
         if ended.any() and not self._mode_is_given:
             self._warn_once(
-                "an episode has ended in a vector of environments that are taken to begin the next one in the step "
-                "after (gymnasium's default); say how they do: actor.autoreset_mode = envs.metadata['autoreset_mode']"
+                "an episode has ended in a vector of environments that are taken to begin the next "
+                "one in the step after (gymnasium's default); say how they do: "
+                "actor.autoreset_mode = envs.metadata['autoreset_mode']"
             )
         if self._mode == "NextStep":
             self._check_autoreset_rows(rows, final_obs, ended)
@@ -398,7 +464,10 @@ class Episodes:
         expected = (
             None
             if next_obs is None
-            else {name.removeprefix("next_"): (value.copy(), matters) for name, value in next_obs.items()}
+            else {
+                name.removeprefix("next_"): (value.copy(), matters)
+                for name, value in next_obs.items()
+            }
         )
 
         def go_on() -> None:
@@ -413,12 +482,15 @@ class Episodes:
         for name, (expected, goes_on) in (self._expected or {}).items():
             same = _same_rows(expected, rows[name])
             if not (same | ~goes_on).all():
-                raise _not_continuous(name, f"of environment {int(np.flatnonzero(~same & goes_on)[0])} ")
+                raise _not_continuous(
+                    name, f"of environment {int(np.flatnonzero(~same & goes_on)[0])} "
+                )
             was_reset |= ~same | goes_on
         if self._expected is not None and not was_reset.all():
             self._warn_once(
-                "environment %d begins an episode with the final observation of the last one, in autoreset mode "
-                "Disabled; reset it, with options={'reset_mask': ended}, or set the mode of your environments",
+                "environment %d begins an episode with the final observation of the last one, in "
+                "autoreset mode Disabled; reset it, with options={'reset_mask': ended}, or set the "
+                "mode of your environments",
                 int(np.flatnonzero(~was_reset)[0]),
             )
 
@@ -427,16 +499,24 @@ class Episodes:
             self._warned.add(text)
             logger.warning(text, *values)
 
-    def _check_autoreset_rows(self, rows: Mapping[str, Array], final_obs: object, ended: NDArray[np.bool_]) -> None:
+    def _check_autoreset_rows(
+        self, rows: Mapping[str, Array], final_obs: object, ended: NDArray[np.bool_]
+    ) -> None:
         """Refuse what cannot come from environments that reset in the step after an end."""
         remedy = "set autoreset_mode to that of your environments, envs.metadata['autoreset_mode']"
-        if final_obs is not None and not (isinstance(final_obs, np.ndarray) and _is_empty(final_obs)):
-            raise SpecMismatch("final_obs", "nothing in autoreset mode NextStep", "final observations", remedy)
+        if final_obs is not None and not (
+            isinstance(final_obs, np.ndarray) and _is_empty(final_obs)
+        ):
+            raise SpecMismatch(
+                "final_obs", "nothing in autoreset mode NextStep", "final observations", remedy
+            )
         resets = self._vector.is_resetting
         if not resets.any():
             return
         if (ended & resets).any():
-            raise SpecMismatch("terminated", "no end in the step of a reset (mode NextStep)", "an end", remedy)
+            raise SpecMismatch(
+                "terminated", "no end in the step of a reset (mode NextStep)", "an end", remedy
+            )
         if not self._mode_is_given and rows["reward"][resets].any():
             expected = "0 in the step of a reset (mode NextStep, the default)"
             raise SpecMismatch("reward", expected, str(rows["reward"][resets].ravel()[0]), remedy)
@@ -463,45 +543,67 @@ class Episodes:
         except Exception as error:  # of whatever container it is
             expected = f"observations of {len(ended)} environments, or None for those that go on"
             remedy = "pass final_obs=info['final_obs'] of the same step"
-            raise SpecMismatch("final_obs", expected, f"{type(final_obs).__name__} ({error})", remedy) from None
+            raise SpecMismatch(
+                "final_obs", expected, f"{type(final_obs).__name__} ({error})", remedy
+            ) from None
 
     def _finals_of(self, final_obs: Any, which: NDArray[np.intp]) -> dict[str, Array]:
-        """`final_obs` of those environments: arrays of all of them, or a sequence with one observation for each."""
-        if isinstance(final_obs, Mapping) or (isinstance(final_obs, tuple) and "obs.0" in self._spec):  # of arrays
+        """`final_obs` of those environments: arrays of all of them, or a sequence with one
+        observation for each."""
+        # of arrays
+        if isinstance(final_obs, Mapping) or (
+            isinstance(final_obs, tuple) and "obs.0" in self._spec
+        ):
             flat = dict(self._flat({"obs": final_obs}))
             finals = {}
             for name in self._known(flat):
                 field, given = self._final_fields[name], as_array(flat[name])
                 if isinstance(given, Refusal):
                     given = field.convert(flat[name])  # which says what is wrong with it
-                finals[name] = field.convert(given[which], (len(which),), by_value=field.shape == ())
+                finals[name] = field.convert(
+                    given[which], (len(which),), by_value=field.shape == ()
+                )
             return finals
         chosen = [final_obs[k] for k in which]
         if any(one is None for one in chosen):
             missing = which[[one is None for one in chosen].index(True)]
             remedy = "pass final_obs=info['final_obs'] of the same step"
-            raise SpecMismatch("final_obs", f"an observation of environment {missing}, which ended", "None", remedy)
+            raise SpecMismatch(
+                "final_obs", f"an observation of environment {missing}, which ended", "None", remedy
+            )
         each = [dict(self._flat({"obs": one})) for one in chosen]
         return {
-            name: np.stack([self._final_fields[name].convert(one[name]) for one in each]) for name in self._known(*each)
+            name: np.stack([self._final_fields[name].convert(one[name]) for one in each])
+            for name in self._known(*each)
         }
 
     def _known(self, *observations: dict[str, Any]) -> Iterable[str]:
         for one in observations:
             for name in self._spec.observations:
                 if name not in one:
-                    raise SpecMismatch("final_obs", f"{name!r} ({self._spec[name]})", ", ".join(one), "give all of it")
+                    raise SpecMismatch(
+                        "final_obs",
+                        f"{name!r} ({self._spec[name]})",
+                        ", ".join(one),
+                        "give all of it",
+                    )
         return self._spec.observations
 
     # What both need.
 
-    def _remembered(self, values: Row, theirs: Row, their_next: Row | None, axes: tuple[int, ...]) -> HandedIn:
-        return self._memory.look(self._handed, values, theirs, their_next, axes, begins=self._has_ended)
+    def _remembered(
+        self, values: Row, theirs: Row, their_next: Row | None, axes: tuple[int, ...]
+    ) -> HandedIn:
+        return self._memory.look(
+            self._handed, values, theirs, their_next, axes, begins=self._has_ended
+        )
 
     def check_width(self, inbox_rows: int) -> None:
-        """Raise `SpecMismatch` if a step may have more rows than an inbox: it could be handed in by parts only."""
+        """Raise `SpecMismatch` if a step may have more rows than an inbox: it could be handed in by
+        parts only."""
         count = self.environments
-        needed = count if self._mode == "NextStep" else 2 * count  # in the other modes all episodes may end at once
+        # in the other modes all episodes may end at once
+        needed = count if self._mode == "NextStep" else 2 * count
         if needed > inbox_rows:
             raise SpecMismatch(
                 "terminated",
@@ -513,8 +615,12 @@ class Episodes:
     def _check_environments(self, shape: tuple[int, ...]) -> None:
         """The number of environments is that of the first step."""
         if len(shape) > 1 or (shape and not 1 <= shape[0] <= MAX_ENVIRONMENTS):
-            expected = f"() for one environment, or (L,) for a vector of at most {MAX_ENVIRONMENTS:,}"
-            raise SpecMismatch("terminated", expected, f"shape {shape}", "give a step of each environment")
+            expected = (
+                f"() for one environment, or (L,) for a vector of at most {MAX_ENVIRONMENTS:,}"
+            )
+            raise SpecMismatch(
+                "terminated", expected, f"shape {shape}", "give a step of each environment"
+            )
         count = shape[0] if shape else 0
         if self._environments is None:
             self._environments = count
@@ -527,7 +633,10 @@ class Episodes:
         elif self._environments != count:
             before = f"shape ({self._environments},)" if self._environments else "shape ()"
             raise SpecMismatch(
-                "terminated", f"{before} as in the first step", f"shape {shape}", "use a stream for one kind of steps"
+                "terminated",
+                f"{before} as in the first step",
+                f"shape {shape}",
+                "use a stream for one kind of steps",
             )
 
     def _shape_of(self, flags: Any) -> tuple[int, ...]:
@@ -535,7 +644,9 @@ class Episodes:
         if isinstance(given, Refusal):
             is_ragged = isinstance(flags, (list, tuple)) and not given.remedy
             got = "lists of several lengths" if is_ragged else given.got
-            raise SpecMismatch("terminated", "shape () or (L,) of bool", got, given.remedy or "give an array")
+            raise SpecMismatch(
+                "terminated", "shape () or (L,) of bool", got, given.remedy or "give an array"
+            )
         return given.shape
 
     def _take_next(self, fields: dict[str, Any]) -> dict[str, Any] | None:
@@ -546,12 +657,16 @@ class Episodes:
         taken = {name: fields.pop(f"next_{name}", None) for name in self._spec.observations}
         if "obs" not in self._spec and (given := fields.pop("next_obs", None)) is not None:
             parts = ", ".join(self._spec.observations)
-            raise SpecMismatch("next_obs", f"a dict or tuple with {parts}", type(given).__name__, "give it as obs")
+            raise SpecMismatch(
+                "next_obs", f"a dict or tuple with {parts}", type(given).__name__, "give it as obs"
+            )
         missing = [name for name, value in taken.items() if value is None]
         if len(missing) == len(taken):
             return None
         if missing:
-            raise SpecMismatch(f"next_{missing[0]}", str(self._spec[missing[0]]), "nothing", "give all of next_obs")
+            raise SpecMismatch(
+                f"next_{missing[0]}", str(self._spec[missing[0]]), "nothing", "give all of next_obs"
+            )
         return taken
 
     def _fields_of(self, step: Row) -> dict[str, Any]:
@@ -561,7 +676,10 @@ class Episodes:
         """A step with the parts of nested observations and actions under dotted names."""
         flat: dict[str, Any] = {}
         for name, value in step.items():
-            _merge(flat, {name: value} if name in self._spec or name == "final_obs" else _parts(name, value))
+            _merge(
+                flat,
+                {name: value} if name in self._spec or name == "final_obs" else _parts(name, value),
+            )
         return flat
 
 
@@ -572,7 +690,8 @@ def _parts(name: str, value: Any) -> dict[str, Any]:
         pairs = ((str(k), inner) for k, inner in enumerate(value))
     else:
         return {name: value}
-    if not value:  # kept under its name, so that a misspelt field without parts is refused like any other
+    # kept under its name, so that a misspelt field without parts is refused like any other
+    if not value:
         return {name: value}
     flat: dict[str, Any] = {}
     for key, inner in pairs:
@@ -581,11 +700,15 @@ def _parts(name: str, value: Any) -> dict[str, Any]:
 
 
 def _merge(flat: dict[str, Any], parts: dict[str, Any]) -> None:
-    """Add `parts` to `flat`; a field that is given twice, as a part and by its dotted name, is refused."""
+    """Add `parts` to `flat`; a field that is given twice, as a part and by its dotted name, is
+    refused."""
     for name, value in parts.items():
         if name in flat:
             raise SpecMismatch(
-                name, "one value", "two, under one name", "give it once, as a part or by its dotted name"
+                name,
+                "one value",
+                "two, under one name",
+                "give it once, as a part or by its dotted name",
             )
         flat[name] = value
 
@@ -609,7 +732,9 @@ def _same_rows(one: Array, other: Array) -> NDArray[np.bool_]:
     count = len(one)
     if count == 0:
         return np.ones(0, np.bool_)
-    left, right = (np.ascontiguousarray(array).reshape(count, -1).view(np.uint8) for array in (one, other))
+    left, right = (
+        np.ascontiguousarray(array).reshape(count, -1).view(np.uint8) for array in (one, other)
+    )
     same: NDArray[np.bool_] = (left == right).all(axis=1)
     return same
 
@@ -619,7 +744,9 @@ def _is_empty(final_obs: Array) -> bool:
 
 
 def _final_obs_missing(where: str) -> SpecMismatch:
-    return SpecMismatch("next_obs", f"the final observation ({where})", "nothing", "pass next_obs= there")
+    return SpecMismatch(
+        "next_obs", f"the final observation ({where})", "nothing", "pass next_obs= there"
+    )
 
 
 def _not_continuous(name: str, whose: str) -> SpecMismatch:
@@ -627,6 +754,7 @@ def _not_continuous(name: str, whose: str) -> SpecMismatch:
         name,
         "the next_obs of the step before",
         f"another observation {whose}".rstrip(),
-        "end an episode with terminated or truncated before you reset, or call end_episode() if it breaks off; hand in "
-        "environments stepped side by side as one vector; and pass arrays that the environment does not write to later",
+        "end an episode with terminated or truncated before you reset, or call end_episode() if it "
+        "breaks off; hand in environments stepped side by side as one vector; and pass arrays that "
+        "the environment does not write to later",
     )

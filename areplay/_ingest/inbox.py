@@ -1,25 +1,31 @@
 """Inboxes: each actor's ring of rows towards the coordinator, one producer and one consumer.
 
-`put` writes a row behind the tail and then publishes the tail with one aligned store. From that store on the row is
-safe, whatever happens to the actor, because the coordinator reads on after its death; before it, the row never was.
+`put` writes a row behind the tail and then publishes the tail with one aligned store. From that
+store on the row is safe, whatever happens to the actor, because the coordinator reads on after its
+death; before it, the row never was.
 
 Shared words of each inbox (int64, a cache line each):
 
-    tail       rows put since the start. Written by the actor. A dead actor's successor goes on from it.
-    head       rows taken since the start. Written by the coordinator, after the rows are in the ring.
-    wake_at    the tail from which the actor rings the coordinator. Written by the coordinator before it sleeps.
-    flush_at   the tail up to which the actor (that waits for room, or flushes) wants its rows taken at once.
-               Written by the actor.
-    rows_sleep, room_sleep   the two doorbells: the coordinator sleeps until rows are there, the actor until room is.
+    tail       rows put since the start. Written by the actor. A dead actor's successor goes on from
+               it.
+    head       rows taken since the start. Written by the coordinator, after the rows are in the
+               ring.
+    wake_at    the tail from which the actor rings the coordinator. Written by the coordinator
+               before it sleeps.
+    flush_at   the tail up to which the actor (that waits for room, or flushes) wants its rows taken
+               at once. Written by the actor.
+    rows_sleep, room_sleep   the two doorbells: the coordinator sleeps until rows are there, the
+                             actor until room is.
     stopping   1 when the actor is to end. Written by the learner's process.
-    waits_since   CLOCK_MONOTONIC, in ns, since when the actor has been waiting for room, or 0. Written by the actor,
-                  for statistics only.
-    may_wait   rows up to which further ones may join those that wait, at most inbox_rows. Written by the learner's
-               process: less where rows are held back, so that no more of them grow old here than are soon let in. A
-               stale read costs a few rows that wait longer, or a look more.
+    waits_since   CLOCK_MONOTONIC, in ns, since when the actor has been waiting for room, or 0.
+                  Written by the actor, for statistics only.
+    may_wait   rows up to which further ones may join those that wait, at most inbox_rows. Written
+               by the learner's process: less where rows are held back, so that no more of them grow
+               old here than are soon let in. A stale read costs a few rows that wait longer, or a
+               look more.
 
-head <= tail <= head + inbox_rows at every instant. The rows from head to tail belong to the coordinator, the others to
-the actor.
+head <= tail <= head + inbox_rows at every instant. The rows from head to tail belong to the
+coordinator, the others to the actor.
 """
 
 from __future__ import annotations
@@ -40,7 +46,8 @@ from areplay._shm.segment import Segment
 from areplay.errors import WouldBlock
 from areplay.spec import Array, RowWriter, Spec
 
-_TARGET_BYTES = 16 << 20  # tens of milliseconds at 20,000 Atari rows a second, and still small beside the ring
+# tens of milliseconds at 20,000 Atari rows a second, and still small beside the ring
+_TARGET_BYTES = 16 << 20
 _MAX_ROWS = 8_192
 _MIN_ROWS = 16
 _WORDS, _MAY_WAIT = 9, 8  # how many, and which of them
@@ -57,20 +64,25 @@ def waiting_rows(inbox: Inbox) -> str:
     if inbox.may_wait == inbox.inbox_rows:
         return f"{inbox.used:,} of {inbox.inbox_rows:,} rows of its inbox are not yet taken"
     return (
-        f"{inbox.used:,} rows of its inbox are not yet taken, {inbox.may_wait:,} may wait while a limiter or selector "
-        f"holds rows back"
+        f"{inbox.used:,} rows of its inbox are not yet taken, {inbox.may_wait:,} may wait while a "
+        f"limiter or selector holds rows back"
     )
 
 
 class Inboxes:
-    """The inboxes of one group of actors, in one segment. Pickles into an actor that is being spawned."""
+    """The inboxes of one group of actors, in one segment. Pickles into an actor that is being
+    spawned."""
 
     def __init__(self, spec: Spec, count: int, inbox_rows: int) -> None:
         self.spec, self.count, self.inbox_rows = spec, count, inbox_rows
-        columns = {f"column:{f.name}": ((count, inbox_rows, *f.shape), f.dtype) for f in spec.rows.values()}
+        columns = {
+            f"column:{f.name}": ((count, inbox_rows, *f.shape), f.dtype) for f in spec.rows.values()
+        }
         columns["priorities"] = ((count, inbox_rows), np.dtype(np.float64))
         layout = Layout("inboxes", {"words": ((count, _WORDS, WORDS_A_LINE), np.int64), **columns})
-        self._segment = Segment(layout, f"{count} inboxes of {inbox_rows:,} rows of {spec.row_bytes:,} bytes")
+        self._segment = Segment(
+            layout, f"{count} inboxes of {inbox_rows:,} rows of {spec.row_bytes:,} bytes"
+        )
         self._segment.arrays["words"][:, _MAY_WAIT, 0] = inbox_rows
         self._events: list[EventFd] = []  # of each inbox the coordinator's, then the actor's
         try:
@@ -91,7 +103,11 @@ class Inboxes:
         columns = {name: arrays[f"column:{name}"][index] for name in self.spec.rows}
         priorities = arrays["priorities"][index]
         return Inbox(
-            self.spec.rows, columns, priorities, arrays["words"][index], *self._events[2 * index : 2 * index + 2]
+            self.spec.rows,
+            columns,
+            priorities,
+            arrays["words"][index],
+            *self._events[2 * index : 2 * index + 2],
         )
 
     def close(self) -> None:
@@ -102,7 +118,8 @@ class Inboxes:
 
 
 class Inbox:
-    """One inbox. The actor uses `put`, `extend` and `request_flush`; the coordinator `peek`, `consume`, `set_wake`."""
+    """One inbox. The actor uses `put`, `extend` and `request_flush`; the coordinator `peek`,
+    `consume`, `set_wake`."""
 
     def __init__(
         self,
@@ -115,10 +132,14 @@ class Inbox:
     ) -> None:
         self._columns, self._priorities = columns, priorities
         self.inbox_rows = len(next(iter(columns.values())))
-        self._tail, self._head, self._wake_at, self._flush_at = (int64_word(words, k) for k in range(4))
+        self._tail, self._head, self._wake_at, self._flush_at = (
+            int64_word(words, k) for k in range(4)
+        )
         self.rows_bell = Doorbell(rows_event, int64_word(words, 4))
         self.room_bell = Doorbell(room_event, int64_word(words, 5))
-        self._stopping, self._waits_since, self._may_wait = (int64_word(words, k) for k in (6, 7, _MAY_WAIT))
+        self._stopping, self._waits_since, self._may_wait = (
+            int64_word(words, k) for k in (6, 7, _MAY_WAIT)
+        )
         self._writer = RowWriter(spec, columns)
         self._waits_since[0] = 0  # a predecessor may have died while it waited
 
@@ -130,7 +151,8 @@ class Inbox:
 
     @property
     def room(self) -> int:
-        """Rows that can be put at once: all that fit into an empty inbox, so that any call has room at some time."""
+        """Rows that can be put at once: all that fit into an empty inbox, so that any call has room
+        at some time."""
         used = self.used
         return max(0, self.may_wait - used) if used else self.inbox_rows
 
@@ -190,8 +212,11 @@ class Inbox:
         self._publish(tail + count)
         failpoint("add.published")
 
-    def extend(self, columns: Mapping[str, Array], start: int, stop: int, priorities: Array | None = None) -> None:
-        """Put rows `start` to `stop` of checked columns; they become safe together, when this returns.
+    def extend(
+        self, columns: Mapping[str, Array], start: int, stop: int, priorities: Array | None = None
+    ) -> None:
+        """Put rows `start` to `stop` of checked columns; they become safe together, when this
+        returns.
 
         Args:
             priorities: float64, of the rows of `columns`; NaN: none given.
@@ -231,7 +256,9 @@ class Inbox:
     def _publish(self, tail: int) -> None:
         order()  # the rows before the tail that makes them the coordinator's
         self._tail[0] = tail
-        fence()  # the tail before the look at what the coordinator waits for: it arms, and looks, the other way round
+        # the tail before the look at what the coordinator waits for: it arms, and looks, the other
+        # way round
+        fence()
         if tail >= self._wake_at[0]:
             self.rows_bell.notify()
         check_step(self)
@@ -258,7 +285,8 @@ class Inbox:
         self._wake_at[0] = self._head[0] + rows
 
     def limit_waiting(self, rows: int) -> None:
-        """Let at most `rows` rows wait, or as many as are put at once into an empty inbox. From any thread."""
+        """Let at most `rows` rows wait, or as many as are put at once into an empty inbox. From any
+        thread."""
         before = self._may_wait[0]
         self._may_wait[0] = min(rows, self.inbox_rows)
         if self._may_wait[0] > before:

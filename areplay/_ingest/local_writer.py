@@ -1,10 +1,11 @@
-"""Own rows: what the owner's process itself writes into the ring, by `Replay.add` and `Replay.extend`: one stream.
+"""Own rows: what the owner's process itself writes into the ring, by `Replay.add` and
+`Replay.extend`: one stream.
 
-One call at a time: each waits for those before it, and until its rows may be written (see `areplay._ingest.admission`).
-Then it writes them in one step, all or none.
+One call at a time: each waits for those before it, and until its rows may be written (see
+`areplay._ingest.admission`). Then it writes them in one step, all or none.
 
-Rule: a call writes the values that its arrays hold when it begins to run. Before it suspends, it copies what the caller
-could still change; a call that does not have to wait copies nothing.
+Rule: a call writes the values that its arrays hold when it begins to run. Before it suspends, it
+copies what the caller could still change; a call that does not have to wait copies nothing.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from areplay.spec import Array, Columns
 from areplay.statistics import Wait
 
 _INLINE_BYTES = 4 << 20  # what `extend` writes on the loop; more is written in a thread meanwhile
-# So much is copied first, at some 10 GB/s, since the caller may write to its arrays while the thread reads them. Beyond
-# it a second copy may be more memory than there is: it is written on the loop.
+# So much is copied first, at some 10 GB/s, since the caller may write to its arrays while the
+# thread reads them. Beyond it a second copy may be more memory than there is: it is written on the
+# loop.
 _COPIED_BYTES = 1 << 30
 
 
@@ -52,7 +54,8 @@ class LocalWriter:
 
     Args:
         on_rows: called after rows were written.
-        why_hopeless: says why a call that waits now will wait for ever, and what to do; "" if it may go on.
+        why_hopeless: says why a call that waits now will wait for ever, and what to do; "" if it
+            may go on.
 
     Attributes:
         writer: of the stream, closed by `close`.
@@ -70,15 +73,22 @@ class LocalWriter:
     ) -> None:
         self.any_written = self.is_writing = False
         self._why_hopeless = why_hopeless
-        self._ring, self._registry, self._admission, self._on_rows = ring, registry, admission, on_rows
+        self._ring, self._registry, self._admission, self._on_rows = (
+            ring,
+            registry,
+            admission,
+            on_rows,
+        )
         self._episodes = Episodes(ring.spec) if ring.spec.is_steps else None
         self.writer = StreamWriter(ring, ring.block_locks(), registry)
         self._lock = asyncio.Lock()
         self._calls = 0  # that hand in rows, and have not returned
         self._admitted = Waiter(admission.owner_bell)
         self._waiting_since: float | None = None  # monotonic seconds
-        self._lacks_steps, self._lacks_blocks = 1, False  # what the call that waits found at its last look
-        self._refused: tuple[Lacks | None, int] = None, 0  # and how many rows had been inserted by then
+        # what the call that waits found at its last look
+        self._lacks_steps, self._lacks_blocks = 1, False
+        # and how many rows had been inserted by then
+        self._refused: tuple[Lacks | None, int] = None, 0
         self._copier: ThreadPoolExecutor | None = None
         self._is_closing = False
         self._origin = forks.current
@@ -87,13 +97,19 @@ class LocalWriter:
     def episodes(self) -> Episodes:
         """The episodes that this process is in."""
         if self._episodes is None:
-            raise ValueError("autoreset_mode is about steps of environments; make the spec with Spec.steps or from_env")
+            raise ValueError(
+                "autoreset_mode is about steps of environments; make the spec with "
+                "Spec.steps or from_env"
+            )
         return self._episodes
 
     def break_off(self, environments: Any) -> None:
         """See `Replay.end_episode`."""
         if self._episodes is None:
-            raise ValueError("end_episode is about steps of environments; make the spec with Spec.steps or from_env")
+            raise ValueError(
+                "end_episode is about steps of environments; make the spec with "
+                "Spec.steps or from_env"
+            )
         self._episodes.break_off(environments)
 
     def add(self, row: dict[str, Any], priority: Any) -> Coroutine[Any, Any, int | Indices]:
@@ -102,17 +118,21 @@ class LocalWriter:
 
     def extend(self, columns: Mapping[str, Any], priorities: Any) -> Coroutine[Any, Any, Indices]:
         """See `Replay.extend`."""
-        return self._extend(None if self._episodes is None else self._episodes.ticket(), columns, priorities)
+        return self._extend(
+            None if self._episodes is None else self._episodes.ticket(), columns, priorities
+        )
 
     def waits(self) -> list[Wait]:
         """The wait for admission, if there is one at this moment."""
         since, reason = self._waiting_since, self._reason()
-        return [] if since is None or not reason else [Wait("owner", reason, time.monotonic() - since)]
+        return (
+            [] if since is None or not reason else [Wait("owner", reason, time.monotonic() - since)]
+        )
 
     @property
     def lacks(self) -> Lacks | None:
-        """What the call needs that waits for admission, or that was refused as hopeless when it was the last thing that
-        happened; None if there is none.
+        """What the call needs that waits for admission, or that was refused as hopeless when it was
+        the last thing that happened; None if there is none.
 
         A learner that comes after the refusal would wait for those rows as well.
         """
@@ -122,7 +142,8 @@ class LocalWriter:
         return lacks if inserted == self._ring.rows_inserted[0] else None
 
     async def close(self) -> None:
-        """End the stream, when the call that is being served is done; those that wait get `Closed`."""
+        """End the stream, when the call that is being served is done; those that wait get
+        `Closed`."""
         if self._origin is not forks.current:
             return
         self._is_closing = True
@@ -139,7 +160,8 @@ class LocalWriter:
         return self._admitted.loop
 
     def unwatch(self) -> None:
-        """Let the loop watch nothing of this any more. On that loop, or anywhere once it is closed."""
+        """Let the loop watch nothing of this any more. On that loop, or anywhere once it is
+        closed."""
         self._is_closing = True
         self._admitted.close()
 
@@ -158,7 +180,9 @@ class LocalWriter:
                     if isinstance(rows, tuple):
                         return await self._add_few(rows, priority)
                     count, length = self._episodes.environments, _length(rows)
-                    return (await self._write(rows, priority_column(priority, count, length), row))[:count]
+                    return (await self._write(rows, priority_column(priority, count, length), row))[
+                        :count
+                    ]
         finally:
             self._calls -= 1
 
@@ -182,7 +206,9 @@ class LocalWriter:
             finally:
                 self.writer.unreserve()
 
-    async def _extend(self, ticket: int | None, columns: Mapping[str, Any], priorities: Any) -> Indices:
+    async def _extend(
+        self, ticket: int | None, columns: Mapping[str, Any], priorities: Any
+    ) -> Indices:
         is_alone = self._calls == 0
         self._calls += 1
         try:
@@ -208,20 +234,26 @@ class LocalWriter:
         finally:
             self._calls -= 1
 
-    async def _write(self, columns: Columns, priorities: Array | None, given: Mapping[str, Any] | None) -> Indices:
-        """Write checked columns, off the loop if there are many bytes. Once begun, cancelling does not stop it.
+    async def _write(
+        self, columns: Columns, priorities: Array | None, given: Mapping[str, Any] | None
+    ) -> Indices:
+        """Write checked columns, off the loop if there are many bytes. Once begun, cancelling does
+        not stop it.
 
         Args:
-            given: what the caller handed in, if `columns` may share memory with it; `None` if they do not. What the
-                caller writes to its arrays after the first suspension does not reach the rows.
+            given: what the caller handed in, if `columns` may share memory with it; `None` if they
+                do not. What the caller writes to its arrays after the first suspension does not
+                reach the rows.
         """
         rows, written = _length(columns), np.empty(0, np.int64)
         size_bytes = rows * self._ring.spec.row_bytes
         if given is not None and _INLINE_BYTES < size_bytes <= _COPIED_BYTES:
             columns, given = own_columns(columns, given), None
-        while len(written) < rows:  # once, unless a `Fifo` or `Epochs` began while rows were copied off the loop
+        # once, unless a `Fifo` or `Epochs` began while rows were copied off the loop
+        while len(written) < rows:
             start = len(written)
-            # The rest in parts for which there will be room: more than half of the ring may never be free at once.
+            # The rest in parts for which there will be room: more than half of the ring may never
+            # be free at once.
             stop = rows if start == 0 else min(rows, start + self._ring.capacity_rows // 2)
             steps = steps_among(columns, start, stop)
             admitted = self._admit_nowait(stop - start, steps)
@@ -240,7 +272,8 @@ class LocalWriter:
                 if start == 0:
                     self._admission.give_back(admitted, steps_among(columns, start, stop))
                     raise
-                more = self.writer.write(columns, start, stop, priorities)  # all or none, and some are written
+                # all or none, and some are written
+                more = self.writer.write(columns, start, stop, priorities)
             finally:
                 self.writer.unreserve()
                 self._announce()
@@ -250,7 +283,8 @@ class LocalWriter:
         return written
 
     def _admit_nowait(self, rows: int, steps: int) -> Admitted | None:
-        """Count so many rows, so many of them steps, as written, if they may be now; else `None`, and nothing changed.
+        """Count so many rows, so many of them steps, as written, if they may be now; else `None`,
+        and nothing changed.
 
         Room for them is reserved, until `unreserve`.
         """
@@ -261,8 +295,9 @@ class LocalWriter:
         if self._lacks_blocks:
             if 2 * rows > self._ring.capacity_rows:
                 raise ValueError(
-                    f"{rows:,} rows at once are more than half of capacity_rows = {self._ring.capacity_rows:,}, "
-                    f"while Fifo() or Epochs() keeps rows; hand them in in smaller parts"
+                    f"{rows:,} rows at once are more than half of capacity_rows = "
+                    f"{self._ring.capacity_rows:,}, while Fifo() or Epochs() keeps rows; hand them "
+                    "in in smaller parts"
                 )
             return None
         is_done = False
@@ -275,7 +310,8 @@ class LocalWriter:
         return admitted if is_done else None
 
     async def _off_loop(self, work: Callable[[], Indices]) -> Indices:
-        """What `work` returns, in a thread that stays for the next: to start one takes as long as to copy a megabyte.
+        """What `work` returns, in a thread that stays for the next: to start one takes as long as
+        to copy a megabyte.
 
         To its end even if cancelled meanwhile; then the cancellation is delivered.
 
@@ -288,7 +324,8 @@ class LocalWriter:
             done = asyncio.get_running_loop().run_in_executor(self._copier, outcome_of, work)
         except RuntimeError as error:
             copier, self._copier = self._copier, None
-            copier.shutdown(wait=False, cancel_futures=True)  # the work is in its queue, and a thread might come
+            # the work is in its queue, and a thread might come
+            copier.shutdown(wait=False, cancel_futures=True)
             raise ResourceUnavailable("starting a thread", "Replay.extend", str(error)) from error
         return (await run_to_completion(done)).result()
 
@@ -342,7 +379,10 @@ class LocalWriter:
     def _check_fits(self, rows: int) -> None:
         capacity = self._ring.capacity_rows
         if rows > capacity:
-            raise ValueError(f"extend takes at most capacity_rows = {capacity:,} rows, got {rows:,}; raise capacity")
+            raise ValueError(
+                f"extend takes at most capacity_rows = {capacity:,} rows, got "
+                f"{rows:,}; raise capacity"
+            )
 
 
 def _length(columns: Columns) -> int:

@@ -1,12 +1,12 @@
 """The memory that observations are handed in with, from one step to the next.
 
-An environment that writes each observation over the one before (gymnasium's vectors of copy=False do) has overwritten
-`obs` by the time a step is complete: what is handed in as `obs` is the next observation. If `next_obs` is given, the
-next step's `obs` must be the same, which tells. If not, only this does: the same memory as in the step before, where
-other values are by now.
+An environment that writes each observation over the one before (gymnasium's vectors of copy=False
+do) has overwritten `obs` by the time a step is complete: what is handed in as `obs` is the next
+observation. If `next_obs` is given, the next step's `obs` must be the same, which tells. If not,
+only this does: the same memory as in the step before, where other values are by now.
 
-Rule: such a step is refused. A caller that copies each observation into one array of its own cannot be told from that
-environment; it has to give `next_obs`, or a new array.
+Rule: such a step is refused. A caller that copies each observation into one array of its own cannot
+be told from that environment; it has to give `next_obs`, or a new array.
 
 Knows nothing of episodes.
 """
@@ -26,8 +26,9 @@ _SMALL_BYTES = 4_096  # an observation that is copied to be compared: some tenth
 
 
 HandedIn = Mapping[str, tuple[Any, bytes | None]]
-"""The observations of a step by name: `(as the caller gave it, its bytes at that time)`, or `None` for the bytes of a
-large one that was not copied. Empty if `next_obs` vouches for those of the next step."""
+"""The observations of a step by name: `(as the caller gave it, its bytes at that time)`, or `None`
+for the bytes of a large one that was not copied. Empty if `next_obs` vouches for those of the next
+step."""
 
 
 class ObservationMemory:
@@ -56,14 +57,20 @@ class ObservationMemory:
             begins: whether this step begins an episode.
 
         Raises:
-            SpecMismatch: an observation comes in the memory of the one before, where other values are by now.
+            SpecMismatch: an observation comes in the memory of the one before, where other values
+                are by now.
         """
         names = self._names
-        is_told = their_next is not None and not any(share_memory(theirs[name], their_next[name]) for name in names)
+        is_told = their_next is not None and not any(
+            share_memory(theirs[name], their_next[name]) for name in names
+        )
         if is_told and not before:
             return before
-        again = [name for name in names if name in before and share_memory(theirs[name], before[name][0])]
-        # A part of an observation, such as a goal, may be changed in place when the next episode begins.
+        again = [
+            name for name in names if name in before and share_memory(theirs[name], before[name][0])
+        ]
+        # A part of an observation, such as a goal, may be changed in place when the next episode
+        # begins.
         if again and (len(again) == len(names) or not begins):
             for name in again:
                 value, content = before[name]
@@ -81,7 +88,8 @@ class ObservationMemory:
         return handed
 
     def check_each(self, columns: Mapping[str, Any]) -> None:
-        """Raise `SpecMismatch` for a list of observations that are one array: it holds the last of them n times."""
+        """Raise `SpecMismatch` for a list of observations that are one array: it holds the last of
+        them n times."""
         for name in self._names:
             column = columns.get(name)
             if isinstance(column, (list, tuple)) and any(map(is_same_memory, column, column[1:])):
@@ -98,6 +106,7 @@ def _reused(name: str) -> SpecMismatch:
         name,
         "an observation in memory of its own",
         "the array of the step before, with other values in it",
-        "the environment writes each observation over the one before: copy it before the next step, as obs.copy() or "
-        "vectors with copy=True do; if the array is yours, hand in a copy of it, or next_obs as well",
+        "the environment writes each observation over the one before: copy it before the next "
+        "step, as obs.copy() or vectors with copy=True do; if the array is yours, hand in a copy "
+        "of it, or next_obs as well",
     )

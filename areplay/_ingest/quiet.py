@@ -1,10 +1,12 @@
 """Quiet actors: which of them hand nothing in, for how long, and when to say so or to restart them.
 
-An environment that hangs blocks the event loop of its own process, so the learner's process has to notice it. It looks
-at two counts of each actor at intervals, the rows put into its inbox and its reports; an actor pays nothing for it.
+An environment that hangs blocks the event loop of its own process, so the learner's process has to
+notice it. It looks at two counts of each actor at intervals, the rows put into its inbox and its
+reports; an actor pays nothing for it.
 
-An actor is quiet while it runs, is ready, and neither count moves. It is excused while the learner's side holds it (it
-waits for room in its inbox, or for its rows to be taken), while its process starts, and once it was asked to end.
+An actor is quiet while it runs, is ready, and neither count moves. It is excused while the
+learner's side holds it (it waits for room in its inbox, or for its rows to be taken), while its
+process starts, and once it was asked to end.
 
 Decisions only: `areplay.actor` looks, warns and restarts.
 """
@@ -38,15 +40,16 @@ class Quiet:
 
     Attributes:
         pid: of the process that was seen last; 0 before the first.
-        asked_at: monotonic seconds when that process was told to end, so that another takes its place; None if it
-            was not.
+        asked_at: monotonic seconds when that process was told to end, so that another takes its
+            place; None if it was not.
     """
 
     def __init__(self, options: QuietOptions) -> None:
         self.pid = 0
         self.asked_at: float | None = None
         self._options = options
-        self._seen: tuple[int, float] | None = None  # the counts and since when they stand; one tuple, for threads
+        # the counts and since when they stand; one tuple, for threads
+        self._seen: tuple[int, float] | None = None
         self._warn_after_s = options.quiet_s
         self._counts_at_start = 0
 
@@ -55,7 +58,8 @@ class Quiet:
         self._counts_at_start = counts
 
     def look(self, now: float, pid: int, counts: int, *, is_excused: bool) -> float:
-        """See the counts of a process at the monotonic second `now`; for how long it was quiet before they moved."""
+        """See the counts of a process at the monotonic second `now`; for how long it was quiet
+        before they moved."""
         lasted_s = 0.0
         if pid != self.pid:
             self.pid, self.asked_at = pid, None
@@ -69,7 +73,8 @@ class Quiet:
         return lasted_s
 
     def lasts_s(self, now: float, counts: int) -> float:
-        """Seconds for which the actor has been quiet, from `quiet_s` on; 0.0 before, and if the counts have moved."""
+        """Seconds for which the actor has been quiet, from `quiet_s` on; 0.0 before, and if the
+        counts have moved."""
         seen, quiet_s = self._seen, self._options.quiet_s
         if seen is None or quiet_s is None or seen[0] != counts or now - seen[1] < quiet_s:
             return 0.0
@@ -77,14 +82,19 @@ class Quiet:
 
     def is_due(self, now: float) -> bool:
         """Whether to warn: after `quiet_s`, and each time that twice as long has passed."""
-        if self._seen is None or self._warn_after_s is None or now - self._seen[1] < self._warn_after_s:
+        if (
+            self._seen is None
+            or self._warn_after_s is None
+            or now - self._seen[1] < self._warn_after_s
+        ):
             return False
         while now - self._seen[1] >= self._warn_after_s:
             self._warn_after_s *= 2
         return True
 
     def overdue_s(self, now: float) -> float:
-        """Seconds for which it has been quiet, if that is longer than `restart_after_s`; else 0.0."""
+        """Seconds for which it has been quiet, if that is longer than `restart_after_s`; else
+        0.0."""
         seen, restart_after_s = self._seen, self._options.restart_after_s
         if seen is None or restart_after_s is None or now - seen[1] < restart_after_s:
             return 0.0
@@ -97,7 +107,10 @@ class Quiet:
         what = "its environment may hang"
         if counts == self._counts_at_start:
             what = "it has been ready for so long, its first reset may be slow or hang"
-        return f"{what}; pass restart_after_s= to Replay.actors to restart it, or raise quiet_s if a step takes so long"
+        return (
+            f"{what}; pass restart_after_s= to Replay.actors to restart it, or raise quiet_s "
+            "if a step takes so long"
+        )
 
     def _begin(self, now: float, counts: int) -> None:
         self._seen, self._warn_after_s = (counts, now), self._options.quiet_s

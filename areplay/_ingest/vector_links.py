@@ -1,7 +1,7 @@
 """How the rows of a vector of environments are linked, step by step.
 
-What the links mean stands in `areplay._base.episode_links`. Knows nothing of observations, but that those of an
-episode's end may come in rows of their own.
+What the links mean stands in `areplay._base.episode_links`. Knows nothing of observations, but that
+those of an episode's end may come in rows of their own.
 """
 
 from __future__ import annotations
@@ -9,20 +9,31 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from areplay._base.episode_links import GAP, NEXT_OFFSET, PREV_OFFSET, STEP_ID, episodes_of, first_step_ids
+from areplay._base.episode_links import (
+    GAP,
+    NEXT_OFFSET,
+    PREV_OFFSET,
+    STEP_ID,
+    episodes_of,
+    first_step_ids,
+)
 from areplay.spec import Array
 
 
 class VectorLinks:
-    """Where the next row of each of L environments belongs: the moments, and which row before it is linked to it."""
+    """Where the next row of each of L environments belongs: the moments, and which row before it is
+    linked to it."""
 
     def __init__(self, count: int) -> None:
         self.count = count
         self.step_ids = first_step_ids(np.arange(count, dtype=np.int64))
         self.stride = count  # rows from one step to the next
-        self.begins = np.ones(count, np.bool_)  # the next row begins an episode, or comes after a gap
-        self.is_resetting = np.zeros(count, np.bool_)  # NextStep: the next row is a final observation's
-        self.is_adrift = np.zeros(count, np.bool_)  # NextStep after a gap: it may be, so it is not used for a step
+        # the next row begins an episode, or comes after a gap
+        self.begins = np.ones(count, np.bool_)
+        # NextStep: the next row is a final observation's
+        self.is_resetting = np.zeros(count, np.bool_)
+        # NextStep after a gap: it may be, so it is not used for a step
+        self.is_adrift = np.zeros(count, np.bool_)
         self.was_broken_off = np.zeros(count, np.bool_)  # since the last step
 
     def cut(self, mode: str) -> VectorLinks:
@@ -33,7 +44,8 @@ class VectorLinks:
         return after
 
     def broken_off(self, which: NDArray[np.bool_]) -> VectorLinks:
-        """What it is after these environments were reset in the middle of their episodes, or before their reset."""
+        """What it is after these environments were reset in the middle of their episodes, or before
+        their reset."""
         after = VectorLinks(self.count)
         after.stride = self.stride
         after.step_ids = np.where(which, self._next_episodes(0), self.step_ids)
@@ -51,7 +63,9 @@ class VectorLinks:
         after = VectorLinks(count)
         after.begins = is_final
         after.step_ids = np.where(
-            is_final, np.where(self.is_adrift, self._next_episodes(GAP), self._next_episodes(0)), self.step_ids + 1
+            is_final,
+            np.where(self.is_adrift, self._next_episodes(GAP), self._next_episodes(0)),
+            self.step_ids + 1,
         )
         after.is_resetting = ended & ~self.is_adrift
         after.is_adrift = ended & self.is_adrift
@@ -60,7 +74,8 @@ class VectorLinks:
     def link_finals(
         self, rows: dict[str, Array], finals: dict[str, Array], ended: NDArray[np.bool_]
     ) -> tuple[dict[str, Array], VectorLinks]:
-        """The linked rows of a step and the final observations after them; what comes after that."""
+        """The linked rows of a step and the final observations after them; what comes after
+        that."""
         count, which = self.count, np.flatnonzero(ended)
         extra, ranks = len(which), np.arange(len(which))
         next_offset = np.full(count + extra, count + extra)
@@ -75,7 +90,12 @@ class VectorLinks:
             step_ids = np.concatenate([step_ids, step_ids[which] + 1])
             rows = {
                 name: np.concatenate(
-                    [column, finals[name] if name in finals else np.zeros((extra, *column.shape[1:]), column.dtype)]
+                    [
+                        column,
+                        finals[name]
+                        if name in finals
+                        else np.zeros((extra, *column.shape[1:]), column.dtype),
+                    ]
                 )
                 for name, column in rows.items()
             }

@@ -1,23 +1,26 @@
 """Child processes: starting one, knowing that it runs, hearing from it, and seeing it end.
 
-A child is a coroutine function run by `aiomultiprocess.Process` (spawn, uvloop). aiomultiprocess is a launcher here and
-nothing else, and no other module imports it: its constructor would start a hidden manager process that outlives a
-killed parent, so a plain namespace is put in its place; its `join` polls, so the kernel tells us of a death (pidfd).
+A child is a coroutine function run by `aiomultiprocess.Process` (spawn, uvloop). aiomultiprocess is
+a launcher here and nothing else, and no other module imports it: its constructor would start a
+hidden manager process that outlives a killed parent, so a plain namespace is put in its place; its
+`join` polls, so the kernel tells us of a death (pidfd).
 
-The pidfd alone decides that a child is gone. Its exit code may be unknown: the kernel keeps none if SIGCHLD is ignored,
-and other code in this process may collect it first with `os.waitpid(-1)`.
+The pidfd alone decides that a child is gone. Its exit code may be unknown: the kernel keeps none if
+SIGCHLD is ignored, and other code in this process may collect it first with `os.waitpid(-1)`.
 
-A child and its parent hold the ends of one socket, which keeps messages whole (SOCK_SEQPACKET): READY, reports, and a
-traceback if the child's code raised, or that it has returned. The life of a child:
+A child and its parent hold the ends of one socket, which keeps messages whole (SOCK_SEQPACKET):
+READY, reports, and a traceback if the child's code raised, or that it has returned. The life of a
+child:
 
     start() ---> STARTING ---READY---> RUNNING ---> EXITED (reaped, `exit` is set)
                     |  no READY within start_timeout_s: killed  ^
                     +-------------------------------------------+
 
-Starting one takes 2 ms of pickling and of waiting until the kernel has given the child memory of its own. So a thread
-does it, while the learner is at a training step, and not the learner's loop between two of them (docs/decisions/008).
-How, and why no child outlives its parent, is in `areplay._processes.launcher`. The death signal follows the thread that
-started the child, so that thread must live until its last child is reaped.
+Starting one takes 2 ms of pickling and of waiting until the kernel has given the child memory of
+its own. So a thread does it, while the learner is at a training step, and not the learner's loop
+between two of them (docs/decisions/008). How, and why no child outlives its parent, is in
+`areplay._processes.launcher`. The death signal follows the thread that started the child, so that
+thread must live until its last child is reaped.
 """
 
 from __future__ import annotations
@@ -62,14 +65,17 @@ _MAX_MESSAGE_BYTES = 64 << 10  # well below what a socket's buffer takes whole
 _REAP_AGAIN_S = 0.05  # a debugger that is attached to a child gets its exit code first
 _MAX_REAPS = 40
 _CODE_FOR_MULTIPROCESSING = 255  # of a child whose exit code is unknown, as in its forkserver
-DESCRIPTORS_A_CHILD = 3  # in the parent: its socket, its pidfd and the pipe whose end is the parent's
-DESCRIPTORS_TO_START = 16  # while one is being started, beside those: pipes, a segment, an event loop
+# in the parent: its socket, its pidfd and the pipe whose end is the parent's
+DESCRIPTORS_A_CHILD = 3
+# while one is being started, beside those: pipes, a segment, an event loop
+DESCRIPTORS_TO_START = 16
 
 Body = Callable[..., Awaitable[None]]
 
 
 class _WithoutManager:
-    """Stands in for the manager that aiomultiprocess would start: its namespace is of no use to us."""
+    """Stands in for the manager that aiomultiprocess would start: its namespace is of no use to
+    us."""
 
     Namespace = SimpleNamespace
 
@@ -78,8 +84,8 @@ class _WithoutManager:
 class Exit:
     """How a child ended: `finished` if its coroutine returned, `details` if not.
 
-    `code` is negative for a signal. It is None where the kernel did not tell: SIGCHLD is ignored, or other code in this
-    process collected it.
+    `code` is negative for a signal. It is None where the kernel did not tell: SIGCHLD is ignored,
+    or other code in this process collected it.
     """
 
     pid: int
@@ -89,7 +95,8 @@ class Exit:
 
 
 def starter(kind: str) -> ThreadPoolExecutor:
-    """A thread that starts children one after the other. Shut it down when they are reaped: they would die with it."""
+    """A thread that starts children one after the other. Shut it down when they are reaped: they
+    would die with it."""
     return ThreadPoolExecutor(1, f"areplay-{kind}-starter")
 
 
@@ -101,11 +108,13 @@ class Channel:
         forks.register(self)
 
     def after_fork(self) -> None:
-        """Close the forked child's copy, which would keep the socket open after this process has ended."""
+        """Close the forked child's copy, which would keep the socket open after this process has
+        ended."""
         self._end.close()
 
     def send(self, kind: str, payload: object = None) -> None:
-        """Send a message; waits for the parent if the buffer is full. Silent if the parent is gone: so are we, soon."""
+        """Send a message; waits for the parent if the buffer is full. Silent if the parent is gone:
+        so are we, soon."""
         with contextlib.suppress(OSError):
             self._end.setblocking(True)
             self._end.send(pickle.dumps((kind, payload)))
@@ -114,7 +123,9 @@ class Channel:
         """Send a message if there is room for it; `False` if it was dropped."""
         message = pickle.dumps((kind, payload))
         if len(message) > _MAX_MESSAGE_BYTES:
-            raise ValueError(f"a report may have {_MAX_MESSAGE_BYTES:,} bytes, this one has {len(message):,}")
+            raise ValueError(
+                f"a report may have {_MAX_MESSAGE_BYTES:,} bytes, this one has {len(message):,}"
+            )
         try:
             self._end.setblocking(False)
             self._end.send(message)
@@ -124,7 +135,8 @@ class Channel:
 
 
 class Remains:
-    """What the kernel holds for a child, apart from those who wait for it, so that it is let go without them.
+    """What the kernel holds for a child, apart from those who wait for it, so that it is let go
+    without them.
 
     Attributes:
         is_launching: whether the starter's thread is at it.
@@ -225,7 +237,8 @@ class Child:
             multiprocessing_process._children.discard(self._process.aio_process)  # type: ignore[attr-defined]
 
     async def start(self, timeout_s: float) -> bool:
-        """Start the process; `True` once it has said READY, `False` if it ended before or was killed after `timeout_s`.
+        """Start the process; `True` once it has said READY, `False` if it ended before or was
+        killed after `timeout_s`.
 
         Cancelled: the process goes on starting; `kill` it.
 
@@ -239,8 +252,11 @@ class Child:
             with self._prepare() as childs_end:
                 self.remains.is_launching = True
                 try:
-                    # As a value: the code of the arguments, which are pickled there, may raise what no future holds.
-                    launched = loop.run_in_executor(self._starter, outcome_of, partial(self._launch_once, childs_end))
+                    # As a value: the code of the arguments, which are pickled there, may raise what
+                    # no future holds.
+                    launched = loop.run_in_executor(
+                        self._starter, outcome_of, partial(self._launch_once, childs_end)
+                    )
                 except RuntimeError as error:
                     self.remains.is_launching = False
                     raise ResourceUnavailable("starting a thread", self.name, str(error)) from error
@@ -251,8 +267,10 @@ class Child:
             raise
         except GeneratorExit:  # our task is destroyed with its loop; see `Remains`
             raise
-        except BaseException as error:  # the system's refusal, or arguments that do not pickle: there is no process
-            if self._origin is not forks.current:  # or this is a forked child, which has none either
+        # the system's refusal, or arguments that do not pickle: there is no process
+        except BaseException as error:
+            # or this is a forked child, which has none either
+            if self._origin is not forks.current:
                 raise
             self._release(None)
             if isinstance(error, OSError):
@@ -272,7 +290,8 @@ class Child:
         return self.is_ready  # even if it has ended meanwhile: it has begun
 
     async def wait_over(self) -> None:
-        """Wait until its coroutine has returned or raised, or its process is gone. Cancelled: nothing changed."""
+        """Wait until its coroutine has returned or raised, or its process is gone. Cancelled:
+        nothing changed."""
         while self.exit is None and not self.is_over:
             self._changed.clear()
             await self._changed.wait()
@@ -305,7 +324,8 @@ class Child:
         return self.exit
 
     def give_up(self) -> None:
-        """Let the loop hear of it no more, for good; `Remains` is left. On that loop, or when it is closed."""
+        """Let the loop hear of it no more, for good; `Remains` is left. On that loop, or when it is
+        closed."""
         self._is_given_up = True
         loop, self._loop = self._loop, None
         if loop is None or loop.is_closed():
@@ -317,16 +337,20 @@ class Child:
     def signal(self, number: signal.Signals) -> None:
         """Send a signal, if the process is still there.
 
-        Where this process may not (one of the two has changed its user), the kernel sends SIGKILL in its place.
+        Where this process may not (one of the two has changed its user), the kernel sends SIGKILL
+        in its place.
         """
-        is_left = self._is_given_up or (self._loop is not None and self._loop.is_closed())  # to the reaper
+        # to the reaper
+        is_left = self._is_given_up or (self._loop is not None and self._loop.is_closed())
         if self.exit is None and self._pidfd >= 0 and not is_left:
             try:
                 signal.pidfd_send_signal(self._pidfd, number)
             except ProcessLookupError:
                 pass
             except PermissionError as error:
-                logger.warning("%s (pid %d) cannot be sent %s: %s", self.name, self.pid, number.name, error)
+                logger.warning(
+                    "%s (pid %d) cannot be sent %s: %s", self.name, self.pid, number.name, error
+                )
                 if number == signal.SIGKILL:
                     self._process.aio_process._popen.cut_lifeline()
 
@@ -352,7 +376,8 @@ class Child:
         self._socket, self._childs_end = parents_end, childs_end
         parents_end.setblocking(False)
         get_manager = aiomultiprocess.core.get_manager
-        aiomultiprocess.core.get_manager = _WithoutManager  # for this one call: others may want their manager
+        # for this one call: others may want their manager
+        aiomultiprocess.core.get_manager = _WithoutManager
         try:
             self._process = aiomultiprocess.Process(
                 target=_main,
@@ -363,7 +388,8 @@ class Child:
             )
         finally:
             aiomultiprocess.core.get_manager = get_manager
-        self._process.aio_process._Popen = Launcher  # before its class's, which may wait for the child
+        # before its class's, which may wait for the child
+        self._process.aio_process._Popen = Launcher
         self.remains.socket, self.remains.process = parents_end, self._process
         return childs_end
 
@@ -379,16 +405,18 @@ class Child:
         Args:
             childs_end: stays open until this returns.
         """
-        # Ctrl-C goes to the whole process group, and a child cannot ignore it before its interpreter runs: so it is
-        # born with the signal blocked, which is taken back where it is ignored. (The tracker unblocks it for us.)
+        # Ctrl-C goes to the whole process group, and a child cannot ignore it before its
+        # interpreter runs: so it is born with the signal blocked, which is taken back where it is
+        # ignored. (The tracker unblocks it for us.)
         resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        # multiprocessing waits for its children by their numbers, at each start of another and at exit. It would take
-        # an exit code that is ours, or that of a stranger who has got the number since.
+        # multiprocessing waits for its children by their numbers, at each start of another and at
+        # exit. It would take an exit code that is ours, or that of a stranger who has got the
+        # number since.
         multiprocessing_process._children.discard(self._process.aio_process)  # type: ignore[attr-defined]
         popen = self._process.aio_process._popen
         self.pid, self._pidfd = popen.pid, popen.sentinel
@@ -439,11 +467,17 @@ class Child:
         self._on_message_left()
         self._release(code)
         self.has_finished = self.has_finished or self.has_returned
-        if code is None or (code == -signal.SIGKILL and self._last_code is not None):  # cut short after its last word
+        # cut short after its last word
+        if code is None or (code == -signal.SIGKILL and self._last_code is not None):
             code = self._last_code
         details = self._details or self._guess(code)
         self.exit = Exit(self.pid, code, self.has_finished, details)
-        logger.info("%s (pid %d) ended with %s", self.name, self.pid, "an unknown code" if code is None else code)
+        logger.info(
+            "%s (pid %d) ended with %s",
+            self.name,
+            self.pid,
+            "an unknown code" if code is None else code,
+        )
         self._changed.set()
 
     def _reap(self) -> tuple[bool, int | None]:
@@ -458,7 +492,8 @@ class Child:
             except OSError:  # Linux 5.3, or a sandbox
                 reaped, status = os.waitpid(self.pid, os.WNOHANG)
                 return bool(reaped), os.waitstatus_to_exitcode(status) if reaped else None
-        except ChildProcessError:  # it is lost, unless multiprocessing has just been asked for its children
+        # it is lost, unless multiprocessing has just been asked for its children
+        except ChildProcessError:
             return True, self._process.aio_process._popen.returncode
         if result is None:
             return False, None
@@ -476,11 +511,14 @@ class Child:
             return f"signal {-code} ended it; kernel log or supervisor may say who sent it"
         if not self.is_ready:
             return (
-                "it ended before it said READY, see its output above; a script that starts actors needs the line "
-                "`if __name__ == '__main__':` around its `areplay.run(...)`"
+                "it ended before it said READY, see its output above; a script that starts actors "
+                "needs the line `if __name__ == '__main__':` around its `areplay.run(...)`"
             )
         if code is None:
-            return "it ended without a word; SIGCHLD is ignored, or other code in this process collected its exit code"
+            return (
+                "it ended without a word; SIGCHLD is ignored, or other code in this process "
+                "collected its exit code"
+            )
         return "it ended without a word, by os._exit or in native code"
 
     def _release(self, code: int | None) -> None:
@@ -496,7 +534,9 @@ class Child:
             self._socket.close()
             self._socket = None
         if self.pid:  # closes the pidfd, too
-            self._process.aio_process._popen.returncode = _CODE_FOR_MULTIPROCESSING if code is None else code
+            self._process.aio_process._popen.returncode = (
+                _CODE_FOR_MULTIPROCESSING if code is None else code
+            )
             self._process.close()
         self.remains.is_gone = True
 
@@ -507,8 +547,10 @@ class Child:
 
 async def _main(end: socket.socket, body: Body, args: tuple[Any, ...], run: int) -> None:
     """What runs in the child: `body`, between READY and a last word."""
-    logging.getLogger("aiomultiprocess.core").disabled = True  # the parent reports failures, with the traceback
-    multiprocessing.current_process().daemon = False  # so that it may have children of its own, such as environments
+    # the parent reports failures, with the traceback
+    logging.getLogger("aiomultiprocess.core").disabled = True
+    # so that it may have children of its own, such as environments
+    multiprocessing.current_process().daemon = False
     if run > 0:
         disarm()
     channel = Channel(end)
@@ -531,7 +573,8 @@ async def _main(end: socket.socket, body: Body, args: tuple[Any, ...], run: int)
     try:
         await body(channel, *args)
     except BaseException as error:
-        if origin is not forks.current:  # a process that `body` has forked: its end is none of its parent's
+        # a process that `body` has forked: its end is none of its parent's
+        if origin is not forks.current:
             raise
         text = "SIGTERM ended it" if terminated else "".join(traceback.format_exception(error))
         with contextlib.suppress(Exception):
@@ -542,14 +585,16 @@ async def _main(end: socket.socket, body: Body, args: tuple[Any, ...], run: int)
     else:
         if origin is forks.current:
             channel.send(RETURNED)
-            await _end_loop(loop)  # what is left may hand in rows still, and end the process by SystemExit
+            # what is left may hand in rows still, and end the process by SystemExit
+            await _end_loop(loop)
             channel.send(FINISHED)
     finally:
         _flush(channel)
 
 
 def _flush(channel: Channel) -> None:
-    """Write out what was printed. Where that is impossible, say so and drop it, or Python would fail at its end."""
+    """Write out what was printed. Where that is impossible, say so and drop it, or Python would
+    fail at its end."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         try:
@@ -566,7 +611,8 @@ def _flush(channel: Channel) -> None:
 
 
 def _check_launched(outcome: Outcome[None]) -> None:
-    """Raise what starting a process raised; as an `Exception`, since only the arguments' own code raises others."""
+    """Raise what starting a process raised; as an `Exception`, since only the arguments' own code
+    raises others."""
     error = outcome.error
     if error is not None and (
         not isinstance(error, Exception) or isinstance(error, StopIteration | StopAsyncIteration)

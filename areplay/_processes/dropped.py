@@ -1,21 +1,25 @@
-"""Dropped objects: a replay, a stream or a group that the user loses without closing it is let go all the same.
+"""Dropped objects: a replay, a stream or a group that the user loses without closing it is let go
+all the same.
 
-Closing takes an event loop, which turns. A finalizer has neither a loop nor time: the garbage collector runs it in any
-thread, inside any call, perhaps while the interrupted code holds a lock of ours or of the user's logging. So the
-finalizer of an open object takes no lock and waits for nothing. It puts the object's `Holdings` into a queue:
+Closing takes an event loop, which turns. A finalizer has neither a loop nor time: the garbage
+collector runs it in any thread, inside any call, perhaps while the interrupted code holds a lock of
+ours or of the user's logging. So the finalizer of an open object takes no lock and waits for
+nothing. It puts the object's `Holdings` into a queue:
 
-    last reference     finalizer,          areplay-reaper:      the event loop:        areplay-reaper:
-    of the user   -->  any thread:    -->  logs a warning  -->  stops watching    -->  ends children and threads,
-    goes               queue.put                                descriptors            closes descriptors
-                                                (a closed loop is left out)
+    last reference    finalizer,        areplay-reaper:     the event loop:      areplay-reaper:
+    of the user  -->  any thread:  -->  logs a warning -->  stops watching  -->  ends children and
+    goes              queue.put                             descriptors          threads, closes
+                                                            (left out if it      descriptors
+                                                            is closed)
 
-A descriptor is closed only after its loop has stopped watching it: a loop that goes on would watch the next file that
-gets the number, and libuv ends the process where it cannot.
+A descriptor is closed only after its loop has stopped watching it: a loop that goes on would watch
+the next file that gets the number, and libuv ends the process where it cannot.
 
-Rule: what runs (threads, tasks, callbacks of a loop) and the steps in `Holdings` refer to such an object only weakly,
-and steps to nothing on which tasks wait: those tasks may be the user's, and hold it.
-The reaper is a thread of the process, there from the first open object to the end of the last. A forked child has no
-such thread, and its finalizers do nothing: what they would let go is the parent's.
+Rule: what runs (threads, tasks, callbacks of a loop) and the steps in `Holdings` refer to such an
+object only weakly, and steps to nothing on which tasks wait: those tasks may be the user's, and
+hold it. The reaper is a thread of the process, there from the first open object to the end of the
+last. A forked child has no such thread, and its finalizers do nothing: what they would let go is
+the parent's.
 """
 
 from __future__ import annotations
@@ -62,7 +66,8 @@ class Watcher(Protocol):
 
 
 class Holdings:
-    """What an open object holds, in steps that let it go without that object and without an event loop to wait on.
+    """What an open object holds, in steps that let it go without that object and without an event
+    loop to wait on.
 
     A step may run in any thread, and does not refer to the owner.
 
@@ -102,8 +107,11 @@ class Holdings:
         self._finalizer.atexit = False  # see `_before_threads_end`
         self._reaper.hold(self)
 
-    async def leave(self, kind: type[BaseException] | None, close: Callable[[], Awaitable[None]]) -> None:
-        """Close the owner, whose context is left, in order; or let all go where a coroutine cannot wait.
+    async def leave(
+        self, kind: type[BaseException] | None, close: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Close the owner, whose context is left, in order; or let all go where a coroutine cannot
+        wait.
 
         Args:
             kind: of the exception that leaves the context.
@@ -114,7 +122,8 @@ class Holdings:
             self.abandon("was left where no event loop could close it in order")
 
     async def are_lost(self) -> bool:
-        """Whether there is nothing to close in order: the loop was closed, or all was let go; waits until it is.
+        """Whether there is nothing to close in order: the loop was closed, or all was let go; waits
+        until it is.
 
         Cancelled: the reaper goes on.
         """
@@ -129,14 +138,16 @@ class Holdings:
         return self.is_abandoned
 
     def push(self, *steps: Callable[[], bool | None]) -> None:
-        """Add steps; the last one added comes first. One that returns False is called again later, and may not wait.
+        """Add steps; the last one added comes first. One that returns False is called again later,
+        and may not wait.
 
         They run in the reaper's thread, after the loops have stopped watching.
         """
         self._steps.extend(steps)
 
     def watched(self, watcher: Watcher) -> None:
-        """Before the steps, let its loop stop watching. Referred to weakly: tasks that wait may hold the owner."""
+        """Before the steps, let its loop stop watching. Referred to weakly: tasks that wait may
+        hold the owner."""
         self._watchers.append(weakref.ref(watcher))
 
     def release(self) -> None:
@@ -146,7 +157,8 @@ class Holdings:
             self._reaper.release(self)
 
     def abandon(self, how: str) -> None:
-        """Let all go now, though the owner is still there. Does nothing if that has begun, or it was released.
+        """Let all go now, though the owner is still there. Does nothing if that has begun, or it
+        was released.
 
         Args:
             how: what happened, for the warning; without one if that is empty: the user closes it.
@@ -161,7 +173,8 @@ class Holdings:
             return
         self.is_abandoned = True
         try:
-            # A loop that does not run at the moment may never turn again. In its own thread nothing can start it now.
+            # A loop that does not run at the moment may never turn again. In its own thread nothing
+            # can start it now.
             if threading.get_ident() == self.thread:
                 self._unwatch(lambda loop: not loop.is_running())
         finally:
@@ -197,8 +210,8 @@ class Holdings:
         if self.how and not self._is_announced:
             self._is_announced = True
             logger.warning(
-                "%s %s: its processes and threads are ended, its memory is given back; enter it with `async with`, or "
-                "await its close()",
+                "%s %s: its processes and threads are ended, its memory is given back; enter it "
+                "with `async with`, or await its close()",
                 self.what,
                 self.how,
             )
@@ -211,7 +224,8 @@ class Holdings:
             if watcher is not None and loop is not None and not loop.is_closed() and is_meant(loop):
                 self._watchers.remove(reference)
                 self._unwatched.append(watcher)
-                with contextlib.suppress(Exception):  # no word of it in a finalizer: logging takes locks
+                # no word of it in a finalizer: logging takes locks
+                with contextlib.suppress(Exception):
                     watcher.unwatch()
 
     def _try(self, step: Callable[[], T]) -> T | None:
@@ -228,7 +242,8 @@ class Holdings:
 class _Turn:
     """A callback for an event loop: it stops watching, and the reaper goes on.
 
-    Dropped uncalled, since the loop was closed or collected before its next turn, it lets the reaper go on without it.
+    Dropped uncalled, since the loop was closed or collected before its next turn, it lets the
+    reaper go on without it.
     """
 
     def __init__(self, holdings: Holdings) -> None:
@@ -271,10 +286,13 @@ class _Reaper:
             self.held.add(holdings)
             if self._thread is not None:
                 return
-            thread = threading.Thread(target=self._run, args=(self._queue,), name="areplay-reaper", daemon=True)
+            thread = threading.Thread(
+                target=self._run, args=(self._queue,), name="areplay-reaper", daemon=True
+            )
             try:
                 thread.start()
-            except RuntimeError as error:  # the next one to be opened tries again, or the end of the interpreter
+            # the next one to be opened tries again, or the end of the interpreter
+            except RuntimeError as error:
                 logger.debug("no thread for what will be dropped: %s", error)
             else:
                 self._thread = thread
@@ -321,12 +339,20 @@ class _Reaper:
         while not is_over:
             before = len(pending)
             pending, is_over = self._look(pending, ours, pause_s if pending else None)
-            pause_s = min(2 * pause_s, _LOOK_AGAIN_S[1]) if 0 < len(pending) <= before else _LOOK_AGAIN_S[0]
+            pause_s = (
+                min(2 * pause_s, _LOOK_AGAIN_S[1])
+                if 0 < len(pending) <= before
+                else _LOOK_AGAIN_S[0]
+            )
 
     def _look(
-        self, pending: list[Holdings], ours: queue.SimpleQueue[Holdings | None], timeout_s: float | None
+        self,
+        pending: list[Holdings],
+        ours: queue.SimpleQueue[Holdings | None],
+        timeout_s: float | None,
     ) -> tuple[list[Holdings], bool]:
-        """Wait for more to be let go, at most so long; what takes time of all there is, and whether this is the end."""
+        """Wait for more to be let go, at most so long; what takes time of all there is, and whether
+        this is the end."""
         found: list[Holdings | None] = []
         with contextlib.suppress(queue.Empty):
             found.append(ours.get(timeout=timeout_s) if timeout_s != 0.0 else ours.get_nowait())
@@ -346,7 +372,8 @@ class _Reaper:
 
 
 class InOrder(contextlib.AsyncExitStack):
-    """Closes in order. Where its task is destroyed with its loop, it leaves the rest to the reaper."""
+    """Closes in order. Where its task is destroyed with its loop, it leaves the rest to the
+    reaper."""
 
     def push_async_callback(  # type: ignore[override]
         self, callback: Callable[P, Awaitable[object]], /, *args: P.args, **kwargs: P.kwargs
@@ -379,9 +406,9 @@ class Once:
 def can_wait(kind: type[BaseException] | None = None) -> bool:
     """Whether a coroutine may wait at this moment. Call it in the coroutine itself.
 
-    It may not where no loop runs, nor where it is being destroyed: its task was dropped, with its loop closed or not.
-    Then Python raises GeneratorExit in it and complains if it waits. An asynchronous generator may: it is closed by a
-    task, which waits with it.
+    It may not where no loop runs, nor where it is being destroyed: its task was dropped, with its
+    loop closed or not. Then Python raises GeneratorExit in it and complains if it waits. An
+    asynchronous generator may: it is closed by a task, which waits with it.
 
     Args:
         kind: of the exception that leaves the context.
@@ -399,9 +426,11 @@ def can_wait(kind: type[BaseException] | None = None) -> bool:
 
 
 def cancel_if_open(task: asyncio.Task[None]) -> None:
-    """Cancel a task of a dropped object. On its loop, or anywhere once that is closed: then it is only forgotten."""
+    """Cancel a task of a dropped object. On its loop, or anywhere once that is closed: then it is
+    only forgotten."""
     if not task.get_loop().is_closed():
-        with contextlib.suppress(RuntimeError):  # in debug mode a loop complains of another thread; it will not turn
+        # in debug mode a loop complains of another thread; it will not turn
+        with contextlib.suppress(RuntimeError):
             task.cancel()
 
 
@@ -431,7 +460,8 @@ def notice(method: Callable[[], object]) -> Callable[[], None]:
 
 
 class Living(Generic[T]):
-    """Objects that others hold, in the order in which they were added; one that is dropped leaves by itself.
+    """Objects that others hold, in the order in which they were added; one that is dropped leaves
+    by itself.
 
     Attributes:
         references: to them. Replaced as a whole: other threads go through them meanwhile.
@@ -453,7 +483,9 @@ class Living(Generic[T]):
 
     def leave_out(self, is_over: Callable[[T], bool]) -> None:
         """Forget those that are over."""
-        self.references = tuple(each for each in self._living() if (one := each()) is not None and not is_over(one))
+        self.references = tuple(
+            each for each in self._living() if (one := each()) is not None and not is_over(one)
+        )
 
     def _living(self) -> list[weakref.ref[T]]:
         return [each for each in self.references if each() is not None]
@@ -473,10 +505,12 @@ def _at_exit() -> None:
 def _before_threads_end() -> None:
     """Let go what no thread will use any more, while the threads of executors are there.
 
-    With them the children would die, to be started again, and a save be waited for. A thread that is no daemon may go
-    on with its replays: the interpreter waits for it.
+    With them the children would die, to be started again, and a save be waited for. A thread that
+    is no daemon may go on with its replays: the interpreter waits for it.
     """
-    lasting = {thread.ident for thread in threading.enumerate() if not thread.daemon} - {threading.main_thread().ident}
+    lasting = {thread.ident for thread in threading.enumerate() if not thread.daemon} - {
+        threading.main_thread().ident
+    }
     _reaper.end([holdings for holdings in _reaper.held if holdings.thread not in lasting])
 
 

@@ -1,12 +1,13 @@
 """Event loops in forked children: a child's copy of a loop changes nothing of its parent's.
 
-A copy shares what the kernel has for the loop: its epoll and, of uvloop, the io_uring by which libuv changes the epoll.
-Whatever unwinds, turns or closes the copy would take descriptors out of the parent's, or answer for the parent. So the
-child gets an empty epoll and a new io_uring, in the same places. No descriptor wakes the copy from then on: asyncio
-does not let a child go on with it anyway, but ends the tasks that are left where `asyncio.run` is left.
+A copy shares what the kernel has for the loop: its epoll and, of uvloop, the io_uring by which
+libuv changes the epoll. Whatever unwinds, turns or closes the copy would take descriptors out of
+the parent's, or answer for the parent. So the child gets an empty epoll and a new io_uring, in the
+same places. No descriptor wakes the copy from then on: asyncio does not let a child go on with it
+anyway, but ends the tasks that are left where `asyncio.run` is left.
 
-Rule: tasks of areplay's own are named `TASK_PREFIX...`. They see to children, rows and files of the parent's, and are
-cancelled in the child before they run again.
+Rule: tasks of areplay's own are named `TASK_PREFIX...`. They see to children, rows and files of the
+parent's, and are cancelled in the child before they run again.
 """
 
 from __future__ import annotations
@@ -34,10 +35,19 @@ _SYS_IO_URING_SETUP = 425  # on every architecture
 _NO_MMAP = 1 << 14
 _SQES_OFFSET = 0x1000_0000
 _MAP_FIXED = 0x10
-_MASKS = re.compile(r"SqMask:\s*0x([0-9a-f]+)\b.*CqMask:\s*0x([0-9a-f]+)\b.*SqThread:\s*-1\b", re.DOTALL)
+_MASKS = re.compile(
+    r"SqMask:\s*0x([0-9a-f]+)\b.*CqMask:\s*0x([0-9a-f]+)\b.*SqThread:\s*-1\b", re.DOTALL
+)
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_libc.mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+]
 
 
 class _Parameters(ctypes.Structure):
@@ -99,7 +109,9 @@ class _InheritedLoop:
         _keep_turning(loop)
 
 
-_inherited: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _InheritedLoop] = weakref.WeakKeyDictionary()
+_inherited: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _InheritedLoop] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def replace_epoll(descriptor: int) -> None:
@@ -114,10 +126,11 @@ def replace_epoll(descriptor: int) -> None:
 
 
 def replace_io_urings() -> None:
-    """Put a new io_uring in the place of each one that this process has inherited mapped, with libuv's use in mind.
+    """Put a new io_uring in the place of each one that this process has inherited mapped, with
+    libuv's use in mind.
 
-    libuv submits one batch at a time and waits for it, so the new one may begin empty. Rings of kernels that do not
-    tell which mapping belongs to which descriptor stay as they are.
+    libuv submits one batch at a time and waits for it, so the new one may begin empty. Rings of
+    kernels that do not tell which mapping belongs to which descriptor stay as they are.
     """
     try:
         mapped: dict[int, list[tuple[int, int, int]]] = {}
@@ -157,10 +170,12 @@ def _is_io_uring(descriptor: int) -> bool:
 
 
 def _replace_io_uring(descriptor: int, mapped: list[tuple[int, int, int]]) -> None:
-    """Put a new ring of the same size in its place: descriptor, mappings, and libuv's table of slots."""
+    """Put a new ring of the same size in its place: descriptor, mappings, and libuv's table of
+    slots."""
     about = Path(f"/proc/self/fdinfo/{descriptor}").read_text()
     masks = _MASKS.search(about)
-    if masks is None:  # or the kernel has a thread for it, as libuv wants it for files if it is told so
+    # or the kernel has a thread for it, as libuv wants it for files if it is told so
+    if masks is None:
         return
     sq_entries, cq_entries = (int(mask, 16) + 1 for mask in masks.groups())
     by_offset = {offset: (start, size) for start, size, offset in mapped}
@@ -168,7 +183,8 @@ def _replace_io_uring(descriptor: int, mapped: list[tuple[int, int, int]]) -> No
     try:
         if by_offset.keys() == {0, _SQES_OFFSET}:
             fresh = _new_io_uring(sq_entries, cq_entries, by_offset[0], by_offset[_SQES_OFFSET])
-        # Without a ring libuv aborts the child if it changes its epoll, which is better than its parent.
+        # Without a ring libuv aborts the child if it changes its epoll, which is better than its
+        # parent.
         instead = fresh if fresh >= 0 else os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         os.dup2(instead, descriptor, inheritable=False)
         os.close(instead)
@@ -177,13 +193,20 @@ def _replace_io_uring(descriptor: int, mapped: list[tuple[int, int, int]]) -> No
         raise
 
 
-def _new_io_uring(sq_entries: int, cq_entries: int, rings: tuple[int, int], sqes: tuple[int, int]) -> int:
-    """A new ring with its memory at the places `(start, size)` of an inherited one; -1 if the kernel refuses."""
-    access, anonymous = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED
+def _new_io_uring(
+    sq_entries: int, cq_entries: int, rings: tuple[int, int], sqes: tuple[int, int]
+) -> int:
+    """A new ring with its memory at the places `(start, size)` of an inherited one; -1 if the
+    kernel refuses."""
+    access, anonymous = (
+        mmap.PROT_READ | mmap.PROT_WRITE,
+        mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED,
+    )
     for start, size in (rings, sqes):
         if _libc.mmap(start, size, access, anonymous, -1, 0) != start:
             raise OSError(ctypes.get_errno(), "mmap")
-    parameters = _Parameters(flags=_NO_MMAP)  # the kernel maps no ring at an address that it is given
+    # the kernel maps no ring at an address that it is given
+    parameters = _Parameters(flags=_NO_MMAP)
     parameters.sqes_address, parameters.rings_address = sqes[0], rings[0]
     ring: int = _libc.syscall(_SYS_IO_URING_SETUP, sq_entries, ctypes.byref(parameters))
     if ring < 0:  # an older one does, but has no IORING_SETUP_NO_MMAP
@@ -205,7 +228,8 @@ def _epoll_of(loop: asyncio.AbstractEventLoop) -> int:
     backend = getattr(loop, "_get_backend_id", None)  # uvloop
     if backend is not None:
         return int(backend())
-    selector: Any = getattr(loop, "_selector", None)  # asyncio; one without a descriptor shares nothing
+    # asyncio; one without a descriptor shares nothing
+    selector: Any = getattr(loop, "_selector", None)
     return int(selector.fileno()) if hasattr(selector, "fileno") else -1
 
 
@@ -219,7 +243,8 @@ def drop_quietly(task: asyncio.Task[Any]) -> None:
 
 
 def _silence(loop: asyncio.AbstractEventLoop) -> None:
-    """Drop what asyncio complains of in tasks of areplay's: they were made to end in the middle of their work."""
+    """Drop what asyncio complains of in tasks of areplay's: they were made to end in the middle of
+    their work."""
     handler = loop.get_exception_handler()
 
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

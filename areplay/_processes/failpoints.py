@@ -1,7 +1,9 @@
-"""Kill points: named places where a test lets this very process die, to prove that nothing is lost there.
+"""Kill points: named places where a test lets this very process die, to prove that nothing is lost
+there.
 
-`AREPLAY_KILL=point:n` makes the process send itself SIGKILL at its n-th pass of that point. Unset, `failpoint` is an
-empty function. A child that was restarted disarms its points, so that one death is followed by a recovery.
+`AREPLAY_KILL=point:n` makes the process send itself SIGKILL at its n-th pass of that point. Unset,
+`failpoint` is an empty function. A child that was restarted disarms its points, so that one death
+is followed by a recovery.
 """
 
 from __future__ import annotations

@@ -1,11 +1,14 @@
-"""Launching: how a child's interpreter is started, what it runs first, and what ties its life to its parent's.
+"""Launching: how a child's interpreter is started, what it runs first, and what ties its life to
+its parent's.
 
-`multiprocessing` spawns a child by two pickles that it writes into a pipe: how to prepare the interpreter, and the
-process object. `Launcher` takes the place of that. Rule: nothing here waits for the child. Both pickles lie in a memory
-file, and the pipe is written before the child starts. Nothing comes through it later, so its end is that of the parent.
+`multiprocessing` spawns a child by two pickles that it writes into a pipe: how to prepare the
+interpreter, and the process object. `Launcher` takes the place of that. Rule: nothing here waits
+for the child. Both pickles lie in a memory file, and the pipe is written before the child starts.
+Nothing comes through it later, so its end is that of the parent.
 
-Runs in the parent: `Launcher`, `fill_standard_streams`. In the child: `_GUARD` before anything else, `tie_to_parent`
-before the body. Knows nothing of bodies, event loops and what a child has to say. See docs/decisions/012.
+Runs in the parent: `Launcher`, `fill_standard_streams`. In the child: `_GUARD` before anything
+else, `tie_to_parent` before the body. Knows nothing of bodies, event loops and what a child has to
+say. See docs/decisions/012.
 """
 
 from __future__ import annotations
@@ -26,9 +29,10 @@ from areplay._base import forks
 
 _PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG = 1, 2
 
-# What a child runs first, before it imports the user's main module; areplay cannot be imported yet. Ctrl-C is for the
-# parent to answer. Standard streams that are closed are occupied, as by `fill_standard_streams`. An ignored SIGCHLD,
-# inherited from a launcher, would hide the ends of the child's own children.
+# What a child runs first, before it imports the user's main module; areplay cannot be imported yet.
+# Ctrl-C is for the parent to answer. Standard streams that are closed are occupied, as by
+# `fill_standard_streams`. An ignored SIGCHLD, inherited from a launcher, would hide the ends of the
+# child's own children.
 _GUARD = """
 import ctypes, fcntl, os, pickle, signal
 while (null := os.open(os.devnull, os.O_RDWR)) < {first}:
@@ -51,7 +55,8 @@ _LOAD_PREPARATION = """
 with open({state}, "rb", closefd=False) as file:
     loaded = pickle.load(file)
 """
-# The descriptors were made inheritable for this child, and are not meant for the programs that it starts.
+# The descriptors were made inheritable for this child, and are not meant for the programs that it
+# starts.
 _LOAD_PROCESS = """
 import os, pickle
 with open({state}, "rb") as file:
@@ -76,11 +81,13 @@ class _Source:
 
 
 class Launcher(popen_spawn_posix.Popen):
-    """Starts a spawned child like multiprocessing does, but never waits until the child reads what it is given.
+    """Starts a spawned child like multiprocessing does, but never waits until the child reads what
+    it is given.
 
-    multiprocessing writes its preparation data and the process object into a pipe, and waits for the child where they
-    are more than the pipe holds. Here both lie in a memory file. The pipe holds only how to read them, and is written
-    before the child starts. Afterwards nothing more comes through it, so its end is the end of the parent.
+    multiprocessing writes its preparation data and the process object into a pipe, and waits for
+    the child where they are more than the pipe holds. Here both lie in a memory file. The pipe
+    holds only how to read them, and is written before the child starts. Afterwards nothing more
+    comes through it, so its end is the end of the parent.
 
     `sentinel` is a pidfd, or -1 if the child was gone and reaped by others before one could be had.
     """
@@ -90,9 +97,11 @@ class Launcher(popen_spawn_posix.Popen):
     _fds: list[int]
 
     def duplicate_for_child(self, fd: int) -> int:
-        """The number that a descriptor will have in the child; never that of a standard stream, which print writes to.
+        """The number that a descriptor will have in the child; never that of a standard stream,
+        which print writes to.
 
-        A learner that was started without standard output has low numbers to give, for example to its memory.
+        A learner that was started without standard output has low numbers to give, for example to
+        its memory.
         """
         if fd < _FIRST_DESCRIPTOR:
             fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST_DESCRIPTOR)
@@ -109,7 +118,8 @@ class Launcher(popen_spawn_posix.Popen):
         tracker = self.duplicate_for_child(tracker)
         childs_end, parents_end = os.pipe()
         stack.callback(os.close, childs_end)
-        self._lifeline = forks.Descriptor(parents_end)  # a fork of this process must not keep children alive
+        # a fork of this process must not keep children alive
+        self._lifeline = forks.Descriptor(parents_end)
         with contextlib.ExitStack() as if_it_fails:
             if_it_fails.callback(self._lifeline.close)
             lifeline = self.duplicate_for_child(childs_end)
@@ -129,7 +139,10 @@ class Launcher(popen_spawn_posix.Popen):
             os.lseek(state, 0, os.SEEK_SET)  # the child shares the position
             state = self.duplicate_for_child(state)
             guard = _GUARD.format(
-                first=_FIRST_DESCRIPTOR, set_death_signal=_PR_SET_PDEATHSIG, lifeline=lifeline, parent=os.getpid()
+                first=_FIRST_DESCRIPTOR,
+                set_death_signal=_PR_SET_PDEATHSIG,
+                lifeline=lifeline,
+                parent=os.getpid(),
             )
             first = pickle.dumps(_Source(guard + _LOAD_PREPARATION.format(state=state)))
             second = pickle.dumps(_Source(_LOAD_PROCESS.format(state=state, **at)))
@@ -171,7 +184,8 @@ def _open_pidfd(pid: int) -> int:
         raise
     try:
         os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:  # none of ours: the child was reaped by others, and this one has got its number
+    # none of ours: the child was reaped by others, and this one has got its number
+    except ChildProcessError:
         os.close(pidfd)
         return -1
     except OSError:  # Linux 5.3, or a sandbox
@@ -180,10 +194,12 @@ def _open_pidfd(pid: int) -> int:
 
 
 def fill_standard_streams() -> None:
-    """Open /dev/null in the place of each standard stream that is closed, as some launchers leave them.
+    """Open /dev/null in the place of each standard stream that is closed, as some launchers leave
+    them.
 
-    Memory and sockets would get their numbers otherwise, and native code that prints would write into those. libuv
-    aborts the process when it closes one of them. Python's `sys.stdout` stays None.
+    Memory and sockets would get their numbers otherwise, and native code that prints would write
+    into those. libuv aborts the process when it closes one of them. Python's `sys.stdout` stays
+    None.
     """
     while (null := os.open(os.devnull, os.O_RDWR)) < _FIRST_DESCRIPTOR:
         pass
@@ -191,31 +207,43 @@ def fill_standard_streams() -> None:
 
 
 def tie_to_parent() -> str:
-    """In a child: see whether it will end with its parent, and mend what is missing. What could not be had, in words.
+    """In a child: see whether it will end with its parent, and mend what is missing. What could not
+    be had, in words.
 
-    The user's main module may have changed its credentials while it was imported, which clears PR_SET_PDEATHSIG.
+    The user's main module may have changed its credentials while it was imported, which clears
+    PR_SET_PDEATHSIG.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None
     lifeline, refused = parent.sentinel, ""
     libc, found = ctypes.CDLL(None), ctypes.c_int()
     libc.prctl(_PR_GET_PDEATHSIG, ctypes.byref(found), 0, 0, 0)
-    if found.value != signal.SIGKILL and libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
+    if (
+        found.value != signal.SIGKILL
+        and libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0
+    ):
         refused = "PR_SET_PDEATHSIG is refused, by a sandbox for example; its pipe does the same"
     try:
         is_tied = bool(fcntl.fcntl(lifeline, fcntl.F_GETFL) & os.O_ASYNC)
-        is_tied = is_tied and fcntl.fcntl(lifeline, fcntl.F_GETSIG) == signal.SIGKILL and not _is_in_user_namespace()
+        is_tied = (
+            is_tied
+            and fcntl.fcntl(lifeline, fcntl.F_GETSIG) == signal.SIGKILL
+            and not _is_in_user_namespace()
+        )
     except OSError:
         is_tied = False
     if not is_tied:
-        threading.Thread(target=end_with, args=(lifeline,), name="areplay-lifeline", daemon=True).start()
+        threading.Thread(
+            target=end_with, args=(lifeline,), name="areplay-lifeline", daemon=True
+        ).start()
     elif select.select([lifeline], [], [], 0)[0]:  # it closed before the kernel was asked
         os._exit(1)
     return refused
 
 
 def _is_in_user_namespace() -> bool:
-    """Whether root here is not the machine's root: then a process that changed its user gets no signal from a pipe."""
+    """Whether root here is not the machine's root: then a process that changed its user gets no
+    signal from a pipe."""
     try:
         with open("/proc/self/uid_map") as file:
             return file.read().split() != ["0", "0", "4294967295"]
@@ -224,7 +252,8 @@ def _is_in_user_namespace() -> bool:
 
 
 def end_with(lifeline: int) -> None:
-    """Sleep until the parent is gone, then end. In a thread: user code may keep the event loop from turning."""
+    """Sleep until the parent is gone, then end. In a thread: user code may keep the event loop from
+    turning."""
     poll = select.poll()
     poll.register(lifeline, 0)  # its end is always reported
     poll.poll()

@@ -1,10 +1,10 @@
 """Supervisors: several children of one kind, each kept alive, all stopped in order.
 
-Each place in a supervisor has a task that starts its child, waits for its end and decides: a child whose coroutine
-returned is done, however long its interpreter takes to end; any other is restarted after a back-off, until it has
-failed more than `max_restarts` times within a minute (None: for ever). A child that `restart` was called for is
-restarted likewise, whatever it says at its end. Before a successor starts, `after_exit` brings what the dead one left
-in order.
+Each place in a supervisor has a task that starts its child, waits for its end and decides: a child
+whose coroutine returned is done, however long its interpreter takes to end; any other is restarted
+after a back-off, until it has failed more than `max_restarts` times within a minute (None: for
+ever). A child that `restart` was called for is restarted likewise, whatever it says at its end.
+Before a successor starts, `after_exit` brings what the dead one left in order.
 
 Stopping is a ladder, each rung logged: ask, wait `grace_s`, SIGTERM, wait `grace_s`, SIGKILL, reap.
 """
@@ -50,10 +50,14 @@ class SupervisorOptions:
     grace_s: float
 
 
-def supervisor_options(max_restarts: int | None, start_timeout_s: float, grace_s: float) -> SupervisorOptions:
+def supervisor_options(
+    max_restarts: int | None, start_timeout_s: float, grace_s: float
+) -> SupervisorOptions:
     """The options as users pass them; `ValueError` if one is wrong."""
     return SupervisorOptions(
-        max_restarts=None if max_restarts is None else whole_number("max_restarts", max_restarts, at_least=0),
+        max_restarts=None
+        if max_restarts is None
+        else whole_number("max_restarts", max_restarts, at_least=0),
         start_timeout_s=seconds("start_timeout_s", start_timeout_s),
         grace_s=seconds("grace_s", grace_s),
     )
@@ -72,7 +76,8 @@ class Worker:
     last_failure: ChildExit | None = None  # of its child that ended last as it should not have
     deaths: deque[float] = field(default_factory=deque)  # monotonic seconds, of the last minute
     failed_at: float = 0.0  # monotonic seconds, when it failed for good
-    restarted_for: str = ""  # why its present child was told to end, so that another takes its place
+    # why its present child was told to end, so that another takes its place
+    restarted_for: str = ""
 
     @property
     def is_stopped(self) -> bool:
@@ -118,10 +123,16 @@ class Supervisor:
         self.kind, self.options = kind, options
         self.workers = [Worker(index) for index in range(count)]
         self._body, self._arguments, self._failure = body, arguments, failure
-        self._ask, self._after_exit, self._on_change, self._on_report = ask, after_exit, on_change, on_report
+        self._ask, self._after_exit, self._on_change, self._on_report = (
+            ask,
+            after_exit,
+            on_change,
+            on_report,
+        )
         self._stopping = asyncio.Event()
         self._origin = forks.current
-        # So many at a time: a hundred that import torch at once would each take longer than start_timeout_s.
+        # So many at a time: a hundred that import torch at once would each take longer than
+        # start_timeout_s.
         self._starters = asyncio.Semaphore(max(2, os.cpu_count() or 1))
         self._starter = starter(kind)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -135,20 +146,23 @@ class Supervisor:
 
     @property
     def failures(self) -> list[ChildFailed]:
-        """The failures for good, one a member at most; copies, since raising one ties it to the frames it passes."""
+        """The failures for good, one a member at most; copies, since raising one ties it to the
+        frames it passes."""
         return [copy.copy(member.failure) for member in self.workers if member.failure is not None]
 
     async def start(self) -> None:
         """Start all children; returns when all have said READY. Cancelled: none is left.
 
         Raises:
-            ChildFailed: one ended, or said nothing for `start_timeout_s`, before it was ready. None is left.
+            ChildFailed: one ended, or said nothing for `start_timeout_s`, before it was ready. None
+                is left.
         """
         loop = self._loop = asyncio.get_running_loop()
         started: list[asyncio.Future[None]] = [loop.create_future() for _ in self.workers]
         self._keeper = asyncio.create_task(self._keep(started), name=f"areplay {self.kind}s")
         drop_quietly(self._keeper)  # with its loop: then the reaper sees to the children
-        self._keeper.add_done_callback(lambda keeper: self._starter.shutdown())  # all are reaped, and it has no work
+        # all are reaped, and it has no work
+        self._keeper.add_done_callback(lambda keeper: self._starter.shutdown())
         try:
             await asyncio.gather(*started)
         except GeneratorExit:  # this task is destroyed with its loop, and cannot wait
@@ -157,14 +171,16 @@ class Supervisor:
             await run_to_completion(self.stop())
             for future in started:
                 if not future.cancel() and not future.cancelled():
-                    future.exception()  # seen: the first one is raised, the others are of the same start
+                    # seen: the first one is raised, the others are of the same start
+                    future.exception()
             raise
 
     def restart(self, index: int, reason: str, number: signal.Signals) -> None:
-        """Send a signal to a child that is of no use any more; it counts as failed, for that reason.
+        """Send a signal to a child that is of no use any more; it counts as failed, for that
+        reason.
 
-        One whose coroutine has returned has finished by that, and is not restarted. Does nothing if there is no such
-        child at the moment, or the supervisor stops.
+        One whose coroutine has returned has finished by that, and is not restarted. Does nothing if
+        there is no such child at the moment, or the supervisor stops.
         """
         member = self.workers[index]
         if member.child is not None and member.is_alive and not self._stopping.is_set():
@@ -177,7 +193,8 @@ class Supervisor:
 
         Cancelled: all children that are left are killed, and reaped by and by.
         """
-        if self._keeper is None or self._origin is not forks.current:  # a forked child has no such processes
+        # a forked child has no such processes
+        if self._keeper is None or self._origin is not forks.current:
             return
         self._stopping.set()
         try:
@@ -188,12 +205,22 @@ class Supervisor:
                 if await self._all_ended():
                     break
                 for child in self._running():
-                    if child.is_over:  # its interpreter still ends: nothing of a replay's is lost with it
+                    # its interpreter still ends: nothing of a replay's is lost with it
+                    if child.is_over:
                         if child.over_s >= self.options.grace_s or number == signal.SIGKILL:
-                            logger.info("%s (pid %d) is done but has not ended: SIGKILL", child.name, child.pid)
+                            logger.info(
+                                "%s (pid %d) is done but has not ended: SIGKILL",
+                                child.name,
+                                child.pid,
+                            )
                             child.kill()
                     else:
-                        logger.warning("%s (pid %d) has not ended, sending %s", child.name, child.pid, number.name)
+                        logger.warning(
+                            "%s (pid %d) has not ended, sending %s",
+                            child.name,
+                            child.pid,
+                            number.name,
+                        )
                         child.signal(number)
             await self._keeper
         finally:
@@ -201,7 +228,8 @@ class Supervisor:
                 child.kill()
 
     def note(self, holdings: Holdings) -> None:
-        """Kill and reap all children, and end the starter's thread, if the owner of `holdings` is dropped."""
+        """Kill and reap all children, and end the starter's thread, if the owner of `holdings` is
+        dropped."""
         remains, starter = self._remains, self._starter
 
         def let_go() -> bool:
@@ -219,7 +247,8 @@ class Supervisor:
         return self._loop
 
     def unwatch(self) -> None:
-        """Start no more children, and let the loop hear of them no more. On that loop, or when it is closed."""
+        """Start no more children, and let the loop hear of them no more. On that loop, or when it
+        is closed."""
         for member in self.workers:
             if member.child is not None:
                 member.child.give_up()
@@ -232,7 +261,11 @@ class Supervisor:
         return bool(done)
 
     def _running(self) -> list[Child]:
-        return [m.child for m in self.workers if m.child is not None and m.child.exit is None and m.child.pid]
+        return [
+            m.child
+            for m in self.workers
+            if m.child is not None and m.child.exit is None and m.child.pid
+        ]
 
     async def _keep(self, started: list[asyncio.Future[None]]) -> None:
         async with asyncio.TaskGroup() as group:
@@ -241,10 +274,11 @@ class Supervisor:
                 drop_quietly(group.create_task(work, name=f"areplay {self.kind} {member.index}"))
 
     async def _keep_place(self, member: Worker, started: asyncio.Future[None]) -> None:
-        """Supervise one place, then wait for the process of a child that has finished. Cancelled: it is killed.
+        """Supervise one place, then wait for the process of a child that has finished. Cancelled:
+        it is killed.
 
-        Exit hooks of the user's may write files while its interpreter ends: until the supervisor stops, and `grace_s`
-        longer.
+        Exit hooks of the user's may write files while its interpreter ends: until the supervisor
+        stops, and `grace_s` longer.
         """
         try:
             await self._supervise(member, started)
@@ -255,10 +289,12 @@ class Supervisor:
                 member.child.kill()
 
     async def _supervise(self, member: Worker, started: asyncio.Future[None]) -> None:
-        """Keep one place filled until its child finishes, fails for good, or the supervisor stops."""
+        """Keep one place filled until its child finishes, fails for good, or the supervisor
+        stops."""
         while not self._stopping.is_set():
             exit_ = await self._run_once(member, started)
-            if member.restarted_for:  # also if its function returned on SIGTERM: that is no work done
+            # also if its function returned on SIGTERM: that is no work done
+            if member.restarted_for:
                 exit_ = dataclasses.replace(exit_, finished=False, details=member.restarted_for)
                 member.restarted_for = ""
             if not exit_.finished and not self._stopping.is_set():
@@ -266,7 +302,8 @@ class Supervisor:
                 member.last_failure = ChildExit(exit_.pid, exit_.code, details, time.time())
             try:
                 await self._after_exit(member.index)
-            except Exception as error:  # what it left cannot be brought in order, so it can have no successor
+            # what it left cannot be brought in order, so it can have no successor
+            except Exception as error:
                 self._check_process()
                 details = f"{exit_.details}\nits place could not be cleared: {error!r}"
                 self._give_up(member, Exit(exit_.pid, exit_.code, False, details), started)
@@ -285,7 +322,8 @@ class Supervisor:
             member.restarts += 1
             back_off_s = _back_off_s(len(member.deaths), most)
             logger.warning(
-                "%s %d (pid %d) ended, restarting it after %.2g s (restart %d, end %d within a minute): %s",
+                "%s %d (pid %d) ended, restarting it after %.2g s (restart %d, end %d within a "
+                "minute): %s",
                 self.kind,
                 member.index,
                 exit_.pid,
@@ -301,7 +339,8 @@ class Supervisor:
         self._on_change()
 
     async def _run_once(self, member: Worker, started: asyncio.Future[None]) -> Exit:
-        """Start a child for this place and wait for its end; that of its coroutine, if it has finished."""
+        """Start a child for this place and wait for its end; that of its coroutine, if it has
+        finished."""
         index, run = member.index, member.restarts
         try:
             arguments = self._arguments(index, run)
@@ -339,7 +378,8 @@ class Supervisor:
                 child.kill()
 
     def _check_process(self) -> None:
-        """Raise in a forked child: its copy of the event loop does not run, and any error comes of that."""
+        """Raise in a forked child: its copy of the event loop does not run, and any error comes of
+        that."""
         forks.check(self._origin, f"this supervisor of {self.kind}s")
 
     def _give_up(self, member: Worker, exit_: Exit, started: asyncio.Future[None]) -> None:
@@ -347,7 +387,8 @@ class Supervisor:
         member.failed_at = time.monotonic()
         member.failure = self._failure(name, exit_.pid, exit_.code, member.restarts, exit_.details)
         if started.done():
-            logger.error("%s", str(member.failure))  # as text: a record must not keep the error and its frames alive
+            # as text: a record must not keep the error and its frames alive
+            logger.error("%s", str(member.failure))
         else:
             started.set_exception(member.failure)
 
@@ -362,7 +403,8 @@ class Supervisor:
 def _back_off_s(deaths: int, max_restarts: int | None) -> float:
     """Seconds before the next start, after so many ends within a minute.
 
-    Pauses before `max_restarts` starts take half of that minute at most, or so many could never be reached.
+    Pauses before `max_restarts` starts take half of that minute at most, or so many could never be
+    reached.
     """
     longest = _LONGEST_BACK_OFF_S
     if max_restarts is not None:

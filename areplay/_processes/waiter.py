@@ -1,8 +1,9 @@
-"""Waiting: the one way in which a coroutine of areplay sleeps, so that no wait is silent and none is without an end.
+"""Waiting: the one way in which a coroutine of areplay sleeps, so that no wait is silent and none
+is without an end.
 
-A `Waiter` waits on a doorbell until a condition holds. It gives up after a timeout if the caller has one, and says in
-a warning who waits for whom and why if it takes long. The condition may raise, for example `Closed` or `Stalled`:
-that is how a waiter notices that whoever it waits for is gone.
+A `Waiter` waits on a doorbell until a condition holds. It gives up after a timeout if the caller
+has one, and says in a warning who waits for whom and why if it takes long. The condition may raise,
+for example `Closed` or `Stalled`: that is how a waiter notices that whoever it waits for is gone.
 
 Work that blocks runs in a thread of its own (`in_thread`), and ends before its caller goes on.
 """
@@ -30,7 +31,8 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 WARN_AFTER_S = 5.0
-_LOOK_AGAIN_S = 1.0  # conditions can also change without a doorbell, by a death that nobody could announce
+# conditions can also change without a doorbell, by a death that nobody could announce
+_LOOK_AGAIN_S = 1.0
 _POLL_S, _POLLED_S = 0.001, 1.0
 
 
@@ -53,8 +55,9 @@ class Waiter:
     ) -> None:
         """Return when `is_ready()`; at once, without suspending, if it is so already.
 
-        Cancelled: nothing has changed. `reason()` says who waits for whom and why, for warnings and the error; `None`
-        for one who rests between two tasks and has nothing to complain about, "" if another says it already.
+        Cancelled: nothing has changed. `reason()` says who waits for whom and why, for warnings and
+        the error; `None` for one who rests between two tasks and has nothing to complain about, ""
+        if another says it already.
 
         Raises:
             WaitTimeout: the one that `error` makes, after `timeout_s`.
@@ -121,7 +124,8 @@ class Waiter:
                 future.set_result(None)
 
     def close(self) -> None:
-        """Stop watching the doorbell; waiters look once more. Call it before the doorbell's descriptor is closed.
+        """Stop watching the doorbell; waiters look once more. Call it before the doorbell's
+        descriptor is closed.
 
         Does nothing in a forked child, whose loop watches no doorbell.
         """
@@ -159,10 +163,14 @@ class Waiter:
 async def run_to_completion(work: Coroutine[Any, Any, T] | asyncio.Future[T]) -> T:
     """Finish `work` even if cancelled meanwhile, then deliver the cancellation.
 
-    In a child that is forked meanwhile the cancellation is delivered at once: the threads that would finish the work
-    are not there.
+    In a child that is forked meanwhile the cancellation is delivered at once: the threads that
+    would finish the work are not there.
     """
-    task = work if asyncio.isfuture(work) else asyncio.create_task(work, name=f"{TASK_PREFIX}completes what was begun")
+    task = (
+        work
+        if asyncio.isfuture(work)
+        else asyncio.create_task(work, name=f"{TASK_PREFIX}completes what was begun")
+    )
     origin = forks.current
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
@@ -183,7 +191,8 @@ async def run_to_completion(work: Coroutine[Any, Any, T] | asyncio.Future[T]) ->
 class Outcome(Generic[T]):
     """How work has ended: its result, or what it raised.
 
-    A value, which crosses threads and futures whatever was raised: a future refuses `StopIteration`.
+    A value, which crosses threads and futures whatever was raised: a future refuses
+    `StopIteration`.
     """
 
     value: T | None
@@ -204,17 +213,21 @@ def outcome_of(work: Callable[[], T]) -> Outcome[T]:
         return Outcome(None, error)
 
 
-async def in_thread(name: str, work: Callable[[], T], on_cancel: Callable[[], object] | None = None) -> T:
-    """Run `work` in a thread of its own, to its end even if cancelled meanwhile; then deliver the cancellation.
+async def in_thread(
+    name: str, work: Callable[[], T], on_cancel: Callable[[], object] | None = None
+) -> T:
+    """Run `work` in a thread of its own, to its end even if cancelled meanwhile; then deliver the
+    cancellation.
 
-    In a child that is forked meanwhile the cancellation is delivered at once: the thread is not there.
+    In a child that is forked meanwhile the cancellation is delivered at once: the thread is not
+    there.
 
     The thread is none of the loop's pool: the user's work may keep all of those busy.
 
     Args:
         name: of the thread.
-        on_cancel: makes the work end soon; then only the cancellation is raised. Without it an error of the work is
-            raised, from the cancellation.
+        on_cancel: makes the work end soon; then only the cancellation is raised. Without it an
+            error of the work is raised, from the cancellation.
 
     Raises:
         ResourceUnavailable: no thread can be started. The work has not begun.
@@ -262,12 +275,15 @@ async def in_thread(name: str, work: Callable[[], T], on_cancel: Callable[[], ob
 def deliver(raised: HookRaised) -> NoReturn:
     """Raise what a hook raised, to the caller whom it is for.
 
-    Four exceptions mean something else to a coroutine's caller than that a hook failed: `StopIteration`,
-    `StopAsyncIteration`, `GeneratorExit` and `CancelledError`. They become the `__cause__` of a `RuntimeError`, as
-    Python does it where a generator raises one of the first two.
+    Four exceptions mean something else to a coroutine's caller than that a hook failed:
+    `StopIteration`, `StopAsyncIteration`, `GeneratorExit` and `CancelledError`. They become the
+    `__cause__` of a `RuntimeError`, as Python does it where a generator raises one of the first
+    two.
     """
     error = raised.error
-    if isinstance(error, (StopIteration, StopAsyncIteration, GeneratorExit, asyncio.CancelledError)):
+    if isinstance(
+        error, (StopIteration, StopAsyncIteration, GeneratorExit, asyncio.CancelledError)
+    ):
         raise RuntimeError(f"{raised.hook} raised {type(error).__name__}") from error
     context = error.__context__
     try:
@@ -285,8 +301,11 @@ async def delivered(work: Callable[[], Awaitable[T]]) -> T:
         deliver(raised)
 
 
-async def opened(opening: asyncio.Task[None], close: Callable[[], Awaitable[None]], what: str) -> None:
-    """Wait until `opening` is done. If it fails, or is cancelled with us, `close` is awaited before that is raised.
+async def opened(
+    opening: asyncio.Task[None], close: Callable[[], Awaitable[None]], what: str
+) -> None:
+    """Wait until `opening` is done. If it fails, or is cancelled with us, `close` is awaited before
+    that is raised.
 
     Raises:
         Closed: somebody else closed `what` meanwhile, which cancels `opening`.
@@ -335,11 +354,12 @@ async def poll(is_done: Callable[[bool], bool]) -> None:
 
 
 class SleepBackoff:
-    """Short naps, each as long as all before it together, for a process that has nothing else to do.
+    """Short naps, each as long as all before it together, for a process that has nothing else to
+    do.
 
-    Whoever waits so for something that came every T so far notices it at most T / 2 late, whatever T is, and costs the
-    one who brings it no system call: waking a process of another core would take that one 40 us or, where cores are
-    scarce, its own core away.
+    Whoever waits so for something that came every T so far notices it at most T / 2 late, whatever
+    T is, and costs the one who brings it no system call: waking a process of another core would
+    take that one 40 us or, where cores are scarce, its own core away.
     """
 
     _FIRST_S, _LONGEST_S, _ALL_S = 50e-6, 2e-3, 0.1
@@ -352,7 +372,8 @@ class SleepBackoff:
         self._napped_s = 0.0
 
     def nap(self) -> bool:
-        """Sleep a moment, the whole process; `False`, at once, after 0.1 s of naps: then wait for a doorbell."""
+        """Sleep a moment, the whole process; `False`, at once, after 0.1 s of naps: then wait for a
+        doorbell."""
         if self._napped_s > self._ALL_S:
             return False
         seconds = min(max(self._FIRST_S, self._napped_s), self._LONGEST_S)
@@ -362,7 +383,8 @@ class SleepBackoff:
 
 
 class YieldTimer:
-    """Says when a coroutine that may never have to wait should let its event loop turn: once every `period_s`.
+    """Says when a coroutine that may never have to wait should let its event loop turn: once every
+    `period_s`.
 
     Attributes:
         period_s: may be changed at any time.
@@ -376,7 +398,8 @@ class YieldTimer:
         """Whether it is time for `await asyncio.sleep(0)`; if so, the caller must do that.
 
         Args:
-            at_least_s: seconds between two turns, if that is more than `period_s`: for a caller whose turns cost much.
+            at_least_s: seconds between two turns, if that is more than `period_s`: for a caller
+                whose turns cost much.
         """
         now = time.monotonic()
         if now - self._last < max(self.period_s, at_least_s):

@@ -16,7 +16,8 @@ from areplay.spec import Array
 
 @dataclass(frozen=True)
 class BatchArrays:
-    """Memory for a batch of B items: `indices`, `importance_weights` and `probabilities` (B,), each field (B, ...).
+    """Memory for a batch of B items: `indices`, `importance_weights` and `probabilities` (B,), each
+    field (B, ...).
 
     Attributes:
         stored: the memory of the fields, as `layout` says.
@@ -71,5 +72,9 @@ class BatchArrays:
         """The same in memory of its own."""
         stored = {name: array.copy() for name, array in self.stored.items()}
         return BatchArrays(
-            self.indices.copy(), self.importance_weights.copy(), self.probabilities.copy(), stored, self.layout
+            self.indices.copy(),
+            self.importance_weights.copy(),
+            self.probabilities.copy(),
+            stored,
+            self.layout,
         )

@@ -1,10 +1,12 @@
-"""BatchPlan: which items are in which batch, settled beforehand, so that each is delivered as often as it should be.
+"""BatchPlan: which items are in which batch, settled beforehand, so that each is delivered as often
+as it should be.
 
-A selector like `Fifo` or `Epochs` does not draw. Batch number n of its stream consists of certain entries of an item
-log (see `areplay._sampling.completion_log`), whoever fills it: sampler k fills the batches k, k + samplers, ... in that
-order, and the learner takes them in the order of their numbers. How many batches a sampler has filled is the very count
-by whose store it publishes one (see `areplay._sampling.slots`), so a sampler that dies has either delivered a batch or
-not, and its successor goes on with the next. That is all that "exactly once" takes.
+A selector like `Fifo` or `Epochs` does not draw. Batch number n of its stream consists of certain
+entries of an item log (see `areplay._sampling.completion_log`), whoever fills it: sampler k fills
+the batches k, k + samplers, ... in that order, and the learner takes them in the order of their
+numbers. How many batches a sampler has filled is the very count by whose store it publishes one
+(see `areplay._sampling.slots`), so a sampler that dies has either delivered a batch or not, and its
+successor goes on with the next. That is all that "exactly once" takes.
 
 Written by nobody but the owner's process; what samplers need travels to them when they are spawned.
 """
@@ -30,7 +32,8 @@ from areplay.items.item import Item
 
 
 class BatchPlan:
-    """The batches of one stream. Pickles into a sampler that is being spawned, as what `batch` needs.
+    """The batches of one stream. Pickles into a sampler that is being spawned, as what `batch`
+    needs.
 
     Args:
         batch_size: items a batch.
@@ -39,7 +42,9 @@ class BatchPlan:
     takes_in = True
     """Whether rows that come later belong to it."""
 
-    def __init__(self, ring: Ring, registry: WriterRegistry, window: Window, batch_size: int) -> None:
+    def __init__(
+        self, ring: Ring, registry: WriterRegistry, window: Window, batch_size: int
+    ) -> None:
         self.batch_size = batch_size
         self.log = CompletionLog(ring, window)
         self._registry: WriterRegistry | None = registry
@@ -48,10 +53,13 @@ class BatchPlan:
         """Take in what is there, and from now on, if wanted, what comes. Call `keep` before.
 
         Args:
-            without: by which rows items were delivered already, before a checkpoint; if it takes in what comes.
+            without: by which rows items were delivered already, before a checkpoint; if it takes in
+                what comes.
         """
         assert self._registry is not None
-        self.log.begin(self._registry, goes_on=self.takes_in, without=without if self.takes_in else None)
+        self.log.begin(
+            self._registry, goes_on=self.takes_in, without=without if self.takes_in else None
+        )
 
     def keep(self) -> None:
         """Let no block be recycled from now on that is still needed."""
@@ -65,7 +73,8 @@ class BatchPlan:
         self.log.close()
 
     def batch(self, number: int) -> Indices | None:
-        """The rows that the items of batch `number` are drawn by; None if they are not all there yet, or never."""
+        """The rows that the items of batch `number` are drawn by; None if they are not all there
+        yet, or never."""
         raise NotImplementedError
 
     def has_batch(self, number: int) -> bool:
@@ -81,7 +90,8 @@ class BatchPlan:
         raise NotImplementedError
 
     def items_left(self, batches: int) -> int | None:
-        """Items that are there and not handed out as often as they should be, after so many batches; None: endless."""
+        """Items that are there and not handed out as often as they should be, after so many
+        batches; None: endless."""
         raise NotImplementedError
 
     def __getstate__(self) -> dict[str, object]:
@@ -93,7 +103,8 @@ class LocalBatchPlan:
 
     def __init__(self, name: str, item: Item, batch_plan: BatchPlan) -> None:
         self._name, self._batch_size = name, batch_plan.batch_size
-        self._item, self._identity = item, identity(item, item.window)  # as it was at the first call
+        # as it was at the first call
+        self._item, self._identity = item, identity(item, item.window)
         self._batch_plan: BatchPlan | None = batch_plan  # None when it is over
         self._number = 0
         self._origin = forks.current
@@ -120,15 +131,15 @@ class LocalBatchPlan:
 
         Raises:
             Stalled: they are not there. EndOfEpochs: there are no more.
-            ValueError: the item or the size is not that of the first call; another object of the same class and state
-                is the same item.
+            ValueError: the item or the size is not that of the first call; another object of the
+                same class and state is the same item.
         """
         batch_plan = self._batch_plan
         is_same = item is self._item or identity(item, item.window) == self._identity
         if batch_size != self._batch_size or not is_same:
             raise ValueError(
-                f"{self._name} goes on with batches of {self._batch_size} {text_of(self._item)}, got {batch_size} "
-                f"{text_of(item)}; use another selector for those"
+                f"{self._name} goes on with batches of {self._batch_size} {text_of(self._item)}, "
+                f"got {batch_size} {text_of(item)}; use another selector for those"
             )
         if batch_plan is None:
             raise EndOfEpochs(self._name)
@@ -139,7 +150,10 @@ class LocalBatchPlan:
         if rows is None:
             left = batch_plan.items_left(self._number)
             items = batch_plan.log.appended if left is None else left
-            raise Stalled(f"sample() of {batch_size} items by {self._name}, but {items} are there; add rows first")
+            raise Stalled(
+                f"sample() of {batch_size} items by {self._name}, but {items} are there; "
+                "add rows first"
+            )
         return rows
 
     def on_taken(self) -> None:
@@ -149,7 +163,8 @@ class LocalBatchPlan:
         self._batch_plan.on_delivered(self._number)
 
     def close(self) -> None:
-        """Keep nothing any more, and give the memory back. May be called twice. Does nothing in a forked child."""
+        """Keep nothing any more, and give the memory back. May be called twice. Does nothing in a
+        forked child."""
         batch_plan, self._batch_plan = self._batch_plan, None
         if batch_plan is not None and self._origin is forks.current:
             batch_plan.close()
@@ -166,29 +181,39 @@ class PlannedSelector(Protocol):
     """A selector that settles beforehand what is in each batch."""
 
     def check(self, batch_size: int, window: Window, capacity_rows: int) -> None:
-        """Raise `ValueError` if batches of so many such items cannot be had from a ring of so many rows."""
+        """Raise `ValueError` if batches of so many such items cannot be had from a ring of so many
+        rows."""
         ...
 
     def batch_plan(
-        self, ring: Ring, registry: WriterRegistry, window: Window, batch_size: int, seeds: np.random.SeedSequence
+        self,
+        ring: Ring,
+        registry: WriterRegistry,
+        window: Window,
+        batch_size: int,
+        seeds: np.random.SeedSequence,
     ) -> BatchPlan:
         """Those of a new stream of batches."""
         ...
 
 
 class Fifo:
-    """Each item exactly once, in the order in which they became complete; that is their order within a stream.
+    """Each item exactly once, in the order in which they became complete; that is their order
+    within a stream.
 
-    The queue that on-policy learners need. A row is not overwritten before its item was handed to the learner: when the
-    ring is full, the actors wait. Rows count that are in the ring when the stream of batches is opened, and all that
-    come later. An item that can never be made (a step of it was lost) is left out. Rows that actors have handed in wait
-    in their inboxes for their turn, `inbox_rows` of each actor at most: lower that for data that is more recent.
+    The queue that on-policy learners need. A row is not overwritten before its item was handed to
+    the learner: when the ring is full, the actors wait. Rows count that are in the ring when the
+    stream of batches is opened, and all that come later. An item that can never be made (a step of
+    it was lost) is left out. Rows that actors have handed in wait in their inboxes for their turn,
+    `inbox_rows` of each actor at most: lower that for data that is more recent.
 
-    Killed samplers and actors change nothing about it. If fewer items are there than a batch takes and no rows can come
-    any more, since the actors are gone or all blocks hold rows that are still needed, the learner gets `Stalled`.
+    Killed samplers and actors change nothing about it. If fewer items are there than a batch takes
+    and no rows can come any more, since the actors are gone or all blocks hold rows that are still
+    needed, the learner gets `Stalled`.
 
     Args:
-        max_times_sampled: each batch comes so many times, one after the other: several passes over recent items.
+        max_times_sampled: each batch comes so many times, one after the other: several passes over
+            recent items.
 
     Raises:
         ValueError: that is no whole number above 0.
@@ -198,16 +223,23 @@ class Fifo:
         self.max_times_sampled = whole_number("max_times_sampled", max_times_sampled)
 
     def check(self, batch_size: int, window: Window, capacity_rows: int) -> None:
-        """See `PlannedSelector`: the rows by which a batch's items are drawn take half of the ring at most."""
+        """See `PlannedSelector`: the rows by which a batch's items are drawn take half of the ring
+        at most."""
         needed = 2 * batch_size * window.period + window.rows - 1
         if needed > capacity_rows:
             raise ValueError(
-                f"{self!r} with batch_size={batch_size:,} of such items needs a capacity of at least {needed:,} rows, "
-                f"got {capacity_rows:,}: while a batch waits for its last items, actors need room for others"
+                f"{self!r} with batch_size={batch_size:,} of such items needs a capacity of at "
+                f"least {needed:,} rows, got {capacity_rows:,}: while a batch waits for its last "
+                "items, actors need room for others"
             )
 
     def batch_plan(
-        self, ring: Ring, registry: WriterRegistry, window: Window, batch_size: int, seeds: np.random.SeedSequence
+        self,
+        ring: Ring,
+        registry: WriterRegistry,
+        window: Window,
+        batch_size: int,
+        seeds: np.random.SeedSequence,
     ) -> BatchPlan:
         """See `PlannedSelector`."""
         return _InOrder(ring, registry, window, batch_size, self.max_times_sampled)
@@ -217,14 +249,16 @@ class Fifo:
 
 
 class Epochs:
-    """Each item once an epoch, in a new random order each time: for data that is in the ring already.
+    """Each item once an epoch, in a new random order each time: for data that is in the ring
+    already.
 
-    All items that can be made of the rows that are there when the stream of batches is opened. Rows that come later do
-    not belong to it; they wait where they would overwrite one that does, until the last batch was handed out. Batches
-    have `batch_size` items, also where one epoch ends and the next begins; only the last one of all may have fewer.
-    After it the loop over the stream ends, and `get` raises `EndOfEpochs`. With no item there, or with `drop_last` less
-    than a batch, `Stalled` is raised when the stream is opened, or by `sample`; both can be tried again with the same
-    selector when rows came.
+    All items that can be made of the rows that are there when the stream of batches is opened. Rows
+    that come later do not belong to it; they wait where they would overwrite one that does, until
+    the last batch was handed out. Batches have `batch_size` items, also where one epoch ends and
+    the next begins; only the last one of all may have fewer. After it the loop over the stream
+    ends, and `get` raises `EndOfEpochs`. With no item there, or with `drop_last` less than a batch,
+    `Stalled` is raised when the stream is opened, or by `sample`; both can be tried again with the
+    same selector when rows came.
 
     Args:
         epochs: how many; None for ever.
@@ -242,19 +276,28 @@ class Epochs:
         """See `PlannedSelector`: any do."""
 
     def batch_plan(
-        self, ring: Ring, registry: WriterRegistry, window: Window, batch_size: int, seeds: np.random.SeedSequence
+        self,
+        ring: Ring,
+        registry: WriterRegistry,
+        window: Window,
+        batch_size: int,
+        seeds: np.random.SeedSequence,
     ) -> BatchPlan:
         """See `PlannedSelector`."""
         return _Shuffled(ring, registry, window, batch_size, self.epochs, self.drop_last, seeds)
 
     def __repr__(self) -> str:
-        return f"Epochs({self.epochs}, drop_last=True)" if self.drop_last else f"Epochs({self.epochs})"
+        return (
+            f"Epochs({self.epochs}, drop_last=True)" if self.drop_last else f"Epochs({self.epochs})"
+        )
 
 
 class _InOrder(BatchPlan):
     """As the log goes, each batch `times` times."""
 
-    def __init__(self, ring: Ring, registry: WriterRegistry, window: Window, batch_size: int, times: int) -> None:
+    def __init__(
+        self, ring: Ring, registry: WriterRegistry, window: Window, batch_size: int, times: int
+    ) -> None:
         super().__init__(ring, registry, window, batch_size)
         self._times = times
 
@@ -317,11 +360,15 @@ class _Shuffled(BatchPlan):
             self.log.released = self.log.appended
 
     def items_left(self, batches: int) -> int | None:
-        return None if self._epochs is None else int(max(0, self._items - batches * self.batch_size))
+        return (
+            None if self._epochs is None else int(max(0, self._items - batches * self.batch_size))
+        )
 
     def _order_of(self, epoch: int) -> Indices:
         if self._order[0] != epoch:
             # Every sampler finds the same order: the seed depends on the epoch alone.
-            seed = np.random.SeedSequence(self._seeds.entropy, spawn_key=(*self._seeds.spawn_key, epoch))
+            seed = np.random.SeedSequence(
+                self._seeds.entropy, spawn_key=(*self._seeds.spawn_key, epoch)
+            )
             self._order = epoch, np.random.default_rng(seed).permutation(self.log.appended)
         return self._order[1]

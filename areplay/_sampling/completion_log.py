@@ -1,19 +1,21 @@
 """The completion log: the items of a ring in the order in which they became complete, each once.
 
-An item is complete when all the rows that its window needs are written. The threads that write rows find that out: for
-each stream they keep the rows whose items are *pending*, and append those that have become complete to the log. A row
-by which no item can ever be made any more (its actor died, a step of it was lost) is dropped.
+An item is complete when all the rows that its window needs are written. The threads that write rows
+find that out: for each stream they keep the rows whose items are *pending*, and append those that
+have become complete to the log. A row by which no item can ever be made any more (its actor died, a
+step of it was lost) is dropped.
 
-Shared memory, written by the owner's process under `_lock`, read by samplers without a lock. A sampler that reads an
-old count sees fewer items. If the owner dies everything here ends with it.
+Shared memory, written by the owner's process under `_lock`, read by samplers without a lock. A
+sampler that reads an old count sees fewer items. If the owner dies everything here ends with it.
 
-    order[n % capacity_rows]   index of the row that the n-th item is drawn by. Not written again while the item is due:
-                               its row is in the ring until then.
+    order[n % capacity_rows]   index of the row that the n-th item is drawn by. Not written again
+                               while the item is due: its row is in the ring until then.
     appended                   how many items there are; stored after their entries.
 
-The log also keeps blocks from being recycled, as a `Keeper` of the ring: those with rows of an item that is pending or
-was not yet released. Items are released in their order, so per block the number of the last item that needs it is
-enough; and per stream, the blocks from the first pending row on, with what its window needs before that.
+The log also keeps blocks from being recycled, as a `Keeper` of the ring: those with rows of an item
+that is pending or was not yet released. Items are released in their order, so per block the number
+of the last item that needs it is enough; and per stream, the blocks from the first pending row on,
+with what its window needs before that.
 """
 
 from __future__ import annotations
@@ -41,14 +43,16 @@ _NO_HOP = 1 << 40  # more than any ring has rows: nothing has told yet how far t
 
 @dataclass
 class _Stream:
-    """What is not yet settled of one stream. Its rows are counted from 0, by *distance* from where we began."""
+    """What is not yet settled of one stream. Its rows are counted from 0, by *distance* from where
+    we began."""
 
     pending: Indices = field(default_factory=lambda: np.empty(0, np.int64))  # indices
     distances: Indices = field(default_factory=lambda: np.empty(0, np.int64))  # of them
     rows: int = 0
     longest_stride: int = 1
     shortest_hop: int = _NO_HOP  # rows from a step to the next one of its environment, at least
-    blocks: deque[tuple[int, int]] = field(default_factory=deque)  # (place, distance of its end), those that we keep
+    # (place, distance of its end), those that we keep
+    blocks: deque[tuple[int, int]] = field(default_factory=deque)
 
 
 class CompletionLog(Watcher):
@@ -59,16 +63,20 @@ class CompletionLog(Watcher):
     def __init__(self, ring: Ring, window: Window) -> None:
         self._ring, self._window = ring, window
         layout = Layout(
-            "completion log", {"appended": ((1, WORDS_A_LINE), np.int64), "order": ((ring.capacity_rows,), np.int64)}
+            "completion log",
+            {"appended": ((1, WORDS_A_LINE), np.int64), "order": ((ring.capacity_rows,), np.int64)},
         )
         self._segment = Segment(layout, f"the order of the items of {ring.capacity_rows:,} rows")
         self._view()
         self._lock = forks.register_lock(threading.Lock())
         self._finder = WindowFinder(ring, window)
         self._streams: dict[int, _Stream] = {}
-        self._known = np.zeros(ring.blocks, np.int64)  # per place: up to which index we have seen its rows
-        self._last = np.full(ring.blocks, -1)  # per place: number of the last item that needs its block
-        self._is_kept = np.ones(ring.blocks, np.bool_)  # per place: for pending items; at first all, until `begin`
+        # per place: up to which index we have seen its rows
+        self._known = np.zeros(ring.blocks, np.int64)
+        # per place: number of the last item that needs its block
+        self._last = np.full(ring.blocks, -1)
+        # per place: for pending items; at first all, until `begin`
+        self._is_kept = np.ones(ring.blocks, np.bool_)
         self.released = 0
         """How many items, from the first on, are not due any more. Raised by the learner's loop."""
         self._without: Callable[[Indices], Mask] | None = None
@@ -98,15 +106,22 @@ class CompletionLog(Watcher):
     # Writing, in the owner's process.
 
     def is_over(self, released: int, indices: Indices) -> Mask:
-        """Which of these rows were taken in, but are neither pending nor due, if so many items are released."""
+        """Which of these rows were taken in, but are neither pending nor due, if so many items are
+        released."""
         with self._lock:
             due = self.entries(max(released, self.appended - len(self._order)), self.appended)
             pending = [state.pending for state in self._streams.values()]
-            is_known = indices < self._known.take(indices // self._ring.block_rows % self._ring.blocks)
+            is_known = indices < self._known.take(
+                indices // self._ring.block_rows % self._ring.blocks
+            )
         return is_known & ~np.isin(indices, np.concatenate([due, *pending]))
 
     def begin(
-        self, registry: WriterRegistry, *, goes_on: bool, without: Callable[[Indices], Mask] | None = None
+        self,
+        registry: WriterRegistry,
+        *,
+        goes_on: bool,
+        without: Callable[[Indices], Mask] | None = None,
     ) -> None:
         """Take in what is in the ring already, oldest first, and, if it `goes_on`, what comes.
 
@@ -120,7 +135,8 @@ class CompletionLog(Watcher):
             if goes_on:  # those who write meanwhile wait for our registry before they tell us
                 registry.watch(self)
             there = []
-            for serial in np.sort(self._ring.occupied()[0]).tolist():  # all blocks first: items reach into later ones
+            # all blocks first: items reach into later ones
+            for serial in np.sort(self._ring.occupied()[0]).tolist():
                 place, first = serial % self._ring.blocks, serial * self._ring.block_rows
                 found, rows = self._ring.block(place)
                 if found == serial:
@@ -171,7 +187,9 @@ class CompletionLog(Watcher):
         indices = np.arange(first, end)
         distances = np.arange(state.rows, state.rows + len(indices))
         state.rows += len(indices)
-        self._add_block(state, place, state.rows - state.blocks[-1][1] if state.blocks else state.rows)
+        self._add_block(
+            state, place, state.rows - state.blocks[-1][1] if state.blocks else state.rows
+        )
         has_ends = False
         if self._ring.spec.is_steps:
             is_step = self._look_at_strides(state, place, first, end)
@@ -183,24 +201,29 @@ class CompletionLog(Watcher):
             indices, distances = indices[is_wanted], distances[is_wanted]
         state.pending = np.concatenate([state.pending, indices])
         state.distances = np.concatenate([state.distances, distances])
-        # An item without an episode's end needs the row `forward` hops on. No hop so far was shorter than the shortest
-        # one, so none before that row can be complete: those are not looked at. Hops differ where final observations
-        # lie between the steps of a vector; there a few rows are looked at too early, and again with the next chunk. A
-        # guess by a row's own stride would look at some too late, after a step that may never come. A final
-        # observation may complete any item.
+        # An item without an episode's end needs the row `forward` hops on. No hop so far was
+        # shorter than the shortest one, so none before that row can be complete: those are not
+        # looked at. Hops differ where final observations lie between the steps of a vector; there a
+        # few rows are looked at too early, and again with the next chunk. A guess by a row's own
+        # stride would look at some too late, after a step that may never come. A final observation
+        # may complete any item.
         due = state.rows - self._window.forward * state.shortest_hop
-        self._settle(state, len(state.pending) if has_ends else int(state.distances.searchsorted(due)))
+        self._settle(
+            state, len(state.pending) if has_ends else int(state.distances.searchsorted(due))
+        )
         self._let_go(state)
 
     def _look_at_strides(self, state: _Stream, place: int, first: int, end: int) -> Mask:
-        """Take note of how far apart the rows of an environment are; which of these rows are steps."""
+        """Take note of how far apart the rows of an environment are; which of these rows are
+        steps."""
         start = place * self._ring.block_rows + first % self._ring.block_rows
         rows, columns = slice(start, start + end - first), self._ring.columns
         strides = columns[NEXT_OFFSET][rows].astype(np.int64)
         is_step: Mask = strides > 0
         state.longest_stride = max(state.longest_stride, int(np.abs(strides).max()))
-        # The last step of an episode leads to its final observation, which may be as near as the next row. The hop to
-        # the next step, of an item that goes on across episodes, leads over that one, which tells both parts of it.
+        # The last step of an episode leads to its final observation, which may be as near as the
+        # next row. The hop to the next step, of an item that goes on across episodes, leads over
+        # that one, which tells both parts of it.
         hops = np.where(is_step, strides, columns[PREV_OFFSET][rows] - strides)
         hops = hops[~(is_step & (columns["terminated"][rows] | columns["truncated"][rows]))]
         state.shortest_hop = int(hops.min(initial=state.shortest_hop))
@@ -210,7 +233,8 @@ class CompletionLog(Watcher):
         return self._streams.setdefault(self._ring.chain(serial)[0], _Stream())
 
     def _add_block(self, state: _Stream, place: int, rows: int) -> None:
-        """So many more rows of the stream are in the block in that place; none if they are known of already."""
+        """So many more rows of the stream are in the block in that place; none if they are known of
+        already."""
         end = state.blocks[-1][1] if state.blocks else 0
         if rows > 0 and state.blocks and state.blocks[-1][0] == place:
             state.blocks[-1] = place, end + rows
@@ -219,7 +243,8 @@ class CompletionLog(Watcher):
             self._is_kept[place] = True
 
     def _settle(self, state: _Stream, count: int) -> None:
-        """Append those of the first `count` pending items that are complete, drop those that never will be."""
+        """Append those of the first `count` pending items that are complete, drop those that never
+        will be."""
         if count == 0:
             return
         windows = self._finder.find(state.pending[:count])
@@ -240,12 +265,14 @@ class CompletionLog(Watcher):
             state.pending, state.distances = state.pending[rest], state.distances[rest]
 
     def _need(self, state: _Stream, numbers: Indices, items: Indices, places: Indices) -> None:
-        """Note for the blocks of new items who needs them: also for those between, since the way leads through them."""
+        """Note for the blocks of new items who needs them: also for those between, since the way
+        leads through them."""
         np.maximum.at(self._last, places, numbers[items])
         if len(items) == len(numbers):  # each item is in one block
             return
         ours = np.array([place for place, _ in state.blocks])
-        nth = np.full(self._ring.blocks, -1)  # per place: which of the stream's blocks it holds; others are older
+        # per place: which of the stream's blocks it holds; others are older
+        nth = np.full(self._ring.blocks, -1)
         nth[ours] = np.arange(len(ours))
         first, last = np.full(len(numbers), len(ours)), np.zeros(len(numbers), np.int64)
         np.minimum.at(first, items, nth[places])
@@ -284,4 +311,7 @@ class CompletionLog(Watcher):
 
     def __repr__(self) -> str:
         pending = sum(len(state.pending) for state in self._streams.values())
-        return f"<CompletionLog {self.appended:,} items, {self.released:,} of them released, {pending:,} pending>"
+        return (
+            f"<CompletionLog {self.appended:,} items, {self.released:,} of them released, "
+            f"{pending:,} pending>"
+        )

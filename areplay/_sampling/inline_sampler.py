@@ -1,12 +1,14 @@
-"""Own batches: the learner fills one itself where no sampler has one ready, rather than wait for theirs.
+"""Own batches: the learner fills one itself where no sampler has one ready, rather than wait for
+theirs.
 
-The samplers go on meanwhile. So where they are slower than the learner, two fill instead of one, and nobody has to be
-woken; and while the only sampler is being restarted, the learner goes on. What it draws is as good as theirs: the same
-reader, over the same rows, with a random generator of its own.
+The samplers go on meanwhile. So where they are slower than the learner, two fill instead of one,
+and nobody has to be woken; and while the only sampler is being restarted, the learner goes on. What
+it draws is as good as theirs: the same reader, over the same rows, with a random generator of its
+own.
 
-Not where it is settled which sampler fills what (`Fifo`, `Epochs`); not with what is the user's, a transform above all,
-which runs in samplers only; and not where one batch would block the learner's loop for long, be it to copy it or to
-find its items.
+Not where it is settled which sampler fills what (`Fifo`, `Epochs`); not with what is the user's, a
+transform above all, which runs in samplers only; and not where one batch would block the learner's
+loop for long, be it to copy it or to find its items.
 """
 
 from __future__ import annotations
@@ -43,12 +45,20 @@ _WARN_AFTER_S = 5.0
 
 
 def may_fill(
-    item: Item, selector: Selector | PlannedSelector, transform: Transform | None, fields: BatchFields, batch_size: int
+    item: Item,
+    selector: Selector | PlannedSelector,
+    transform: Transform | None,
+    fields: BatchFields,
+    batch_size: int,
 ) -> bool:
     """Whether a learner may fill such batches itself."""
     is_ours = type(item) in _ITEMS and type(selector) in BUILT_IN and transform is None
     item_bytes = sum(field.row_bytes for field in fields.stored.values())
-    return is_ours and batch_size * item_bytes <= MOST_BYTES and batch_size * item.window.rows <= MOST_ROWS
+    return (
+        is_ours
+        and batch_size * item_bytes <= MOST_BYTES
+        and batch_size * item.window.rows <= MOST_ROWS
+    )
 
 
 class InlineSampler:
@@ -74,7 +84,9 @@ class InlineSampler:
         self._slots, self._locks = slots, ring.block_locks()
         rng = np.random.default_rng(seeds)
         at_once = most_at_once if item.window.rows == 1 else 1  # long windows take long to find
-        self._reader = Reader(ring, self._locks, item, selector, rng, most_at_once=at_once, most_drawn=_MOST_DRAWN)
+        self._reader = Reader(
+            ring, self._locks, item, selector, rng, most_at_once=at_once, most_drawn=_MOST_DRAWN
+        )
         self.filled = 0
         self._has_begun, self._rest_until_s = False, 0.0
         self._published, self._published_s, self._warn_after_s = -1, 0.0, _WARN_AFTER_S
@@ -87,12 +99,17 @@ class InlineSampler:
     def fill(self) -> int | None:
         """The learner's own slot, LENT and filled; `None` if the samplers must be waited for.
 
-        That is so while the learner still holds its last own batch, before a sampler has filled its first, and for a
-        moment after a search for items that was given up, since few or none can be made: to find them takes long.
+        That is so while the learner still holds its last own batch, before a sampler has filled its
+        first, and for a moment after a search for items that was given up, since few or none can be
+        made: to find them takes long.
         """
         slots = self._slots
         self._has_begun = self._has_begun or slots.all_published > 0
-        if not self._has_begun or time.monotonic() < self._rest_until_s or (slot := slots.lend_own()) is None:
+        if (
+            not self._has_begun
+            or time.monotonic() < self._rest_until_s
+            or (slot := slots.lend_own()) is None
+        ):
             return None
         is_filled = False
         try:
@@ -112,7 +129,8 @@ class InlineSampler:
         self._locks.close()
 
     def _warn_if_alone(self) -> None:
-        """Say so when samplers fill nothing for long: the learner goes on, and nobody would notice."""
+        """Say so when samplers fill nothing for long: the learner goes on, and nobody would
+        notice."""
         now_s = time.monotonic()
         if now_s - self._published_s < self._warn_after_s:
             return
@@ -125,5 +143,6 @@ class InlineSampler:
             "no sampler has filled a batch for %.0f s, the learner fills them itself: %r%s",
             now_s - self._published_s,
             self._slots,
-            RELEASE if self._slots.count(LENT) > 1 else "",  # beside our own slot, which is lent by now
+            # beside our own slot, which is lent by now
+            RELEASE if self._slots.count(LENT) > 1 else "",
         )

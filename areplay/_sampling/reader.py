@@ -1,12 +1,12 @@
 """The reader: fills one batch with whole items, without a lock and without waiting for a writer.
 
-    draw rows -> find their windows -> copy -> check that the rows are still the same -> draw anew for the few that are
-    not
+    draw rows -> find their windows -> copy -> check that the rows are still the same -> draw anew
+    for the few that are not
 
-After a few rounds in which the writer was faster, the items that are left are copied one by one under their blocks'
-shared locks, which no writer takes away: then only a writer that goes round the ring between a draw and its locks is
-faster, and it does not wait either, it leaves those blocks for later. A reader that dies holding a lock leaves nothing:
-the kernel frees it.
+After a few rounds in which the writer was faster, the items that are left are copied one by one
+under their blocks' shared locks, which no writer takes away: then only a writer that goes round the
+ring between a draw and its locks is faster, and it does not wait either, it leaves those blocks for
+later. A reader that dies holding a lock leaves nothing: the kernel frees it.
 """
 
 from __future__ import annotations
@@ -42,30 +42,37 @@ _DRAWN_AHEAD, _STOCK_S = 2_048, 0.1  # items, and how long they are used while o
 _MOST_DRAWN = 1 << 16  # rows at once, in search of the few by which an item can be drawn
 
 
-_LEAST_SHARE = 1 / 64  # of rows that make items, for which so many more are drawn where others can be left out
+# of rows that make items, for which so many more are drawn where others can be left out
+_LEAST_SHARE = 1 / 64
 
 
-_FEW_ITEMS = 16  # for which a search with a limit may draw as for so many: a few unlucky draws are no reason to give up
+# for which a search with a limit may draw as for so many: a few unlucky draws are no reason to give
+# up
+_FEW_ITEMS = 16
 
 
-_ROUNDS_OF_THE_USERS = 100  # draws in a row of a user's selector without an item: `sample` blocks its caller's loop
+# draws in a row of a user's selector without an item: `sample` blocks its caller's loop
+_ROUNDS_OF_THE_USERS = 100
 
 
-_DRAWS_A_ROW = 16  # so often each row is drawn on average before there is said to be none: e^-16 of missing one
+# so often each row is drawn on average before there is said to be none: e^-16 of missing one
+_DRAWS_A_ROW = 16
 
 
 class Reader:
     """Draws items and copies them out of a ring, for one process.
 
     Args:
-        most_at_once: so many batches, if they are small, may be drawn at once, by the priorities of that moment.
-        most_drawn: so many rows may be drawn for each item before the search is given up; by default as many as it
-            takes to be sure that there is none.
+        most_at_once: so many batches, if they are small, may be drawn at once, by the priorities of
+            that moment.
+        most_drawn: so many rows may be drawn for each item before the search is given up; by
+            default as many as it takes to be sure that there is none.
         gives_up: looked at between two draws of a search without success; True ends it.
 
     Attributes:
         fields: of the batches that it fills.
-        rows_redrawn: items that were copied in vain, since a block of theirs was recycled meanwhile.
+        rows_redrawn: items that were copied in vain, since a block of theirs was recycled
+            meanwhile.
     """
 
     def __init__(
@@ -81,12 +88,19 @@ class Reader:
         most_drawn: int | None = None,
         gives_up: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._ring, self._locks, self._item, self._selector, self._rng = ring, locks, item, selector, rng
+        self._ring, self._locks, self._item, self._selector, self._rng = (
+            ring,
+            locks,
+            item,
+            selector,
+            rng,
+        )
         self._drawing = None if isinstance(selector, PlannedSelector) else selector
         self._finder = WindowFinder(ring, item.window)
         self._item_fields = self.fields = BatchFields(item.fields(ring.spec))
         self._transform = transform
-        self._scratch: dict[str, Array] = {}  # what the item writes and the batch has not, but the transform reads
+        # what the item writes and the batch has not, but the transform reads
+        self._scratch: dict[str, Array] = {}
         if transform is not None:
             self.fields, self._scratch_fields = transform.split(self._item_fields)
         self._valid_share = 1.0  # of the rows drawn lately, those by which an item could be drawn
@@ -98,17 +112,20 @@ class Reader:
         self._most_rounds = math.inf if self._is_ours else _ROUNDS_OF_THE_USERS
         self._draw_batches = getattr(selector, "draw_batches", None)
         self._prioritized = selector if type(selector) is Prioritized else None
-        self._rest: PrioritizedRest | None = None  # what the batch was drawn from, where rows were left out; else None
+        # what the batch was drawn from, where rows were left out; else None
+        self._rest: PrioritizedRest | None = None
         self.rows_redrawn = 0
 
     def fill(self, out: BatchArrays, rows: Indices | None = None) -> bool:
-        """Fill `out` with items, each whole and committed; `False`, with `out` undefined, if there is none.
+        """Fill `out` with items, each whole and committed; `False`, with `out` undefined, if there
+        is none.
 
         Args:
             rows: to make the items of, instead of drawing some; their blocks are kept.
 
         Raises:
-            TypeError, ValueError: a selector of the user's returned what names no rows. Nothing is locked any more.
+            TypeError, ValueError: a selector of the user's returned what names no rows. Nothing is
+                locked any more.
         """
         windows = self._next(len(out.indices)) if rows is None else self._finder.find(rows)
         if windows is None:
@@ -126,7 +143,11 @@ class Reader:
             assert rows is None, "a row that was to be delivered was overwritten"
             if not self._mend(out, target, torn):
                 return False
-        weigh(out.probabilities, getattr(self._selector, "importance_sampling_exponent", 0.0), out.importance_weights)
+        weigh(
+            out.probabilities,
+            getattr(self._selector, "importance_sampling_exponent", 0.0),
+            out.importance_weights,
+        )
         if self._transform is not None:
             written = {name: out.stored[name] for name in self._transform.fields}
             self._transform.function(self._item_fields.of(target), written, self._rng)
@@ -146,8 +167,9 @@ class Reader:
     def _next(self, count: int) -> Windows | None:
         """As `_draw`, from items of which a few batches are drawn at once, up to `most_at_once`.
 
-        What a draw costs does not depend much on how many are drawn. They are as good as those in the queue, which are
-        older; but not so after a pause in which rows came in, or priorities may have changed.
+        What a draw costs does not depend much on how many are drawn. They are as good as those in
+        the queue, which are older; but not so after a pause in which rows came in, or priorities
+        may have changed.
         """
         batches = min(self._most_at_once, _DRAWN_AHEAD // count)
         if batches < 2:
@@ -166,7 +188,9 @@ class Reader:
         """Whether what was drawn ahead is old, and a new draw would be another."""
         if time.monotonic() - self._stock_drawn_s <= _STOCK_S:
             return False
-        return type(self._selector) is not Uniform or self._ring.rows_inserted[0] != self._stock_rows
+        return (
+            type(self._selector) is not Uniform or self._ring.rows_inserted[0] != self._stock_rows
+        )
 
     def _draw(self, count: int, batches: int = 1) -> Windows | None:
         """`count` items, of so many batches; `None` if there seem to be none."""
@@ -175,16 +199,21 @@ class Reader:
         return windows
 
     def _draw_again(self, count: int) -> Windows | None:
-        """`count` items in place of others that `_draw` found, with probabilities in proportion to theirs."""
+        """`count` items in place of others that `_draw` found, with probabilities in proportion to
+        theirs."""
         return self._search(count, 1, is_final=True)[0]
 
-    def _search(self, count: int, batches: int, *, is_final: bool) -> tuple[Windows | None, PrioritizedRest | None]:
-        """`count` items, or `None` if there seem to be none; and what they were drawn from, if rows were left out.
+    def _search(
+        self, count: int, batches: int, *, is_final: bool
+    ) -> tuple[Windows | None, PrioritizedRest | None]:
+        """`count` items, or `None` if there seem to be none; and what they were drawn from, if rows
+        were left out.
 
-        Rows are drawn, and those by which no item can be drawn are dropped: each that can be is as likely as the next.
-        So are rows that a selector of the user's draws though they are not there.
-        Those that have a good part of all priorities, as a row of huge priority whose successor is still to come, are
-        left out of the next draw; so it ends, of `Prioritized`, when no row is left.
+        Rows are drawn, and those by which no item can be drawn are dropped: each that can be is as
+        likely as the next. So are rows that a selector of the user's draws though they are not
+        there. Those that have a good part of all priorities, as a row of huge priority whose
+        successor is still to come, are left out of the next draw; so it ends, of `Prioritized`,
+        when no row is left.
         """
         parts: list[Windows] = []
         missing, drawn, rest = count, 0, self._rest
@@ -216,7 +245,9 @@ class Reader:
                 or self._gives_up()
             ):
                 return None, rest
-            if self._prioritized is not None and self._prioritized.is_burdened(self._ring, indices, found.indices):
+            if self._prioritized is not None and self._prioritized.is_burdened(
+                self._ring, indices, found.indices
+            ):
                 rounds_without += 1
                 rest = self._leave_out(np.setdiff1d(indices, found.indices), rest, is_final)
                 parts = parts if is_final else _converted(parts, rest)
@@ -245,14 +276,22 @@ class Reader:
             left = max(min(missing, left), left // 2)  # and after that there must be something left
         if share == 1 and not rounds_without:
             return int(min(missing, left))
-        return int(min(_MOST_DRAWN, math.ceil(1.1 * missing / share * (1 << min(rounds_without, 16))) + 2, left))
+        return int(
+            min(
+                _MOST_DRAWN,
+                math.ceil(1.1 * missing / share * (1 << min(rounds_without, 16))) + 2,
+                left,
+            )
+        )
 
     def _note_share(self, share: float) -> None:
         """So many of the rows that were drawn made an item."""
         if share != self._valid_share:
             self._valid_share = max(0.9 * self._valid_share + 0.1 * share, 0.5 * share, 1e-4)
 
-    def _leave_out(self, rows: Indices, rest: PrioritizedRest | None, is_final: bool) -> PrioritizedRest:
+    def _leave_out(
+        self, rows: Indices, rest: PrioritizedRest | None, is_final: bool
+    ) -> PrioritizedRest:
         """What is left to draw from without these rows, too."""
         if rest is None:
             assert self._prioritized is not None
@@ -294,7 +333,9 @@ class Reader:
                     self._locks.release(block)
         return False
 
-    def _copy(self, windows: Windows, out: BatchArrays, target: Mapping[str, Array], to: NDArray[np.intp]) -> None:
+    def _copy(
+        self, windows: Windows, out: BatchArrays, target: Mapping[str, Array], to: NDArray[np.intp]
+    ) -> None:
         fresh = self._item_fields.empty(len(windows))
         self._item.assemble(windows, fresh)
         for name, array in target.items():
@@ -304,7 +345,8 @@ class Reader:
 
 
 def _converted(parts: list[Windows], rest: PrioritizedRest) -> list[Windows]:
-    """Items that were found before more rows were left out, with the probabilities that they have now; [] if unknown.
+    """Items that were found before more rows were left out, with the probabilities that they have
+    now; [] if unknown.
 
     What a selector cannot tell is drawn again.
     """

@@ -31,9 +31,13 @@ def check_actors(function: Any, args: Any, weights: Any, on_failure: Any) -> Non
     try:
         pickle.dumps(function)
     except Exception as error:
-        raise ValueError(f"{function!r} cannot reach another process, define it at module level: {error}") from None
+        raise ValueError(
+            f"{function!r} cannot reach another process, define it at module level: {error}"
+        ) from None
     if isinstance(args, (str, bytes)):
-        raise TypeError(f"args must be a tuple of arguments, such as ({args!r},), got a {type(args).__name__}")
+        raise TypeError(
+            f"args must be a tuple of arguments, such as ({args!r},), got a {type(args).__name__}"
+        )
     if weights is not None and not isinstance(weights, Weights):
         raise TypeError(f"weights must be an areplay.Weights, got {type(weights).__name__}")
     if on_failure not in ("go on", "raise"):
@@ -58,13 +62,17 @@ def checked_item(
         raise TypeError(f"transform must be an areplay.Transform, got {text_of(transform)}")
     window = getattr(item, "window", None)
     if not isinstance(window, Window):
-        raise TypeError(f"item must have a window, an areplay.Window, got {text_of(window)} of {text_of(item)}")
+        raise TypeError(
+            f"item must have a window, an areplay.Window, got {text_of(window)} of {text_of(item)}"
+        )
     if window.rows > 1 and not spec.is_steps:
-        raise ValueError(f"{text_of(item)} spans several rows, which needs a spec of steps, made with Spec.steps")
+        raise ValueError(
+            f"{text_of(item)} spans several rows, which needs a spec of steps, made with Spec.steps"
+        )
     if window.rows > longest_window:
         raise ValueError(
-            f"{text_of(item)} spans {window.rows:,} rows, more than {longest_window:,}: half of the ring, or a "
-            f"block if block_rows is given; raise capacity, or leave block_rows out"
+            f"{text_of(item)} spans {window.rows:,} rows, more than {longest_window:,}: half of "
+            f"the ring, or a block if block_rows is given; raise capacity, or leave block_rows out"
         )
     batch_fields(item, spec, transform)
     return item, selector
@@ -82,15 +90,17 @@ def checked_limiter(
     if limiter is None:
         limiter = MinSize(1 if min_size_to_sample is None else min_size_to_sample)
     elif min_size_to_sample is not None:
-        raise ValueError(f"min_size_to_sample is given twice: {min_size_to_sample!r} and in {limiter!r}")
+        raise ValueError(
+            f"min_size_to_sample is given twice: {min_size_to_sample!r} and in {limiter!r}"
+        )
     if not isinstance(limiter, MinSize):
         raise TypeError(f"limiter must be a SamplesPerInsert or MinSize, got {text_of(limiter)}")
     whole_number("min_size_to_sample", limiter.min_size_to_sample, at_most=capacity_rows)
     if isinstance(limiter, SamplesPerInsert):
         if isinstance(selector, PlannedSelector):
             raise ValueError(
-                f"{text_of(selector)} delivers each item a fixed number of times, so {limiter!r} would hold one side "
-                f"for ever; leave the limiter out, or pass MinSize"
+                f"{text_of(selector)} delivers each item a fixed number of times, so {limiter!r} "
+                f"would hold one side for ever; leave the limiter out, or pass MinSize"
             )
         limiter.check(batch_size, item.window.rows)
     return limiter
@@ -102,12 +112,16 @@ def check_sendable(option: str, given: object) -> None:
         pickle.dumps(given)
     except Exception as error:
         raise ValueError(
-            f"{option} {text_of(given)} cannot reach another process: {text_of(error)}; define it at module level"
+            f"{option} {text_of(given)} cannot reach another process: {text_of(error)}; define it "
+            "at module level"
         ) from None
 
 
 def _check_methods(option: str, given: object, methods: tuple[str, ...], example: str) -> None:
-    if isinstance(given, type) or not all(callable(getattr(given, method, None)) for method in methods):
+    if isinstance(given, type) or not all(
+        callable(getattr(given, method, None)) for method in methods
+    ):
         raise TypeError(
-            f"{option} must be an object with {' and '.join(methods)}, such as {example}, got {text_of(given)}"
+            f"{option} must be an object with {' and '.join(methods)}, such as {example}, got "
+            f"{text_of(given)}"
         )

@@ -1,6 +1,8 @@
-"""Samplers: the processes that fill the slots. One loop: lease a slot, fill it, publish it; sleep if none is free.
+"""Samplers: the processes that fill the slots. One loop: lease a slot, fill it, publish it; sleep
+if none is free.
 
-With a batch plan the items of each batch are settled: then it also sleeps until all items of its next one are there.
+With a batch plan the items of each batch are settled: then it also sleeps until all items of its
+next one are there.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ logger = logging.getLogger(__name__)
 
 _TURN_S = 0.002  # so often signals are looked at
 _MOST_AT_ONCE = 8
-_EMPTY_RING_S = 0.001, 0.02  # between two looks at a ring of which no item can be made, at first and at last
+# between two looks at a ring of which no item can be made, at first and at last
+_EMPTY_RING_S = 0.001, 0.02
 
 
 async def run_sampler(
@@ -64,7 +67,9 @@ async def run_sampler(
         return slots.published(index) * slots.samplers + index
 
     def can_fill() -> bool:
-        return slots.can_lease(index) and (batch_plan is None or batch_plan.has_batch(next_number()))
+        return slots.can_lease(index) and (
+            batch_plan is None or batch_plan.has_batch(next_number())
+        )
 
     while not slots.is_stopping:
         if turns.is_due():
@@ -92,14 +97,18 @@ async def run_sampler(
 async def recover(slots: Slots, index: int) -> None:
     """In the learner's process: free the slots that a dead sampler was filling."""
     if slots.recover(index):
-        logger.warning("sampler %d left a batch half filled; it is not delivered, its slot is free again", index)
+        logger.warning(
+            "sampler %d left a batch half filled; it is not delivered, its slot is free again",
+            index,
+        )
 
 
 def batches_at_once(selector: Selector | PlannedSelector, slots: Slots) -> int:
     """How many batches a sampler may draw at once.
 
-    Each waits in the queue for all that are filled before it, and drawn so, in addition, for those that are drawn with
-    it. Where priorities change with every batch, that may add half of the queue, no more.
+    Each waits in the queue for all that are filled before it, and drawn so, in addition, for those
+    that are drawn with it. Where priorities change with every batch, that may add half of the
+    queue, no more.
     """
     if isinstance(selector, Uniform):
         return _MOST_AT_ONCE
@@ -139,6 +148,9 @@ def why_unfilled(supervisor: Supervisor, slots: Slots, batch: str = "") -> str:
     """
     state = f"{slots!r}, {supervisor.alive} of {slots.samplers} samplers alive"
     if batch:
-        return f"{supervisor.workers[slots.next_sampler].described('sampler')} has not filled {batch}; {state}"
+        return (
+            f"{supervisor.workers[slots.next_sampler].described('sampler')} has not filled "
+            f"{batch}; {state}"
+        )
     stopped = [member.described("sampler") for member in supervisor.workers if member.is_stopped]
     return ", ".join([state, *stopped])

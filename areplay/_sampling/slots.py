@@ -1,27 +1,34 @@
-"""Batch slots: fixed places in shared memory where samplers leave batches and the learner finds them.
+"""Batch slots: fixed places in shared memory where samplers leave batches and the learner finds
+them.
 
-Rule: a slot has exactly one owner in every state but FREE, and changes state in the same statement that chooses the
-owner. Slot k belongs to sampler `k % samplers` for its whole life, so each change has one process that may make it,
-and plain aligned stores suffice. One more slot, behind those, may be the learner's own: it goes from FREE to LENT and
-back, and is filled while it is LENT. Nothing here waits, and nothing here knows what a batch means.
+Rule: a slot has exactly one owner in every state but FREE, and changes state in the same statement
+that chooses the owner. Slot k belongs to sampler `k % samplers` for its whole life, so each change
+has one process that may make it, and plain aligned stores suffice. One more slot, behind those, may
+be the learner's own: it goes from FREE to LENT and back, and is filled while it is LENT. Nothing
+here waits, and nothing here knows what a batch means.
 
          lease(sampler)      publish(slot)       lend()          give_back(slot)
    FREE --------------> FILLING ----------> READY ------> LENT ------------------> FREE
              sampler    |          sampler        learner          learner         ^
                         +----------------------------------------------------------+
-                          recover(sampler), by the learner's process, when the sampler is dead and reaped
+                          recover(sampler), by the learner's process, after the sampler's death
 
 Shared words (int64):
 
-    states[slot]     FREE, FILLING or LENT, written by whom the drawing names. READY is a FILLING slot in the queue.
-    queue[sampler]   a ring of the slots that this sampler has filled, in order. Written by it before `published`.
-    published[sampler]   how many that were since the start, by the sampler: one store makes a batch the learner's. What
-                         a sampler that dies before that store leaves is a FILLING slot, until `recover`.
+    states[slot]     FREE, FILLING or LENT, written by whom the drawing names. READY is a FILLING
+                     slot in the queue.
+    queue[sampler]   a ring of the slots that this sampler has filled, in order. Written by it
+                     before `published`.
+    published[sampler]   how many that were since the start, by the sampler: one store makes a batch
+                         the learner's. What a sampler that dies before that store leaves is a
+                         FILLING slot, until `recover`.
     taken[sampler]       how many of them were lent, by the learner.
     redrawn[sampler]       by that sampler: items copied in vain since its start.
-    fruitless[sampler]     by that sampler: 0, or, if it found no item in the rows when it looked last, 1 more than the
+    fruitless[sampler]     by that sampler: 0, or, if it found no item in the rows when it looked
+                           last, 1 more than the
                          number of rows that had been inserted when it began to look.
-    learner_sleep          by the learner: its doorbell, rung by samplers, and by itself for its own slot.
+    learner_sleep          by the learner: its doorbell, rung by samplers, and by itself for its own
+                           slot.
     sampler_sleep[sampler] by that sampler: its doorbell, rung by the learner's process.
     gate             by the learner's process: 0 until sampling may begin, then 1.
     stopping         by the learner's process: 1 when the samplers are to end.
@@ -50,7 +57,8 @@ class Slots:
     Args:
         fields: of a batch.
         slots: how many; at least one a sampler.
-        in_turn: the learner takes one batch of each sampler after the other, also if the next one has to be waited for.
+        in_turn: the learner takes one batch of each sampler after the other, also if the next one
+            has to be waited for.
         has_own: there is one slot more, which the learner fills itself.
     """
 
@@ -65,10 +73,18 @@ class Slots:
         has_own: bool = False,
     ) -> None:
         assert slots >= samplers >= 1
-        self.fields, self.batch_size, self.slots, self.samplers = fields, batch_size, slots, samplers
+        self.fields, self.batch_size, self.slots, self.samplers = (
+            fields,
+            batch_size,
+            slots,
+            samplers,
+        )
         self.in_turn, self.has_own = in_turn, has_own
         places = slots + has_own
-        columns = {f"field:{f.name}": ((places, batch_size, *f.shape), f.dtype) for f in fields.stored.values()}
+        columns = {
+            f"field:{f.name}": ((places, batch_size, *f.shape), f.dtype)
+            for f in fields.stored.values()
+        }
         layout = Layout(
             "slots",
             {
@@ -100,10 +116,13 @@ class Slots:
         self._next_sampler = 0  # whose queue the learner looks at first
         self._gate, self._stopping = int64_word(words, 0), int64_word(words, 1)
         self._redrawn, self._published, self._taken, self._fruitless = (
-            [int64_word(words, 3 + kind * self.samplers + k) for k in range(self.samplers)] for kind in (1, 2, 3, 4)
+            [int64_word(words, 3 + kind * self.samplers + k) for k in range(self.samplers)]
+            for kind in (1, 2, 3, 4)
         )
         self.learner_bell = Doorbell(self._events[0], int64_word(words, 2))
-        self.sampler_bells = [Doorbell(event, int64_word(words, 3 + k)) for k, event in enumerate(self._events[1:])]
+        self.sampler_bells = [
+            Doorbell(event, int64_word(words, 3 + k)) for k, event in enumerate(self._events[1:])
+        ]
         self._batches = [
             BatchArrays(
                 arrays["indices"][slot],
@@ -122,7 +141,8 @@ class Slots:
     # The sampler's side.
 
     def lease(self, sampler: int) -> int | None:
-        """A free slot of this sampler, now FILLING and its own; `None` if it has none or may not begin yet."""
+        """A free slot of this sampler, now FILLING and its own; `None` if it has none or may not
+        begin yet."""
         slot = self._free_slot(sampler)
         if slot is not None:
             self._states[slot] = FILLING
@@ -134,7 +154,8 @@ class Slots:
         return self._free_slot(sampler) is not None
 
     def abandon(self, slot: int, rows_inserted: int = 0) -> None:
-        """Return a leased slot unfilled: no item can be made of the rows that are there. Tells a waiting learner.
+        """Return a leased slot unfilled: no item can be made of the rows that are there. Tells a
+        waiting learner.
 
         Args:
             rows_inserted: how many there had been since the start when the sampler began to look.
@@ -159,7 +180,8 @@ class Slots:
         self.learner_bell.notify()
 
     def published(self, sampler: int) -> int:
-        """How many batches that sampler has published since the start, with all its predecessors."""
+        """How many batches that sampler has published since the start, with all its
+        predecessors."""
         published: int = self._published[sampler][0]
         return published
 
@@ -200,14 +222,16 @@ class Slots:
         return None
 
     def lend_own(self) -> int | None:
-        """The learner's own slot, now LENT, for it to fill; `None` if there is none, or it is LENT already."""
+        """The learner's own slot, now LENT, for it to fill; `None` if there is none, or it is LENT
+        already."""
         if not self.has_own or self._states[self.slots] != FREE:
             return None
         self._states[self.slots] = LENT
         return self.slots
 
     def give_back(self, slot: int) -> None:
-        """Return a lent slot to its sampler, the learner's own to the learner, and wake whoever waits for it."""
+        """Return a lent slot to its sampler, the learner's own to the learner, and wake whoever
+        waits for it."""
         assert self._states[slot] == LENT, self
         poison(self._batches[slot])
         order()  # what was read from the slot, before it may be written again
@@ -217,9 +241,12 @@ class Slots:
         check_step(self)
 
     def recover(self, sampler: int) -> int:
-        """Free the slots that a sampler, dead and reaped, was filling; how many. Its ready batches stay."""
+        """Free the slots that a sampler, dead and reaped, was filling; how many. Its ready batches
+        stay."""
         states = self.states()
-        torn = [slot for slot in range(sampler, self.slots, self.samplers) if states[slot] == FILLING]
+        torn = [
+            slot for slot in range(sampler, self.slots, self.samplers) if states[slot] == FILLING
+        ]
         for slot in torn:
             self._states[slot] = FREE
             self._leased.discard(slot)
@@ -272,7 +299,8 @@ class Slots:
         return any(word[0] for word in self._fruitless)
 
     def found_no_items_since(self, rows_inserted: int) -> bool:
-        """Whether every sampler found no item although so many rows had been inserted when it looked."""
+        """Whether every sampler found no item although so many rows had been inserted when it
+        looked."""
         return all(word[0] == rows_inserted + 1 for word in self._fruitless)
 
     def count(self, state: int) -> int:
@@ -294,7 +322,8 @@ class Slots:
             event.close()
 
     def check(self) -> None:
-        """Assert what must always hold. By the learner's process: a sampler may see slots in the middle of a step."""
+        """Assert what must always hold. By the learner's process: a sampler may see slots in the
+        middle of a step."""
         states = self.states()
         assert all(state in (FREE, FILLING, READY, LENT) for state in states), self
         for sampler in range(self.samplers):
@@ -313,7 +342,16 @@ class Slots:
             event.notify()
 
     def __getstate__(self) -> dict[str, object]:
-        kept = ("fields", "batch_size", "slots", "samplers", "in_turn", "has_own", "_segment", "_events")
+        kept = (
+            "fields",
+            "batch_size",
+            "slots",
+            "samplers",
+            "in_turn",
+            "has_own",
+            "_segment",
+            "_events",
+        )
         return {key: self.__dict__[key] for key in kept}
 
     def __setstate__(self, state: dict[str, object]) -> None:

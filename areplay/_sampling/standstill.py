@@ -1,11 +1,14 @@
-"""Standstill: whether writers and learners wait for each other, so that no row can be written any more.
+"""Standstill: whether writers and learners wait for each other, so that no row can be written any
+more.
 
-Writers wait for a batch to be taken: where a limiter lets no more steps in, or where a `Fifo` or `Epochs` keeps the
-blocks. Learners wait for rows of which a batch can be made. These waits never end if no stream that holds writers up
-has a batch, and no writer can go on. Then `Stalled` is raised.
+Writers wait for a batch to be taken: where a limiter lets no more steps in, or where a `Fifo` or
+`Epochs` keeps the blocks. Learners wait for rows of which a batch can be made. These waits never
+end if no stream that holds writers up has a batch, and no writer can go on. Then `Stalled` is
+raised.
 
-Rule: certain, or not said. A process that may still write a row, or take a batch, ends a standstill. So do rows that
-were admitted, until they are written and samplers have looked for items among them.
+Rule: certain, or not said. A process that may still write a row, or take a batch, ends a
+standstill. So do rows that were admitted, until they are written and samplers have looked for items
+among them.
 
 Looks at what others own, at one moment, from the learner's loop. Changes nothing.
 """
@@ -31,7 +34,8 @@ class Stream(Protocol):
 
     @property
     def may_let_rows_in(self) -> bool:
-        """Whether it holds writers up, and a learner could take a batch of it and so let some go on."""
+        """Whether it holds writers up, and a learner could take a batch of it and so let some go
+        on."""
         ...
 
     @property
@@ -84,7 +88,9 @@ class Standstill:
         return ProducerState(
             actors_alive=alive,
             is_exhausted=exhausted,
-            last_row=f"last row {time.monotonic() - last:.1f} s ago" if last else "no row from them yet",
+            last_row=f"last row {time.monotonic() - last:.1f} s ago"
+            if last
+            else "no row from them yet",
             failure=coordinator.failure or (failures[0] if exhausted and failures else None),
             is_stuck=self._is_full and not any(stream.is_beginning for stream in self._streams()),
             why_held=self.why_held,
@@ -100,7 +106,8 @@ class Standstill:
         return f"rows of {held[0][1]} may not be written yet: {why}" if why else ""
 
     def why_barred(self) -> str:
-        """Say why no process can write a row any more, and what to do about it; "" if one can, or perhaps can.
+        """Say why no process can write a row any more, and what to do about it; "" if one can, or
+        perhaps can.
 
         Call it when the caller itself has no batch to take.
         """
@@ -110,14 +117,16 @@ class Standstill:
             return ""
         if any(local.has_batch for local in self._local()):
             return ""
-        # Rows that were admitted before the look above may not be in the ring yet, and no sampler has looked at those
-        # that came since: of either an item may be made. Final observations are let in where steps are not.
+        # Rows that were admitted before the look above may not be in the ring yet, and no sampler
+        # has looked at those that came since: of either an item may be made. Final observations are
+        # let in where steps are not.
         own, coordinator = self._local_writer, self._coordinator
         is_in_between = own.is_writing or coordinator.is_writing or coordinator.has_free_rows
         return "" if is_in_between or inserted != self._ring.rows_inserted[0] else why
 
     def why_hopeless(self) -> str:
-        """Say why a call that waits to write rows in this process waits for ever; "" if it perhaps does not.
+        """Say why a call that waits to write rows in this process waits for ever; "" if it perhaps
+        does not.
 
         "" also where a learner waits for a batch: then the learner is told.
         """
@@ -135,7 +144,9 @@ class Standstill:
     def _is_full(self) -> bool:
         """Whether no more rows fit into the ring before a batch is taken."""
         lacks = self._local_writer.lacks
-        return self._are_blocks_kept or (lacks is not None and lacks.blocks and not self._may_others_write)
+        return self._are_blocks_kept or (
+            lacks is not None and lacks.blocks and not self._may_others_write
+        )
 
     @property
     def _may_others_write(self) -> bool:
@@ -143,29 +154,38 @@ class Standstill:
         return self._coordinator.has_rows or any(group.alive for group in self._groups())
 
     def _what_bars_rows(self) -> str:
-        """Say what keeps every process from writing a row before a batch is taken, and what to do; "" if nothing does.
+        """Say what keeps every process from writing a row before a batch is taken, and what to do;
+        "" if nothing does.
 
-        Rows of actors are written one by one: where there is room for one, they go on. A call of this process writes
-        all of its rows at once or nothing: it may wait where there is room, but less than it needs.
+        Rows of actors are written one by one: where there is room for one, they go on. A call of
+        this process writes all of its rows at once or nothing: it may wait where there is room, but
+        less than it needs.
         """
         limiters, lacks = self._admission.limiters, self._local_writer.lacks
         for limiter in limiters:
             if not limiter.room:
-                return f"{limiter!r} lets none in before a batch is taken: raise min_size_to_sample or error_buffer"
+                return (
+                    f"{limiter!r} lets none in before a batch is taken: raise "
+                    "min_size_to_sample or error_buffer"
+                )
         if self._are_blocks_kept:
             blocks = self._ring.blocks
-            return f"all {blocks} blocks hold rows that are still needed: raise capacity, or lower batch_size"
+            return (
+                f"all {blocks} blocks hold rows that are still needed: raise capacity, or "
+                "lower batch_size"
+            )
         if lacks is None or self._may_others_write:
             return ""
         for limiter in limiters:
             if limiter.room < lacks.steps:
                 return (
-                    f"{limiter!r} lets no more than {limiter.room:,} steps in before a batch is taken, and add or "
-                    f"extend has {lacks.steps:,} at once: raise error_buffer, or hand in fewer at once"
+                    f"{limiter!r} lets no more than {limiter.room:,} steps in before a batch is "
+                    f"taken, and add or extend has {lacks.steps:,} at once: raise error_buffer, or "
+                    "hand in fewer at once"
                 )
         if lacks.blocks:
             return (
-                "add or extend has more rows at once than there is room for beside those that are still needed: raise "
-                "capacity, lower batch_size, or hand in fewer rows at once"
+                "add or extend has more rows at once than there is room for beside those that are "
+                "still needed: raise capacity, lower batch_size, or hand in fewer rows at once"
             )
         return ""

@@ -4,13 +4,14 @@ On the way to a CUDA device, one copy an array that is stored, and none a view o
 
     slot (shared memory, pinned once) --copy on a stream of our own--> device --views--> tensors
                                                     |
-              the stream that is current waits for the copies, and so does whoever gives the slot back; the host
-              does not wait otherwise
+              the current stream waits for the copies, and so does the release of
+              the slot; the host does not wait otherwise
 
-Rule: the memory of a batch does not change, and is not unpinned, before its copies are done. Whoever gives it back asks
-the `Transfer`, and whoever unmaps it calls `unpin`.
+Rule: the memory of a batch does not change, and is not unpinned, before its copies are done.
+Whoever gives it back asks the `Transfer`, and whoever unmaps it calls `unpin`.
 
-torch is imported when it is needed, not before: the package works without it. Knows nothing of slots.
+torch is imported when it is needed, not before: the package works without it. Knows nothing of
+slots.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ class Transfer:
         return self._copied is None
 
     def wait(self) -> None:
-        """Return when `is_done`: after the time of a copy at most, and mostly at once. Other threads run meanwhile."""
+        """Return when `is_done`: after the time of a copy at most, and mostly at once. Other
+        threads run meanwhile."""
         if self._copied is not None:
             self._copied.synchronize()
             self._copied = None
@@ -67,14 +69,15 @@ def tensors(
 ) -> dict[str, Tensor]:
     """The fields of a batch as tensors, of the same shapes and dtypes.
 
-    On the CPU they are the batch's memory itself, not a copy. On a CUDA device the copies may still be running when
-    this returns: what is enqueued after it on the stream that is current waits for them, work on other streams must do
-    so itself. The first call pins the memory that the batch lies in, all slots of it, which takes milliseconds.
+    On the CPU they are the batch's memory itself, not a copy. On a CUDA device the copies may still
+    be running when this returns: what is enqueued after it on the stream that is current waits for
+    them, work on other streams must do so itself. The first call pins the memory that the batch
+    lies in, all slots of it, which takes milliseconds.
 
     Args:
         device: as for `Tensor.to`; None is the CPU.
-        on_transfer: called with the `Transfer` if copies are running, before the batch's memory may be written again
-            somebody must `wait` for it.
+        on_transfer: called with the `Transfer` if copies are running, before the batch's memory may
+            be written again somebody must `wait` for it.
 
     Raises:
         MissingDependency: torch is not installed.
@@ -95,7 +98,8 @@ def tensors(
 
 
 def unpin(arrays: BatchArrays) -> None:
-    """Let go of the memory that a batch lies in, once the copies from it are done. For when the slots are closed.
+    """Let go of the memory that a batch lies in, once the copies from it are done. For when the
+    slots are closed.
 
     Batches in it may be read, and made tensors, also after this: on the slow way.
     """
@@ -111,23 +115,27 @@ def unpin(arrays: BatchArrays) -> None:
 class _Pin:
     """Shared memory that devices copy from directly, from the first copy until `close`.
 
-    It stays mapped for so long: CUDA would take other memory, mapped later at the same address, for this one.
+    It stays mapped for so long: CUDA would take other memory, mapped later at the same address, for
+    this one.
     """
 
     def __init__(self, torch: Any, memory: mmap.mmap, device: torch.device) -> None:
         self._cudart = torch.cuda.cudart()
         self._memory = np.frombuffer(memory, np.uint8)
-        self.last_copied: dict[int, torch.cuda.Event] = {}  # by device, whose copies follow each other
+        # by device, whose copies follow each other
+        self.last_copied: dict[int, torch.cuda.Event] = {}
         error = int(self._cudart.cudaHostRegister(self._memory.ctypes.data, self._memory.nbytes, 0))
         self.is_registered = error == 0
         if error:
             logger.warning(
-                "cudaHostRegister failed with error %d for %d bytes of batches: they cannot be pinned, and each is "
-                "waited for while it is copied; lower prefetch or batch_size, or raise the limit of locked memory",
+                "cudaHostRegister failed with error %d for %d bytes of batches: they cannot be "
+                "pinned, and each is waited for while it is copied; lower prefetch or batch_size, "
+                "or raise the limit of locked memory",
                 error,
                 self._memory.nbytes,
             )
-            with contextlib.suppress(RuntimeError):  # CUDA tells of the error once more, to whoever comes next
+            # CUDA tells of the error once more, to whoever comes next
+            with contextlib.suppress(RuntimeError):
                 torch.ones(1, device=device)
 
     def close(self) -> None:
@@ -137,7 +145,11 @@ class _Pin:
         if self.is_registered:
             error = int(self._cudart.cudaHostUnregister(self._memory.ctypes.data))
             if error:
-                logger.warning("cudaHostUnregister failed with error %d for %d bytes", error, self._memory.nbytes)
+                logger.warning(
+                    "cudaHostUnregister failed with error %d for %d bytes",
+                    error,
+                    self._memory.nbytes,
+                )
 
 
 _pins: dict[mmap.mmap, _Pin] = {}
@@ -150,7 +162,9 @@ _streams: dict[int, torch.cuda.Stream] = {}
 """By device: where copies run beside the learner's work."""
 
 
-def _to_cuda(torch: Any, arrays: BatchArrays, stored: Mapping[str, Tensor], device: torch.device) -> Transfer:
+def _to_cuda(
+    torch: Any, arrays: BatchArrays, stored: Mapping[str, Tensor], device: torch.device
+) -> Transfer:
     index = device.index if device.index is not None else torch.cuda.current_device()
     device = torch.device("cuda", index)
     if index not in _streams:
@@ -159,14 +173,19 @@ def _to_cuda(torch: Any, arrays: BatchArrays, stored: Mapping[str, Tensor], devi
     stream, user = _streams[index], torch.cuda.current_stream(device)
     pins = {name: _pinned(torch, array, device) for name, array in arrays.stored.items()}
     with torch.cuda.stream(stream):
-        # Allocated on our stream, so that the copies need not wait for what the learner has enqueued. What is not
-        # pinned is there when `to` returns, since nobody holds that memory until the event.
-        copies = {name: tensor.to(device, non_blocking=pins[name] is not None) for name, tensor in stored.items()}
+        # Allocated on our stream, so that the copies need not wait for what the learner has
+        # enqueued. What is not pinned is there when `to` returns, since nobody holds that memory
+        # until the event.
+        copies = {
+            name: tensor.to(device, non_blocking=pins[name] is not None)
+            for name, tensor in stored.items()
+        }
         copied = torch.cuda.Event()
         copied.record(stream)
     user.wait_event(copied)
     for copy in copies.values():
-        copy.record_stream(user)  # its memory is reused only after what the user has enqueued by the time it is freed
+        # its memory is reused only after what the user has enqueued by the time it is freed
+        copy.record_stream(user)
     for pin in pins.values():
         if pin is not None:
             pin.last_copied[index] = copied
@@ -174,7 +193,8 @@ def _to_cuda(torch: Any, arrays: BatchArrays, stored: Mapping[str, Tensor], devi
 
 
 def _pinned(torch: Any, array: Array, device: torch.device) -> _Pin | None:
-    """The pin of the mapping that an array lies in, pinned now if it was not; `None` if it cannot be."""
+    """The pin of the mapping that an array lies in, pinned now if it was not; `None` if it cannot
+    be."""
     memory = _memory_of(array)
     if memory is None or memory in _unpinned:
         return None
@@ -194,7 +214,10 @@ def _memory_of(array: Array) -> mmap.mmap | None:
 def _fields_of(arrays: BatchArrays, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The fields that the learner sees."""
     views = arrays.views
-    return {name: _view(stored, views[name]) if name in views else stored[name] for name in arrays.fields}
+    return {
+        name: _view(stored, views[name]) if name in views else stored[name]
+        for name in arrays.fields
+    }
 
 
 def _view(stored: Mapping[str, Tensor], view: FieldView) -> Tensor:
@@ -205,12 +228,14 @@ def _view(stored: Mapping[str, Tensor], view: FieldView) -> Tensor:
 
 def _from_numpy(torch: Any, name: str, array: Array) -> Tensor:
     try:
-        # By the canonical dtype: C's unsigned long long is a uint64 too, but torch knows only numpy's first one.
+        # By the canonical dtype: C's unsigned long long is a uint64 too, but torch knows only
+        # numpy's first one.
         tensor: Tensor = torch.from_numpy(array.view(array.dtype.str))
     except TypeError as error:
         raise TypeError(
-            f"field {name!r} is {array.dtype.name}, which this torch ({torch.__version__}) cannot hold ({error}); give "
-            f"the field another dtype in the spec, or convert batch[{name!r}] yourself"
+            f"field {name!r} is {array.dtype.name}, which this torch ({torch.__version__}) cannot "
+            f"hold ({error}); give the field another dtype in the spec, or convert batch[{name!r}] "
+            "yourself"
         ) from error
     return tensor
 

@@ -1,1 +1,2 @@
-"""Shared memory and what touches the operating system: segments, locks, doorbells, memory order, limits."""
+"""Shared memory and what touches the operating system: segments, locks, doorbells, memory order,
+limits."""

@@ -1,17 +1,19 @@
 """Doorbells: how one process wakes another, without a system call while the other is awake.
 
-A doorbell is an eventfd and one shared word. The word is n > 0 while the sleeper is asleep for the n-th time, and 0 or
--n while it is awake. Only the sleeper writes it; whoever rings reads it. A ringer that died leaves nothing behind; a
-sleeper that died leaves the word above 0, which costs each ringer one needless write to the eventfd.
+A doorbell is an eventfd and one shared word. The word is n > 0 while the sleeper is asleep for the
+n-th time, and 0 or -n while it is awake. Only the sleeper writes it; whoever rings reads it. A
+ringer that died leaves nothing behind; a sleeper that died leaves the word above 0, which costs
+each ringer one needless write to the eventfd.
 
     sleeper                                     ringer
     -------                                     ------
     arm(): word = n, fence                      changes what the sleeper waits for
-    looks again at what it waits for            notify(): fence, reads word; above 0 and new: eventfd
+    looks again at what it waits for            notify(): fence, reads word; above 0 and new:
+                                                eventfd
     sleeps on the eventfd, then disarm()
 
-One of the two always sees the other's change, since each has a full fence between its store and its load.
-Knows nothing of event loops: `areplay._processes.waiter` sleeps on the descriptor.
+One of the two always sees the other's change, since each has a full fence between its store and its
+load. Knows nothing of event loops: `areplay._processes.waiter` sleeps on the descriptor.
 """
 
 from __future__ import annotations
@@ -76,7 +78,8 @@ class EventFd:
 
 
 class Doorbell:
-    """One side's view of a doorbell; `word` is the shared word, `event` the eventfd that both sides hold."""
+    """One side's view of a doorbell; `word` is the shared word, `event` the eventfd that both sides
+    hold."""
 
     def __init__(self, event: EventFd, word: memoryview) -> None:
         self.event = event
@@ -84,8 +87,10 @@ class Doorbell:
         self._rung = 0
 
     def arm(self) -> None:
-        """Waiter: say that you are about to sleep. Look once more at your condition before you do."""
-        # Never a number that was used before, also not by a predecessor that died: a ringer rings once a number.
+        """Waiter: say that you are about to sleep. Look once more at your condition before you
+        do."""
+        # Never a number that was used before, also not by a predecessor that died: a ringer rings
+        # once a number.
         self._word[0] = abs(self._word[0]) + 1
         fence()
 

@@ -8,7 +8,8 @@ Each array starts on a cache line of its own. A header comes first:
         16     16  kind of the segment, ASCII, zero-padded ("ring", "slots", "inboxes", "weights")
         32      8  size of the whole segment in bytes (int64)
 
-Written once by the creator before anyone else attaches, read and compared at attachment, never changed.
+Written once by the creator before anyone else attaches, read and compared at attachment, never
+changed.
 """
 
 from __future__ import annotations
@@ -64,23 +65,30 @@ class Layout:
         memory[: _HEADER.size] = _HEADER.pack(MAGIC, VERSION, self.kind.encode(), self.size_bytes)
 
     def check_header(self, memory: memoryview) -> None:
-        """Raise `LayoutMismatch` unless `memory` was laid out by this version, as this kind and size."""
+        """Raise `LayoutMismatch` unless `memory` was laid out by this version, as this kind and
+        size."""
         magic, version, kind, size = _HEADER.unpack(memory[: _HEADER.size])
         found = (magic, version, kind.rstrip(b"\0").decode(errors="replace"), size)
         if found != (MAGIC, VERSION, self.kind, self.size_bytes):
-            raise LayoutMismatch(f"kind {self.kind!r}, version {VERSION}, {self.size_bytes} bytes", str(found))
+            raise LayoutMismatch(
+                f"kind {self.kind!r}, version {VERSION}, {self.size_bytes} bytes", str(found)
+            )
 
     def arrays(self, memory: memoryview) -> dict[str, Array]:
-        """The arrays as views into `memory`, which stays mapped for as long as one of them lives."""
+        """The arrays as views into `memory`, which stays mapped for as long as one of them
+        lives."""
         return {
-            name: np.ndarray(place.shape, place.dtype, memory, place.offset) for name, place in self._places.items()
+            name: np.ndarray(place.shape, place.dtype, memory, place.offset)
+            for name, place in self._places.items()
         }
 
 
 def int64_word(array: Array, *at: int) -> memoryview:
-    """The int64 at the head of the cache line `array[at]`: `view[0]` is an aligned load, `view[0] = n` a store.
+    """The int64 at the head of the cache line `array[at]`: `view[0]` is an aligned load,
+    `view[0] = n` a store.
 
-    Half the price of indexing the numpy array (35 against 70 ns), which counts where it happens once a row.
+    Half the price of indexing the numpy array (35 against 70 ns), which counts where it happens
+    once a row.
     """
     return int64_view(array[at][:1])
 

@@ -1,17 +1,19 @@
 """Block locks: one descriptor, a million locks, each freed by the kernel when its holder dies.
 
-Byte i of the memory file stands for block i, locked by open-file-description range locks (`F_OFD_SETLK`). A lock that
-is not held costs nothing, neither memory nor a descriptor; taking and giving back costs 1.3 us.
+Byte i of the memory file stands for block i, locked by open-file-description range locks
+(`F_OFD_SETLK`). A lock that is not held costs nothing, neither memory nor a descriptor; taking and
+giving back costs 1.3 us.
 
-Rules: each process, and each thread that writes, makes its own `BlockLocks`, which opens a description of its own; an
-inherited or passed descriptor shares its description and excludes nobody. Nothing here waits: a lock is had at once
-or not at all. Few are held at a time, since the kernel walks a list of them.
+Rules: each process, and each thread that writes, makes its own `BlockLocks`, which opens a
+description of its own; an inherited or passed descriptor shares its description and excludes
+nobody. Nothing here waits: a lock is had at once or not at all. Few are held at a time, since the
+kernel walks a list of them.
 
-A copy of the descriptor would keep locks alive after their holder died. So a forked child closes its copy, and `close`
-unlocks first, for the sake of copies made by other means.
+A copy of the descriptor would keep locks alive after their holder died. So a forked child closes
+its copy, and `close` unlocks first, for the sake of copies made by other means.
 
-`holders[block]` names the process that took the block's lock last, for messages only: written by whoever takes the
-lock, never cleared, so a dead owner leaves its old number there and nothing else.
+`holders[block]` names the process that took the block's lock last, for messages only: written by
+whoever takes the lock, never cleared, so a dead owner leaves its old number there and nothing else.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ class BlockLocks:
         forks.register(self)
 
     def try_exclusive(self, block: int) -> bool:
-        """Take the block for writing: `False` if anybody else has it. Not re-entrant in effect: never take it twice."""
+        """Take the block for writing: `False` if anybody else has it. Not re-entrant in effect:
+        never take it twice."""
         return self._try(fcntl.F_WRLCK, block)
 
     def try_shared(self, block: int) -> bool:
@@ -50,7 +53,8 @@ class BlockLocks:
         return self._try(fcntl.F_RDLCK, block)
 
     def has_writer(self, block: int) -> bool:
-        """Whether anybody else has the block for writing at this moment. Looks only, so that nobody has to pass by."""
+        """Whether anybody else has the block for writing at this moment. Looks only, so that nobody
+        has to pass by."""
         asked = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, block, 1, 0)
         found = fcntl.fcntl(self._descriptor, _F_OFD_GETLK, asked)
         return bool(_FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
@@ -59,7 +63,9 @@ class BlockLocks:
         """Give the block back. Does nothing in a forked child, which has no locks."""
         if self._origin is not forks.current:
             return
-        fcntl.fcntl(self._descriptor, _F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, block, 1, 0))
+        fcntl.fcntl(
+            self._descriptor, _F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, block, 1, 0)
+        )
 
     def holder(self, block: int) -> int:
         """Process id of the last one to take this block's lock, 0 if nobody ever did."""
@@ -70,7 +76,10 @@ class BlockLocks:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             try:
-                fcntl.fcntl(descriptor, _F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))  # all bytes
+                # all bytes
+                fcntl.fcntl(
+                    descriptor, _F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0)
+                )
             finally:
                 os.close(descriptor)
 

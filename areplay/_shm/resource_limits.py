@@ -1,7 +1,7 @@
 """How much memory, and how many file descriptors, this process may still take.
 
-Past a cgroup's limit there is no error, only an OOM kill at some later touch; past RLIMIT_NOFILE a child fails in the
-middle of its start. So both are compared before anything is allocated.
+Past a cgroup's limit there is no error, only an OOM kill at some later touch; past RLIMIT_NOFILE a
+child fails in the middle of its start. So both are compared before anything is allocated.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ def check_memory(what: str, parts: dict[str, int], root: Path = Path("/")) -> No
 
 
 def check_descriptors(what: str, needed: int) -> None:
-    """Raise `DescriptorLimitExceeded` if fewer than `needed` file descriptors are left under RLIMIT_NOFILE."""
+    """Raise `DescriptorLimitExceeded` if fewer than `needed` file descriptors are left under
+    RLIMIT_NOFILE."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY:
         return
     try:
-        available = limit - (len(os.listdir("/proc/self/fd")) - 1)  # which lists the descriptor it is listed through
+        # which lists the descriptor it is listed through
+        available = limit - (len(os.listdir("/proc/self/fd")) - 1)
     except OSError:
         available = 0
     if needed > available:
@@ -38,16 +40,20 @@ def check_descriptors(what: str, needed: int) -> None:
 def available_memory(root: Path = Path("/")) -> tuple[int, str]:
     """Bytes that can still be taken, and the name of the limit that allows the least.
 
-    The least of the host's available memory and, in each cgroup (v1 or v2) from ours up to the root, the limit less
-    the use, where page cache that the kernel would drop does not count as used.
+    The least of the host's available memory and, in each cgroup (v1 or v2) from ours up to the
+    root, the limit less the use, where page cache that the kernel would drop does not count as
+    used.
     """
     candidates = [(_host_available(root), "the host's available memory")]
-    candidates += [(available, f"the limit in {file}") for file, _, available in memory_limits(root)]
+    candidates += [
+        (available, f"the limit in {file}") for file, _, available in memory_limits(root)
+    ]
     return min(candidates)
 
 
 def memory_limits(root: Path = Path("/")) -> Iterator[tuple[Path, int, int]]:
-    """`(file, limit, available)` in bytes of each cgroup from ours up to the root that has a limit, v1 or v2."""
+    """`(file, limit, available)` in bytes of each cgroup from ours up to the root that has a limit,
+    v1 or v2."""
     for group in groups(root, "memory"):
         for limit_file, usage_file, cache in (
             ("memory.max", "memory.current", "inactive_file"),
@@ -64,7 +70,8 @@ def processor_quota(root: Path = Path("/")) -> float | None:
     quotas = []
     for group in groups(root, "cpu"):
         words = " ".join(_lines(group / "cpu.max")).split()
-        v1 = [_number(group / name) for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")]  # a quota of -1 is none
+        # a quota of -1 is none
+        v1 = [_number(group / name) for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")]
         quota, period = map(int, words) if words and words[0] != "max" else v1
         if quota is not None and period:
             quotas.append(quota / period)
@@ -88,7 +95,8 @@ def groups(root: Path, controller: str) -> Iterator[Path]:
         if controllers and controller not in controllers.split(","):
             continue
         base = root / "sys/fs/cgroup" / (controller if controllers else "")
-        # In a container the path may name a place outside of our view: then its ancestors that exist are what we see.
+        # In a container the path may name a place outside of our view: then its ancestors that
+        # exist are what we see.
         folder = base / path.lstrip("/")
         while True:
             if folder.is_dir():

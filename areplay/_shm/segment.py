@@ -1,15 +1,17 @@
-"""Segments: shared memory that several processes map, and that is gone when the last of them is gone.
+"""Segments: shared memory that several processes map, and that is gone when the last of them is
+gone.
 
-A segment is an anonymous memory file (memfd): it has no name that could leak, it does not count against a container's
-small /dev/shm, and the kernel frees it with its last user, however that one dies. It is sealed against resizing, so
-that no process can turn another's access into a SIGBUS, and allocated in full before it is used, so that a lack of
-memory is an error here and not a kill later.
+A segment is an anonymous memory file (memfd): it has no name that could leak, it does not count
+against a container's small /dev/shm, and the kernel frees it with its last user, however that one
+dies. It is sealed against resizing, so that no process can turn another's access into a SIGBUS, and
+allocated in full before it is used, so that a lack of memory is an error here and not a kill later.
 
-Each process maps it once. The mapping lives as long as a view into it does: `close` gives back the descriptor only, and
-Python's mmap holds another one until then.
+Each process maps it once. The mapping lives as long as a view into it does: `close` gives back the
+descriptor only, and Python's mmap holds another one until then.
 
-A forked child sees the memory as it is, at the same addresses, but its own stores go into private copies of the pages:
-code that unwinds there, or writes to an array it has inherited, changes nothing of the parent's.
+A forked child sees the memory as it is, at the same addresses, but its own stores go into private
+copies of the pages: code that unwinds there, or writes to an array it has inherited, changes
+nothing of the parent's.
 """
 
 from __future__ import annotations
@@ -32,18 +34,27 @@ from areplay.spec import Array
 logger = logging.getLogger(__name__)
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-_STEP_BYTES = 64 << 20  # what is allocated or touched at once: between two steps others may run, and see progress
+# what is allocated or touched at once: between two steps others may run, and see progress
+_STEP_BYTES = 64 << 20
 _MADV_POPULATE_WRITE = 23  # Linux 5.14
 _MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000
 _libc_mmap = ctypes.CDLL(None).mmap
-_libc_mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_libc_mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+]
 _libc_mmap.restype = ctypes.c_void_p
 
 
 class Segment:
     """Shared memory of one layout: `arrays` maps each name of the layout to a view.
 
-    Pickles into a child that is being spawned, which maps the same memory. Unpickling compares the layouts.
+    Pickles into a child that is being spawned, which maps the same memory. Unpickling compares the
+    layouts.
 
     Raises:
         MemoryLimitExceeded: it is larger than this process may take. Nothing was allocated.
@@ -81,21 +92,24 @@ class Segment:
     def prefault(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Touch all pages now rather than at their first use, where that costs 0.3 to 1 GB/s.
 
-        Takes seconds a few GB: call it off the loop. `progress(done_bytes, size_bytes)` is called after each step.
+        Takes seconds a few GB: call it off the loop. `progress(done_bytes, size_bytes)` is called
+        after each step.
         """
         size = self.layout.size_bytes
         for start in range(0, size, _STEP_BYTES):
             length = min(_STEP_BYTES, size - start)
             try:
                 self._memory.madvise(_MADV_POPULATE_WRITE, start, length)
-            except OSError:  # an older kernel: read and write back one byte a page, which changes nothing
+            # an older kernel: read and write back one byte a page, which changes nothing
+            except OSError:
                 for at in range(start, start + length, mmap.PAGESIZE):
                     self._memory[at] = self._memory[at]
             if progress is not None:
                 progress(start + length, size)
 
     def close(self) -> None:
-        """Give back the descriptor; the memory follows when the last view into it is gone. May be called twice."""
+        """Give back the descriptor; the memory follows when the last view into it is gone. May be
+        called twice."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
@@ -115,11 +129,15 @@ class Segment:
     def after_fork(self) -> None:
         """Map the memory privately, in the same place, and close the child's descriptor.
 
-        Where the kernel refuses, as it does for large memory if it never overcommits, the mapping stays shared.
+        Where the kernel refuses, as it does for large memory if it never overcommits, the mapping
+        stays shared.
         """
         if self._descriptor >= 0:
             # Without a reservation: hardly any page will be written to.
-            access, kind = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | _MAP_FIXED | _MAP_NORESERVE
+            access, kind = (
+                mmap.PROT_READ | mmap.PROT_WRITE,
+                mmap.MAP_PRIVATE | _MAP_FIXED | _MAP_NORESERVE,
+            )
             _libc_mmap(self._address, self.layout.size_bytes, access, kind, self._descriptor, 0)
         self._is_creator = False
         self._descriptor = forks.close(self._descriptor)
@@ -151,7 +169,8 @@ def _create(size_bytes: int, what: str) -> int:
         call = "ftruncate"
         os.ftruncate(descriptor, size_bytes)
         call = "fallocate"
-        for start in range(0, size_bytes, _STEP_BYTES):  # in steps: each lets go of the GIL and can be interrupted
+        # in steps: each lets go of the GIL and can be interrupted
+        for start in range(0, size_bytes, _STEP_BYTES):
             os.posix_fallocate(descriptor, start, min(_STEP_BYTES, size_bytes - start))
         call = "fcntl(F_ADD_SEALS)"
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)

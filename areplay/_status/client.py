@@ -1,6 +1,8 @@
-"""The other side of a replay's status: which replays run on this host, and what one of them says of itself.
+"""The other side of a replay's status: which replays run on this host, and what one of them says of
+itself.
 
-Whatever listens under a replay's name may be another program: what it says is checked before it is believed.
+Whatever listens under a replay's name may be another program: what it says is checked before it is
+believed.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ _TEXT_CHARACTERS = 500
 
 @dataclass(frozen=True, slots=True, order=True)
 class ReplayAddress:
-    """A replay that may be asked: of which process (as that one calls itself), and which of its replays."""
+    """A replay that may be asked: of which process (as that one calls itself), and which of its
+    replays."""
 
     pid: int
     number: int
@@ -52,7 +55,8 @@ class ReplayAddress:
 
 
 def running_replays(root: Path = Path("/")) -> list[ReplayAddress]:
-    """The replays that run at this moment in this network namespace, of this user; of all, for root.
+    """The replays that run at this moment in this network namespace, of this user; of all, for
+    root.
 
     Raises:
         StatusUnavailable: the kernel does not tell.
@@ -80,7 +84,8 @@ def fetch_report(address: ReplayAddress, timeout_s: float = 5.0) -> dict[str, An
     """What that replay says of itself; see docs/observing.md.
 
     Raises:
-        Closed: it is gone. StatusUnavailable: it may not be asked, does not answer, or not to the end, could not tell,
+        Closed: it is gone. StatusUnavailable: it may not be asked, does not answer, or not to the
+            end, could not tell,
         belongs to somebody else,
             or is of a version that is not understood.
         ResourceUnavailable: this process has no descriptor left to ask with, or no memory.
@@ -92,21 +97,37 @@ def fetch_report(address: ReplayAddress, timeout_s: float = 5.0) -> dict[str, An
     except (json.JSONDecodeError, UnicodeDecodeError):
         if _is_gone(address):
             raise Closed(what) from None
-        reason = f"its answer broke off after {len(said):,} bytes" if said else "it hung up without an answer"
-        raise StatusUnavailable(what, reason, "ask again; if it stays so, its log may say why") from None
+        reason = (
+            f"its answer broke off after {len(said):,} bytes"
+            if said
+            else "it hung up without an answer"
+        )
+        raise StatusUnavailable(
+            what, reason, "ask again; if it stays so, its log may say why"
+        ) from None
     except (ValueError, RecursionError):  # numbers that are none, or lists in lists in lists
         raise _no_description(what) from None
-    if not isinstance(answer, dict) or answer.get("format") != FORMAT or type(answer.get("version")) is not int:
+    if (
+        not isinstance(answer, dict)
+        or answer.get("format") != FORMAT
+        or type(answer.get("version")) is not int
+    ):
         raise _no_description(what)
     if answer["version"] > VERSION:
         versions = answer.get("versions")
-        newer = _harmless(f"areplay {versions.get('areplay') if isinstance(versions, dict) else ''}".rstrip())
-        raise StatusUnavailable(what, f"it is of a newer version, {newer}", f"use the `areplay top` of {newer}")
+        newer = _harmless(
+            f"areplay {versions.get('areplay') if isinstance(versions, dict) else ''}".rstrip()
+        )
+        raise StatusUnavailable(
+            what, f"it is of a newer version, {newer}", f"use the `areplay top` of {newer}"
+        )
     if answer.get("closed"):
         raise Closed(what)
     if "failure" in answer:
         failure = _harmless(str(answer["failure"]))
-        raise StatusUnavailable(what, f"it could not tell how it is ({failure})", "its log has the traceback")
+        raise StatusUnavailable(
+            what, f"it could not tell how it is ({failure})", "its log has the traceback"
+        )
     return answer
 
 
@@ -124,12 +145,15 @@ def _number(text: str) -> float:
 
 
 def _no_description(what: str) -> StatusUnavailable:
-    remedy = "some other program has taken its name: ask for another replay, `areplay top` lists them"
+    remedy = (
+        "some other program has taken its name: ask for another replay, `areplay top` lists them"
+    )
     return StatusUnavailable(what, "what it says is no description of a replay", remedy)
 
 
 def _harmless(text: str) -> str:
-    """The beginning of a text of another process, without what could move a cursor or change a colour."""
+    """The beginning of a text of another process, without what could move a cursor or change a
+    colour."""
     return "".join(char if char.isprintable() else "?" for char in text[:_TEXT_CHARACTERS])
 
 
@@ -172,8 +196,12 @@ def _silent(what: str, timeout_s: float, listener: int) -> StatusUnavailable:
     """Why nothing was heard in time."""
     reason = f"no answer within {timeout_s:g} s"
     if is_stopped(listener):
-        return StatusUnavailable(what, f"{reason}, its process is stopped", f"`kill -CONT {listener}` lets it go on")
-    return StatusUnavailable(what, f"{reason}, its process is stopped or very busy", "look at it with ps, or ask again")
+        return StatusUnavailable(
+            what, f"{reason}, its process is stopped", f"`kill -CONT {listener}` lets it go on"
+        )
+    return StatusUnavailable(
+        what, f"{reason}, its process is stopped or very busy", "look at it with ps, or ask again"
+    )
 
 
 def _refused(what: str, error: OSError) -> StatusUnavailable | ResourceUnavailable:
@@ -181,9 +209,14 @@ def _refused(what: str, error: OSError) -> StatusUnavailable | ResourceUnavailab
     if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
         return ResourceUnavailable("socket", f"asking {what}", str(error))
     if error.errno in (errno.EPERM, errno.EACCES):
-        remedy = "the sandbox has to allow abstract sockets of AF_UNIX, or `areplay top` has to run outside of it"
+        remedy = (
+            "the sandbox has to allow abstract sockets of AF_UNIX, or `areplay top` has to "
+            "run outside of it"
+        )
         return StatusUnavailable(what, f"connecting is forbidden here ({error})", remedy)
-    return StatusUnavailable(what, f"it could not be asked ({error})", "`areplay doctor` tries what that takes")
+    return StatusUnavailable(
+        what, f"it could not be asked ({error})", "`areplay doctor` tries what that takes"
+    )
 
 
 def _is_gone(address: ReplayAddress) -> bool:

@@ -1,4 +1,5 @@
-"""Held: what an open replay holds of the system, and how it is given back: in order, or if the replay is dropped.
+"""Held: what an open replay holds of the system, and how it is given back: in order, or if the
+replay is dropped.
 
 Knows what there is, not what it is for.
 """
@@ -26,8 +27,13 @@ class Held(Observed):
     _reading_locks: BlockLocks
 
     def _note_holdings(self, ring: Ring) -> None:
-        """What is to be let go if the replay is dropped; from the last line up, as in `Replay._close`."""
-        assert self._local_writer is not None and self._saver is not None and self._status_server is not None
+        """What is to be let go if the replay is dropped; from the last line up, as in
+        `Replay._close`."""
+        assert (
+            self._local_writer is not None
+            and self._saver is not None
+            and self._status_server is not None
+        )
         registry, local, tables = self._registry, self._local, self._tables
         self._holdings.watched(self._local_writer)
         self._holdings.push(

@@ -1,7 +1,8 @@
 """Observed: what a replay does to be looked at, by its own program and from outside.
 
-`statistics` is what the program asks; whoever asks from outside (`areplay top`) gets the same and what the process is,
-see `areplay._status.server`. Both only look, at counts that others keep anyway, and may be called from any thread.
+`statistics` is what the program asks; whoever asks from outside (`areplay top`) gets the same and
+what the process is, see `areplay._status.server`. Both only look, at counts that others keep
+anyway, and may be called from any thread.
 """
 
 from __future__ import annotations
@@ -81,7 +82,9 @@ class Observed(ABC):
             + sum(priorities.size_bytes for priorities in list(self._priorities.values()))
             + sum(group.inbox_bytes for group in groups)
             + sum(stream.slots_bytes for stream in batches),
-            last_row_at_s=self._opened_at[0] + last_rows_at - self._opened_at[1] if last_rows_at else 0.0,
+            last_row_at_s=self._opened_at[0] + last_rows_at - self._opened_at[1]
+            if last_rows_at
+            else 0.0,
             saves=self._saver.statistics(),
         )
 
@@ -116,7 +119,10 @@ class Observed(ABC):
             "time_s": time.time(),
             "uptime_s": time.monotonic() - self._opened_at[1],
             "versions": _versions(),
-            "spec": {"fields": [_field(self.spec, name) for name in self.spec], "is_steps": self.spec.is_steps},
+            "spec": {
+                "fields": [_field(self.spec, name) for name in self.spec],
+                "is_steps": self.spec.is_steps,
+            },
             "statistics": dataclasses.asdict(self.statistics()),
         }
 
@@ -127,7 +133,10 @@ class Observed(ABC):
             stream.look_again()
 
     def _failure_to_raise(self) -> ActorFailed | None:
-        return next((failure for group in self._groups if (failure := group.failure_to_raise) is not None), None)
+        return next(
+            (failure for group in self._groups if (failure := group.failure_to_raise) is not None),
+            None,
+        )
 
     def _why_hopeless(self) -> str:
         """Why rows of this process can never be written; "" if they may be."""
@@ -158,10 +167,17 @@ class Observed(ABC):
 
 def _field(spec: Spec, name: str) -> dict[str, Any]:
     field = spec[name]
-    return {"name": name, "shape": list(field.shape), "dtype": field.dtype.name, "row_bytes": field.row_bytes}
+    return {
+        "name": name,
+        "shape": list(field.shape),
+        "dtype": field.dtype.name,
+        "row_bytes": field.row_bytes,
+    }
 
 
 def _versions() -> dict[str, str]:
     """Of what a replay is made of."""
     names = ("areplay", "numpy", "uvloop", "aiomultiprocess")
-    return {name: sys.modules[name].__version__ for name in names} | {"python": platform.python_version()}
+    return {name: sys.modules[name].__version__ for name in names} | {
+        "python": platform.python_version()
+    }

@@ -1,13 +1,16 @@
-"""Watching: a running replay answers whoever of the same user asks how it is. Read-only, and for local eyes only.
+"""Watching: a running replay answers whoever of the same user asks how it is. Read-only, and for
+local eyes only.
 
-A `StatusServer` listens on a socket of AF_UNIX with an abstract name, "areplay-<uid>-<pid>-<number>": no file, gone
-with its process, listed in /proc/net/unix. To connect is to ask: the answer, one JSON document, is written and the
-connection closed. Whatever a client sends is not read. The kernel says who it is (SO_PEERCRED): anybody but the same
-user or root is turned away. See docs/decisions/007.
+A `StatusServer` listens on a socket of AF_UNIX with an abstract name,
+"areplay-<uid>-<pid>-<number>": no file, gone with its process, listed in /proc/net/unix. To connect
+is to ask: the answer, one JSON document, is written and the connection closed. Whatever a client
+sends is not read. The kernel says who it is (SO_PEERCRED): anybody but the same user or root is
+turned away. See docs/decisions/007.
 
-It has a thread of its own, which sleeps until somebody asks, so that a learner that blocks its event loop is answered
-for all the same, and so that nobody pays for it while nobody asks. The thread never waits for a client: one that does
-not read its answer within `CLIENT_S` is dropped, and there are at most `MAX_CLIENTS` at a time.
+It has a thread of its own, which sleeps until somebody asks, so that a learner that blocks its
+event loop is answered for all the same, and so that nobody pays for it while nobody asks. The
+thread never waits for a client: one that does not read its answer within `CLIENT_S` is dropped, and
+there are at most `MAX_CLIENTS` at a time.
 
 `posts` and `ask` are the other side.
 """
@@ -46,10 +49,12 @@ MAX_CLIENTS = 8
 
 
 MAX_ANSWER_BYTES = 8 << 20
-"""More is no answer: a description has some 500 bytes an actor, and parsed JSON takes up to twenty times its text."""
+"""More is no answer: a description has some 500 bytes an actor, and parsed JSON takes up to twenty
+times its text."""
 
 
-_NUMBERS = 1_000  # of replays of one process, and of other processes that are called the same in their container
+# of replays of one process, and of other processes that are called the same in their container
+_NUMBERS = 1_000
 
 
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
@@ -65,11 +70,12 @@ _BACKLOG = 64
 
 
 class StatusServer:
-    """Answers, from its making until `close`. Never raises: where no socket can be had, a warning says so.
+    """Answers, from its making until `close`. Never raises: where no socket can be had, a warning
+    says so.
 
     Args:
-        answer: what there is to say, called in the post's thread; raises `Closed` if it is too late for that. Who asked
-            is told so, and also that it failed, if it raises anything else.
+        answer: what there is to say, called in the post's thread; raises `Closed` if it is too late
+            for that. Who asked is told so, and also that it failed, if it raises anything else.
     """
 
     def __init__(self, answer: Callable[[], dict[str, Any]]) -> None:
@@ -80,13 +86,17 @@ class StatusServer:
         forks.register(self)
         try:
             self._listener = listening_socket()
-            self._thread = threading.Thread(target=self._run, args=(self._listener,), name="areplay-watch", daemon=True)
+            self._thread = threading.Thread(
+                target=self._run, args=(self._listener,), name="areplay-watch", daemon=True
+            )
             self._thread.start()
         except (OSError, RuntimeError) as error:
             if self._listener is not None:
                 self._listener.close()
                 self._listener = None
-            logger.warning("this replay cannot be watched by `areplay top`, it runs all the same: %s", error)
+            logger.warning(
+                "this replay cannot be watched by `areplay top`, it runs all the same: %s", error
+            )
 
     @property
     def name(self) -> str:
@@ -94,18 +104,21 @@ class StatusServer:
         return "" if self._listener is None else bytes(self._listener.getsockname()[1:]).decode()
 
     def close(self) -> None:
-        """Answer nobody any more; those who are being answered are cut off. Takes no time. May be called twice."""
+        """Answer nobody any more; those who are being answered are cut off. Takes no time. May be
+        called twice."""
         listener, self._listener = self._listener, None
         if listener is None:
             return
         self._is_closing = True
         with contextlib.suppress(OSError):
-            listener.shutdown(socket.SHUT_RDWR)  # which wakes the thread, also if a child has inherited the descriptor
+            # which wakes the thread, also if a child has inherited the descriptor
+            listener.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         listener.close()
 
     def after_fork(self) -> None:
-        """Close the forked child's copies: it would seem to listen under this name, and clients would see no end."""
+        """Close the forked child's copies: it would seem to listen under this name, and clients
+        would see no end."""
         for client in self._clients.values():
             client.connection.close()
         if self._listener is not None:
@@ -118,7 +131,8 @@ class StatusServer:
         clients = self._clients
         poll = select.poll()
         while not self._is_closing:
-            # Nobody is accepted while there is no room; the listener stays registered, since it tells of the end.
+            # Nobody is accepted while there is no room; the listener stays registered, since it
+            # tells of the end.
             poll.register(listener, select.POLLIN if len(clients) < MAX_CLIENTS else 0)
             ready = poll.poll(_milliseconds_left(clients))
             for descriptor, _ in ready:
@@ -128,7 +142,9 @@ class StatusServer:
             for descriptor in [key for key, client in clients.items() if client.deadline <= now]:
                 poll.unregister(descriptor)
                 clients.pop(descriptor).connection.close()
-            if self._is_closing or not any(descriptor == listener.fileno() for descriptor, _ in ready):
+            if self._is_closing or not any(
+                descriptor == listener.fileno() for descriptor, _ in ready
+            ):
                 continue
             client = self._accept(listener)
             if client is not None:
@@ -138,7 +154,8 @@ class StatusServer:
             client.connection.close()
 
     def _accept(self, listener: socket.socket) -> _Client | None:
-        """The next one who asks, with the answer for it; None if nobody is there after all, or it gets none."""
+        """The next one who asks, with the answer for it; None if nobody is there after all, or it
+        gets none."""
         try:
             connection, _ = listener.accept()
         except OSError as error:
@@ -166,7 +183,8 @@ class StatusServer:
             if len(document) <= MAX_ANSWER_BYTES:
                 return document
             excuse: dict[str, Any] = {
-                "failure": f"its description has {len(document):,} bytes, {MAX_ANSWER_BYTES:,} may be sent"
+                "failure": f"its description has {len(document):,} bytes, {MAX_ANSWER_BYTES:,} may "
+                "be sent"
             }
         except Closed:
             excuse = {"closed": True}
@@ -191,7 +209,9 @@ class _Client:
         """Write what goes; whether it is done with."""
         try:
             # Without a SIGPIPE, which would end us if the user's program lets it.
-            self.rest = self.rest[self.connection.send(self.rest[:PIECE_BYTES], socket.MSG_NOSIGNAL) :]
+            self.rest = self.rest[
+                self.connection.send(self.rest[:PIECE_BYTES], socket.MSG_NOSIGNAL) :
+            ]
         except BlockingIOError:
             return False
         except OSError:

@@ -1,23 +1,28 @@
-"""Priorities: a mass for each row, and sums of them, so that rows can be drawn in proportion to their masses.
+"""Priorities: a mass for each row, and sums of them, so that rows can be drawn in proportion to
+their masses.
 
-A row's mass is its priority raised to an exponent. Masses are summed in groups of 8, those sums again, and so on,
-until at most 4,096 are left:
+A row's mass is its priority raised to an exponent. Masses are summed in groups of 8, those sums
+again, and so on, until at most 4,096 are left:
 
     top (<= 4,096 sums)  <-  ...  <-  sums of 8 rows  <-  masses, one a row
 
-A draw is a cumulative sum over the top, and at each level below one over the groups that were hit. A change recomputes
-the sums above it from the masses, so they never drift, however many changes there were.
+A draw is a cumulative sum over the top, and at each level below one over the groups that were hit.
+A change recomputes the sums above it from the masses, so they never drift, however many changes
+there were.
 
-Shared arrays, all written by the owner's process alone, under `_lock`; read by everyone without a lock:
+Shared arrays, all written by the owner's process alone, under `_lock`; read by everyone without a
+lock:
 
     masses   float32, by position. 0: not to be drawn (no row, a final observation).
-    sums     float64, a level each. A reader that sees old sums draws a little out of proportion, never a row without
-             mass.
+    sums     float64, a level each. A reader that sees old sums draws a little out of proportion,
+             never a row without mass.
     largest  float64, one word: the largest mass that a row was given.
-    exponents   float64: the importance sampling exponents of the selectors that draw by these masses.
+    exponents   float64: the importance sampling exponents of the selectors that draw by these
+                masses.
 
-Rule: whoever changes a mass looks under the lock whether the row is still there; whoever recycles a block first takes
-its rows out of the ring, then clears their masses under the lock. So no update ever reaches a newcomer.
+Rule: whoever changes a mass looks under the lock whether the row is still there; whoever recycles a
+block first takes its rows out of the ring, then clears their masses under the lock. So no update
+ever reaches a newcomer.
 """
 
 from __future__ import annotations
@@ -46,13 +51,17 @@ logger = logging.getLogger(__name__)
 GROUP = 8
 _MOST_AT_TOP, _MOST_SELECTORS = 4_096, 1_024
 _AS_GIVEN = 1.0  # the exponent of masses that are the priorities themselves
-_SMALLEST, _LARGEST = float(np.finfo(np.float32).smallest_subnormal), float(np.finfo(np.float32).max)
+_SMALLEST, _LARGEST = (
+    float(np.finfo(np.float32).smallest_subnormal),
+    float(np.finfo(np.float32).max),
+)
 Masses = NDArray[np.float64]
 Patch = tuple[Indices, Masses]
 
 
 class Priorities(Watcher):
-    """The masses of the rows of a ring, for one priority exponent. Pickles into a sampler that is being spawned.
+    """The masses of the rows of a ring, for one priority exponent. Pickles into a sampler that is
+    being spawned.
 
     Args:
         exponent: masses are `|priority| ** exponent`.
@@ -69,14 +78,18 @@ class Priorities(Watcher):
         while lengths[-1] > _MOST_AT_TOP:
             lengths.append(-(-lengths[-1] // GROUP))
         self._lengths = lengths
-        # Each level is padded to whole groups of the one above, so that it can be looked at as groups.
+        # Each level is padded to whole groups of the one above, so that it can be looked at as
+        # groups.
         layout = Layout(
             "priorities",
             {
                 "largest": ((1,), np.float64),
                 "exponents": ((_MOST_SELECTORS,), np.float64),
                 "masses": ((lengths[0] * GROUP,), np.float32),
-                **{f"sums:{k}": ((-(-n // GROUP) * GROUP,), np.float64) for k, n in enumerate(lengths)},
+                **{
+                    f"sums:{k}": ((-(-n // GROUP) * GROUP,), np.float64)
+                    for k, n in enumerate(lengths)
+                },
             },
         )
         self._segment = Segment(layout, f"priorities of {ring.capacity_rows:,} rows")
@@ -102,7 +115,9 @@ class Priorities(Watcher):
         """Where in `exponents` that of a new selector is."""
         number = next(self._selectors)
         if number >= _MOST_SELECTORS:
-            raise ValueError(f"more than {_MOST_SELECTORS} selectors of one replay; use a selector again")
+            raise ValueError(
+                f"more than {_MOST_SELECTORS} selectors of one replay; use a selector again"
+            )
         self.exponents[number] = value
         self._is_used = True
         return number
@@ -115,19 +130,22 @@ class Priorities(Watcher):
     # Drawing.
 
     def without(self, positions: Indices) -> Without:
-        """The masses as they are now, without the rows in these positions; see `draw`. Leaves the shared sums alone."""
+        """The masses as they are now, without the rows in these positions; see `draw`. Leaves the
+        shared sums alone."""
         return Without(self._groups, self._top, positions)
 
     def draw(
         self, count: int, rng: np.random.Generator, batches: int = 1, without: Without | None = None
     ) -> tuple[Indices, Masses]:
-        """About `count` rows, stratified, and the probability of each. Fewer, if rows changed meanwhile.
+        """About `count` rows, stratified, and the probability of each. Fewer, if rows changed
+        meanwhile.
 
-        One row in each of `count` equal shares of the total mass (Schaul et al., Prioritized Experience Replay, 2016,
-        appendix B.2.1).
+        One row in each of `count` equal shares of the total mass (Schaul et al., Prioritized
+        Experience Replay, 2016, appendix B.2.1).
 
         Args:
-            batches: so often, one after the other: all by the same masses, each batch stratified by itself.
+            batches: so often, one after the other: all by the same masses, each batch stratified by
+                itself.
             without: leaves rows out; the probabilities are those among the others.
         """
         top = self._top if without is None else without.top
@@ -137,7 +155,8 @@ class Priorities(Watcher):
         total = float(starts[-1])
         if not total > 0 or not count:
             return np.empty(0, np.int64), np.empty(0)
-        # Share by share, the same one of all batches side by side: so searches and look-ups go one way through memory.
+        # Share by share, the same one of all batches side by side: so searches and look-ups go one
+        # way through memory.
         rests = rng.random(count * batches)
         shares = np.arange(count * batches)
         rests += shares if batches == 1 else shares // batches
@@ -150,12 +169,15 @@ class Priorities(Watcher):
             for groups in reversed(self._groups):
                 at, rests = _descend(groups, at, rests)
         else:
-            for groups, patch in zip(reversed(self._groups), reversed(without.patches), strict=True):
+            for groups, patch in zip(
+                reversed(self._groups), reversed(without.patches), strict=True
+            ):
                 at, rests = _descend(groups, at, rests, patch)
         in_no_order = rng.permutation(count)  # since some may be dropped
         at = at.reshape(count, batches).take(in_no_order, axis=0).T.ravel()
-        # The name before the mass: if another row takes the place between the two looks, the one that is named is gone,
-        # which is noticed when it was copied. The other way round it would get the probability of its predecessor.
+        # The name before the mass: if another row takes the place between the two looks, the one
+        # that is named is gone, which is noticed when it was copied. The other way round it would
+        # get the probability of its predecessor.
         indices, is_there = self._names(at)
         masses = self.masses.take(at).astype(np.float64)
         is_there &= masses > 0
@@ -168,7 +190,10 @@ class Priorities(Watcher):
 
     def probabilities(self, indices: Indices) -> Masses:
         """The probability of each of these rows in one draw."""
-        return self.masses.take(self._ring.positions(indices), mode="clip").astype(np.float64) / self.total
+        return (
+            self.masses.take(self._ring.positions(indices), mode="clip").astype(np.float64)
+            / self.total
+        )
 
     def _names(self, positions: Indices) -> tuple[Indices, Mask]:
         """The indices of the rows that are in these positions, and whether there are any."""
@@ -186,12 +211,14 @@ class Priorities(Watcher):
     # Changing, in the owner's process.
 
     def update(self, indices: Indices, priorities: Masses) -> Mask:
-        """Give rows new priorities; which of them are there still, those that are not are left out."""
+        """Give rows new priorities; which of them are there still, those that are not are left
+        out."""
         masses = self._masses_of(priorities)
         positions = self._ring.positions(indices)
         with self._lock:
             is_there = self._ring.committed(indices)
-            # A block that was left for another lap is out of every reader's range, though its rows are whole.
+            # A block that was left for another lap is out of every reader's range, though its rows
+            # are whole.
             first = self._ring.index_range()[0]
             if np.minimum.reduce(indices, initial=first) < first:
                 is_there &= indices >= first
@@ -210,7 +237,8 @@ class Priorities(Watcher):
         return is_there
 
     def written(self, at: int, count: int, priorities: Masses | None = None) -> None:
-        """Rows were written to positions `at` to `at + count`: they get the priorities given, or the largest so far.
+        """Rows were written to positions `at` to `at + count`: they get the priorities given, or
+        the largest so far.
 
         Args:
             priorities: of each; NaN where there is none given.
@@ -224,7 +252,8 @@ class Priorities(Watcher):
             self._clear_finals(at, part)
             if priorities is not None:
                 self._largest[0] = max(self._largest[0], float(np.maximum.reduce(part)))
-            self.masses[at : at + count] = part  # in one go: a reader never sees a mass that is not the row's
+            # in one go: a reader never sees a mass that is not the row's
+            self.masses[at : at + count] = part
             self._recompute_range(at, at + count)
 
     def cleared(self, at: int, count: int) -> None:
@@ -234,9 +263,11 @@ class Priorities(Watcher):
             self._recompute_range(at, at + count)
 
     def begin(self, other: Priorities | None = None) -> None:
-        """Take in the rows that are there already: with the priorities that `other` has of them, or all with the same.
+        """Take in the rows that are there already: with the priorities that `other` has of them, or
+        all with the same.
 
-        Priorities of another exponent are exact to seven digits, as far as their masses fit into a float32.
+        Priorities of another exponent are exact to seven digits, as far as their masses fit into a
+        float32.
         """
         ratio = 1.0
         if other is not None:
@@ -249,7 +280,9 @@ class Priorities(Watcher):
                 self.written(at, count)
                 continue
             with self._lock:
-                part = _within_float32(other.masses[at : at + count].astype(np.float64) ** ratio).astype(np.float32)
+                part = _within_float32(
+                    other.masses[at : at + count].astype(np.float64) ** ratio
+                ).astype(np.float32)
                 self._clear_finals(at, part)
                 self.masses[at : at + count] = part
                 self._recompute_range(at, at + count)
@@ -260,7 +293,8 @@ class Priorities(Watcher):
         return float(self._largest[0])
 
     def restore(self, largest: float, parts: Iterable[tuple[int, NDArray[np.float32]]]) -> None:
-        """Give rows the masses that they had: `(at, masses)` from position `at` on. Others get none."""
+        """Give rows the masses that they had: `(at, masses)` from position `at` on. Others get
+        none."""
         with self._lock:
             self.masses.fill(0)
             for at, part in parts:
@@ -269,13 +303,15 @@ class Priorities(Watcher):
             self._recompute_range(0, len(self.masses))
 
     def _masses_of(self, priorities: Masses) -> Masses:
-        """In an array of its own: no exponent above 1 overflows a double, but a float32 would lose the extremes."""
+        """In an array of its own: no exponent above 1 overflows a double, but a float32 would lose
+        the extremes."""
         masses = np.abs(priorities)
         masses **= self.exponent
         return _within_float32(masses)
 
     def _clear_finals(self, at: int, masses: NDArray[np.float32]) -> None:
-        """Final observations have no mass: no item is drawn by them. Masses of the rows from position `at` on."""
+        """Final observations have no mass: no item is drawn by them. Masses of the rows from
+        position `at` on."""
         if self._ring.spec.is_steps:
             masses[self._ring.columns[NEXT_OFFSET][at : at + len(masses)] < 0] = 0
 
@@ -323,18 +359,23 @@ class Priorities(Watcher):
 
 
 class PriorityTables(Watcher):
-    """The priorities of a replay's rows: one table of masses for each exponent that a selector draws by.
+    """The priorities of a replay's rows: one table of masses for each exponent that a selector
+    draws by.
 
-    Rows may come with priorities before the first selector does: then those are kept in a table of exponent 1, from the
-    first one given on, until a selector says which exponent it wants. Its table begins with what that one has.
+    Rows may come with priorities before the first selector does: then those are kept in a table of
+    exponent 1, from the first one given on, until a selector says which exponent it wants. Its
+    table begins with what that one has.
 
-    Rule: a row is told to all tables under `_lock`, and a table begins under it: no row is missed in between.
+    Rule: a row is told to all tables under `_lock`, and a table begins under it: no row is missed
+    in between.
 
     Args:
         tables: by exponent; what a checkpoint had. Written by the owner's process, under `_lock`.
     """
 
-    def __init__(self, ring: Ring, ring_guard: WriterRegistry, tables: dict[float, Priorities]) -> None:
+    def __init__(
+        self, ring: Ring, ring_guard: WriterRegistry, tables: dict[float, Priorities]
+    ) -> None:
         self._ring, self._ring_guard, self._tables = ring, ring_guard, tables
         self._lock = forks.register_lock(threading.Lock())
         if tables:
@@ -386,14 +427,16 @@ class PriorityTables(Watcher):
     def _begin(self, table: Priorities) -> None:
         """Take it in, with what another one has of the rows that are there. Under the lock."""
         others = [other for other in self._tables.values() if other.exponent > 0]
-        if not self._tables:  # first of all: a row is there when we look, or its writer tells us and waits for the lock
+        # first of all: a row is there when we look, or its writer tells us and waits for the lock
+        if not self._tables:
             self._ring_guard.watch(self)
             self._ring_guard.on_priorities = None
         table.begin(max(others, key=lambda other: other.exponent, default=None))
         self._tables[table.exponent] = table
 
     def _begin_given(self, priorities: Array) -> None:
-        """Keep priorities from the first one on, for a selector that comes later. In the thread of the writer."""
+        """Keep priorities from the first one on, for a selector that comes later. In the thread of
+        the writer."""
         if np.logical_and.reduce(np.isnan(priorities)):
             return
         with self._lock:
@@ -403,15 +446,21 @@ class PriorityTables(Watcher):
                 given = Priorities(self._ring, _AS_GIVEN)
             except AreplayError as error:  # no reason for rows to be lost
                 self._ring_guard.on_priorities = None
-                logger.warning("priorities that rows come with are not kept before a selector asks for them: %s", error)
+                logger.warning(
+                    "priorities that rows come with are not kept before a selector asks "
+                    "for them: %s",
+                    error,
+                )
                 return
             self._begin(given)
 
 
 class Without:
-    """The masses without those of some rows, at one moment: sums of their own for the groups that hold such a row.
+    """The masses without those of some rows, at one moment: sums of their own for the groups that
+    hold such a row.
 
-    A difference of sums would not do: beside a mass of 1 that is taken away, masses of 1e-17 are lost in rounding.
+    A difference of sums would not do: beside a mass of 1 that is taken away, masses of 1e-17 are
+    lost in rounding.
 
     Attributes:
         positions: of the rows that are left out, ascending, each once.
@@ -434,12 +483,15 @@ class Without:
         self.total = float(self.top.sum())
 
 
-def _descend(groups: NDArray[Any], at: Indices, rests: Masses, patch: Patch | None = None) -> tuple[Indices, Masses]:
-    """From sums to their children: the child of `groups[at]` in which the rest of each target lies, and the rest there.
+def _descend(
+    groups: NDArray[Any], at: Indices, rests: Masses, patch: Patch | None = None
+) -> tuple[Indices, Masses]:
+    """From sums to their children: the child of `groups[at]` in which the rest of each target lies,
+    and the rest there.
 
-    Children side by side, so that a cumulative sum over all groups at once is a handful of additions of long arrays: a
-    fifth of the time that `cumsum` takes, which adds one number after the other. Rests that are too large, since
-    masses changed meanwhile, lead to the last child.
+    Children side by side, so that a cumulative sum over all groups at once is a handful of
+    additions of long arrays: a fifth of the time that `cumsum` takes, which adds one number after
+    the other. Rests that are too large, since masses changed meanwhile, lead to the last child.
 
     Args:
         patch: groups that have other children, see `Without`.
@@ -467,13 +519,17 @@ def _descend(groups: NDArray[Any], at: Indices, rests: Masses, patch: Patch | No
 
 
 def _within_float32(masses: Masses) -> Masses:
-    """Those that are not 0, as far as a float32 reaches: so they neither vanish nor become infinite."""
-    if len(masses) and not (np.minimum.reduce(masses) >= _SMALLEST and np.maximum.reduce(masses) <= _LARGEST):
+    """Those that are not 0, as far as a float32 reaches: so they neither vanish nor become
+    infinite."""
+    if len(masses) and not (
+        np.minimum.reduce(masses) >= _SMALLEST and np.maximum.reduce(masses) <= _LARGEST
+    ):
         masses = np.where(masses > 0, np.clip(masses, _SMALLEST, _LARGEST), masses)
     return masses
 
 
 def _sums_of(groups: NDArray[Any]) -> Masses:
-    """The sum of each row of (n, GROUP), child by child: the same whatever n is, and faster than along the rows."""
+    """The sum of each row of (n, GROUP), child by child: the same whatever n is, and faster than
+    along the rows."""
     sums: Masses = np.add.reduce(groups.T.astype(np.float64, order="C"), axis=0)
     return sums

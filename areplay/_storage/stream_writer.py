@@ -32,7 +32,8 @@ _FEW_ROWS = 2  # the last step of an episode, and its final observation
 
 
 class StreamWriter:
-    """Writes the rows of one stream, in order, into blocks of its own. One thread at a time uses it.
+    """Writes the rows of one stream, in order, into blocks of its own. One thread at a time uses
+    it.
 
     Args:
         locks: this writer's own, closed with it.
@@ -48,15 +49,20 @@ class StreamWriter:
         self._last = -1  # the index of our last row, -1 if there is none
         self._reserved = 0  # places promised to us
         fields = ring.spec.rows
-        self._few = {name: np.empty((_FEW_ROWS, *field.shape), field.dtype) for name, field in fields.items()}
+        self._few = {
+            name: np.empty((_FEW_ROWS, *field.shape), field.dtype) for name, field in fields.items()
+        }
         self._few_priorities = np.full(_FEW_ROWS, np.nan)
         self._row_writer = RowWriter(fields, self._few)
 
-    def write(self, columns: Columns, start: int, stop: int, priorities: Array | None = None) -> Indices:
-        """Append rows `start` to `stop` of `columns` (checked arrays, as of `Spec.convert_columns`); their indices.
+    def write(
+        self, columns: Columns, start: int, stop: int, priorities: Array | None = None
+    ) -> Indices:
+        """Append rows `start` to `stop` of `columns` (checked arrays, as of
+        `Spec.convert_columns`); their indices.
 
-        Each chunk is visible to readers when it is whole; a chunk is the part that goes into one block. They are fewer
-        if then all blocks are kept; see `reserve`.
+        Each chunk is visible to readers when it is whole; a chunk is the part that goes into one
+        block. They are fewer if then all blocks are kept; see `reserve`.
 
         Args:
             priorities: float64, of the rows of `columns`; NaN: none given.
@@ -95,7 +101,9 @@ class StreamWriter:
                 self._locks.release(place)
             written.append(np.arange(first, first + n))
             done += n
-        return written[0] if len(written) == 1 else np.concatenate([np.empty(0, np.int64), *written])
+        return (
+            written[0] if len(written) == 1 else np.concatenate([np.empty(0, np.int64), *written])
+        )
 
     @property
     def has_open_block(self) -> bool:
@@ -104,10 +112,11 @@ class StreamWriter:
         return self._next >= max(0, (ring.next_serial[0] - ring.blocks) * ring.block_rows)
 
     def reserve(self, rows: int) -> bool:
-        """Make sure that the next `rows` rows find room; `False`, with nothing changed, if it cannot be promised now.
+        """Make sure that the next `rows` rows find room; `False`, with nothing changed, if it
+        cannot be promised now.
 
-        Then `write` writes all of them, or, if they would have gone into our open block and that was taken away, none;
-        fewer only if a keeper came in between.
+        Then `write` writes all of them, or, if they would have gone into our open block and that
+        was taken away, none; fewer only if a keeper came in between.
 
         Call `unreserve` when they are written.
         """
@@ -115,9 +124,13 @@ class StreamWriter:
             kept = self._registry.kept()
             if kept is None:
                 return True
-            # As if we had no open block, which may be taken away before we come to it; but not for the few rows that it
-            # has room for: then `write` writes nothing, and we come again.
-            room = self._ring.block_rows - self._next % self._ring.block_rows if self.has_open_block else 0
+            # As if we had no open block, which may be taken away before we come to it; but not for
+            # the few rows that it has room for: then `write` writes nothing, and we come again.
+            room = (
+                self._ring.block_rows - self._next % self._ring.block_rows
+                if self.has_open_block
+                else 0
+            )
             places = 0 if rows <= room else -(-rows // self._ring.block_rows)
             if self._registry.sure(kept) - self._registry.reserved < places:
                 return False
@@ -138,13 +151,16 @@ class StreamWriter:
             priority: of the first; NaN: none given.
 
         Raises:
-            SpecMismatch: a row does not fit the spec. Nothing was appended, and no block recycled for it.
+            SpecMismatch: a row does not fit the spec. Nothing was appended, and no block recycled
+                for it.
             WouldBlock: all blocks are kept. Nothing was appended; see `reserve`.
         """
         for k, row in enumerate(rows):
             self._row_writer.write(k, row)
         self._few_priorities[0] = priority
-        indices = self.write(self._few, 0, len(rows), None if math.isnan(priority) else self._few_priorities)
+        indices = self.write(
+            self._few, 0, len(rows), None if math.isnan(priority) else self._few_priorities
+        )
         if len(indices) == 0:
             raise WouldBlock("all blocks are kept")
         return int(indices[0])
@@ -177,7 +193,10 @@ class StreamWriter:
             rows = ends - np.maximum(ends - 1, 0) // ring.block_rows * ring.block_rows
             rows[list(registry.left)] = 0
             assert ring.rows_now[0] == rows.sum(), ring
-            assert rows.sum() <= ring.capacity_rows and ends.max() <= ring.next_serial[0] * ring.block_rows, ring
+            assert (
+                rows.sum() <= ring.capacity_rows
+                and ends.max() <= ring.next_serial[0] * ring.block_rows
+            ), ring
             assert -1 <= self._next < ring.next_serial[0] * ring.block_rows, ring
             assert 0 <= self._reserved <= registry.reserved, ring
 
@@ -195,9 +214,9 @@ class StreamWriter:
     def _publish(self, place: int, n: int) -> int:
         """Make `n` rows after the used ones visible; the index of the first of them."""
         ring, first = self._ring, self._next
-        # Rows, then the end. A reader that sees the old end misses the newest rows, which is harmless; the reverse
-        # order would show it garbage. The large copies before end with a fence of their own, so that on x86-64 plain
-        # stores keep that order.
+        # Rows, then the end. A reader that sees the old end misses the newest rows, which is
+        # harmless; the reverse order would show it garbage. The large copies before end with a
+        # fence of their own, so that on x86-64 plain stores keep that order.
         order()
         self._last = first + n - 1
         is_full = (first + n) % ring.block_rows == 0
@@ -220,7 +239,8 @@ class StreamWriter:
             serial = self._next // ring.block_rows
             place = serial % ring.blocks
             if self._locks.try_exclusive(place):
-                # While nobody held it, other writers may have gone once around the ring and recycled it.
+                # While nobody held it, other writers may have gone once around the ring and
+                # recycled it.
                 if serial >= ring.next_serial[0] - ring.blocks:
                     return place
                 self._locks.release(place)
@@ -231,7 +251,8 @@ class StreamWriter:
         """Recycle the oldest block that nobody holds; its place, locked exclusively and empty."""
         ring = self._ring
         for attempt in itertools.count(1):
-            if attempt % ring.blocks == 0:  # a ring of which every block is held: few blocks, and writers in each
+            # a ring of which every block is held: few blocks, and writers in each
+            if attempt % ring.blocks == 0:
                 time.sleep(_ALL_HELD_S)
             with self._registry:
                 serial, skipped = self._next_serial()
@@ -239,8 +260,8 @@ class StreamWriter:
                 self._tell_left(left)
             place = serial % ring.blocks
             if self._locks.try_exclusive(place):
-                # Before we had the lock others may have gone once around the ring, and written a newer block there.
-                # Whoever comes from now on finds it locked.
+                # Before we had the lock others may have gone once around the ring, and written a
+                # newer block there. Whoever comes from now on finds it locked.
                 if serial < ring.next_serial[0] - ring.blocks:
                     self._locks.release(place)
                     continue
@@ -248,15 +269,23 @@ class StreamWriter:
                 if not self._registry.keepers or not self._is_kept(place):
                     break
                 self._locks.release(place)
-            # A reader copies under the lock, or another writer is in it: leave it for another lap, wait for nobody.
+            # A reader copies under the lock, or another writer is in it: leave it for another lap,
+            # wait for nobody.
             with self._registry:
                 is_new = self._leave(place)
             if is_new:
                 self._tell_left(place)
-            level = logging.WARNING if is_new else logging.DEBUG  # a holder that is stuck is named once
-            logger.log(level, "block %d is held by process %d, left for another lap", place, self._locks.holder(place))
-        # -1 before anything else changes: a reader that copied before or during what follows will see it. The fence
-        # is for the non-temporal stores of a large copy, which could overtake this one.
+            # a holder that is stuck is named once
+            level = logging.WARNING if is_new else logging.DEBUG
+            logger.log(
+                level,
+                "block %d is held by process %d, left for another lap",
+                place,
+                self._locks.holder(place),
+            )
+        # -1 before anything else changes: a reader that copied before or during what follows will
+        # see it. The fence is for the non-temporal stores of a large copy, which could overtake
+        # this one.
         with self._registry:
             if place in self._registry.left:
                 self._registry.left.remove(place)
@@ -283,10 +312,12 @@ class StreamWriter:
         return place
 
     def _next_serial(self) -> tuple[int, list[int]]:
-        """The serial of the next place that nobody keeps, now ours, and the places that were left. Under the registry.
+        """The serial of the next place that nobody keeps, now ours, and the places that were left.
+        Under the registry.
 
         Raises:
-            WouldBlock: there is none, or all that there are were promised to others. Nothing changed.
+            WouldBlock: there is none, or all that there are were promised to others. Nothing
+                changed.
         """
         ring, registry = self._ring, self._registry
         serial: int = ring.next_serial[0]
@@ -313,7 +344,8 @@ class StreamWriter:
             return kept is not None and bool(kept[place])
 
     def _leave(self, place: int) -> bool:
-        """Leave the block in that place for another lap; whether it was not left before. Under the registry."""
+        """Leave the block in that place for another lap; whether it was not left before. Under the
+        registry."""
         left = self._registry.left
         self._registry.take_away(place)
         if place in left:

@@ -1,6 +1,7 @@
 """The search for windows: which rows belong to the items that some rows name.
 
-A guess by index arithmetic settles nearly all of them at once; what it does not settle is walked along the links.
+A guess by index arithmetic settles nearly all of them at once; what it does not settle is walked
+along the links.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ class WindowFinder:
         if self._window.period > 1:
             may_be &= numbers_of(moments) % self._window.period == 0
         if np.count_nonzero(may_be) < len(may_be):
-            indices, positions, moments, strides = (a[may_be] for a in (indices, positions, moments, strides))
+            indices, positions, moments, strides = (
+                a[may_be] for a in (indices, positions, moments, strides)
+            )
             probabilities = probabilities[may_be]
         return self._windows(indices, positions, moments, strides.astype(np.int64), probabilities)
 
@@ -84,9 +87,15 @@ class WindowFinder:
         return windows
 
     def _mended(
-        self, windows: Windows, rest: NDArray[np.intp], moments: Indices, strides: Indices, steps: Indices
+        self,
+        windows: Windows,
+        rest: NDArray[np.intp],
+        moments: Indices,
+        strides: Indices,
+        steps: Indices,
     ) -> Windows:
-        """`windows` with those at `rest` found on the longer ways, without those that are not valid."""
+        """`windows` with those at `rest` found on the longer ways, without those that are not
+        valid."""
         guess = _Guess(self._ring, self._window, windows.indices[rest], moments, strides, steps)
         found, ahead, behind, valid = guess.found, guess.ahead, windows.behind[rest], guess.settled
         lost = np.flatnonzero(~guess.settled & ~guess.dead)
@@ -94,12 +103,18 @@ class WindowFinder:
             walk = _Walk(self._ring, self._window, windows.indices[rest[lost]])
             walk.forward()
             walk.back()
-            found[lost], ahead[lost], behind[lost], valid[lost] = walk.found, walk.ahead, walk.behind, walk.valid
+            found[lost], ahead[lost], behind[lost], valid[lost] = (
+                walk.found,
+                walk.ahead,
+                walk.behind,
+                walk.valid,
+            )
         windows.positions[rest] = self._ring.positions(found)
         windows.ahead[rest], windows.behind[rest] = ahead, behind
         serials = found // self._ring.block_rows
         which, column = np.nonzero(serials[:, 1:] != serials[:, :-1])
-        # Of two neighbours in different blocks both, since either may be the one that is not in the row's own block.
+        # Of two neighbours in different blocks both, since either may be the one that is not in the
+        # row's own block.
         elsewhere = np.concatenate([found[which, column], found[which, column + 1]])
         windows._elsewhere = np.concatenate([rest[which], rest[which]]), elsewhere
         is_valid = np.ones(len(windows), np.bool_)
@@ -111,12 +126,19 @@ class _Guess:
     """A guess for windows that may reach into a neighbouring block, or end with their episode.
 
     Attributes:
-        found: (U, W) the indices of their rows, for those that are settled. ahead: (U,) how many rows after the first.
+        found: (U, W) the indices of their rows, for those that are settled. ahead: (U,) how many
+            rows after the first.
         settled: (U,) whether they were found. dead: (U,) whether there is no such window.
     """
 
     def __init__(
-        self, ring: Ring, window: Window, indices: Indices, moments: Indices, strides: Indices, steps: Indices
+        self,
+        ring: Ring,
+        window: Window,
+        indices: Indices,
+        moments: Indices,
+        strides: Indices,
+        steps: Indices,
     ) -> None:
         back, block_rows, positions = window.back, ring.block_rows, ring.positions
         serials = indices // block_rows
@@ -128,11 +150,17 @@ class _Guess:
         is_after, is_before = after >= 0, offsets < 0
         found = serials[:, None] * block_rows + offsets
         found = np.where(is_after, following[:, None] * block_rows + after, found)
-        found = np.where(is_before, previous[:, None] * block_rows + before[:, None] + offsets, found)
-        reached = np.where(is_after, (following[:, None] >= 0) & (after < block_rows), rows[:, None] > 0)
+        found = np.where(
+            is_before, previous[:, None] * block_rows + before[:, None] + offsets, found
+        )
+        reached = np.where(
+            is_after, (following[:, None] >= 0) & (after < block_rows), rows[:, None] > 0
+        )
         reached &= ~is_before | ((previous[:, None] >= 0) & (offsets + before[:, None] >= 0))
         there = reached & ring.committed(found)
-        there &= ring.columns[STEP_ID].take(positions(found), mode="clip") - moments[:, None] == steps
+        there &= (
+            ring.columns[STEP_ID].take(positions(found), mode="clip") - moments[:, None] == steps
+        )
         each = np.arange(len(indices))
         # Forward: all rows, or all up to the final observation.
         self.ahead = np.logical_and.accumulate(there[:, back + 1 :], axis=1).sum(axis=1)
@@ -144,10 +172,14 @@ class _Guess:
         else:
             done = is_full | (links < 0)
             following_column = np.minimum(back + 1 + self.ahead, window.rows - 1)
-            # The next row would be in the block after ours, which is the last one of the stream, or in none: it is not
-            # yet there, or never will be.
+            # The next row would be in the block after ours, which is the last one of the stream, or
+            # in none: it is not yet there, or never will be.
             last_block = (following < 0) | (ring.neighbours(following, following=True)[1] < 0)
-            is_known = is_after[each, following_column] & last_block & (after[each, following_column] < block_rows)
+            is_known = (
+                is_after[each, following_column]
+                & last_block
+                & (after[each, following_column] < block_rows)
+            )
             dead = ~done & (links == strides) & is_known
         # Back: all rows.
         if back:
@@ -155,11 +187,15 @@ class _Guess:
             nearest = found[each, back - ahead_of]
             links = ring.columns[PREV_OFFSET].take(positions(nearest), mode="clip")
             column = np.maximum(back - 1 - ahead_of, 0)
-            is_known = reached[each, column] | (is_before[each, column] & ((previous < 0) | (before == 0)))
+            is_known = reached[each, column] | (
+                is_before[each, column] & ((previous < 0) | (before == 0))
+            )
             dead |= (ahead_of < back) & ((links == 0) | ((links == strides) & is_known))
             done &= ahead_of == back
         self.settled, self.dead = done & (rows > 0), dead | (rows == 0)
-        self.found = np.where(np.arange(-back, window.forward + 1) > self.ahead[:, None], last[:, None], found)
+        self.found = np.where(
+            np.arange(-back, window.forward + 1) > self.ahead[:, None], last[:, None], found
+        )
 
 
 class _Walk:
@@ -171,7 +207,9 @@ class _Walk:
 
     def __init__(self, ring: Ring, window: Window, indices: Indices) -> None:
         self._ring, self._window = ring, window
-        self._moments, self._ahead, self._back = (ring.columns[name] for name in (STEP_ID, NEXT_OFFSET, PREV_OFFSET))
+        self._moments, self._ahead, self._back = (
+            ring.columns[name] for name in (STEP_ID, NEXT_OFFSET, PREV_OFFSET)
+        )
         self._at = indices
         self.found = np.repeat(indices[:, None], window.rows, axis=1)
         self.ahead = np.zeros(len(indices), np.int64)
@@ -192,7 +230,8 @@ class _Walk:
             self.ahead[walking] += 1
             self.found[:, column] = at
             if not across:
-                walking = walking[self._links(self._ahead, there) > 0]  # the others are at their final observation
+                # the others are at their final observation
+                walking = walking[self._links(self._ahead, there) > 0]
             if len(walking) == 0:
                 self.found[:, column + 1 :] = at[:, None]
                 break
@@ -221,7 +260,9 @@ class _Walk:
         self.valid[walking[~is_next]] = False
         return there[is_next], walking[is_next]
 
-    def _next_episode(self, there: Indices, walking: NDArray[np.intp]) -> tuple[Indices, NDArray[np.intp]]:
+    def _next_episode(
+        self, there: Indices, walking: NDArray[np.intp]
+    ) -> tuple[Indices, NDArray[np.intp]]:
         """From a final observation to the first row of the next episode."""
         distance = self._links(self._ahead, there)
         at_end = np.flatnonzero(distance < 0)
@@ -241,7 +282,9 @@ class _Walk:
         moments = self._moments.take(self._ring.positions(here), mode="clip")
         exists = (there >= 0) & (here >= 0)
         exists &= self._ring.committed(there) & self._ring.committed(here)
-        follows: Mask = exists & (self._moments.take(self._ring.positions(there), mode="clip") == moments + 1)
+        follows: Mask = exists & (
+            self._moments.take(self._ring.positions(there), mode="clip") == moments + 1
+        )
         return follows
 
     def _links(self, column: Array, here: Indices) -> Indices:
@@ -249,7 +292,8 @@ class _Walk:
         return links
 
     def _hop(self, here: Indices, distance: Indices) -> Indices:
-        """The row so many rows further on in the stream (before, if negative); -1 if there is none."""
+        """The row so many rows further on in the stream (before, if negative); -1 if there is
+        none."""
         block_rows = self._ring.block_rows
         serials = here // block_rows
         offsets = here - serials * block_rows + distance

@@ -1,13 +1,15 @@
 """Windows: for a row, where the steps before and after it in its episode are.
 
-A window is valid if its row is a step, and each step that it needs is there: `forward` rows after it, or all up to the
-final observation if the episode ends before; `back` rows before it, or all since the episode's beginning. What is not
-yet written, was overwritten, or will never be written (its actor died) makes it invalid, never shorter.
+A window is valid if its row is a step, and each step that it needs is there: `forward` rows after
+it, or all up to the final observation if the episode ends before; `back` rows before it, or all
+since the episode's beginning. What is not yet written, was overwritten, or will never be written
+(its actor died) makes it invalid, never shorter.
 
-Nearly all windows lie in one block, in which the distance from row to row is the same, and no episode ends in them:
-guess where their rows are, and look whether the rows there are the ones (their moments tell). Most of the others reach
-into one neighbouring block, or end with their episode: guess with that in mind. What is left, where distances vary or
-blocks are short, is walked row by row along the links. All of it for many windows at once, and for rows that may change
+Nearly all windows lie in one block, in which the distance from row to row is the same, and no
+episode ends in them: guess where their rows are, and look whether the rows there are the ones
+(their moments tell). Most of the others reach into one neighbouring block, or end with their
+episode: guess with that in mind. What is left, where distances vary or blocks are short, is walked
+row by row along the links. All of it for many windows at once, and for rows that may change
 meanwhile: whoever copies them checks `Windows.unchanged` after that.
 """
 
@@ -31,11 +33,13 @@ class Window:
 
     Args:
         back: steps before it; fewer where the episode begins.
-        forward: rows after it; fewer where the episode ends, and then the last one holds the final observation.
-        period: only steps whose number in their episode is a multiple of it.
-        min_steps: only those from which so many steps can be made before the episode ends, themselves included.
-        across_episodes: after an episode's end go on with the next one of the same environment, without its final
+        forward: rows after it; fewer where the episode ends, and then the last one holds the final
             observation.
+        period: only steps whose number in their episode is a multiple of it.
+        min_steps: only those from which so many steps can be made before the episode ends,
+            themselves included.
+        across_episodes: after an episode's end go on with the next one of the same environment,
+            without its final observation.
     """
 
     back: int = 0
@@ -62,12 +66,13 @@ class Windows:
 
     Attributes:
         indices: (B,) int64, the row that each was drawn by.
-        positions: (B, W) int64, where in the columns its rows are. Column `back` is the row itself. Where the episode
-            begins or ends, the first or last row of the window is repeated.
+        positions: (B, W) int64, where in the columns its rows are. Column `back` is the row itself.
+            Where the episode begins or ends, the first or last row of the window is repeated.
         behind, ahead: (B,) int64, how many rows before and after it there are.
         probabilities: (B,) float64, of the row that each was drawn by, in one draw.
         back: as of the `Window`.
-        columns: field name -> array of shape `(capacity_rows, *shape)`: the whole ring. Other processes write to it.
+        columns: field name -> array of shape `(capacity_rows, *shape)`: the whole ring. Other
+            processes write to it.
         spec: of the rows.
     """
 
@@ -91,7 +96,8 @@ class Windows:
 
     @property
     def steps(self) -> Indices:
-        """(B,) int64: how many steps there are from the row on, itself included; its final observation is none."""
+        """(B,) int64: how many steps there are from the row on, itself included; its final
+        observation is none."""
         if not self.spec.is_steps:
             return np.ones(len(self), np.int64)
         is_final = self.columns[NEXT_OFFSET].take(self.positions[:, -1], mode="clip") < 0
@@ -102,8 +108,9 @@ class Windows:
         return numbers_of(self.columns[STEP_ID].take(self.positions, mode="clip"))
 
     def take(self, name: str, offset: int | slice = 0, out: Array | None = None) -> Array:
-        """A field's value `offset` steps after the row (before it, if negative): `(B, *shape)`, or `(B, n, *shape)` for
-        a slice of offsets. Where the episode begins or ends, that of its first or last row.
+        """A field's value `offset` steps after the row (before it, if negative): `(B, *shape)`, or
+        `(B, n, *shape)` for a slice of offsets. Where the episode begins or ends, that of its first
+        or last row.
         """
         if isinstance(offset, slice):
             start = 0 if offset.start is None else offset.start
@@ -116,22 +123,28 @@ class Windows:
         if not 0 <= first < last <= self.positions.shape[1]:
             reach = f"from {-self.back} to {self.positions.shape[1] - self.back - 1}"
             raise IndexError(f"take({name!r}, {offset}): the item's Window reaches {reach}")
-        # mode="clip" because the default checks bounds first and then copies through a buffer: 2.3 times slower
+        # mode="clip" because the default checks bounds first and then copies through a buffer: 2.3
+        # times slower
         taken: Array = self.columns[name].take(self.positions[:, at], axis=0, out=out, mode="clip")
         return taken
 
     def changed(self) -> NDArray[np.intp]:
-        """Which items, by their numbers, have a row that is not what it was any more. Call it after copying.
+        """Which items, by their numbers, have a row that is not what it was any more. Call it after
+        copying.
 
-        One look for all of them, if no writer has come so far; good for windows of rows that were committed.
+        One look for all of them, if no writer has come so far; good for windows of rows that were
+        committed.
         """
         all_current = self._ring.all_current
-        if all_current(self.indices) and (self._elsewhere is None or all_current(self._elsewhere[1])):
+        if all_current(self.indices) and (
+            self._elsewhere is None or all_current(self._elsewhere[1])
+        ):
             return _NONE
         return np.flatnonzero(~self.unchanged())
 
     def unchanged(self) -> Mask:
-        """(B,) bool: of which items all rows are still those that they were. Call it after copying."""
+        """(B,) bool: of which items all rows are still those that they were. Call it after
+        copying."""
         whole = self._ring.unchanged(self.indices)
         if self._elsewhere is not None:
             items, indices = self._elsewhere
@@ -143,10 +156,14 @@ class Windows:
         return sorted(set(self.places()[1].tolist()))
 
     def places(self) -> tuple[NDArray[np.intp], Indices]:
-        """`(items, places)`: the place of each block that an item needs, beside the number of the item."""
+        """`(items, places)`: the place of each block that an item needs, beside the number of the
+        item."""
         items, indices = np.arange(len(self)), self.indices
         if self._elsewhere is not None:
-            items, indices = np.concatenate([items, self._elsewhere[0]]), np.concatenate([indices, self._elsewhere[1]])
+            items, indices = (
+                np.concatenate([items, self._elsewhere[0]]),
+                np.concatenate([indices, self._elsewhere[1]]),
+            )
         return items, indices // self._ring.block_rows % self._ring.blocks
 
     def part(self, start: int, stop: int) -> Windows:
@@ -156,7 +173,9 @@ class Windows:
         part = slice(start, stop)
         positions, probabilities = self.positions[part], self.probabilities[part]
         behind, ahead = self.behind[part], self.ahead[part]
-        some = Windows(self._ring, self.back, self.indices[part], positions, behind, ahead, probabilities)
+        some = Windows(
+            self._ring, self.back, self.indices[part], positions, behind, ahead, probabilities
+        )
         if self._elsewhere is not None:
             items, indices = self._elsewhere
             inside = (items >= start) & (items < stop)

@@ -1,7 +1,8 @@
 """The command `areplay`: what it understands, and which of its parts answers.
 
-Each part is a module of this folder with a function `add_to(subparsers)`, which adds a parser and sets its default
-`run` to a function of the parsed arguments that returns the exit status. Only here is anything printed.
+Each part is a module of this folder with a function `add_to(subparsers)`, which adds a parser and
+sets its default `run` to a function of the parsed arguments that returns the exit status. Only here
+is anything printed.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:  # whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its end
+        # or Python would complain at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except AreplayError as error:
         print(f"areplay {parsed.command}: {error}", file=sys.stderr)
@@ -42,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
-    whole = argparse.ArgumentParser("areplay", description="Experience replay for one big machine: the tools.")
+    whole = argparse.ArgumentParser(
+        "areplay", description="Experience replay for one big machine: the tools."
+    )
     whole.add_argument("--version", action="version", version=f"areplay {areplay.__version__}")
     subparsers = whole.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS:

@@ -1,6 +1,8 @@
-"""A check-up of the machine: what areplay needs of it, each thing really tried, and what each finding means for a user.
+"""A check-up of the machine: what areplay needs of it, each thing really tried, and what each
+finding means for a user.
 
-`findings` yields them as they are found, for `areplay doctor`. A check never raises: what it cannot do is its finding.
+`findings` yields them as they are found, for `areplay doctor`. A check never raises: what it cannot
+do is its finding.
 """
 
 from __future__ import annotations
@@ -31,7 +33,12 @@ import areplay
 from areplay._ingest.inbox import DESCRIPTORS_AN_INBOX
 from areplay._processes.child import DESCRIPTORS_A_CHILD, DESCRIPTORS_TO_START
 from areplay._shm.range_locks import BlockLocks
-from areplay._shm.resource_limits import available_memory, memory_limits, process_limit, processor_quota
+from areplay._shm.resource_limits import (
+    available_memory,
+    memory_limits,
+    process_limit,
+    processor_quota,
+)
 from areplay._status.client import running_replays
 from areplay._status.server import listening_socket, peer_of
 
@@ -43,7 +50,13 @@ _FEW_ACTORS, _LITTLE_MEMORY_BYTES = 64, 1 << 30
 _TRIAL_S = 60.0
 _PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG = 1, 2
 _MADV_POPULATE_WRITE = 23
-_EXTRAS = {"torch": "torch", "jax": "jax", "gymnasium": "gymnasium", "cli": "rich", "metrics": "prometheus_client"}
+_EXTRAS = {
+    "torch": "torch",
+    "jax": "jax",
+    "gymnasium": "gymnasium",
+    "cli": "rich",
+    "metrics": "prometheus_client",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +74,19 @@ class Finding:
 
 
 def findings(root: Path = Path("/")) -> Iterator[Finding]:
-    """All of them, in order. The last is a trial with real processes, made if all that it needs is there."""
+    """All of them, in order. The last is a trial with real processes, made if all that it needs is
+    there."""
     is_fit = True
-    for check in (*_KERNEL, memory, control_groups, shared_memory, huge_pages, cores, descriptors, processes):
+    for check in (
+        *_KERNEL,
+        memory,
+        control_groups,
+        shared_memory,
+        huge_pages,
+        cores,
+        descriptors,
+        processes,
+    ):
         finding = check(root)
         is_fit &= finding.status != FAIL
         yield finding
@@ -71,13 +94,18 @@ def findings(root: Path = Path("/")) -> Iterator[Finding]:
         is_fit &= finding.status != FAIL
         yield finding
     yield extras()
-    yield trial() if is_fit else Finding("Trial", "actor to batch", WARN, "not made", "what fails above comes first")
+    yield (
+        trial()
+        if is_fit
+        else Finding("Trial", "actor to batch", WARN, "not made", "what fails above comes first")
+    )
 
 
 def _tried(
     name: str, attempt: Callable[[], object], meaning: str, without: str, status: str = FAIL
 ) -> Callable[[Path], Finding]:
-    """The check whether something of the kernel works: `attempt` raises if it does not, or returns what to say."""
+    """The check whether something of the kernel works: `attempt` raises if it does not, or returns
+    what to say."""
 
     def check(root: Path) -> Finding:
         try:
@@ -103,7 +131,11 @@ def _try_memory_file() -> None:
     try:
         os.ftruncate(descriptor, mmap.PAGESIZE)
         os.posix_fallocate(descriptor, 0, mmap.PAGESIZE)
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        fcntl.fcntl(
+            descriptor,
+            fcntl.F_ADD_SEALS,
+            fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL,
+        )
         mmap.mmap(descriptor, mmap.PAGESIZE).close()
         try:
             os.ftruncate(descriptor, 0)
@@ -142,7 +174,8 @@ def _try_pidfd() -> None:
         finally:
             os.close(descriptor)
     finally:
-        with suppress(ProcessLookupError, ChildProcessError):  # it is reaped already where SIGCHLD is ignored
+        # it is reaped already where SIGCHLD is ignored
+        with suppress(ProcessLookupError, ChildProcessError):
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
 
@@ -259,20 +292,40 @@ def memory(root: Path) -> Finding:
     """How much a replay may have."""
     available, limit = available_memory(root)
     if available >= _UNLIMITED:
-        return Finding("Memory", "available", WARN, "unknown", "/proc/meminfo is missing: too large a replay is killed")
+        return Finding(
+            "Memory",
+            "available",
+            WARN,
+            "unknown",
+            "/proc/meminfo is missing: too large a replay is killed",
+        )
     if available < _LITTLE_MEMORY_BYTES:
         meaning = f"little for a replay; {limit} decides"
         return Finding("Memory", "available", WARN, gib(available), meaning)
-    return Finding("Memory", "available", OK, gib(available), "more than that is refused before it is allocated")
+    return Finding(
+        "Memory",
+        "available",
+        OK,
+        gib(available),
+        "more than that is refused before it is allocated",
+    )
 
 
 def control_groups(root: Path) -> Finding:
     """The limit of cgroups."""
     kinds = _words(root / "proc/self/cgroup", r"^\d+:([^:]*):")
-    version = "v1" if any("memory" in kind.split(",") for kind in kinds) else "v2" if "" in kinds else "none"
+    version = (
+        "v1"
+        if any("memory" in kind.split(",") for kind in kinds)
+        else "v2"
+        if "" in kinds
+        else "none"
+    )
     limits = [(limit, file) for file, limit, _ in memory_limits(root) if limit < _UNLIMITED]
     if not limits:
-        return Finding("Memory", "cgroup", OK, f"{version}, no limit", "only the host's memory is a limit")
+        return Finding(
+            "Memory", "cgroup", OK, f"{version}, no limit", "only the host's memory is a limit"
+        )
     limit, file = min(limits)
     meaning = f"areplay keeps below it, where the kernel would kill; it is in {file}"
     return Finding("Memory", "cgroup", OK, f"{version}, {gib(limit)}", meaning)
@@ -285,7 +338,9 @@ def shared_memory(root: Path) -> Finding:
         value = gib(size.f_frsize * size.f_blocks)
     except OSError:
         value = "none"
-    return Finding("Memory", "/dev/shm", OK, value, "not used: 64 MiB in a container are no obstacle")
+    return Finding(
+        "Memory", "/dev/shm", OK, value, "not used: 64 MiB in a container are no obstacle"
+    )
 
 
 def huge_pages(root: Path) -> Finding:
@@ -293,8 +348,12 @@ def huge_pages(root: Path) -> Finding:
     chosen = _words(root / "sys/kernel/mm/transparent_hugepage/shmem_enabled", r"\[(\w+)\]")
     value = chosen[0] if chosen else "none"
     if value in ("always", "within_size", "force"):
-        return Finding("Memory", "huge pages", OK, value, "pages of 2 MiB: fresh memory is there sooner")
-    return Finding("Memory", "huge pages", OK, value, "pages of 4 KiB; prefault=True touches them at once")
+        return Finding(
+            "Memory", "huge pages", OK, value, "pages of 2 MiB: fresh memory is there sooner"
+        )
+    return Finding(
+        "Memory", "huge pages", OK, value, "pages of 4 KiB; prefault=True touches them at once"
+    )
 
 
 # Processors, and what there may be many of.
@@ -305,7 +364,9 @@ def cores(root: Path) -> Finding:
     count, usable, quota = os.cpu_count() or 1, len(os.sched_getaffinity(0)), processor_quota(root)
     value = f"{usable} of {count}" + ("" if quota is None else f", quota {quota:g}")
     if min(usable, quota or usable) < 2:
-        return Finding("Limits", "cores", WARN, value, "learner, samplers and actors have to take turns")
+        return Finding(
+            "Limits", "cores", WARN, value, "learner, samplers and actors have to take turns"
+        )
     return Finding("Limits", "cores", OK, value, "for the learner, samplers and actors together")
 
 
@@ -313,30 +374,53 @@ def descriptors(root: Path) -> Finding:
     """How many actors can be opened."""
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY:
-        return Finding("Limits", "file descriptors", OK, "no limit", "enough for any number of actors")
+        return Finding(
+            "Limits", "file descriptors", OK, "no limit", "enough for any number of actors"
+        )
     try:
         taken = len(os.listdir(root / "proc/self/fd"))
     except OSError:
-        return Finding("Limits", "file descriptors", WARN, f"{limit:,}", "how many are open is not known without /proc")
+        return Finding(
+            "Limits",
+            "file descriptors",
+            WARN,
+            f"{limit:,}",
+            "how many are open is not known without /proc",
+        )
     free = limit - taken - DESCRIPTORS_TO_START
     actors = max(0, free // (DESCRIPTORS_A_CHILD + DESCRIPTORS_AN_INBOX))
     if actors < _FEW_ACTORS:
-        more = "`ulimit -n` raises it" if most == resource.RLIM_INFINITY or most > limit else "root can raise it"
-        return Finding("Limits", "file descriptors", WARN, f"{limit:,}", f"enough for {actors} actors; {more}")
+        more = (
+            "`ulimit -n` raises it"
+            if most == resource.RLIM_INFINITY or most > limit
+            else "root can raise it"
+        )
+        return Finding(
+            "Limits", "file descriptors", WARN, f"{limit:,}", f"enough for {actors} actors; {more}"
+        )
     return Finding("Limits", "file descriptors", OK, f"{limit:,}", f"enough for {actors:,} actors")
 
 
 def processes(root: Path) -> Finding:
     """How many children there can be."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NPROC)
-    limits = [process_limit(root), limit if limit != resource.RLIM_INFINITY and os.geteuid() != 0 else None]
+    limits = [
+        process_limit(root),
+        limit if limit != resource.RLIM_INFINITY and os.geteuid() != 0 else None,
+    ]
     least = min((each for each in limits if each is not None), default=None)
     if least is None:
-        return Finding("Limits", "processes", OK, "no limit", "as many actors as the memory is enough for")
+        return Finding(
+            "Limits", "processes", OK, "no limit", "as many actors as the memory is enough for"
+        )
     value = f"{least:,}"
     if least < _FEW_ACTORS:
-        return Finding("Limits", "processes", WARN, value, "each actor and sampler is one, with some threads")
-    return Finding("Limits", "processes", OK, value, "each actor and sampler is one, with some threads")
+        return Finding(
+            "Limits", "processes", WARN, value, "each actor and sampler is one, with some threads"
+        )
+    return Finding(
+        "Limits", "processes", OK, value, "each actor and sampler is one, with some threads"
+    )
 
 
 # Software.
@@ -345,9 +429,18 @@ def processes(root: Path) -> Finding:
 def versions() -> Iterator[Finding]:
     """Of Python, and of what areplay is made of, against what it asks for."""
     try:
-        python, requirements = metadata.metadata("areplay")["Requires-Python"], metadata.requires("areplay") or []
+        python, requirements = (
+            metadata.metadata("areplay")["Requires-Python"],
+            metadata.requires("areplay") or [],
+        )
     except metadata.PackageNotFoundError:
-        yield Finding("Software", "areplay", WARN, areplay.__version__, "not installed, what it needs is not known")
+        yield Finding(
+            "Software",
+            "areplay",
+            WARN,
+            areplay.__version__,
+            "not installed, what it needs is not known",
+        )
         return
     yield Finding("Software", "areplay", OK, areplay.__version__, "this is what is being tried")
     yield _version("python", platform.python_version(), python)
@@ -358,7 +451,9 @@ def versions() -> Iterator[Finding]:
         try:
             yield _version(name, metadata.version(name), needed)
         except metadata.PackageNotFoundError:
-            yield Finding("Software", name, FAIL, "missing", f"areplay needs it: pip install '{name}{needed}'")
+            yield Finding(
+                "Software", name, FAIL, "missing", f"areplay needs it: pip install '{name}{needed}'"
+            )
 
 
 def _version(name: str, found: str, needed: str) -> Finding:
@@ -370,9 +465,15 @@ def _version(name: str, found: str, needed: str) -> Finding:
 
 def extras() -> Finding:
     """What is there of that which can be used, and need not."""
-    there = [extra for extra, module in _EXTRAS.items() if importlib.util.find_spec(module) is not None]
+    there = [
+        extra for extra, module in _EXTRAS.items() if importlib.util.find_spec(module) is not None
+    ]
     missing = [extra for extra in _EXTRAS if extra not in there]
-    meaning = f"pip install '.[{','.join(missing)}]' in a clone" if missing else "torch, jax, gymnasium, cli, metrics"
+    meaning = (
+        f"pip install '.[{','.join(missing)}]' in a clone"
+        if missing
+        else "torch, jax, gymnasium, cli, metrics"
+    )
     return Finding("Software", "extras", OK, f"{len(there)} of {len(_EXTRAS)}", meaning)
 
 

@@ -1,7 +1,9 @@
-"""Descriptions: whether what a replay says of itself has the shape that is shown. See docs/observing.md.
+"""Descriptions: whether what a replay says of itself has the shape that is shown. See
+docs/observing.md.
 
-Another program may have taken the name of a replay, or the replay be of another version, so nothing of an answer is
-used before it was looked at. The shape is that of `areplay.statistics`. More than is expected is no fault.
+Another program may have taken the name of a replay, or the replay be of another version, so nothing
+of an answer is used before it was looked at. The shape is that of `areplay.statistics`. More than
+is expected is no fault.
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ from areplay.statistics import Statistics
 
 Answer = dict[str, Any]
 
-_LATER = {"filled_by_learner", "quiet_s"}  # fields that a replay of an earlier version does not have
-_LEAST = {"capacity_rows": 1, "inbox_rows": 1, "prefetch": 1, "error_buffer": 1e-9}  # what something is divided by
+# fields that a replay of an earlier version does not have
+_LATER = {"filled_by_learner", "quiet_s"}
+# what something is divided by
+_LEAST = {"capacity_rows": 1, "inbox_rows": 1, "prefetch": 1, "error_buffer": 1e-9}
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 _SHOWN_CHARACTERS = 40
 
@@ -46,7 +50,9 @@ def checked(answer: Answer, what: str) -> Answer:
     fault = _fault(answer, _Description, "")
     if fault:
         remedy = "use the `areplay top` of its version; or some other program has taken its name"
-        raise StatusUnavailable(what, f"what it says is no description of a replay that can be shown: {fault}", remedy)
+        raise StatusUnavailable(
+            what, f"what it says is no description of a replay that can be shown: {fault}", remedy
+        )
     return answer
 
 
@@ -56,15 +62,28 @@ def _fault(value: Any, kind: Any, where: str) -> str:
         return _fault_of_record(value, kind, where)
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType or origin is typing.Union:
-        return "" if value is None else _fault(value, next(one for one in inner if one is not type(None)), where)
+        return (
+            ""
+            if value is None
+            else _fault(value, next(one for one in inner if one is not type(None)), where)
+        )
     if origin is tuple:
         if not isinstance(value, list):
             return _unlike(value, "a list", where)
-        return next((fault for k, one in enumerate(value) if (fault := _fault(one, inner[0], f"{where}[{k}]"))), "")
+        return next(
+            (
+                fault
+                for k, one in enumerate(value)
+                if (fault := _fault(one, inner[0], f"{where}[{k}]"))
+            ),
+            "",
+        )
     if origin is dict:
         if not isinstance(value, dict):
             return _unlike(value, "an object", where)
-        return next((fault for one in value.values() if (fault := _fault(one, inner[1], f"{where}.*"))), "")
+        return next(
+            (fault for one in value.values() if (fault := _fault(one, inner[1], f"{where}.*"))), ""
+        )
     is_kind = type(value) in (int, float) if kind is float else type(value) is kind
     return "" if is_kind else _unlike(value, _NAMES[kind], where)
 

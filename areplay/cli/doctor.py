@@ -1,4 +1,5 @@
-"""`areplay doctor`: whether this machine has what areplay needs, and what each finding means for you."""
+"""`areplay doctor`: whether this machine has what areplay needs, and what each finding means for
+you."""
 
 from __future__ import annotations
 
@@ -47,7 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
         for part in parts(each()):
             console.print(part)
     else:
-        lines = ((terminal.MARKS[each.status], each.name, each.value, each.meaning) for each in each())
+        lines = (
+            (terminal.MARKS[each.status], each.name, each.value, each.meaning) for each in each()
+        )
         terminal.write(lines, (1, _NAME, _VALUE, 0))
         print(verdict(found))
     return 1 if any(finding.status == FAIL for finding in found) else 0

@@ -1,4 +1,5 @@
-"""`areplay inspect CHECKPOINT`: what is in a checkpoint, and whether it is still as it was written."""
+"""`areplay inspect CHECKPOINT`: what is in a checkpoint, and whether it is still as it was
+written."""
 
 from __future__ import annotations
 
@@ -24,11 +25,16 @@ def add_to(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser = subparsers.add_parser(
         "inspect",
         help="what is in a checkpoint",
-        description="Say what is in a checkpoint. Its manifest and tables are read and compared with their checksums, "
-        "its blocks with --verify. Exit status 1 if there is none, or it is damaged.",
+        description="Say what is in a checkpoint. Its manifest and tables are read and compared "
+        "with their checksums, its blocks with --verify. Exit status 1 if there is none, or it is "
+        "damaged.",
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="the directory given to Replay.save")
-    parser.add_argument("--verify", action="store_true", help="read all files and compare them with their checksums")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="the directory given to Replay.save"
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="read all files and compare them with their checksums"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON document instead of text")
     parser.set_defaults(run=run)
 
@@ -51,7 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
 def verified(
     checkpoint: Checkpoint, on_progress: Callable[[int, int], None] | None
 ) -> tuple[Checkpoint, list[CheckpointDamaged]]:
-    """The checkpoint that was read, and its damages. If a save replaces it meanwhile, the new one is read."""
+    """The checkpoint that was read, and its damages. If a save replaces it meanwhile, the new one
+    is read."""
     while True:
         damages = list(checkpoint.damages(on_progress))
         if not damages:
@@ -85,7 +92,10 @@ def description(checkpoint: Checkpoint, damages: list[CheckpointDamaged] | None)
         "row_bytes": checkpoint.spec.row_bytes,
         "spec": _fields(checkpoint.spec),
         "is_steps": checkpoint.spec.is_steps,
-        "priorities": [{"exponent": each["exponent"], "largest": each["largest"]} for each in manifest["masses"]],
+        "priorities": [
+            {"exponent": each["exponent"], "largest": each["largest"]}
+            for each in manifest["masses"]
+        ],
         "streams": [
             {
                 **{key: stream[key] for key in ("what", "batches_delivered", "limiter")},
@@ -129,18 +139,29 @@ def _lines(document: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     saved = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(document["saved_at_s"]))
     age = terminal.span(max(0.0, document["age_s"]))
     yield "checkpoint", terminal.clean(document["path"]), "bold"
-    yield "saved", f"{saved}, {age} ago, save number {document['save']}, format {document['checkpoint_version']}", ""
+    yield (
+        "saved",
+        f"{saved}, {age} ago, save number {document['save']}, format "
+        f"{document['checkpoint_version']}",
+        "",
+    )
     so_far = f"{document['rows_inserted']:,} since the start"
-    yield "rows", f"{document['rows']:,} of capacity {document['capacity_rows']:,}; {so_far}", "cyan"
+    yield (
+        "rows",
+        f"{document['rows']:,} of capacity {document['capacity_rows']:,}; {so_far}",
+        "cyan",
+    )
     yield (
         "blocks",
-        f"{document['blocks']:,} of {document['block_rows']:,} rows, of {document['row_streams']:,} streams",
+        f"{document['blocks']:,} of {document['block_rows']:,} rows, of "
+        f"{document['row_streams']:,} streams",
         "",
     )
     rest = bytes_["tables"] + bytes_["manifest"]
     yield (
         "on disk",
-        f"{size(bytes_['total'])} in {document['files']:,} files: rows {size(bytes_['blocks'])}, the rest {size(rest)}",
+        f"{size(bytes_['total'])} in {document['files']:,} files: rows {size(bytes_['blocks'])}, "
+        f"the rest {size(rest)}",
         "",
     )
     kind = "steps of episodes, with links between them" if document["is_steps"] else "plain rows"
@@ -152,7 +173,11 @@ def _lines(document: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     for each in document["priorities"]:
         yield "priorities", f"exponent {each['exponent']:g}, largest {each['largest']:g}", ""
     for stream in document["streams"]:
-        yield "stream of batches", f"{terminal.clean(stream['what'])}: {stream['batches_delivered']:,} delivered", ""
+        yield (
+            "stream of batches",
+            f"{terminal.clean(stream['what'])}: {stream['batches_delivered']:,} delivered",
+            "",
+        )
         if stream["limiter"]:
             counts = ", ".join(f"{key} {value:g}" for key, value in stream["limiter"].items())
             yield "", f"limiter: {counts}", "dim"
@@ -165,7 +190,11 @@ def _lines(document: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
             "yellow",
         )
     for damage in document["damages"]:
-        yield "damaged", f"{terminal.clean(damage['file'])} {terminal.clean(damage['what'])}", "bold red"
+        yield (
+            "damaged",
+            f"{terminal.clean(damage['file'])} {terminal.clean(damage['what'])}",
+            "bold red",
+        )
     if not document["is_verified"]:
         yield "verified", "the manifest and the table of blocks; --verify reads everything", "dim"
     elif not document["damages"]:
@@ -174,13 +203,19 @@ def _lines(document: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 def _fields(spec: Spec) -> list[dict[str, Any]]:
     return [
-        {"name": field.name, "shape": list(field.shape), "dtype": field.dtype.name, "row_bytes": field.row_bytes}
+        {
+            "name": field.name,
+            "shape": list(field.shape),
+            "dtype": field.dtype.name,
+            "row_bytes": field.row_bytes,
+        }
         for field in spec.values()
     ]
 
 
 def _left_over(path: str, names: dict[str, int]) -> dict[str, int]:
-    """Files in the directory that are named like a checkpoint's and do not belong to it, and their sizes."""
+    """Files in the directory that are named like a checkpoint's and do not belong to it, and their
+    sizes."""
     found = {}
     with os.scandir(path) as entries:
         for entry in entries:

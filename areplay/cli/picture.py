@@ -1,7 +1,9 @@
-"""The picture of a running replay that `areplay top` shows: bars, rates, children, and who waits for whom.
+"""The picture of a running replay that `areplay top` shows: bars, rates, children, and who waits
+for whom.
 
-Made of the replay's answer (see docs/observing.md) and of the rates between two answers; knows nothing of where they
-come from. It fits into 100 columns; only a reason to wait may take more than a line.
+Made of the replay's answer (see docs/observing.md) and of the rates between two answers; knows
+nothing of where they come from. It fits into 100 columns; only a reason to wait may take more than
+a line.
 """
 
 from __future__ import annotations
@@ -56,7 +58,10 @@ def command_of(answer: Answer) -> str:
 def _heading(answer: Answer) -> Text:
     from rich.text import Text
 
-    facts = f"pid {answer['pid']} · up {span(answer['uptime_s'])} · areplay {answer['versions'].get('areplay')}"
+    facts = (
+        f"pid {answer['pid']} · up {span(answer['uptime_s'])} · areplay "
+        f"{answer['versions'].get('areplay')}"
+    )
     return Text.assemble((command_of(answer), "bold"), "  ", (clean(facts), "dim"))
 
 
@@ -83,9 +88,14 @@ def _ring(answer: Answer, speed: Answer) -> Table:
     grid.add_row("ring", _gauge(rows / capacity, "cyan"), f"{rows:,} rows", f"of {capacity:,}")
     bytes_per_s = speed["rows_per_s"] * now["row_bytes"]
     grid.add_row(
-        "", "", f"{_rate(speed['rows_per_s'])} rows/s", f"{size(bytes_per_s)}/s, {now['row_bytes']:,} bytes each"
+        "",
+        "",
+        f"{_rate(speed['rows_per_s'])} rows/s",
+        f"{size(bytes_per_s)}/s, {now['row_bytes']:,} bytes each",
     )
-    grid.add_row("", "", f"{now['rows_inserted']:,} so far", f"{size(now['memory_bytes'])} of shared memory")
+    grid.add_row(
+        "", "", f"{now['rows_inserted']:,} so far", f"{size(now['memory_bytes'])} of shared memory"
+    )
     counts = f"{saves['saves']:,} saves, {saves['failures']:,} failed"
     if saves["last"] is not None:
         ago = span(max(0.0, answer["time_s"] - saves["last_saved_at_s"]))
@@ -102,22 +112,37 @@ def _stream(stream: Answer, rate: Answer) -> RenderableType:
 
     grid = _grid()
     # More than `prefetch` may be ready: there is a slot for the learner besides, and one a sampler.
-    slots = f"full from {stream['prefetch']:,}; {stream['filling']} being filled, {stream['lent']} lent"
+    slots = (
+        f"full from {stream['prefetch']:,}; {stream['filling']} being filled, {stream['lent']} lent"
+    )
     grid.add_row("queue", _gauge(stream["fill"], "green"), f"{stream['ready']:,} ready", slots)
     counts = f"{_rate(rate['items_per_s'])} items/s; {stream['batches_delivered']:,} batches"
     grid.add_row("", "", f"{_rate(rate['batches_per_s'])} batches/s", counts)
     waits = f"{_times(stream['learner_waits'])}, the longest {span(stream['peak_learner_wait_s'])}"
     grid.add_row(
-        "learner", _gauge(rate["waiting_share"], "yellow"), f"{100 * rate['waiting_share']:.1f} % waiting", waits
+        "learner",
+        _gauge(rate["waiting_share"], "yellow"),
+        f"{100 * rate['waiting_share']:.1f} % waiting",
+        waits,
     )
     if own := stream.get("filled_by_learner"):  # which an older replay does not say
         grid.add_row("", "", f"{own:,} batches", "filled by itself, since none was ready")
     limiter = stream["limiter"]
     if limiter is not None:
-        # From -error_buffer, where the learner has to wait, to +error_buffer, where the actors have to.
+        # From -error_buffer, where the learner has to wait, to +error_buffer, where the actors have
+        # to.
         share = 0.5 + limiter["error"] / (2 * limiter["error_buffer"])
-        held = "learner" if limiter["holds_learner"] else "actors" if limiter["holds_writers"] else "nobody"
-        counts = f"{limiter['samples_per_insert']:g} a step: {limiter['inserts']:,} in, {limiter['samples']:,} out"
+        held = (
+            "learner"
+            if limiter["holds_learner"]
+            else "actors"
+            if limiter["holds_writers"]
+            else "nobody"
+        )
+        counts = (
+            f"{limiter['samples_per_insert']:g} a step: {limiter['inserts']:,} in, "
+            f"{limiter['samples']:,} out"
+        )
         grid.add_row("limiter", _gauge(share, "magenta"), f"holds {held}", counts)
     if stream["items_left"] is not None:
         grid.add_row("", "", f"{stream['items_left']:,} items left", "")
@@ -134,13 +159,22 @@ def _times(count: int) -> str:
     return {0: "never", 1: "once"}.get(count, f"{count:,} times")
 
 
-def _children(statistics: Answer, speed: Answer) -> Iterator[tuple[str, Answer, str, str, Any, str]]:
+def _children(
+    statistics: Answer, speed: Answer
+) -> Iterator[tuple[str, Answer, str, str, Any, str]]:
     """`(name, child, rate, total, gauge, its numbers)` of all actors and samplers."""
     actors, samplers = _named_actors(statistics), _named_samplers(statistics)
     for (name, actor), rate in zip(actors, speed["actors"], strict=True):
         gauge = _gauge(actor["waiting_rows"] / actor["inbox_rows"], "cyan", _PLACE)
         inbox = f"inbox {actor['waiting_rows']:,}"
-        yield name, actor, f"{_rate(rate['rows_per_s'])} rows/s", f"{actor['rows']:,} rows", gauge, inbox
+        yield (
+            name,
+            actor,
+            f"{_rate(rate['rows_per_s'])} rows/s",
+            f"{actor['rows']:,} rows",
+            gauge,
+            inbox,
+        )
     places = [stream["prefetch"] for stream in statistics["batches"] for _ in stream["samplers"]]
     speeds = [rate for stream in speed["batches"] for rate in stream["samplers"]]
     for (name, sampler), rate, prefetch in zip(samplers, speeds, places, strict=True):
@@ -153,7 +187,10 @@ def _named_actors(statistics: Answer) -> list[tuple[str, Answer]]:
     """Each with its name, which has the number of its group if there are several."""
     several = len({actor["group"] for actor in statistics["actors"]}) > 1
     return [
-        (f"actor {actor['group']}.{actor['index']}" if several else f"actor {actor['index']}", actor)
+        (
+            f"actor {actor['group']}.{actor['index']}" if several else f"actor {actor['index']}",
+            actor,
+        )
         for actor in statistics["actors"]
     ]
 
@@ -162,7 +199,12 @@ def _named_samplers(statistics: Answer) -> list[tuple[str, Answer]]:
     """Each with its name, which has the number of its stream if there are several."""
     several = len(statistics["batches"]) > 1
     return [
-        (f"sampler {stream['number']}.{sampler['index']}" if several else f"sampler {sampler['index']}", sampler)
+        (
+            f"sampler {stream['number']}.{sampler['index']}"
+            if several
+            else f"sampler {sampler['index']}",
+            sampler,
+        )
         for stream in statistics["batches"]
         for sampler in stream["samplers"]
     ]
@@ -183,7 +225,16 @@ def _table(children: list[tuple[str, Answer, str, str, Any, str]], seconds: floa
     table.add_column("", style="dim", no_wrap=True)
     for name, child, rate, total, gauge, place in children[:_MOST_CHILDREN]:
         restarts = Text(f"{child['restarts']:,}", "yellow" if child["restarts"] else "dim")
-        table.add_row(name, str(child["pid"] or "-"), _state(child, seconds), restarts, rate, total, gauge, place)
+        table.add_row(
+            name,
+            str(child["pid"] or "-"),
+            _state(child, seconds),
+            restarts,
+            rate,
+            total,
+            gauge,
+            place,
+        )
     if len(children) > _MOST_CHILDREN:
         more = [child for _, child, *_ in children[_MOST_CHILDREN:]]
         table.add_row(f"{len(more)} more", "", f"{sum(child['is_alive'] for child in more)} alive")
@@ -191,9 +242,11 @@ def _table(children: list[tuple[str, Answer, str, str, Any, str]], seconds: floa
 
 
 def _least_wait_s(seconds: float) -> float:
-    """How long an actor must have waited to be called waiting: longer than from one look to the next.
+    """How long an actor must have waited to be called waiting: longer than from one look to the
+    next.
 
-    An actor that a limiter lets step once in a while waits most of the time, and steps all the same.
+    An actor that a limiter lets step once in a while waits most of the time, and steps all the
+    same.
     """
     return min(max(seconds, _LEAST_WAIT_S), _LONG_WAIT_S)
 
@@ -206,7 +259,11 @@ def _state(child: Answer, seconds: float) -> Text:
         if quiet_s := child.get("quiet_s", 0.0):  # of an actor, by a replay that says it
             return Text(f"quiet {span(quiet_s)}", "bold yellow")
         waited_s, least_s = child.get("waited_s", 0.0), max(_WARN_WAIT_S, _least_wait_s(seconds))
-        return Text(f"waits {span(waited_s)}", "yellow") if waited_s > least_s else Text("alive", "green")
+        return (
+            Text(f"waits {span(waited_s)}", "yellow")
+            if waited_s > least_s
+            else Text("alive", "green")
+        )
     if child["has_failed"]:
         return Text("failed", "bold red")
     return Text("done", "dim") if child["has_finished"] else Text("starting", "yellow")
@@ -226,7 +283,9 @@ def _waits(waits: list[Answer], seconds: float) -> RenderableType:
     table.add_column()
     for wait in long[:_MOST_WAITS]:
         table.add_row(
-            Text(_shortened(wait["who"])), f"waits {span(wait['waited_s'])}", Text(_shortened(wait["reason"]))
+            Text(_shortened(wait["who"])),
+            f"waits {span(wait['waited_s'])}",
+            Text(_shortened(wait["reason"])),
         )
     if len(long) > _MOST_WAITS:
         table.add_row(f"{len(long) - _MOST_WAITS} more", "", "")
@@ -242,7 +301,11 @@ def _failures(statistics: Answer) -> Iterator[Text]:
     from rich.text import Text
 
     children = _named_actors(statistics) + _named_samplers(statistics)
-    failed = [(name, child["last_failure"]) for name, child in children if child["last_failure"] is not None]
+    failed = [
+        (name, child["last_failure"])
+        for name, child in children
+        if child["last_failure"] is not None
+    ]
     for name, exit_ in sorted(failed, key=lambda pair: pair[1]["exited_at_s"])[-_MOST_WAITS:]:
         *_, last = exit_["details"].strip().splitlines() or [""]
         code = "an unknown code" if exit_["exit_code"] is None else exit_["exit_code"]

@@ -1,7 +1,8 @@
 """Showing: how the commands put things on the screen. What is shown is theirs.
 
-rich draws, if it is there (extra `cli`); what needs no live display is plain text without it. Nothing that comes from
-another process or a file reaches the terminal with control characters in it.
+rich draws, if it is there (extra `cli`); what needs no live display is plain text without it.
+Nothing that comes from another process or a file reaches the terminal with control characters in
+it.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ def has_rich() -> bool:
 def write(lines: Iterable[tuple[str, ...]], widths: tuple[int, ...]) -> None:
     """Plain lines in columns, for want of rich."""
     for line in lines:
-        print("  ".join(f"{word:{width}}" for word, width in zip(line, widths, strict=True)).rstrip())
+        print(
+            "  ".join(f"{word:{width}}" for word, width in zip(line, widths, strict=True)).rstrip()
+        )
 
 
 def write_json(document: Mapping[str, Any], *, indent: int | None = 1) -> None:

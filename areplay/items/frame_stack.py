@@ -1,4 +1,5 @@
-"""Frame stacks: observations that consist of the last k frames of an episode, put together when they are sampled."""
+"""Frame stacks: observations that consist of the last k frames of an episode, put together when
+they are sampled."""
 
 from __future__ import annotations
 
@@ -14,10 +15,12 @@ PADS = ("first", "zero")
 
 
 class Stacks:
-    """Which observations are stacked, how deep, and what stands for the frames before an episode's first.
+    """Which observations are stacked, how deep, and what stands for the frames before an episode's
+    first.
 
     Args:
-        frame_stack: frames of each observation field, or of those that are named; `None`: no stacks.
+        frame_stack: frames of each observation field, or of those that are named; `None`: no
+            stacks.
         pad: "first": the first frame is repeated; "zero": zeros.
 
     Raises:
@@ -31,7 +34,9 @@ class Stacks:
         self._all = 0
         self._each: dict[str, int] = {}
         if isinstance(frame_stack, Mapping):
-            self._each = {name: whole_number(f"frame_stack[{name!r}]", k) for name, k in frame_stack.items()}
+            self._each = {
+                name: whole_number(f"frame_stack[{name!r}]", k) for name, k in frame_stack.items()
+            }
         elif frame_stack is not None:
             self._all = whole_number("frame_stack", frame_stack)
         self.frame_stack = frame_stack
@@ -59,13 +64,17 @@ class Stacks:
         for name in self._each:
             if name not in spec.observations:
                 known = ", ".join(spec.observations)
-                raise ValueError(f"frame_stack: {name!r} is no observation field of the spec, which has {known}")
+                raise ValueError(
+                    f"frame_stack: {name!r} is no observation field of the spec, which has {known}"
+                )
 
     def columns(self, depth: int, last: Numbers, behind: Numbers) -> Numbers:
-        """(..., depth): the columns of windows in which the frames of the stacks that end in column `last` are.
+        """(..., depth): the columns of windows in which the frames of the stacks that end in column
+        `last` are.
 
         Args:
-            behind: how many rows of the episode there are before that column's, of the same shape as `last`.
+            behind: how many rows of the episode there are before that column's, of the same shape
+                as `last`.
         """
         past = np.minimum(np.arange(depth - 1, -1, -1), behind[..., None])
         columns: Numbers = last[..., None] - past

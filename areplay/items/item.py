@@ -1,12 +1,14 @@
 """Items: what the learner samples, and how it is put together from rows.
 
-An item kind says which rows it needs around the one that it is drawn by, which fields a batch of it has, and how they
-come from the rows. It never decides which rows are drawn (see `areplay.selectors.selector`) nor whether they are still
-whole (see `areplay._sampling.reader`). It runs in the samplers, off the learner's time; areplay's own ones also in a
-learner that would have to wait. Two objects of one class with equal state are one kind (see `areplay._base.identity`):
-a stream of batches goes on with either after a checkpoint.
+An item kind says which rows it needs around the one that it is drawn by, which fields a batch of it
+has, and how they come from the rows. It never decides which rows are drawn (see
+`areplay.selectors.selector`) nor whether they are still whole (see `areplay._sampling.reader`). It
+runs in the samplers, off the learner's time; areplay's own ones also in a learner that would have
+to wait. Two objects of one class with equal state are one kind (see `areplay._base.identity`): a
+stream of batches goes on with either after a checkpoint.
 
-A kind of your own is any object like this, that can be pickled; here the discounted sum of the next five rewards::
+A kind of your own is any object like this, that can be pickled; here the discounted sum of the next
+five rewards::
 
     class NextRewards:
         window = areplay.Window(forward=4)
@@ -16,7 +18,8 @@ A kind of your own is any object like this, that can be pickled; here the discou
 
         def assemble(self, windows, out):
             windows.take("obs", out=out["obs"])
-            rewards = windows.take("reward", slice(0, 5))  # (B, 5); behind an episode's end the last row is repeated
+            rewards = windows.take("reward", slice(0, 5))  # (B, 5); behind an episode's end the
+                                                           last row is repeated
             is_step = np.arange(5) < windows.steps[:, None]
             out["returns"][:] = (rewards * is_step) @ 0.99 ** np.arange(5)
 """
@@ -40,8 +43,8 @@ class FieldView:
     So that an observation and the next one share the frames that they have in common.
 
     Args:
-        stack: if not 0, the field is the stacks of so many neighbours along axis 1: `(B, stop - start - stack + 1,
-            stack, ...)`.
+        stack: if not 0, the field is the stacks of so many neighbours along axis 1:
+            `(B, stop - start - stack + 1, stack, ...)`.
     """
 
     source: str
@@ -59,7 +62,8 @@ class FieldView:
 
 
 Fields = Mapping[str, Any]
-"""Field name -> `(shape, dtype)` without the batch axis, a `Field`, or a `FieldView` of another field."""
+"""Field name -> `(shape, dtype)` without the batch axis, a `Field`, or a `FieldView` of another
+field."""
 
 
 class Item(Protocol):
@@ -71,7 +75,8 @@ class Item(Protocol):
     def fields(self, spec: Spec) -> Fields:
         """Name, shape (without the batch axis) and dtype of each field of a batch of such items.
 
-        A field that is the source of a `FieldView` is for `assemble` only, a batch does not show it.
+        A field that is the source of a `FieldView` is for `assemble` only, a batch does not show
+        it.
 
         Raises:
             ValueError: such items cannot be made of rows of that spec.
@@ -79,8 +84,8 @@ class Item(Protocol):
         ...
 
     def assemble(self, windows: Windows, out: Mapping[str, Array]) -> None:
-        """Write item `i` of `windows` into `out[field][i]`, for each i. The rows may change meanwhile: never trust them
-        further than to copy them, what was torn is written again.
+        """Write item `i` of `windows` into `out[field][i]`, for each i. The rows may change
+        meanwhile: never trust them further than to copy them, what was torn is written again.
         """
         ...
 
@@ -96,21 +101,29 @@ class BatchFields:
 
     def __init__(self, fields: Fields) -> None:
         self.views = {name: given for name, given in fields.items() if isinstance(given, FieldView)}
-        self.stored = {name: as_field(name, given) for name, given in fields.items() if name not in self.views}
+        self.stored = {
+            name: as_field(name, given) for name, given in fields.items() if name not in self.views
+        }
         sources = {view.source for view in self.views.values()}
         self.names = tuple(name for name in fields if name not in sources)
         if not self.names or not sources <= self.stored.keys():
             raise ValueError(
-                f"a batch needs fields, and its views need their sources, got {', '.join(fields) or 'none'}"
+                "a batch needs fields, and its views need their sources, got "
+                f"{', '.join(fields) or 'none'}"
             )
 
     def of(self, stored: Mapping[str, Array]) -> dict[str, Array]:
         """The fields as the learner sees them, of arrays with a batch axis."""
         return {
-            name: self.views[name].of(stored[self.views[name].source]) if name in self.views else stored[name]
+            name: self.views[name].of(stored[self.views[name].source])
+            if name in self.views
+            else stored[name]
             for name in self.names
         }
 
     def empty(self, count: int) -> dict[str, Array]:
         """Fresh memory for `count` items."""
-        return {name: np.empty((count, *field.shape), field.dtype) for name, field in self.stored.items()}
+        return {
+            name: np.empty((count, *field.shape), field.dtype)
+            for name, field in self.stored.items()
+        }

@@ -1,4 +1,5 @@
-"""Sequences: what a recurrent agent needs, stretches of episodes with a time axis, from rows stored once."""
+"""Sequences: what a recurrent agent needs, stretches of episodes with a time axis, from rows stored
+once."""
 
 from __future__ import annotations
 
@@ -16,27 +17,33 @@ MAX_STEPS = 100_000
 
 
 class Sequences:
-    """Each item is a sequence of T = `sequence_length` steps: fields `(batch, T, ...)`, and which of the steps count.
+    """Each item is a sequence of T = `sequence_length` steps: fields `(batch, T, ...)`, and which
+    of the steps count.
 
-    All fields of the spec, and `mask`, `is_first` (B, T) bool: whether a step is to be learnt from, and whether it is
-    the first of an episode. A sequence begins at any step whose number in its episode is a multiple of `period`, so
-    that sequences overlap by `sequence_length - period` steps (as in R2D2, Kapturowski et al. 2019).
+    All fields of the spec, and `mask`, `is_first` (B, T) bool: whether a step is to be learnt from,
+    and whether it is the first of an episode. A sequence begins at any step whose number in its
+    episode is a multiple of `period`, so that sequences overlap by `sequence_length - period` steps
+    (as in R2D2, Kapturowski et al. 2019).
 
-    Where the episode ends within the sequence, what follows is masked and zero, except that `obs` has the final
-    observation at the first masked time: bootstrap from it after a truncation. A batch never shows a step whose
-    successors within the sequence are still to come.
+    Where the episode ends within the sequence, what follows is masked and zero, except that `obs`
+    has the final observation at the first masked time: bootstrap from it after a truncation. A
+    batch never shows a step whose successors within the sequence are still to come.
 
     Args:
         sequence_length: T, steps, `burn_in` included.
-        burn_in: the first so many steps are only there to warm up a recurrent state, their `mask` is False. Sequences
-            that would have no step after them are not drawn.
+        burn_in: the first so many steps are only there to warm up a recurrent state, their `mask`
+            is False. Sequences that would have no step after them are not drawn.
         period: steps from one beginning to the next.
-        frame_stack: observations of the last so many frames, `(T, frame_stack, *shape)`, oldest first, as views of
-            frames that are there once; or `{"obs.camera": 4}` to stack some. Masked times may show frames of the end.
-        across_episodes: go on with the next episode of the same environment instead, its first step where the last
-            one's successor would be; final observations are left out, and nothing is masked but `burn_in`.
-        pad: what stands for the frames before an episode's first: "first", that one again; or "zero".
-        first_step_only: extras of which only the first step's value is wanted, such as a recurrent state: `(B, ...)`.
+        frame_stack: observations of the last so many frames, `(T, frame_stack, *shape)`, oldest
+            first, as views of frames that are there once; or `{"obs.camera": 4}` to stack some.
+            Masked times may show frames of the end.
+        across_episodes: go on with the next episode of the same environment instead, its first step
+            where the last one's successor would be; final observations are left out, and nothing is
+            masked but `burn_in`.
+        pad: what stands for the frames before an episode's first: "first", that one again; or
+            "zero".
+        first_step_only: extras of which only the first step's value is wanted, such as a recurrent
+            state: `(B, ...)`.
 
     Raises:
         ValueError, TypeError: an option is not such a number.
@@ -53,12 +60,17 @@ class Sequences:
         first_step_only: Collection[str] = (),
     ) -> None:
         self.sequence_length = whole_number("sequence_length", sequence_length, at_most=MAX_STEPS)
-        self.burn_in = whole_number("burn_in", burn_in, at_least=0, at_most=self.sequence_length - 1)
+        self.burn_in = whole_number(
+            "burn_in", burn_in, at_least=0, at_most=self.sequence_length - 1
+        )
         self.period = whole_number("period", period)
         self.across_episodes = flag("across_episodes", across_episodes)
         self._stacks = Stacks(frame_stack, pad)
         if isinstance(first_step_only, str) or not isinstance(first_step_only, Collection):
-            raise ValueError(f"first_step_only must be names of extras, such as ('state',), got {first_step_only!r}")
+            raise ValueError(
+                "first_step_only must be names of extras, such as ('state',), got "
+                f"{first_step_only!r}"
+            )
         self._first_step_only = frozenset(first_step_only)
         self.window = Window(
             back=self._stacks.back,
@@ -71,12 +83,15 @@ class Sequences:
     def fields(self, spec: Spec) -> Fields:
         """See `Item.fields`."""
         if not spec.is_steps:
-            raise ValueError(f"{self!r} needs a spec of steps, made with Spec.steps or Spec.from_env; use Rows()")
+            raise ValueError(
+                f"{self!r} needs a spec of steps, made with Spec.steps or Spec.from_env; use Rows()"
+            )
         self._stacks.check(spec)
         for name in self._first_step_only:
             if name not in spec.extras:
                 raise ValueError(
-                    f"first_step_only: {name!r} is no extra of the spec, which has {spec.extras or 'none'}"
+                    f"first_step_only: {name!r} is no extra of the spec, which has "
+                    f"{spec.extras or 'none'}"
                 )
         length = self.sequence_length
         fields: dict[str, object] = {}
@@ -88,10 +103,15 @@ class Sequences:
             elif depth:
                 fields[name] = ((length, depth, *field.shape), field.dtype)
             else:
-                fields[name] = (field.shape if name in self._first_step_only else (length, *field.shape), field.dtype)
+                fields[name] = (
+                    field.shape if name in self._first_step_only else (length, *field.shape),
+                    field.dtype,
+                )
         for name in ("mask", "is_first"):
             if name in fields:
-                raise ValueError(f"the extra {name!r} has the name of a field of Sequences; give it another one")
+                raise ValueError(
+                    f"the extra {name!r} has the name of a field of Sequences; give it another one"
+                )
             fields[name] = ((length,), "bool")
         return fields
 
@@ -114,9 +134,15 @@ class Sequences:
                     out[name][~is_step] = 0
 
     def _assemble_observations(
-        self, windows: Windows, name: str, out: Mapping[str, Array], numbers: Array, is_beyond: Array
+        self,
+        windows: Windows,
+        name: str,
+        out: Mapping[str, Array],
+        numbers: Array,
+        is_beyond: Array,
     ) -> None:
-        """Those of one field; zero in the times that `is_beyond` says, after the final observation."""
+        """Those of one field; zero in the times that `is_beyond` says, after the final
+        observation."""
         depth, length = self._stacks.depth(name), self.sequence_length
         if not depth:
             windows.take(name, slice(0, length), out=out[name])

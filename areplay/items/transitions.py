@@ -1,4 +1,5 @@
-"""Transitions: what an agent that learns from single steps needs, n steps deep if wished, from rows stored once."""
+"""Transitions: what an agent that learns from single steps needs, n steps deep if wished, from rows
+stored once."""
 
 from __future__ import annotations
 
@@ -18,23 +19,27 @@ MAX_STEPS = 10_000
 class Transitions:
     """Each item is a transition over n steps of one episode, or fewer where it ends.
 
-    With o, a, r of step t, where the episode ends after m more steps at the latest (n = min(n_step, m))::
+    With o, a, r of step t, where the episode ends after m more steps at the latest (n = min(n_step,
+    m))::
 
         obs = o[t], action = a[t], reward = r[t] + gamma r[t+1] + ... + gamma^(n-1) r[t+n-1]
         next_obs = o[t+n], discount = gamma^n, or 0 if step t+n-1 terminated the episode
         terminated, truncated: of step t+n-1; n; each extra of step t
 
-    so that `reward + discount * value(next_obs)` is the n-step target (Sutton & Barto, Reinforcement Learning, 2nd ed.,
-    eq. 7.1), also after a truncation: `next_obs` is the final observation there. Dtypes as in the spec; `reward` at
-    least float32, `discount` like `reward`, `n` int64.
+    so that `reward + discount * value(next_obs)` is the n-step target (Sutton & Barto,
+    Reinforcement Learning, 2nd ed., eq. 7.1), also after a truncation: `next_obs` is the final
+    observation there. Dtypes as in the spec; `reward` at least float32, `discount` like `reward`,
+    `n` int64.
 
     Args:
         n_step: n, at least 1.
         gamma: from 0 to 1.
-        frame_stack: observations of the last so many frames, oldest first, `(frame_stack, *shape)`; or
-            `{"obs.camera": 4}` to stack some. `obs` and `next_obs` are then views of one array, which do not lie in one
-            piece; with `n_step=1` they share the frames that they have in common.
-        pad: what stands for the frames before an episode's first: "first", that one again; or "zero".
+        frame_stack: observations of the last so many frames, oldest first, `(frame_stack, *shape)`;
+            or `{"obs.camera": 4}` to stack some. `obs` and `next_obs` are then views of one array,
+            which do not lie in one piece; with `n_step=1` they share the frames that they have in
+            common.
+        pad: what stands for the frames before an episode's first: "first", that one again; or
+            "zero".
 
     Raises:
         ValueError, TypeError: an option is not such a number.
@@ -56,14 +61,17 @@ class Transitions:
     def fields(self, spec: Spec) -> Fields:
         """See `Item.fields`."""
         if not spec.is_steps:
-            raise ValueError(f"{self!r} needs a spec of steps, made with Spec.steps or Spec.from_env; use Rows()")
+            raise ValueError(
+                f"{self!r} needs a spec of steps, made with Spec.steps or Spec.from_env; use Rows()"
+            )
         self._stacks.check(spec)
         fields: dict[str, object] = {}
         for name in spec.observations:
             shape, dtype, depth = spec[name].shape, spec[name].dtype, self._stacks.depth(name)
             if depth:
-                # With one step the next observation has all of this one's frames but the oldest: they are there once.
-                # Else all are in one array so that one gather copies them, from neighbouring rows: 8 % faster than two.
+                # With one step the next observation has all of this one's frames but the oldest:
+                # they are there once. Else all are in one array so that one gather copies them,
+                # from neighbouring rows: 8 % faster than two.
                 next_at = 1 if self.n_step == 1 else depth
                 fields[f"frames:{name}"] = ((next_at + depth, *shape), dtype)
                 fields[name] = FieldView(f"frames:{name}", 0, depth)
@@ -77,7 +85,10 @@ class Transitions:
         fields |= {"terminated": ((), "bool"), "truncated": ((), "bool"), "n": ((), "int64")}
         for name in spec.extras:
             if name in fields:
-                raise ValueError(f"the extra {name!r} has the name of a field of Transitions; give it another one")
+                raise ValueError(
+                    f"the extra {name!r} has the name of a field of Transitions; give "
+                    "it another one"
+                )
             fields[name] = spec[name]
         return fields
 
@@ -103,18 +114,28 @@ class Transitions:
         for name in ("terminated", "truncated"):
             windows.columns[name].take(at_last, out=out[name], mode="clip")
         self._sum_rewards(windows, out["reward"], is_full)
-        np.multiply(self._discounts.take(n, mode="clip"), ~out["terminated"], out=out["discount"], casting="unsafe")
+        np.multiply(
+            self._discounts.take(n, mode="clip"),
+            ~out["terminated"],
+            out=out["discount"],
+            casting="unsafe",
+        )
         out["n"][:] = n
         for name in windows.spec.actions + windows.spec.extras:
             windows.take(name, out=out[name])
 
     def _take_both(self, windows: Windows, name: str, depth: int, out: Array) -> None:
-        """The stacks that end with the row itself, and those that end with the row after the last step."""
+        """The stacks that end with the row itself, and those that end with the row after the last
+        step."""
         back = windows.back
-        ours, nexts = np.arange(back + 1 - depth, back + 1), np.arange(-depth, 0) + back + 1 + self.n_step
+        ours, nexts = (
+            np.arange(back + 1 - depth, back + 1),
+            np.arange(-depth, 0) + back + 1 + self.n_step,
+        )
         positions = windows.positions[:, np.concatenate([ours, nexts])]
         behind = windows.behind + windows.ahead
-        short = np.flatnonzero(windows.ahead < self.n_step)  # there the episode ends within the window
+        # there the episode ends within the window
+        short = np.flatnonzero(windows.ahead < self.n_step)
         if len(short):
             columns = self._stacks.columns(depth, back + windows.ahead[short], behind[short])
             positions[short, depth:] = windows.positions[short[:, None], columns]
@@ -126,12 +147,16 @@ class Transitions:
         if self.n_step == 1:
             out[:] = windows.take("reward")
             return
-        rewards = windows.take("reward", slice(0, self.n_step)).astype(np.result_type(out.dtype, np.float64))
+        rewards = windows.take("reward", slice(0, self.n_step)).astype(
+            np.result_type(out.dtype, np.float64)
+        )
         if not is_full:
             rewards[np.arange(self.n_step) >= windows.ahead[:, None]] = 0
         out[:] = np.moveaxis(rewards, 1, -1) @ self._discounts[:-1]
 
     def __repr__(self) -> str:
         stacks = self._stacks
-        stack = f", frame_stack={stacks.frame_stack!r}{stacks.pad_text}" if stacks.frame_stack else ""
+        stack = (
+            f", frame_stack={stacks.frame_stack!r}{stacks.pad_text}" if stacks.frame_stack else ""
+        )
         return f"Transitions(n_step={self.n_step}, gamma={self.gamma}{stack})"

@@ -26,17 +26,18 @@ _UNIFORM_ROUNDS = 8  # in search of rows that are not left out
 class Prioritized:
     """Rows in proportion to their priorities: `|priority| ** priority_exponent`.
 
-    Stratified within a batch; its `probabilities` and `weights` come with it. New rows enter with the largest priority
-    before them, or with the one that the actor gave; `Replay.update_priorities` gives others. Source: Schaul et al.,
-    Prioritized Experience Replay, 2016.
+    Stratified within a batch; its `probabilities` and `weights` come with it. New rows enter with
+    the largest priority before them, or with the one that the actor gave;
+    `Replay.update_priorities` gives others. Source: Schaul et al., Prioritized Experience Replay,
+    2016.
 
     Args:
         priority_exponent: 0: uniform; 1: in proportion.
-        importance_sampling_exponent: of the weights; 0: all are 1; 1: the bias is made up for in full. Or a schedule:
-            a function of the batches delivered so far. Assigned to in the learner's process while samplers run, it is
-            used from their next batch on.
-        uniform_sample_probability: the share of draws that are uniform over all rows instead. A row by which no item
-            can be made is drawn again, by the same chances.
+        importance_sampling_exponent: of the weights; 0: all are 1; 1: the bias is made up for in
+            full. Or a schedule: a function of the batches delivered so far. Assigned to in the
+            learner's process while samplers run, it is used from their next batch on.
+        uniform_sample_probability: the share of draws that are uniform over all rows instead. A row
+            by which no item can be made is drawn again, by the same chances.
 
     Raises:
         ValueError: one of them is not a number from 0 to 1.
@@ -49,8 +50,12 @@ class Prioritized:
         uniform_sample_probability: float = 0.0,
     ) -> None:
         self.priority_exponent = fraction("priority_exponent", priority_exponent)
-        self.uniform_sample_probability = fraction("uniform_sample_probability", uniform_sample_probability)
-        self._schedule = importance_sampling_exponent if callable(importance_sampling_exponent) else None
+        self.uniform_sample_probability = fraction(
+            "uniform_sample_probability", uniform_sample_probability
+        )
+        self._schedule = (
+            importance_sampling_exponent if callable(importance_sampling_exponent) else None
+        )
         first = self._schedule(0) if self._schedule is not None else importance_sampling_exponent
         self._exponent = fraction("importance_sampling_exponent", first)
         self._priorities: Priorities | None = None
@@ -86,27 +91,40 @@ class Prioritized:
         priorities = priorities_of(self.priority_exponent)
         if self._priorities is None or self._priorities.is_closed:
             if self._priorities is not None:
-                self._exponent = self.importance_sampling_exponent  # as it was left in the replay before
+                # as it was left in the replay before
+                self._exponent = self.importance_sampling_exponent
             self._priorities, self._number = priorities, priorities.new_exponent(self._exponent)
         elif self._priorities is not priorities:
-            raise ValueError(f"{self!r} is used by another replay; give each replay a selector of its own")
+            raise ValueError(
+                f"{self!r} is used by another replay; give each replay a selector of its own"
+            )
 
     @property
     def obstacle(self) -> str:
-        """Why nothing can be drawn whatever rows there are, and what to do about it; "" if it can."""
+        """Why nothing can be drawn whatever rows there are, and what to do about it; "" if it
+        can."""
         self._check_process()
-        if self._priorities is None or self._priorities.total > 0 or self.uniform_sample_probability:
+        if (
+            self._priorities is None
+            or self._priorities.total > 0
+            or self.uniform_sample_probability
+        ):
             return ""
-        return "all rows have priority 0; give some a larger one with update_priorities, or add rows"
+        return (
+            "all rows have priority 0; give some a larger one with update_priorities, or add rows"
+        )
 
     def on_delivered(self, batches: int) -> None:
         """Follow the schedule, if there is one: so many batches were delivered."""
         if self._schedule is not None:
             self.importance_sampling_exponent = fraction(
-                f"importance_sampling_exponent, by its schedule after {batches} batches,", self._schedule(batches)
+                f"importance_sampling_exponent, by its schedule after {batches} batches,",
+                self._schedule(batches),
             )
 
-    def draw(self, ring: Ring, count: int, rng: np.random.Generator) -> tuple[Indices, Masses | float]:
+    def draw(
+        self, ring: Ring, count: int, rng: np.random.Generator
+    ) -> tuple[Indices, Masses | float]:
         """See `Selector.draw`."""
         return self.draw_batches(ring, 1, count, rng)
 
@@ -135,10 +153,11 @@ class Prioritized:
         return PrioritizedRest(ring, self._priorities, self.uniform_sample_probability, rows)
 
     def is_burdened(self, ring: Ring, drawn: Indices, made: Indices) -> bool:
-        """Whether draws had better go without the rows that were `drawn` and by which no item was `made`.
+        """Whether draws had better go without the rows that were `drawn` and by which no item was
+        `made`.
 
-        That is so if hardly any other was drawn, or if they have a good part of all masses: beside them the rows drawn
-        uniformly would be more than their share.
+        That is so if hardly any other was drawn, or if they have a good part of all masses: beside
+        them the rows drawn uniformly would be more than their share.
         """
         lost = len(drawn) - len(made)
         if _RARE * len(made) < len(drawn):
@@ -165,7 +184,8 @@ class Prioritized:
 class PrioritizedRest:
     """What `Prioritized` draws from when some rows are left out, since no item can be made by them.
 
-    Other rows are drawn in proportion to the same chances; their probabilities are those among the rows that are left.
+    Other rows are drawn in proportion to the same chances; their probabilities are those among the
+    rows that are left.
 
     Args:
         share: of the rows that are drawn uniformly.
@@ -197,13 +217,17 @@ class PrioritizedRest:
         return PrioritizedRest(ring, self._priorities, self._share, both, self, is_final)
 
     def converted(self, probabilities: Masses) -> Masses | None:
-        """The probabilities here of rows that had those before the last rows were left out; None if unknown."""
-        # Uniform draws among them: rows were drawn with chances that are not in proportion to those here.
+        """The probabilities here of rows that had those before the last rows were left out; None if
+        unknown."""
+        # Uniform draws among them: rows were drawn with chances that are not in proportion to those
+        # here.
         if self._share or self._before is None or not self._norm[0] > 0:
             return None
         return probabilities * (self._before._norm[0] / self._norm[0])
 
-    def draw(self, ring: Ring, count: int, rng: np.random.Generator) -> tuple[Indices, Masses | float]:
+    def draw(
+        self, ring: Ring, count: int, rng: np.random.Generator
+    ) -> tuple[Indices, Masses | float]:
         """As `Selector.draw`. None: no row with a mass is left."""
         total, rows = self._norm
         share = self._share
@@ -215,7 +239,9 @@ class PrioritizedRest:
         if not share:
             return indices, probabilities
         others = self._drawn_uniformly(ring, count - by_mass, rng)
-        of_others = self._priorities.probabilities(others) * (self._priorities.total / total if total > 0 else 0.0)
+        of_others = self._priorities.probabilities(others) * (
+            self._priorities.total / total if total > 0 else 0.0
+        )
         in_no_order = rng.permutation(len(indices) + len(others))
         probabilities = (1 - share) * np.concatenate([probabilities, of_others]) + share / rows
         return np.concatenate([indices, others])[in_no_order], probabilities[in_no_order]
@@ -235,7 +261,8 @@ class PrioritizedRest:
 
 
 BUILT_IN: tuple[type[Selector], ...] = (Uniform, Prioritized)
-"""Selectors of areplay's own, as they are: whose draws are known to be quick, and of rows that are there."""
+"""Selectors of areplay's own, as they are: whose draws are known to be quick, and of rows that are
+there."""
 
 
 def items_of(selector: object, item: object) -> str:

@@ -10,19 +10,23 @@ from areplay._storage.ring import Ring
 
 
 class Uniform:
-    """Every committed row that has not been overwritten, each with the same probability, with replacement.
+    """Every committed row that has not been overwritten, each with the same probability, with
+    replacement.
 
     That is 1 / rows, final observations counted; items have the same probability among themselves.
     """
 
-    def draw(self, ring: Ring, count: int, rng: np.random.Generator) -> tuple[Indices, Masses | float]:
+    def draw(
+        self, ring: Ring, count: int, rng: np.random.Generator
+    ) -> tuple[Indices, Masses | float]:
         """See `Selector.draw`."""
         first, end = ring.index_range()
         rows = max(1, ring.rows_now[0])
         if 2 * rows < end - first:  # mostly empty blocks: guessing would rarely hit a row
             return self._draw_counted(ring, count, rng), 1 / rows
-        # Guess names and keep those that exist: each that is kept is uniform among those that exist. A few more
-        # guesses than needed make up for the open blocks' ends. 12 us for 256, however many blocks there are.
+        # Guess names and keep those that exist: each that is kept is uniform among those that
+        # exist. A few more guesses than needed make up for the open blocks' ends. 12 us for 256,
+        # however many blocks there are.
         guesses = _integers(rng, first, end, count + count // 16 + 8)
         indices = guesses[ring.committed(guesses)][:count]
         if len(indices) < count:
@@ -31,7 +35,8 @@ class Uniform:
         return indices, 1 / rows
 
     def _draw_counted(self, ring: Ring, count: int, rng: np.random.Generator) -> Indices:
-        """The same by counting the rows of all blocks: hits always, but takes longer the more blocks there are."""
+        """The same by counting the rows of all blocks: hits always, but takes longer the more
+        blocks there are."""
         serials, rows = ring.occupied()
         if len(serials) == 0:
             return np.empty(0, np.int64)
@@ -45,9 +50,11 @@ class Uniform:
 
 
 def _integers(rng: np.random.Generator, low: int, high: int, count: int) -> Indices:
-    """`count` integers from `low` below `high`, by way of doubles: half the time of `rng.integers` for so few.
+    """`count` integers from `low` below `high`, by way of doubles: half the time of `rng.integers`
+    for so few.
 
-    53 random bits over a span of n leave a bias of n / 2^53 at most, below 1e-6 for any replay that fits in memory.
+    53 random bits over a span of n leave a bias of n / 2^53 at most, below 1e-6 for any replay that
+    fits in memory.
     """
     doubles = rng.random(count)
     doubles *= high - low

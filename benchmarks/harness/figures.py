@@ -1,7 +1,8 @@
 """Rounds, medians, targets, the table and the JSON: what every benchmark here has in common.
 
-Rule: machines differ and are noisy, so nothing is judged by an absolute time alone. The sides of a comparison
-take turns within one run, each round gives one ratio, and the median of the rounds is what the target is held to.
+Rule: machines differ and are noisy, so nothing is judged by an absolute time alone. The sides of a
+comparison take turns within one run, each round gives one ratio, and the median of the rounds is
+what the target is held to.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class Target:
     bound: float
 
     def missed_by(self, value: float) -> float:
-        """How far the value is on the wrong side, as a fraction of the bound; 0.0 when it is met."""
+        """How far the value is on the wrong side, as a fraction of the bound; 0.0 when it is
+        met."""
         if math.isnan(value):
             return math.inf
         short = self.bound - value if self.sign == ">=" else value - self.bound
@@ -46,11 +48,13 @@ class Figure:
     unit: str = "x"
     target: Target | None = None
     note: str = ""
-    beside: Mapping[str, float] = field(default_factory=dict)  # the medians that the value was made of
+    # the medians that the value was made of
+    beside: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, name: str, value: float, unit: str, note: str = "") -> Figure:
-        """A figure of one value. `unit` is a word that follows it, "" for a plain number or a share."""
+        """A figure of one value. `unit` is a word that follows it, "" for a plain number or a
+        share."""
         return cls(name, (value,), unit, note=note)
 
     @property
@@ -66,7 +70,11 @@ class Figure:
         if self.target is None:
             return ""
         missed = self.target.missed_by(self.value)
-        return "met" if missed == 0 else f"missed by {max(0.1, 100 * missed):.{0 if missed > 0.1 else 1}f} %"
+        return (
+            "met"
+            if missed == 0
+            else f"missed by {max(0.1, 100 * missed):.{0 if missed > 0.1 else 1}f} %"
+        )
 
     def __str__(self) -> str:
         return f"{number(self.value)} {self.unit}".rstrip()
@@ -97,7 +105,9 @@ def medians(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 def table(figures: Sequence[Figure]) -> str:
     """The figures as aligned plain text."""
-    lines: list[tuple[str, ...]] = [("what", "median", "lowest", "highest", "target", "verdict", "made of")]
+    lines: list[tuple[str, ...]] = [
+        ("what", "median", "lowest", "highest", "target", "verdict", "made of")
+    ]
     for figure in figures:
         spread = (min(figure.rounds), max(figure.rounds)) if figure.rounds else (math.nan, math.nan)
         parts = "; ".join(f"{name} {number(value)}" for name, value in figure.beside.items())
@@ -122,7 +132,10 @@ def summary(figures: Sequence[Figure]) -> list[str]:
     unmet = [figure for figure in held if figure.verdict != "met"]
     lines = [f"{len(held) - len(unmet)} of {len(held)} targets met"]
     for figure in unmet:
-        lines.append(f"  {figure.verdict}: {figure.name}: {figure}, target {figure.target} {figure.unit}".rstrip())
+        lines.append(
+            f"  {figure.verdict}: {figure.name}: {figure}, target {figure.target} "
+            f"{figure.unit}".rstrip()
+        )
     return lines
 
 
@@ -134,8 +147,11 @@ def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join([*cells, line[6]]).rstrip()
 
 
-def write_json(path: Path, figures: Sequence[Figure], options: Options, others: Mapping[str, float]) -> None:
-    """Write the figures, what they were measured with, and on what; `others` is the foreign load of each benchmark."""
+def write_json(
+    path: Path, figures: Sequence[Figure], options: Options, others: Mapping[str, float]
+) -> None:
+    """Write the figures, what they were measured with, and on what; `others` is the foreign load of
+    each benchmark."""
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {
         "machine": machine(),

@@ -1,4 +1,5 @@
-"""What figures depend on, without naming the host; and the processor time that this process and its children took."""
+"""What figures depend on, without naming the host; and the processor time that this process and its
+children took."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 def machine() -> dict[str, object]:
     """Cores, processor and versions, areplay's own among them."""
-    versions = {name: importlib.metadata.version(name) for name in ("numpy", "uvloop", "aiomultiprocess")}
+    versions = {
+        name: importlib.metadata.version(name) for name in ("numpy", "uvloop", "aiomultiprocess")
+    }
     return {
         "cores": len(os.sched_getaffinity(0)),
         "processor": _processor(),
@@ -25,7 +28,8 @@ def machine() -> dict[str, object]:
 
 
 def own_cpu_s() -> float:
-    """Processor time of this process and its descendants; of those that have ended, by way of who reaped them."""
+    """Processor time of this process and its descendants; of those that have ended, by way of who
+    reaped them."""
     parents: dict[int, int] = {}
     used: dict[int, int] = {}
     for entry in Path("/proc").iterdir():

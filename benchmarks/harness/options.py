@@ -26,7 +26,8 @@ class Options:
     rows_per_s: int = 20_000  # coming in beside that learner
     prefetch: int = 16
     batch_size: int = 256
-    budget_s: float = 90.0  # of a series whose points take longer and longer: then the rest is left out
+    # of a series whose points take longer and longer: then the rest is left out
+    budget_s: float = 90.0
     max_actors: int = 64
     max_rows: int = 10_000_000
     block_rows: tuple[int, ...] = (16, 64, 256, 1_024, 4_096)
@@ -35,7 +36,11 @@ class Options:
 
     def record(self) -> dict[str, object]:
         """The lengths and sizes, for a JSON file."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("patience", "picture")}
+        return {
+            name: getattr(self, name)
+            for name in self.__dataclass_fields__
+            if name not in ("patience", "picture")
+        }
 
     @classmethod
     def quick(cls) -> Self:

@@ -16,7 +16,8 @@ Kind = Literal["lines", "steps", "bars", "histogram"]
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one colour: `x` and `y` of the same length. A histogram has only `y`, bars count `x` from 0."""
+    """Points of one colour: `x` and `y` of the same length. A histogram has only `y`, bars count
+    `x` from 0."""
 
     name: str
     x: tuple[float, ...]
@@ -67,8 +68,11 @@ class Measurement:
 
 
 def waits_panel(waits_us: Sequence[float], title: str) -> Panel:
-    """How the waits of a learner are distributed, with those that 50, 99 and 100 % of its steps did not exceed."""
-    marks = tuple((percentile_of(waits_us, q), name) for q, name in ((50, "p50"), (99, "p99"), (100, "max")))
+    """How the waits of a learner are distributed, with those that 50, 99 and 100 % of its steps did
+    not exceed."""
+    marks = tuple(
+        (percentile_of(waits_us, q), name) for q, name in ((50, "p50"), (99, "p99"), (100, "max"))
+    )
     marks = tuple((value, f"{name} {micros(value)}") for value, name in marks)
     series = Series("waits", (), tuple(waits_us))
     return Panel(title, "wait", "steps", (series,), "histogram", marks=marks, is_log=True)

@@ -1,8 +1,8 @@
 """Who else uses the machine: measured beside every figure, and a reason to measure a turn again.
 
-A neighbour on one of two cores makes every figure wrong, in both directions. So each turn knows how many cores others
-kept busy meanwhile; with patience (`--patience SECONDS`) the harness waits for a quiet moment before a turn, and
-measures it again if the quiet did not last.
+A neighbour on one of two cores makes every figure wrong, in both directions. So each turn knows how
+many cores others kept busy meanwhile; with patience (`--patience SECONDS`) the harness waits for a
+quiet moment before a turn, and measures it again if the quiet did not last.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class OthersLoad:
         self._start_s, self._busy_s, self._own_s = clock(), _busy_s(), own_cpu_s()
 
     def cores(self) -> float:
-        """Busy cores of the host, stolen time included, less this process and all that descend from it."""
+        """Busy cores of the host, stolen time included, less this process and all that descend from
+        it."""
         elapsed_s = max(1e-3, clock() - self._start_s)
         return max(0.0, (_busy_s() - self._busy_s) - (own_cpu_s() - self._own_s)) / elapsed_s
 
@@ -41,7 +42,8 @@ class Patience:
         self._left_s = seconds
 
     async def measure(self, turn: Callable[[], Awaitable[T]]) -> T:
-        """The value of a turn; of one during which nobody else used the machine, while the patience lasts."""
+        """The value of a turn; of one during which nobody else used the machine, while the patience
+        lasts."""
         while True:
             await self._wait_quiet()
             start_s, load = clock(), OthersLoad()
@@ -49,7 +51,10 @@ class Patience:
             if self._left_s <= 0 or (cores := load.cores()) <= MAX_OTHERS:
                 return value
             self._left_s -= clock() - start_s
-            progress(f"others kept {cores:.2f} cores busy: measured again, patience for {self._left_s:.0f} s more")
+            progress(
+                f"others kept {cores:.2f} cores busy: measured again, patience for "
+                f"{self._left_s:.0f} s more"
+            )
 
     async def _wait_quiet(self) -> None:
         while self._left_s > 0:

@@ -1,4 +1,5 @@
-"""Running one work after the other: one that fails or hangs leaves its reason, and the others run all the same."""
+"""Running one work after the other: one that fails or hangs leaves its reason, and the others run
+all the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Taking turns: the sides of a comparison are measured one after the other, so that drift hits all of them alike."""
+"""Taking turns: the sides of a comparison are measured one after the other, so that drift hits all
+of them alike."""
 
 from __future__ import annotations
 
@@ -11,7 +12,9 @@ from benchmarks.harness.options import Options, Progress
 Side = Callable[[], Awaitable[float]]
 
 
-async def take_turns(sides: Mapping[str, Side], options: Options, say: Progress = progress) -> dict[str, list[float]]:
+async def take_turns(
+    sides: Mapping[str, Side], options: Options, say: Progress = progress
+) -> dict[str, list[float]]:
     """Measure every side once a round, forwards and backwards in turn; the values of each."""
     values: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(options.rounds):

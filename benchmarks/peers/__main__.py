@@ -1,7 +1,8 @@
-"""`python -m benchmarks.peers`: make the environments, measure pair by pair, write tables, JSON and plots.
+"""`python -m benchmarks.peers`: make the environments, measure pair by pair, write tables, JSON and
+plots.
 
-A run may be a part (`--peers cpprb --works atari`): its pairs take the place of the ones from before in the JSON, from
-which tables and plots are made.
+A run may be a part (`--peers cpprb --works atari`): its pairs take the place of the ones from
+before in the JSON, from which tables and plots are made.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     for kind, names, known in (("peer", asked.peers, PEERS), ("work", asked.works, WORKS)):
         if unknown := set(names) - set(known):
-            parser.error(f"no {kind} is called {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+            parser.error(
+                f"no {kind} is called {', '.join(sorted(unknown))}; there are {', '.join(known)}"
+            )
     folder = asked.into or (QUICK if asked.quick else DOCS)
     if not asked.report_only:
         _measure(folder / "peers.json", asked)
@@ -70,7 +73,9 @@ def _measure(path: Path, asked: argparse.Namespace) -> None:
                 _measure_pair(path, ours, name, python, work, plan)
 
 
-def _measure_pair(path: Path, ours: Contestant, name: str, python: Path, work: Work, plan: Plan) -> None:
+def _measure_pair(
+    path: Path, ours: Contestant, name: str, python: Path, work: Work, plan: Plan
+) -> None:
     start_s, load = time.monotonic(), OthersLoad()
     peer = Contestant(PEERS[name].title, partial(_child, name, python), plan)
     try:
@@ -88,7 +93,10 @@ def _measure_pair(path: Path, ours: Contestant, name: str, python: Path, work: W
     if ours.about:
         known["areplay"] = {"reason": "", **ours.about}
     results.save(path, results.merge(results.load(path), {f"{name}/{work.name}": pair}, known))
-    progress(f"{name}/{work.name} took {time.monotonic() - start_s:.0f} s; others kept {load.cores():.2f} cores busy")
+    progress(
+        f"{name}/{work.name} took {time.monotonic() - start_s:.0f} s; others kept "
+        f"{load.cores():.2f} cores busy"
+    )
 
 
 def _child(name: str, python: Path) -> Child:
@@ -97,16 +105,33 @@ def _child(name: str, python: Path) -> Child:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
-    parser.add_argument("--peers", nargs="*", default=list(PEERS), metavar="NAME", help=", ".join(PEERS))
-    parser.add_argument("--works", nargs="*", default=list(WORKS), metavar="NAME", help=", ".join(WORKS))
-    parser.add_argument("--producers", nargs="*", type=int, default=[0, 1, 2], metavar="N", help="how many write")
+    parser.add_argument(
+        "--peers", nargs="*", default=list(PEERS), metavar="NAME", help=", ".join(PEERS)
+    )
+    parser.add_argument(
+        "--works", nargs="*", default=list(WORKS), metavar="NAME", help=", ".join(WORKS)
+    )
+    parser.add_argument(
+        "--producers", nargs="*", type=int, default=[0, 1, 2], metavar="N", help="how many write"
+    )
     parser.add_argument("--rounds", type=int, help="how often the two sides take turns")
     parser.add_argument("--seconds", type=float, help="measured, each side, round and mode")
-    parser.add_argument("--capacity", type=int, help="rows; 100,000 large ones are 2.8 GB, on each side")
-    parser.add_argument("--quick", action="store_true", help="tiny: shows that everything runs, measures nothing")
-    parser.add_argument("--into", type=Path, metavar="FOLDER", help=f"where to write (default: {DOCS}; quick: {QUICK})")
     parser.add_argument(
-        "--report-only", action="store_true", help="tables and plots again, from the JSON that is there"
+        "--capacity", type=int, help="rows; 100,000 large ones are 2.8 GB, on each side"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny: shows that everything runs, measures nothing"
+    )
+    parser.add_argument(
+        "--into",
+        type=Path,
+        metavar="FOLDER",
+        help=f"where to write (default: {DOCS}; quick: {QUICK})",
+    )
+    parser.add_argument(
+        "--report-only",
+        action="store_true",
+        help="tables and plots again, from the JSON that is there",
     )
     return parser
 

@@ -1,6 +1,8 @@
-"""cpprb, the fastest peer; its `MP` buffers have shared memory: one producer process, one process that samples.
+"""cpprb, the fastest peer; its `MP` buffers have shared memory: one producer process, one process
+that samples.
 
-cpprb is optional. Where it cannot be imported, `reason_missing` says so and its line in the table stays empty.
+cpprb is optional. Where it cannot be imported, `reason_missing` says so and its line in the table
+stays empty.
 """
 
 from __future__ import annotations
@@ -34,15 +36,24 @@ def reason_missing() -> str:
     try:
         importlib.import_module("cpprb")
     except Exception as failure:  # an optional extension module can fail to load in any way
-        return f"cpprb cannot be imported ({type(failure).__name__}: {failure}); pip install cpprb==11.0.0"
+        return (
+            f"cpprb cannot be imported ({type(failure).__name__}: {failure}); pip install "
+            "cpprb==11.0.0"
+        )
     return ""
 
 
 @contextmanager
-def cpprb_buffer(workload: Workload, options: Options, kind: str = "MPReplayBuffer", **settings: Any) -> Iterator[Any]:
-    """A full buffer for the workload; the name of its class begins with `MP` if it has shared memory."""
+def cpprb_buffer(
+    workload: Workload, options: Options, kind: str = "MPReplayBuffer", **settings: Any
+) -> Iterator[Any]:
+    """A full buffer for the workload; the name of its class begins with `MP` if it has shared
+    memory."""
     module = importlib.import_module("cpprb")
-    fields = {name: {"shape": shape or 1, "dtype": dtype} for name, (shape, dtype) in workload.fields.items()}
+    fields = {
+        name: {"shape": shape or 1, "dtype": dtype}
+        for name, (shape, dtype) in workload.fields.items()
+    }
     if kind.startswith("MP"):
         settings["ctx"] = spawn
     buffer = getattr(module, kind)(options.capacity, fields, **settings)
@@ -53,7 +64,11 @@ def cpprb_buffer(workload: Workload, options: Options, kind: str = "MPReplayBuff
 
 
 def measure_cpprb(
-    buffer: Any, workload: Workload, chunk_rows: int, options: Options, take: Callable[[], object] | None = None
+    buffer: Any,
+    workload: Workload,
+    chunk_rows: int,
+    options: Options,
+    take: Callable[[], object] | None = None,
 ) -> PeerRates:
     """Sample as fast as it goes while one process adds chunks as fast as it goes.
 
@@ -63,7 +78,9 @@ def measure_cpprb(
     take = take or partial(buffer.sample, options.batch_size)
     stop, pushed = spawn.Event(), spawn.Value("q", 0, lock=False)
     end_at = clock() + START_S + options.settle_s + options.seconds
-    child = spawn.Process(target=_produce, args=(buffer, workload, chunk_rows, stop, pushed, end_at), daemon=True)
+    child = spawn.Process(
+        target=_produce, args=(buffer, workload, chunk_rows, stop, pushed, end_at), daemon=True
+    )
     try:
         child.start()
         while pushed.value == 0 and child.is_alive() and clock() < end_at:
@@ -86,7 +103,9 @@ def times_per_s(take: Callable[[], object], seconds: float) -> float:
     return done / (time.perf_counter() - start)
 
 
-def _produce(buffer: Any, workload: Workload, chunk_rows: int, stop: Any, pushed: Any, end_at: float) -> None:
+def _produce(
+    buffer: Any, workload: Workload, chunk_rows: int, stop: Any, pushed: Any, end_at: float
+) -> None:
     chunk = workload.columns(chunk_rows)
     while not stop.is_set() and clock() < end_at:
         buffer.add(**chunk)

@@ -1,6 +1,8 @@
-"""A side as a child process: asked in JSON lines, under a watchdog, and killed with all of its own when it hangs.
+"""A side as a child process: asked in JSON lines, under a watchdog, and killed with all of its own
+when it hangs.
 
-Rule: whatever a library does, a question ends with an answer or with a typed reason. Nothing here knows areplay.
+Rule: whatever a library does, a question ends with an answer or with a typed reason. Nothing here
+knows areplay.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ class Child:
         command: the adapter's program and its arguments.
     """
 
-    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None
+    ) -> None:
         self.name = name
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the child
         self._process = subprocess.Popen(
@@ -59,7 +63,10 @@ class Child:
         self._said, self._is_killed = b"", False
 
     def ask(
-        self, question: Mapping[str, Any], timeout_s: float, look: Callable[[], object] | None = None
+        self,
+        question: Mapping[str, Any],
+        timeout_s: float,
+        look: Callable[[], object] | None = None,
     ) -> dict[str, Any]:
         """The answer.
 
@@ -68,12 +75,15 @@ class Child:
 
         Raises:
             SideUnable: the library has no way to do that.
-            SideFailed: it hung and was killed, it died, or it raised; the child cannot be asked again.
+            SideFailed: it hung and was killed, it died, or it raised; the child cannot be asked
+                again.
         """
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has died; reading says so
             self._process.stdin.write(json.dumps(question).encode() + b"\n")
-        words = json.loads(self._line(f"{question['do']} {question.get('mode', '')}".strip(), timeout_s, look))
+        words = json.loads(
+            self._line(f"{question['do']} {question.get('mode', '')}".strip(), timeout_s, look)
+        )
         if "unable" in words:
             raise SideUnable(words["unable"])
         if "failed" in words:
@@ -91,7 +101,8 @@ class Child:
         return memory_bytes(self._process.pid)
 
     def kill(self) -> None:
-        """End it and all processes that it started, at once. Once: the number may be another's afterwards."""
+        """End it and all processes that it started, at once. Once: the number may be another's
+        afterwards."""
         if self._is_killed:
             return
         self._is_killed = True
@@ -103,7 +114,8 @@ class Child:
         return self
 
     def __exit__(self, *failure: object) -> None:
-        """Ask it to close, and let it end by itself, as libraries have names in /dev/shm to take back; then kill it."""
+        """Ask it to close, and let it end by itself, as libraries have names in /dev/shm to take
+        back; then kill it."""
         if not self._is_killed:
             with contextlib.suppress(SideFailed, subprocess.TimeoutExpired):
                 self.ask({"do": "close"}, CLOSE_S)

@@ -1,8 +1,8 @@
 """Pairs: areplay and a peer in turns on the same work, round by round.
 
-Rule: the two sides of a round are measured one right after the other, in an order that alternates, so that a drift of
-the machine falls on both; a ratio is of one round. A side that fails leaves its reason in the cell, and the other cells
-go on.
+Rule: the two sides of a round are measured one right after the other, in an order that alternates,
+so that a drift of the machine falls on both; a ratio is of one round. A side that fails leaves its
+reason in the cell, and the other cells go on.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Plan:
 
     Args:
         rounds: turns of each side in each mode.
-        flat_s, steps_s, flood_s: measured in a turn of that mode. Behind steps only some 200 batches a second are
-            taken, and a 99th percentile of all rounds needs a thousand.
+        flat_s, steps_s, flood_s: measured in a turn of that mode. Behind steps only some 200
+            batches a second are taken, and a 99th percentile of all rounds needs a thousand.
         settle_s: thrown away before each turn.
         producers: how many write.
         prepare_s: a side that takes longer to get ready hangs.
@@ -54,7 +54,9 @@ class Plan:
 
     def seconds(self, mode: str) -> float:
         """What a turn of that mode measures."""
-        return {FLAT: self.flat_s, STEPS: self.steps_s, FLOOD: self.flood_s, MEMORY: self.flat_s}[mode]
+        return {FLAT: self.flat_s, STEPS: self.steps_s, FLOOD: self.flood_s, MEMORY: self.flat_s}[
+            mode
+        ]
 
 
 @dataclass
@@ -66,13 +68,20 @@ class Cell:
     reason: str = ""
 
     def record(self) -> dict[str, Any]:
-        """For JSON: the rounds of both sides, in five digits, and their waits, which are only kept together."""
+        """For JSON: the rounds of both sides, in five digits, and their waits, which are only kept
+        together."""
         sides = {"areplay": self.areplay, "peer": self.peer}
         rounds = {
-            side: [{name: float(f"{turn[name]:.5g}") for name in turn if name != "waits"} for turn in turns]
+            side: [
+                {name: float(f"{turn[name]:.5g}") for name in turn if name != "waits"}
+                for turn in turns
+            ]
             for side, turns in sides.items()
         }
-        counts = {side: [turn["waits"] for turn in turns if "waits" in turn] for side, turns in sides.items()}
+        counts = {
+            side: [turn["waits"] for turn in turns if "waits" in turn]
+            for side, turns in sides.items()
+        }
         return {
             **rounds,
             "reason": self.reason,
@@ -133,7 +142,12 @@ class Contestant:
         return {"memory_bytes": max(looks), "looks": len(looks)}
 
     def _question(self, mode: str) -> dict[str, Any]:
-        return {"do": "measure", "mode": mode, "seconds": self._plan.seconds(mode), "settle_s": self._plan.settle_s}
+        return {
+            "do": "measure",
+            "mode": mode,
+            "seconds": self._plan.seconds(mode),
+            "settle_s": self._plan.settle_s,
+        }
 
     def _limit_s(self, mode: str) -> float:
         return self._plan.seconds(mode) + self._plan.settle_s + self._plan.answer_s
@@ -170,7 +184,9 @@ def measure_work(ours: Contestant, peer: Contestant, work: Work, plan: Plan) -> 
     return cells
 
 
-def _cell(ours: Contestant, peer: Contestant, work: Work, producers: int, mode: str, rounds: int) -> Cell:
+def _cell(
+    ours: Contestant, peer: Contestant, work: Work, producers: int, mode: str, rounds: int
+) -> Cell:
     cell = Cell()
     sides = [(ours, cell.areplay), (peer, cell.peer)]
     try:
@@ -188,7 +204,8 @@ def _short(cell: Cell, peer: str) -> str:
     if cell.reason:
         return f"no figure: {cell.reason}"
     return "; ".join(
-        f"{name} {_of_turn(rounds[-1])}" for name, rounds in (("areplay", cell.areplay), (peer, cell.peer))
+        f"{name} {_of_turn(rounds[-1])}"
+        for name, rounds in (("areplay", cell.areplay), (peer, cell.peer))
     )
 
 

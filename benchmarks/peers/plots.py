@@ -1,4 +1,5 @@
-"""Plots of the same figures as the page: for each work and peer a dot for areplay and one for the peer."""
+"""Plots of the same figures as the page: for each work and peer a dot for areplay and one for the
+peer."""
 
 from __future__ import annotations
 
@@ -14,8 +15,12 @@ from benchmarks.peers.results import figure
 from benchmarks.peers.works import WORKS
 
 OURS, THEIRS, LINE = "#1b6ca8", "#d1703c", "#c8c8c8"
-PANELS = {"cartpole": "CartPole rows, 45 B", "atari": "Atari rows, 28 kB", "flashbax": "32x32x3 frames, 3 kB",
-          "apex": "Ape-X: 28 kB, prioritised"}  # fmt: skip
+PANELS = {
+    "cartpole": "CartPole rows, 45 B",
+    "atari": "Atari rows, 28 kB",
+    "flashbax": "32x32x3 frames, 3 kB",
+    "apex": "Ape-X: 28 kB, prioritised",
+}
 Value = Callable[[Mapping[str, Any], str], float | None]
 
 
@@ -23,11 +28,17 @@ def write(folder: Path, results: Mapping[str, Any]) -> list[Path]:
     """Draw all plots; where they are."""
     folder.mkdir(parents=True, exist_ok=True)
     throughput = [
-        (f"{words}", lambda pair, side, cell=f"{count}/{FLAT}": _figure(pair, cell, side, "batches_per_s"))
+        (
+            f"{words}",
+            lambda pair, side, cell=f"{count}/{FLAT}": _figure(pair, cell, side, "batches_per_s"),
+        )
         for count, words in ((0, "alone"), (1, "1 producer"), (2, "2 producers"))
     ]
     wait = [
-        (f"{words}", lambda pair, side, cell=cell, quantity=quantity: _figure(pair, cell, side, quantity))
+        (
+            f"{words}",
+            lambda pair, side, cell=cell, quantity=quantity: _figure(pair, cell, side, quantity),
+        )
         for words, cell, quantity in (
             ("alone, p50", f"0/{STEPS}", "p50_us"),
             ("1 producer, p50", f"1/{STEPS}", "p50_us"),
@@ -35,17 +46,36 @@ def write(folder: Path, results: Mapping[str, Any]) -> list[Path]:
         )
     ]
     cost = [
-        ("CPU s per million rows", lambda pair, side: _figure(pair, f"1/{FLAT}", side, "cpu_s_per_million_rows")),
-        ("memory, GB", lambda pair, side: _scaled(_figure(pair, f"1/{MEMORY}", side, "memory_bytes"), 1e-9)),
+        (
+            "CPU s per million rows",
+            lambda pair, side: _figure(pair, f"1/{FLAT}", side, "cpu_s_per_million_rows"),
+        ),
+        (
+            "memory, GB",
+            lambda pair, side: _scaled(_figure(pair, f"1/{MEMORY}", side, "memory_bytes"), 1e-9),
+        ),
     ]
     return [
-        _draw(folder / "peers-throughput.png", results, "Batches each second, the learner flat out (right is better)",
-              throughput),
-        _draw(folder / "peers-wait.png", results, "The learner's wait behind steps of 5 ms, in us (left is better)",
-              wait),
-        _draw(folder / "peers-cost.png", results, "What it costs, with one producer (left is better)", cost,
-              is_one_unit=False),
-    ]  # fmt: skip
+        _draw(
+            folder / "peers-throughput.png",
+            results,
+            "Batches each second, the learner flat out (right is better)",
+            throughput,
+        ),
+        _draw(
+            folder / "peers-wait.png",
+            results,
+            "The learner's wait behind steps of 5 ms, in us (left is better)",
+            wait,
+        ),
+        _draw(
+            folder / "peers-cost.png",
+            results,
+            "What it costs, with one producer (left is better)",
+            cost,
+            is_one_unit=False,
+        ),
+    ]
 
 
 def _figure(pair: Mapping[str, Any], cell: str, side: str, quantity: str) -> float | None:
@@ -57,7 +87,11 @@ def _scaled(value: float | None, factor: float) -> float | None:
 
 
 def _draw(
-    path: Path, results: Mapping[str, Any], title: str, series: Sequence[tuple[str, Value]], is_one_unit: bool = True
+    path: Path,
+    results: Mapping[str, Any],
+    title: str,
+    series: Sequence[tuple[str, Value]],
+    is_one_unit: bool = True,
 ) -> Path:
     """A row of panels for each work, a column for each series; in each a line for each peer."""
     import matplotlib
@@ -86,8 +120,11 @@ def _draw(
                 axis.set_title(heading, fontsize=10)
             if column == 0:
                 axis.set_ylabel(PANELS[work], fontsize=9, labelpad=8)
-        for column, axis in enumerate(axes[row]):  # when all dots are there, as panels may share their limits
-            _dress(axis, [PEERS[peer].title for peer in pairs] if column == 0 else [""] * len(pairs))
+        # when all dots are there, as panels may share their limits
+        for column, axis in enumerate(axes[row]):
+            _dress(
+                axis, [PEERS[peer].title for peer in pairs] if column == 0 else [""] * len(pairs)
+            )
     marks = [
         pyplot.Line2D([], [], marker="o", linestyle="", color=color, label=label)
         for color, label in ((OURS, "areplay"), (THEIRS, "the peer, measured in turns with it"))
@@ -103,8 +140,15 @@ def _draw(
 def _dumbbell(axis: Any, line: int, ours: float | None, theirs: float | None) -> None:
     """Two dots and what is between them; nothing where there is no figure."""
     if not ours or not theirs:
-        axis.annotate("no figure", (0.5, line), xycoords=axis.get_yaxis_transform(), color="#8a8a8a", fontsize=8,
-                      ha="center", va="center")  # fmt: skip
+        axis.annotate(
+            "no figure",
+            (0.5, line),
+            xycoords=axis.get_yaxis_transform(),
+            color="#8a8a8a",
+            fontsize=8,
+            ha="center",
+            va="center",
+        )
         return
     axis.plot([ours, theirs], [line, line], color=LINE, linewidth=2.5, zorder=1)
     axis.scatter([theirs], [line], color=THEIRS, s=34, zorder=2)
@@ -116,7 +160,8 @@ def _dress(axis: Any, names: Sequence[str]) -> None:
 
     low, high = axis.get_xlim()
     middle = (low * high) ** 0.5
-    axis.set_xlim(min(low, middle / 4), max(high, middle * 4))  # less than a decade looks like more than it is
+    # less than a decade looks like more than it is
+    axis.set_xlim(min(low, middle / 4), max(high, middle * 4))
     low, high = axis.get_xlim()
     axis.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 300 else (1.0, 3.0)))
     axis.xaxis.set_minor_locator(NullLocator())

@@ -19,13 +19,16 @@ def family(pid: int) -> list[int]:
             except OSError:  # it has just ended
                 continue
     workers = {pid} & set(parents)
-    while fresh := {child for child, parent in parents.items() if parent in workers and child not in workers}:
+    while fresh := {
+        child for child, parent in parents.items() if parent in workers and child not in workers
+    }:
         workers |= fresh
     return sorted(workers)
 
 
 def cpu_s(workers: Iterable[int]) -> float:
-    """Processor seconds of processes so far; of children that have ended, by way of who reaped them."""
+    """Processor seconds of processes so far; of children that have ended, by way of who reaped
+    them."""
     ticks = 0
     for member in workers:
         try:
@@ -36,7 +39,8 @@ def cpu_s(workers: Iterable[int]) -> float:
 
 
 def memory_bytes(pid: int) -> int:
-    """Memory of the family; what several of them share counts once (the sum of their proportional set sizes)."""
+    """Memory of the family; what several of them share counts once (the sum of their proportional
+    set sizes)."""
     total = 0
     for member in family(pid):
         try:

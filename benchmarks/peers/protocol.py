@@ -1,15 +1,19 @@
-"""How a side is driven: one JSON line a question, one an answer, and one learner's loop that all sides share.
+"""How a side is driven: one JSON line a question, one an answer, and one learner's loop that all
+sides share.
 
-Rule: the clock is read here and nowhere else, at the same places for every side: when the learner is done with its
-step, and when it has read one element of each observation of its next batch, so that what is computed late is computed
-by then. In between it gives the rows of the batch before new priorities, if the work says so.
+Rule: the clock is read here and nowhere else, at the same places for every side: when the learner
+is done with its step, and when it has read one element of each observation of its next batch, so
+that what is computed late is computed by then. In between it gives the rows of the batch before new
+priorities, if the work says so.
 
-    {"do": "prepare", "work": {...}, "producers": 1}           -> {"versions": {...}, "choices": [...]}
-    {"do": "measure", "mode": "flat", "seconds": 0.5, ...}     -> {"batches": 812, "rows_per_s": 6400.0, ...}
+    {"do": "prepare", "work": {...}, "producers": 1}           -> {"versions": {...}, "choices":
+                                                               [...]}
+    {"do": "measure", "mode": "flat", "seconds": 0.5, ...}     -> {"batches": 812, "rows_per_s":
+                                                               6400.0, ...}
     {"do": "close"}                                            -> {}
 
-An answer is {"answer": ...}, {"unable": "why the library cannot do that"} or {"failed": "traceback"}. This module runs
-in every environment: it imports numpy and nothing of areplay.
+An answer is {"answer": ...}, {"unable": "why the library cannot do that"} or {"failed":
+"traceback"}. This module runs in every environment: it imports numpy and nothing of areplay.
 """
 
 from __future__ import annotations
@@ -35,7 +39,8 @@ from benchmarks.peers.works import Work
 
 spawn = multiprocessing.get_context("spawn")
 
-FLAT, STEPS, FLOOD = "flat", "steps", "flood"  # flat out; behind steps; producers flat out and nobody samples
+# flat out; behind steps; producers flat out and nobody samples
+FLAT, STEPS, FLOOD = "flat", "steps", "flood"
 LEARNER_S = 0.005
 START_S = 30.0
 
@@ -68,7 +73,8 @@ class Meter:
         self.waits_s.append(time.perf_counter() - self._asked_s)
 
     def step(self) -> bool:
-        """The learner's step with the batch, which blocks as training on a GPU does; whether time is up."""
+        """The learner's step with the batch, which blocks as training on a GPU does; whether time
+        is up."""
         if self._learner_s:
             time.sleep(self._learner_s)
         return time.perf_counter() >= self._end_s
@@ -78,7 +84,8 @@ class Side:
     """A library at work. An adapter derives from it."""
 
     packages: tuple[str, ...] = ()  # distributions whose versions matter
-    choices: tuple[str, ...] = ()  # sentences for the table: what was chosen in the library's favour
+    # sentences for the table: what was chosen in the library's favour
+    choices: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         self.switch = Switch()
@@ -128,7 +135,8 @@ class Side:
     def spawn_producers(self, count: int, target: Callable[..., None], *args: Any) -> None:
         """Start processes that call `target(switch, number, *args)`, which comes to `produce`."""
         self._start(
-            spawn.Process(target=target, args=(self.switch, number, *args), daemon=True) for number in range(count)
+            spawn.Process(target=target, args=(self.switch, number, *args), daemon=True)
+            for number in range(count)
         )
 
     def thread_producers(self, count: int, rows: int, add: Callable[[], object]) -> None:
@@ -157,17 +165,22 @@ class Side:
             time.sleep(0.005)
 
 
-def measure(side: Side, work: Work, producers: int, mode: str, seconds: float, settle_s: float) -> dict[str, Any]:
-    """One turn: what came in, what went out, the learner's waits, and the processor time of it all."""
+def measure(
+    side: Side, work: Work, producers: int, mode: str, seconds: float, settle_s: float
+) -> dict[str, Any]:
+    """One turn: what came in, what went out, the learner's waits, and the processor time of it
+    all."""
     learner_s = LEARNER_S if mode == STEPS else 0.0
     try:
         if producers:
             pace = work.rows_per_s / work.chunk_rows / producers
             side.switch.turn(FLAT_OUT if mode == FLOOD else PACED, pace)
             _wait_rows(side)
-        workers = family(os.getpid())  # looks at every process of the host, so before anything is counted
+        # looks at every process of the host, so before anything is counted
+        workers = family(os.getpid())
         _spend(side, work, mode, Meter(settle_s, learner_s), settle_s)
-        before_cpu_s = cpu_s(workers)  # slow beside a busy thread, so outside of what is counted by the clock
+        # slow beside a busy thread, so outside of what is counted by the clock
+        before_cpu_s = cpu_s(workers)
         before_rows, meter = side.rows_in(), Meter(seconds, learner_s)
         _spend(side, work, mode, meter, seconds)
         spent_s, rows = time.perf_counter() - meter.start_s, side.rows_in() - before_rows
@@ -185,8 +198,14 @@ def measure(side: Side, work: Work, producers: int, mode: str, seconds: float, s
     }
     if batches:
         waits_us = 1e6 * np.array(meter.waits_s)
-        answer |= {f"p{percent}_us": float(np.percentile(waits_us, percent)) for percent in (50, 99)}
-        answer |= {"max_us": float(waits_us.max()), "mean_us": float(waits_us.mean()), "waits": waits.counts(waits_us)}
+        answer |= {
+            f"p{percent}_us": float(np.percentile(waits_us, percent)) for percent in (50, 99)
+        }
+        answer |= {
+            "max_us": float(waits_us.max()),
+            "mean_us": float(waits_us.mean()),
+            "waits": waits.counts(waits_us),
+        }
     return answer
 
 
@@ -222,7 +241,10 @@ def serve(side: Side) -> None:
                 if question["do"] == "prepare":
                     work, producers = Work.from_record(question["work"]), question["producers"]
                     side.prepare(work, producers)
-                    answer: dict[str, Any] = {"versions": versions(side.packages), "choices": side.choices}
+                    answer: dict[str, Any] = {
+                        "versions": versions(side.packages),
+                        "choices": side.choices,
+                    }
                 elif question["do"] == "measure":
                     assert work is not None, "prepare comes first"
                     asked = {name: question[name] for name in ("mode", "seconds", "settle_s")}

@@ -1,4 +1,5 @@
-"""The page about the peers, made from the JSON and a template; the same JSON gives the same page."""
+"""The page about the peers, made from the JSON and a template; the same JSON gives the same
+page."""
 
 from __future__ import annotations
 
@@ -35,16 +36,19 @@ IN_SUMMARY = ("batches/s, flat out", "wait behind steps, p50 us", "wait behind s
 BEHIND_PACE = "†"
 OF_ALL = (
     "All: the learner's step is a sleep, as it is for a process that waits for a GPU.",
-    "All: where a library has producer processes or threads, they are the same loop with the same pace.",
-    "All: rows are noise, which does not compress. Reverb compresses what it is given, and would keep real frames in "
-    "less memory.",
-    "All: a batch of areplay was written by another process, on another core, and one of a library that draws in the "
-    "learner's own process lies in that core's cache. The clock stops at one element of each observation, so what it "
-    "costs to fetch the others is in nobody's wait; it falls on the learner's step.",
-    "All, prioritised: areplay, cpprb, torchrl and rlpyt's scheme work out the importance weights of each batch. "
-    "Reverb and flashbax give probabilities and leave the weights to the learner.",
-    "All, prioritised: cpprb, flashbax and rlpyt's scheme draw when they are asked. areplay and Reverb draw up to "
-    "`prefetch` (16) batches before, torchrl four: by priorities that are so much older.",
+    "All: where a library has producer processes or threads, they are the same loop with the same "
+    "pace.",
+    "All: rows are noise, which does not compress. Reverb compresses what it is given, and would "
+    "keep real frames in less memory.",
+    "All: a batch of areplay was written by another process, on another core, and one of a library "
+    "that draws in the learner's own process lies in that core's cache. The clock stops at one "
+    "element of each observation, so what it costs to fetch the others is in nobody's wait; it "
+    "falls on the learner's step.",
+    "All, prioritised: areplay, cpprb, torchrl and rlpyt's scheme work out the importance weights "
+    "of each batch. Reverb and flashbax give probabilities and leave the weights to the learner.",
+    "All, prioritised: cpprb, flashbax and rlpyt's scheme draw when they are asked. areplay and "
+    "Reverb draw up to `prefetch` (16) batches before, torchrl four: by priorities that are so "
+    "much older.",
 )
 
 
@@ -79,9 +83,10 @@ def _machine(results: Mapping[str, Any]) -> str:
     for pair in results["pairs"].values():
         machine, plan = pair["machine"], pair["plan"]
         line = (
-            f"Measured on {machine['cores']} cores of {machine['processor']} with Python {machine['python']}: "
-            f"{plan['rounds']} rounds for each side and mode, of {plan['flat_s']} s flat out, {plan['steps_s']} s "
-            f"behind steps and {plan['flood_s']} s insert only."
+            f"Measured on {machine['cores']} cores of {machine['processor']} with Python "
+            f"{machine['python']}: {plan['rounds']} rounds for each side and mode, of "
+            f"{plan['flat_s']} s flat out, {plan['steps_s']} s behind steps and {plan['flood_s']} "
+            "s insert only."
         )
         if line not in lines:
             lines.append(line)
@@ -93,7 +98,9 @@ def _machine(results: Mapping[str, Any]) -> str:
         about = results["peers"].get(name)
         if about and about["versions"]:
             title = PEERS[name].title if name in PEERS else name
-            parts = ", ".join(f"{package} {version}" for package, version in about["versions"].items())
+            parts = ", ".join(
+                f"{package} {version}" for package, version in about["versions"].items()
+            )
             versions.append(f"{title} ({parts})")
     return " ".join([*lines, f"Versions: {'; '.join(versions)}."])
 
@@ -108,7 +115,11 @@ def _missing(results: Mapping[str, Any]) -> str:
     if lines:
         return "\n".join(lines)
     is_whole = set(PEERS) <= set(results["peers"])
-    return "All peers could be installed, but for rlpyt, whose scheme was written anew." if is_whole else ""
+    return (
+        "All peers could be installed, but for rlpyt, whose scheme was written anew."
+        if is_whole
+        else ""
+    )
 
 
 def _summary(results: Mapping[str, Any]) -> str:
@@ -129,8 +140,9 @@ def _work(name: str, results: Mapping[str, Any]) -> str:
     work = next(iter(pairs.values()))["work"]
     parts = [
         f"## {name}: {WORKS[name].title}",
-        f"{work['capacity']:,} rows of {work['row_bytes']:,} bytes; producers hand in {work['rows_per_s']:,} rows/s "
-        f"together, in chunks of {work['chunk_rows']}. Each cell: areplay / the peer, and the ratio.",
+        f"{work['capacity']:,} rows of {work['row_bytes']:,} bytes; producers hand in "
+        f"{work['rows_per_s']:,} rows/s together, in chunks of {work['chunk_rows']}. Each cell: "
+        "areplay / the peer, and the ratio.",
         "At the learner:",
         _table(pairs, AT_THE_LEARNER, has_rows_in=True),
         "The rest:",
@@ -142,7 +154,10 @@ def _work(name: str, results: Mapping[str, Any]) -> str:
 
 def _table(pairs: Mapping[str, Any], columns: Mapping[str, Column], has_rows_in: bool) -> str:
     rows_in = ("rows/s in, flat out",) if has_rows_in else ()
-    lines = [_row("peer", "", *rows_in, *columns), "|---|---" + "|---:" * (len(columns) + len(rows_in)) + "|"]
+    lines = [
+        _row("peer", "", *rows_in, *columns),
+        "|---|---" + "|---:" * (len(columns) + len(rows_in)) + "|",
+    ]
     for peer, pair in pairs.items():
         for producers, words in enumerate(PRODUCERS):
             if f"{producers}/{FLAT}" in pair["cells"]:
@@ -167,14 +182,18 @@ def _cell(pair: Mapping[str, Any], producers: int, column: Column, is_summary: b
     if ours is None or theirs is None:
         return ""
     marks = [_mark(pair, producers, mode, side) for side in SIDES]
-    text, found = f"{number(ours * factor)}{marks[0]} / {number(theirs * factor)}{marks[1]}", comparison(cell, quantity)
+    text, found = (
+        f"{number(ours * factor)}{marks[0]} / {number(theirs * factor)}{marks[1]}",
+        comparison(cell, quantity),
+    )
     if found is None:
         return text
     return f"{_ratio(found)}{max(marks)}" if is_summary else f"{text}<br>{_ratio(found)}"
 
 
 def _ratio(found: Comparison) -> str:
-    """`1.31x (1.2-1.5)`, in bold where the peer is ahead, in italics where the rounds do not tell."""
+    """`1.31x (1.2-1.5)`, in bold where the peer is ahead, in italics where the rounds do not
+    tell."""
     low, high = _two_digits(found.low), _two_digits(found.high)
     spread = "" if low == high else f" ({low}-{high})"
     mark = "**" if found.is_peer_ahead else "*" if found.is_level else ""
@@ -186,10 +205,13 @@ def _two_digits(value: float) -> str:
 
 
 def _mark(pair: Mapping[str, Any], producers: int, mode: str, side: str) -> str:
-    """A dagger where a side did not take in what it was handed, so that its other figures are not comparable."""
+    """A dagger where a side did not take in what it was handed, so that its other figures are not
+    comparable."""
     is_handed = producers and mode in (FLAT, STEPS)
     cell = pair["cells"][f"{producers}/{mode}"]
-    return BEHIND_PACE if is_handed and is_behind_pace(cell, side, pair["work"]["rows_per_s"]) else ""
+    return (
+        BEHIND_PACE if is_handed and is_behind_pace(cell, side, pair["work"]["rows_per_s"]) else ""
+    )
 
 
 def _came_in(pair: Mapping[str, Any], producers: int) -> str:
@@ -197,7 +219,8 @@ def _came_in(pair: Mapping[str, Any], producers: int) -> str:
     if cell is None or cell["reason"] or not producers:
         return ""
     return " / ".join(
-        f"{number(figure(cell, side, 'rows_per_s') or 0.0)}{_mark(pair, producers, FLAT, side)}" for side in SIDES
+        f"{number(figure(cell, side, 'rows_per_s') or 0.0)}{_mark(pair, producers, FLAT, side)}"
+        for side in SIDES
     )
 
 
@@ -209,7 +232,11 @@ def _reasons(pairs: Mapping[str, Any]) -> Iterator[str]:
             if cell["reason"]:
                 reasons.setdefault(cell["reason"], []).append(name)
         for reason, names in reasons.items():
-            where = "" if len(names) == len(pair["cells"]) else f" ({', '.join(_in_words(name) for name in names)})"
+            where = (
+                ""
+                if len(names) == len(pair["cells"])
+                else f" ({', '.join(_in_words(name) for name in names)})"
+            )
             yield f"- {PEERS[peer].title}, no figures{where}: {reason}"
 
 
@@ -220,8 +247,8 @@ def _in_words(name: str) -> str:
 
 
 def _ahead(results: Mapping[str, Any]) -> str:
-    """Why, and the cells of which it is true: those at the learner while somebody writes come first, then those of them
-    where the peer's figure is better, but not in all rounds."""
+    """Why, and the cells of which it is true: those at the learner while somebody writes come
+    first, then those of them where the peer's figure is better, but not in all rounds."""
     first: dict[str, list[str]] = {}
     level: dict[str, list[str]] = {}
     others: dict[str, list[str]] = {}
@@ -230,7 +257,9 @@ def _ahead(results: Mapping[str, Any]) -> str:
             for heading, (mode, quantity, _) in {**AT_THE_LEARNER, **THE_REST}.items():
                 found = _compared(pair, mode, quantity)
                 behind = {words: each for words, each in found.items() if each.is_peer_ahead}
-                nearly = {words: each for words, each in found.items() if each.is_level and each.times < 1}
+                nearly = {
+                    words: each for words, each in found.items() if each.is_level and each.times < 1
+                }
                 nearly.pop(PRODUCERS[0], None)
                 why = explanations.explanation(peer, work, mode, quantity) or "No explanation yet."
                 what = f"{PEERS[peer].title}, {work}, {heading}"
@@ -239,11 +268,18 @@ def _ahead(results: Mapping[str, Any]) -> str:
                 if heading in AT_THE_LEARNER:
                     _note(level, why, what, nearly)
     parts = ["At the learner while producers write:", "", *_grouped(first), ""]
-    parts += ["The same, but not told apart, since the rounds do not agree:", "", *_grouped(level), ""]
+    parts += [
+        "The same, but not told apart, since the rounds do not agree:",
+        "",
+        *_grouped(level),
+        "",
+    ]
     return "\n".join([*parts, "Elsewhere:", "", *_grouped(others)])
 
 
-def _note(lines: dict[str, list[str]], why: str, what: str, cells: Mapping[str, Comparison]) -> None:
+def _note(
+    lines: dict[str, list[str]], why: str, what: str, cells: Mapping[str, Comparison]
+) -> None:
     """Put cells below their reason, if there are any."""
     if cells:
         said = ", ".join(f"{words} {number(each.times)}x" for words, each in cells.items())
@@ -252,7 +288,9 @@ def _note(lines: dict[str, list[str]], why: str, what: str, cells: Mapping[str, 
 
 def _compared(pair: Mapping[str, Any], mode: str, quantity: str) -> dict[str, Comparison]:
     """By how many producers, as far as there are figures."""
-    cells = {words: pair["cells"].get(f"{producers}/{mode}") for producers, words in enumerate(PRODUCERS)}
+    cells = {
+        words: pair["cells"].get(f"{producers}/{mode}") for producers, words in enumerate(PRODUCERS)
+    }
     found = {words: comparison(cell, quantity) for words, cell in cells.items() if cell is not None}
     return {words: each for words, each in found.items() if each is not None}
 
@@ -263,5 +301,9 @@ def _grouped(lines: Mapping[str, list[str]]) -> list[str]:
 
 def _choices(results: Mapping[str, Any]) -> str:
     """What was chosen for each library, by its own adapter, and what is true of all."""
-    given = [choice for name in ("areplay", *PEERS) for choice in results["peers"].get(name, {}).get("choices", ())]
+    given = [
+        choice
+        for name in ("areplay", *PEERS)
+        for choice in results["peers"].get(name, {}).get("choices", ())
+    ]
     return "\n".join(f"- {choice}" for choice in (*given, *OF_ALL))

@@ -1,8 +1,9 @@
-"""The producers of a side: one loop for all of them, and the shared words that start, stop and count them.
+"""The producers of a side: one loop for all of them, and the shared words that start, stop and
+count them.
 
-Rule: word 0 and 1 are written by the learner's process, each producer writes its own count. Stores are single aligned
-words; a stale read costs some milliseconds of producing. It is a memfd and not a multiprocessing primitive, so that no
-side brings along a lock that its library does not have.
+Rule: word 0 and 1 are written by the learner's process, each producer writes its own count. Stores
+are single aligned words; a stale read costs some milliseconds of producing. It is a memfd and not a
+multiprocessing primitive, so that no side brings along a lock that its library does not have.
 """
 
 from __future__ import annotations

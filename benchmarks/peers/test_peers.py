@@ -1,4 +1,5 @@
-"""The comparison with the peers, without any of them: scripted sides, and areplay's own adapter for real, tiny."""
+"""The comparison with the peers, without any of them: scripted sides, and areplay's own adapter for
+real, tiny."""
 
 from __future__ import annotations
 
@@ -25,7 +26,14 @@ from benchmarks.peers.protocol import FLAT, FLOOD, STEPS
 from benchmarks.peers.works import WORKS
 
 WATCHDOG_S = 60.0
-TINY = replace(WORKS["cartpole"].tiny(), capacity=512, batch_size=16, prefetch=2, chunk_rows=8, rows_per_s=2_000)
+TINY = replace(
+    WORKS["cartpole"].tiny(),
+    capacity=512,
+    batch_size=16,
+    prefetch=2,
+    chunk_rows=8,
+    rows_per_s=2_000,
+)
 
 SCRIPTED = """
 import json, os, subprocess, sys, time
@@ -75,13 +83,20 @@ def scripted(tmp_path: Path) -> Callable[..., Child]:
 
     def start(name: str, batches_per_s: float = 1.0, *trouble: str) -> Child:
         log = str(tmp_path / "log.txt")
-        return Child(name, (sys.executable, str(tmp_path / "side.py"), name, log, str(batches_per_s), *trouble))
+        return Child(
+            name,
+            (sys.executable, str(tmp_path / "side.py"), name, log, str(batches_per_s), *trouble),
+        )
 
     return start
 
 
 def pair(
-    scripted: Callable[..., Child], plan: Plan, *trouble: str, ours: float = 30.0, theirs: float = 10.0
+    scripted: Callable[..., Child],
+    plan: Plan,
+    *trouble: str,
+    ours: float = 30.0,
+    theirs: float = 10.0,
 ) -> tuple[dict[str, Any], Contestant]:
     """The cells of a scripted pair, and the peer."""
     side = Contestant("areplay", partial(scripted, "areplay", ours), plan)
@@ -115,18 +130,37 @@ def wait_gone(pid: int) -> None:
         time.sleep(0.01)
 
 
-def test_sides_take_turns_in_an_order_that_alternates(scripted: Callable[..., Child], tmp_path: Path) -> None:
-    """Each mode is measured round by round, right after one another, and each number of producers prepared once."""
+def test_sides_take_turns_in_an_order_that_alternates(
+    scripted: Callable[..., Child], tmp_path: Path
+) -> None:
+    """Each mode is measured round by round, right after one another, and each number of producers
+    prepared once."""
     cells, _ = pair(scripted, Plan(rounds=3, producers=(0,)))
     turns = [line for line in asked(tmp_path) if "close" not in line]
     assert turns == [
-        "peer prepare 0", "areplay prepare 0",
-        "areplay 0/flat", "peer 0/flat", "peer 0/flat", "areplay 0/flat", "areplay 0/flat", "peer 0/flat",
-        "areplay 0/steps", "peer 0/steps", "peer 0/steps", "areplay 0/steps", "areplay 0/steps", "peer 0/steps",
-        "areplay 0/flat", "peer 0/flat",
-    ]  # fmt: skip
+        "peer prepare 0",
+        "areplay prepare 0",
+        "areplay 0/flat",
+        "peer 0/flat",
+        "peer 0/flat",
+        "areplay 0/flat",
+        "areplay 0/flat",
+        "peer 0/flat",
+        "areplay 0/steps",
+        "peer 0/steps",
+        "peer 0/steps",
+        "areplay 0/steps",
+        "areplay 0/steps",
+        "peer 0/steps",
+        "areplay 0/flat",
+        "peer 0/flat",
+    ]
     assert list(cells) == ["0/flat", "0/steps", "0/memory"]
-    assert all(turn["memory_bytes"] > 1_000_000 for side in ("areplay", "peer") for turn in cells["0/memory"][side])
+    assert all(
+        turn["memory_bytes"] > 1_000_000
+        for side in ("areplay", "peer")
+        for turn in cells["0/memory"][side]
+    )
 
 
 class Watched:
@@ -146,7 +180,9 @@ class Watched:
         """Another figure each time."""
         return next(self._memory)
 
-    def ask(self, question: dict[str, Any], timeout_s: float, look: Callable[[], object] | None) -> dict[str, Any]:
+    def ask(
+        self, question: dict[str, Any], timeout_s: float, look: Callable[[], object] | None
+    ) -> dict[str, Any]:
         """Look, if that is asked for."""
         self.asked.append(question)
         for _ in range(3):
@@ -156,17 +192,24 @@ class Watched:
 
 
 def test_memory_is_the_most_of_several_looks_in_a_turn_that_is_not_timed() -> None:
-    """A look takes processor time, so it is not taken in any other turn. Each mode has its seconds."""
+    """A look takes processor time, so it is not taken in any other turn. Each mode has its
+    seconds."""
     side = Watched()
-    contestant = Contestant("a side", lambda: side, Plan(flat_s=1.0, steps_s=2.0, flood_s=3.0, settle_s=0.5))  # type: ignore[arg-type, return-value]
-    assert [contestant.measure(mode) for mode in (FLAT, STEPS, FLOOD)] == [{"batches_per_s": 1.0}] * 3
+    contestant = Contestant(
+        "a side", lambda: side, Plan(flat_s=1.0, steps_s=2.0, flood_s=3.0, settle_s=0.5)
+    )  # type: ignore[arg-type, return-value]
+    assert [contestant.measure(mode) for mode in (FLAT, STEPS, FLOOD)] == [
+        {"batches_per_s": 1.0}
+    ] * 3
     assert contestant.measure(MEMORY) == {"memory_bytes": 9, "looks": 4}
     assert [question["mode"] for question in side.asked] == [FLAT, STEPS, FLOOD, FLAT]
     assert [question["seconds"] for question in side.asked] == [1.0, 2.0, 3.0, 1.0]
     assert {question["settle_s"] for question in side.asked} == {0.5}
 
 
-def test_driver_looks_again_and_again_until_the_answer_is_there(scripted: Callable[..., Child], tmp_path: Path) -> None:
+def test_driver_looks_again_and_again_until_the_answer_is_there(
+    scripted: Callable[..., Child], tmp_path: Path
+) -> None:
     """The side answers only once it has been looked at."""
     with scripted("peer", 1.0, "0/flat=wait") as child:
         child.ask({"do": "prepare", "producers": 0}, WATCHDOG_S)
@@ -203,8 +246,11 @@ class Slow(protocol.Side):
 
 
 @pytest.mark.parametrize("mode", [FLAT, FLOOD])
-def test_slow_reading_of_processor_time_changes_no_rate(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes a second before and a second after a turn; what goes on meanwhile is in no count of rows and batches."""
+def test_slow_reading_of_processor_time_changes_no_rate(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes a second before and a second after a turn; what goes on meanwhile is in no count of
+    rows and batches."""
     now_s = [100.0]
 
     def slow_cpu_s(workers: list[int]) -> float:
@@ -224,11 +270,20 @@ def test_slow_reading_of_processor_time_changes_no_rate(mode: str, monkeypatch: 
 
 
 def test_percentiles_are_of_the_waits_of_all_rounds() -> None:
-    """Of 98 waits of 100 us, 100 of 200 us and 2 of 1,000 us; not the mean or the median of the rounds' own."""
+    """Of 98 waits of 100 us, 100 of 200 us and 2 of 1,000 us; not the mean or the median of the
+    rounds' own."""
     first, second = waits.counts([100.0] * 98 + [1_000.0] * 2), waits.counts([200.0] * 100)
     for found in (waits.pooled([first, second]), waits.pooled([second, first])):
         assert sum(found["waits"]) == 200
-        for percent, wait_us in ((1, 100), (49, 100), (49.5, 200), (50, 200), (99, 200), (99.5, 1_000), (100, 1_000)):
+        for percent, wait_us in (
+            (1, 100),
+            (49, 100),
+            (49.5, 200),
+            (50, 200),
+            (99, 200),
+            (99.5, 1_000),
+            (100, 1_000),
+        ):
             assert waits.percentile(found, percent) == pytest.approx(wait_us, rel=0.01)
     assert waits.percentile(waits.counts([0.0]), 50) == pytest.approx(1.0, rel=0.01)
 
@@ -240,26 +295,39 @@ def turns(quantity: str, *rounds: float) -> list[dict[str, Any]]:
 
 def cell_of(quantity: str, ours: tuple[float, ...], theirs: tuple[float, ...]) -> dict[str, Any]:
     """A cell of rounds that have nothing but that."""
-    return {"areplay": turns(quantity, *ours), "peer": turns(quantity, *theirs), "reason": "", "waits": {}}
+    return {
+        "areplay": turns(quantity, *ours),
+        "peer": turns(quantity, *theirs),
+        "reason": "",
+        "waits": {},
+    }
 
 
 @pytest.mark.parametrize(
     ("quantity", "ours", "theirs", "expected", "verdict"),
     [
         ("batches_per_s", (11, 40, 90), (10, 20, 30), (40, 20, 2.0, 1.1, 3.0), "areplay"),
-        ("batches_per_s", (10, 40, 90), (10, 20, 30), (40, 20, 2.0, 1.0, 3.0), "level"),  # not better in the first
+        # not better in the first
+        ("batches_per_s", (10, 40, 90), (10, 20, 30), (40, 20, 2.0, 1.0, 3.0), "level"),
         ("batches_per_s", (5, 40, 90), (10, 20, 30), (40, 20, 2.0, 0.5, 3.0), "level"),
         ("batches_per_s", (9, 10, 27), (10, 20, 30), (10, 20, 0.5, 0.5, 0.9), "peer"),
         ("batches_per_s", (9, 10, 30), (10, 20, 30), (10, 20, 0.5, 0.5, 1.0), "level"),
-        ("cpu_s_per_million_rows", (4, 2, 1), (8, 8, 8), (2, 8, 4.0, 2.0, 8.0), "areplay"),  # the less, the better
-        ("max_us", (10, 10, 90), (20, 30, 30), (90, 30, 1 / 3, 1 / 3, 3.0), "level"),  # the worst, not the median
+        # the less, the better
+        ("cpu_s_per_million_rows", (4, 2, 1), (8, 8, 8), (2, 8, 4.0, 2.0, 8.0), "areplay"),
+        # the worst, not the median
+        ("max_us", (10, 10, 90), (20, 30, 30), (90, 30, 1 / 3, 1 / 3, 3.0), "level"),
         ("memory_bytes", (8,), (4,), (8, 4, 0.5, 0.5, 0.5), "peer"),
     ],
 )
 def test_ratio_is_that_of_the_figures_and_the_rounds_tell_who_is_ahead(
-    quantity: str, ours: tuple[float, ...], theirs: tuple[float, ...], expected: tuple[float, ...], verdict: str
+    quantity: str,
+    ours: tuple[float, ...],
+    theirs: tuple[float, ...],
+    expected: tuple[float, ...],
+    verdict: str,
 ) -> None:
-    """`times` never contradicts the two figures; who is better in all rounds is ahead, anything else is level."""
+    """`times` never contradicts the two figures; who is better in all rounds is ahead, anything
+    else is level."""
     found = results.comparison(cell_of(quantity, ours, theirs), quantity)
     assert found is not None
     assert (found.ours, found.theirs, found.times, found.low, found.high) == pytest.approx(expected)
@@ -267,11 +335,18 @@ def test_ratio_is_that_of_the_figures_and_the_rounds_tell_who_is_ahead(
 
 
 def test_waits_of_all_rounds_may_tell_another_story_than_the_rounds() -> None:
-    """areplay waits less in both rounds, but most of its batches are of the slow one: figures, ratio, no verdict."""
+    """areplay waits less in both rounds, but most of its batches are of the slow one: figures,
+    ratio, no verdict."""
 
     def side(*rounds: tuple[float, int]) -> list[dict[str, Any]]:
         return [
-            {"p50_us": us, "mean_us": us, "max_us": us, "batches": count, "waits": waits.counts([us] * count)}
+            {
+                "p50_us": us,
+                "mean_us": us,
+                "max_us": us,
+                "batches": count,
+                "waits": waits.counts([us] * count),
+            }
             for us, count in rounds
         ]
 
@@ -284,9 +359,12 @@ def test_waits_of_all_rounds_may_tell_another_story_than_the_rounds() -> None:
     assert (found.low, found.high) == pytest.approx((1.1, 1.1))
     mirrored = results.comparison(Cell(theirs, ours).record(), "p50_us")
     assert mirrored is not None and mirrored.is_level and mirrored.high < 1 < mirrored.times
-    assert results.figure(cell, "areplay", "mean_us") == pytest.approx((10 * 10 + 1_000 * 100) / 1_010)
+    assert results.figure(cell, "areplay", "mean_us") == pytest.approx(
+        (10 * 10 + 1_000 * 100) / 1_010
+    )
     assert results.figure(Cell(side((1.0, 3))).record(), "areplay", "p99_us") is None
-    assert results.figure(Cell(side((1.0, 3))).record(), "areplay", "p50_us") == 1.0  # not above the longest wait
+    # not above the longest wait
+    assert results.figure(Cell(side((1.0, 3))).record(), "areplay", "p50_us") == 1.0
 
 
 def test_no_ratio_without_figures_on_both_sides() -> None:
@@ -294,27 +372,39 @@ def test_no_ratio_without_figures_on_both_sides() -> None:
     cell = cell_of("batches_per_s", (1.0, 2.0), (3.0, 4.0))
     assert results.comparison({**cell, "reason": "it died"}, "batches_per_s") is None
     assert results.comparison(cell, "rows_per_s") is None
-    assert results.comparison({**cell, "peer": turns("batches_per_s", 0.0, 4.0)}, "batches_per_s") is None
+    assert (
+        results.comparison({**cell, "peer": turns("batches_per_s", 0.0, 4.0)}, "batches_per_s")
+        is None
+    )
 
 
 def test_page_marks_sides_that_do_not_keep_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """50,000 rows/s are handed in: 45,000 will do, 44,999 will not; and nobody is handed anything alone."""
+    """50,000 rows/s are handed in: 45,000 will do, 44,999 will not; and nobody is handed anything
+    alone."""
     monkeypatch.setattr(report.explanations, "EXPLANATIONS", {})
 
     def cell(ours: float, theirs: float) -> dict[str, Any]:
         sides = {"areplay": (10.0, ours), "peer": (5.0, theirs)}
-        rounds = {name: [{"batches_per_s": each[0], "rows_per_s": each[1]}] for name, each in sides.items()}
+        rounds = {
+            name: [{"batches_per_s": each[0], "rows_per_s": each[1]}]
+            for name, each in sides.items()
+        }
         return {**rounds, "reason": "", "waits": {}}
 
-    text = report.page(found({"0/flat": cell(0, 0), "1/flat": cell(45_000, 44_999), "2/flat": cell(1_000, 50_000)}))
+    text = report.page(
+        found({"0/flat": cell(0, 0), "1/flat": cell(45_000, 44_999), "2/flat": cell(1_000, 50_000)})
+    )
     assert "| cpprb | alone |  | 10.0 / 5.00<br>2.00x |" in text
     assert "| cpprb | 1 producer | 45,000 / 44,999† | 10.0 / 5.00†<br>2.00x |" in text
     assert "| cpprb | 2 producers | 1,000† / 50,000 | 10.0† / 5.00<br>2.00x |" in text
     assert "| cpprb | cartpole | 2.00x† |" in text
 
 
-def test_page_shows_the_range_of_the_rounds_and_what_it_tells(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bold is the peer's, italics is nobody's; only the peer's cells are explained, those with one reason together."""
+def test_page_shows_the_range_of_the_rounds_and_what_it_tells(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Bold is the peer's, italics is nobody's; only the peer's cells are explained, those with one
+    reason together."""
     why = {"batches_per_s": "It is in process.", "cpu_s_per_million_rows": "It is in process."}
     monkeypatch.setattr(report.explanations, "EXPLANATIONS", {(None, None): why})
     rates = "batches_per_s"
@@ -335,38 +425,65 @@ def test_page_shows_the_range_of_the_rounds_and_what_it_tells(monkeypatch: pytes
     assert "| cpprb | cartpole | *0.800x (0.40-2.5)* |  |  |" in text
     ahead = text.partition("## Where a peer is ahead")[2].partition("## How each")[0]
     assert ahead.split("\n") == [
-        "", "", "At the learner while producers write:", "",
+        "",
+        "",
+        "At the learner while producers write:",
+        "",
         "- It is in process.",
         "  - cpprb, cartpole, batches/s, flat out: 2 producers 0.500x",
-        "", "The same, but not told apart, since the rounds do not agree:", "",
+        "",
+        "The same, but not told apart, since the rounds do not agree:",
+        "",
         "- It is in process.",
         "  - cpprb, cartpole, batches/s, flat out: 1 producer 0.800x",
-        "", "Elsewhere:", "",
+        "",
+        "Elsewhere:",
+        "",
         "- It is in process.",
         "  - cpprb, cartpole, CPU s / million rows: 1 producer 0.500x, 2 producers 0.500x",
-        "", "",
-    ]  # fmt: skip
+        "",
+        "",
+    ]
 
 
 def test_longest_wait_counts_as_one_at_the_learner(monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind steps, while somebody writes, with the same words as any other wait."""
     monkeypatch.setattr(report.explanations, "EXPLANATIONS", {})
-    cells = {"1/steps": cell_of("max_us", (20.0,), (10.0,)), "1/flat": cell_of("rows_per_s", (5e4,), (5e4,))}
-    text = report.page(found(cells)).partition("At the learner while producers write:")[2].partition("The same")[0]
+    cells = {
+        "1/steps": cell_of("max_us", (20.0,), (10.0,)),
+        "1/flat": cell_of("rows_per_s", (5e4,), (5e4,)),
+    }
+    text = (
+        report.page(found(cells))
+        .partition("At the learner while producers write:")[2]
+        .partition("The same")[0]
+    )
     assert (
-        text == "\n\n- No explanation yet.\n  - cpprb, cartpole, wait behind steps, longest us: 1 producer 0.500x\n\n"
+        text == "\n\n- No explanation yet.\n  - cpprb, cartpole, wait behind steps, longest us: 1 "
+        "producer 0.500x\n\n"
     )
 
 
 def test_explanation_is_the_most_particular_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of peer and work, then of the peer. A wait flat out has one of its own."""
-    given = {("cpprb", "atari"): {"batches_per_s": "a"}, ("cpprb", None): {"batches_per_s": "b", "flat_us": "c"}}
+    given = {
+        ("cpprb", "atari"): {"batches_per_s": "a"},
+        ("cpprb", None): {"batches_per_s": "b", "flat_us": "c"},
+    }
     monkeypatch.setattr(report.explanations, "EXPLANATIONS", given)
     explanation = report.explanations.explanation
     assert explanation("cpprb", "atari", FLAT, "batches_per_s") == "a"
     assert explanation("cpprb", "apex", FLAT, "batches_per_s") == "b"
-    assert explanation("cpprb", "atari", FLAT, "p99_us") == explanation("cpprb", "apex", FLAT, "p50_us") == "c"
-    assert explanation("cpprb", "atari", STEPS, "p50_us") == explanation("rlpyt", "atari", FLAT, "p50_us") == ""
+    assert (
+        explanation("cpprb", "atari", FLAT, "p99_us")
+        == explanation("cpprb", "apex", FLAT, "p50_us")
+        == "c"
+    )
+    assert (
+        explanation("cpprb", "atari", STEPS, "p50_us")
+        == explanation("rlpyt", "atari", FLAT, "p50_us")
+        == ""
+    )
 
 
 @pytest.mark.parametrize("installed", [list(PEERS), list(PEERS)[:-1], []])
@@ -378,8 +495,13 @@ def test_page_says_that_all_are_there_only_when_they_are(installed: list[str]) -
 
 
 def test_json_keeps_a_turn_and_a_list_of_numbers_on_one_line(tmp_path: Path) -> None:
-    """So that a difference between two runs can be read; what is loaded is what was saved, whatever a text holds."""
-    cell = {"areplay": [{"p50_us": 1.5, "batches": 2}, {"p50_us": 2.5}], "reason": "{ \n [1,  2] }", "none": []}
+    """So that a difference between two runs can be read; what is loaded is what was saved, whatever
+    a text holds."""
+    cell = {
+        "areplay": [{"p50_us": 1.5, "batches": 2}, {"p50_us": 2.5}],
+        "reason": "{ \n [1,  2] }",
+        "none": [],
+    }
     given = {
         "format": results.FORMAT,
         "peers": {"a": {"choices": ["[one,  2]", "{ }"]}},
@@ -400,14 +522,24 @@ def test_figures_are_kept_in_five_digits() -> None:
 def test_file_of_another_format_is_not_read(tmp_path: Path) -> None:
     """Its figures were made by other rules; a run begins anew then."""
     results.save(tmp_path / "peers.json", {"peers": {"a": {}}, "pairs": {"a/b": {}}})
-    assert results.load(tmp_path / "peers.json") == {"format": results.FORMAT, "peers": {}, "pairs": {}}
+    assert results.load(tmp_path / "peers.json") == {
+        "format": results.FORMAT,
+        "peers": {},
+        "pairs": {},
+    }
 
 
-def test_hanging_side_is_killed_with_its_children(scripted: Callable[..., Child], tmp_path: Path) -> None:
+def test_hanging_side_is_killed_with_its_children(
+    scripted: Callable[..., Child], tmp_path: Path
+) -> None:
     """The watchdog ends the wait, the reason says so, and nothing of it is left."""
     with scripted("peer", 1.0, "0/flat=hang") as child:
         child.ask({"do": "prepare", "producers": 0}, WATCHDOG_S)
-        with pytest.raises(SideFailed, match=r"hung: no answer to `measure flat` within 3 s; killed"):
+        with pytest.raises(
+            SideFailed,
+            match=r"hung: no answer to `measure flat` within 3 s; "
+            r"killed",
+        ):
             child.ask({"do": "measure", "mode": "flat"}, 3.0)
     grandchild = next(int(line.split()[1]) for line in asked(tmp_path) if line.startswith("child"))
     wait_gone(grandchild)
@@ -416,13 +548,17 @@ def test_hanging_side_is_killed_with_its_children(scripted: Callable[..., Child]
 def test_leaving_a_side_ends_its_process(scripted: Callable[..., Child]) -> None:
     """It is asked to close first."""
     with scripted("peer") as child:
-        assert child.ask({"do": "prepare", "producers": 0}, WATCHDOG_S)["versions"] == {"peer": "1.0"}
+        assert child.ask({"do": "prepare", "producers": 0}, WATCHDOG_S)["versions"] == {
+            "peer": "1.0"
+        }
         pid = child.pid
         assert pid in family(os.getpid())
     assert is_gone(pid)
 
 
-def test_dying_side_is_reported_with_its_signal_and_last_words(scripted: Callable[..., Child]) -> None:
+def test_dying_side_is_reported_with_its_signal_and_last_words(
+    scripted: Callable[..., Child],
+) -> None:
     """Not as an end of file."""
     with scripted("peer", 1.0, "0/flat=crash") as child:
         child.ask({"do": "prepare", "producers": 0}, WATCHDOG_S)
@@ -441,7 +577,9 @@ def test_raising_and_unable_sides_say_why(scripted: Callable[..., Child]) -> Non
         assert is_gone(child.pid)
 
 
-def test_other_cells_are_measured_when_a_side_dies(scripted: Callable[..., Child], tmp_path: Path) -> None:
+def test_other_cells_are_measured_when_a_side_dies(
+    scripted: Callable[..., Child], tmp_path: Path
+) -> None:
     """It is started anew and prepared again; areplay, which is well, is not."""
     cells, _ = pair(scripted, Plan(rounds=1, producers=(1,)), "1/flat=crash")
     assert cells["1/flat"]["reason"] == "a peer died in `measure flat` with SIGABRT: out of luck"
@@ -450,10 +588,15 @@ def test_other_cells_are_measured_when_a_side_dies(scripted: Callable[..., Child
     assert asked(tmp_path).count("areplay prepare 1") == 1
 
 
-def test_what_a_peer_cannot_do_is_asked_once(scripted: Callable[..., Child], tmp_path: Path) -> None:
-    """Its reason stands in all cells of that number of producers, and areplay is not prepared for it."""
+def test_what_a_peer_cannot_do_is_asked_once(
+    scripted: Callable[..., Child], tmp_path: Path
+) -> None:
+    """Its reason stands in all cells of that number of producers, and areplay is not prepared for
+    it."""
     cells, peer = pair(scripted, Plan(rounds=1, producers=(0, 2)), "prepare 2=unable")
-    assert {cells[f"2/{mode}"]["reason"] for mode in (FLAT, STEPS, FLOOD, MEMORY)} == {"it has no such thing"}
+    assert {cells[f"2/{mode}"]["reason"] for mode in (FLAT, STEPS, FLOOD, MEMORY)} == {
+        "it has no such thing"
+    }
     assert cells["0/flat"]["reason"] == ""
     assert asked(tmp_path).count("peer prepare 2") == 1
     assert "areplay prepare 2" not in asked(tmp_path)
@@ -477,12 +620,17 @@ def found(cells: dict[str, Any], peer: str = "cpprb", work: str = "cartpole") ->
 def test_parts_of_a_run_are_merged(tmp_path: Path) -> None:
     """A pair takes the place of the one from before as a whole; others stay."""
     old, new = {"0/flat": {"old": 1}, "1/flat": {"old": 1}}, {"0/flat": {"new": 1}}
-    first = results.merge(results.load(tmp_path / "none.json"), found(old)["pairs"], found(old)["peers"])
+    first = results.merge(
+        results.load(tmp_path / "none.json"), found(old)["pairs"], found(old)["peers"]
+    )
     other = found(old, "reverb", "atari")
     results.save(tmp_path / "peers.json", results.merge(first, other["pairs"], other["peers"]))
     again = found(new)
     merged = results.merge(results.load(tmp_path / "peers.json"), again["pairs"], again["peers"])
-    assert set(merged["pairs"]) == {"cpprb/cartpole", "reverb/atari"} and set(merged["peers"]) == {"cpprb", "reverb"}
+    assert set(merged["pairs"]) == {"cpprb/cartpole", "reverb/atari"} and set(merged["peers"]) == {
+        "cpprb",
+        "reverb",
+    }
     assert merged["pairs"]["cpprb/cartpole"]["cells"] == new
     assert merged["pairs"]["reverb/atari"]["cells"] == old
 
@@ -490,14 +638,24 @@ def test_parts_of_a_run_are_merged(tmp_path: Path) -> None:
 def test_page_tells_ratios_reasons_and_where_a_peer_is_ahead(
     scripted: Callable[..., Child], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The ratio beside both figures, bold where the peer is ahead and then with a sentence; why a cell is empty."""
+    """The ratio beside both figures, bold where the peer is ahead and then with a sentence; why a
+    cell is empty."""
     monkeypatch.setattr(report.explanations, "EXPLANATIONS", {})
-    cells, _ = pair(scripted, Plan(rounds=1, producers=(0, 1)), "1/steps=crash", ours=30.0, theirs=10.0)
+    cells, _ = pair(
+        scripted, Plan(rounds=1, producers=(0, 1)), "1/steps=crash", ours=30.0, theirs=10.0
+    )
     text = report.page(found(cells))
-    assert "| cpprb | alone |  | 30.0 / 10.0<br>3.00x | 19.7 / 19.7<br>*1.00x* |" in text  # 1.02 ** 150.5
-    assert "- cpprb, no figures (1 producer, 5 ms steps): a peer died in `measure steps` with SIGABRT" in text
+    # 1.02 ** 150.5
+    assert "| cpprb | alone |  | 30.0 / 10.0<br>3.00x | 19.7 / 19.7<br>*1.00x* |" in text
+    assert (
+        "- cpprb, no figures (1 producer, 5 ms steps): a peer died in `measure steps` with SIGABRT"
+        in text
+    )
     assert "- cpprb: in its favour." in text and "cpprb 1.0" in text and "0.25 cores busy" in text
-    assert "1 rounds for each side and mode, of 0.5 s flat out, 0.6 s behind steps and 0.7 s insert only" in text
+    assert (
+        "1 rounds for each side and mode, of 0.5 s flat out, 0.6 s behind steps and 0.7 s insert "
+        "only" in text
+    )
     assert "At the learner while producers write:\n\n- none" in text
 
     cells, _ = pair(scripted, Plan(rounds=1, producers=(0, 1)), ours=10.0, theirs=40.0)
@@ -505,8 +663,14 @@ def test_page_tells_ratios_reasons_and_where_a_peer_is_ahead(
     assert "10.0 / 40.0<br>**0.250x**" in text
     line = "  - cpprb, cartpole, batches/s, flat out: alone 0.250x, 1 producer 0.250x\n"
     assert f"- No explanation yet.\n{line}" in text
-    monkeypatch.setitem(report.explanations.EXPLANATIONS, ("cpprb", "cartpole"), {"batches_per_s": "It is in process."})
-    assert f"At the learner while producers write:\n\n- It is in process.\n{line}" in report.page(found(cells))
+    monkeypatch.setitem(
+        report.explanations.EXPLANATIONS,
+        ("cpprb", "cartpole"),
+        {"batches_per_s": "It is in process."},
+    )
+    assert f"At the learner while producers write:\n\n- It is in process.\n{line}" in report.page(
+        found(cells)
+    )
 
 
 def test_page_reports_a_peer_that_cannot_be_installed() -> None:
@@ -516,7 +680,9 @@ def test_page_reports_a_peer_that_cannot_be_installed() -> None:
     assert "- **Reverb** cannot be installed here: no wheel" in text
 
 
-def test_plots_are_drawn_with_and_without_figures(scripted: Callable[..., Child], tmp_path: Path) -> None:
+def test_plots_are_drawn_with_and_without_figures(
+    scripted: Callable[..., Child], tmp_path: Path
+) -> None:
     """A cell without a figure leaves a word; one without any is no reason to fail."""
     cells, _ = pair(scripted, Plan(rounds=1), "1/flat=crash", "2/steps=unable")
     for number, given in enumerate((found(cells), {"peers": {}, "pairs": {}})):
@@ -524,8 +690,11 @@ def test_plots_are_drawn_with_and_without_figures(scripted: Callable[..., Child]
             assert path.stat().st_size > (10_000 if number == 0 else 1_000)
 
 
-def test_environment_is_made_once_and_its_failure_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Ready with the same requirements: nothing is done; otherwise made anew. The step that fails gives the reason."""
+def test_environment_is_made_once_and_its_failure_reported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Ready with the same requirements: nothing is done; otherwise made anew. The step that fails
+    gives the reason."""
     steps: list[tuple[str, ...]] = []
     reasons = [""] * 3
 
@@ -541,18 +710,24 @@ def test_environment_is_made_once_and_its_failure_reported(monkeypatch: pytest.M
     assert python_of(peer) == (tmp_path / "cpprb" / "bin" / "python", "") and len(steps) == 3
     assert "cpprb==11.0.0" in steps[1]
     reasons[1] = "no wheel"
-    assert python_of(replace(peer, requirements=("cpprb==12",))) == (None, "cannot be installed here: no wheel")
+    assert python_of(replace(peer, requirements=("cpprb==12",))) == (
+        None,
+        "cannot be installed here: no wheel",
+    )
     assert not (tmp_path / "cpprb" / "ready").exists()
 
 
 def test_failed_step_is_told_by_its_last_line() -> None:
     """And one that succeeded by nothing."""
-    assert environments._failure((sys.executable, "-c", "import nothing_like_this")).startswith("ModuleNotFoundError")
+    assert environments._failure((sys.executable, "-c", "import nothing_like_this")).startswith(
+        "ModuleNotFoundError"
+    )
     assert environments._failure((sys.executable, "-c", "print('fine')")) == ""
 
 
 def test_producer_keeps_its_pace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So many chunks a second; whoever is far behind does not catch up; stopped and ended when the switch says so."""
+    """So many chunks a second; whoever is far behind does not catch up; stopped and ended when the
+    switch says so."""
     now_s = [100.0]
     monkeypatch.setattr(switch.time, "monotonic", lambda: now_s[0])
     told = switch.Switch()
@@ -578,29 +753,44 @@ def test_producer_keeps_its_pace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_tree_of_rlpyts_scheme_draws_by_priority() -> None:
-    """Against plain priorities, their sum and a cumulative sum, after rows that wrap round and after updates."""
+    """Against plain priorities, their sum and a cumulative sum, after rows that wrap round and
+    after updates."""
     work = replace(WORKS["apex"], obs_shape=(1,), capacity=100, batch_size=8)
-    buffer, chunk, rng, expected = rlpyt.Buffer(work), work.columns(30), np.random.default_rng(0), np.zeros(100)
+    buffer, chunk, rng, expected = (
+        rlpyt.Buffer(work),
+        work.columns(30),
+        np.random.default_rng(0),
+        np.zeros(100),
+    )
     for number in range(5):
         buffer.append(chunk)
         expected[np.arange(30 * number, 30 * number + 30) % 100] = 1.0
     for _ in range(50):
         _, places = buffer.sample(8, rng)
         buffer.update(places, errors := rng.random(8))
-        for place, error in reversed(list(zip(places, errors, strict=True))):  # the first of two for a row stays
+        # the first of two for a row stays
+        for place, error in reversed(list(zip(places, errors, strict=True))):
             expected[place] = error**0.6
     shares = np.linspace(0, 1, 1_000, endpoint=False)
     places, chances = buffer._draw(shares)
-    assert places.tolist() == np.searchsorted(expected.cumsum(), shares * expected.sum(), side="right").tolist()
+    assert (
+        places.tolist()
+        == np.searchsorted(expected.cumsum(), shares * expected.sum(), side="right").tolist()
+    )
     assert chances == pytest.approx(expected[places] / expected.sum())
 
 
 def test_areplay_itself_is_measured() -> None:
-    """Its adapter, for real: batches and rows are counted, waits are waits, and all of its processes end."""
+    """Its adapter, for real: batches and rows are counted, waits are waits, and all of its
+    processes end."""
     command = (sys.executable, "-m", "benchmarks.peers.adapters.areplay")
     with Child("areplay", command) as child:
         for work, producers in ((TINY, 0), (replace(TINY, is_prioritized=True), 2)):
-            question = {"do": "prepare", "work": json.loads(json.dumps(work.record())), "producers": producers}
+            question = {
+                "do": "prepare",
+                "work": json.loads(json.dumps(work.record())),
+                "producers": producers,
+            }
             assert "areplay" in child.ask(question, WATCHDOG_S)["versions"]
             for mode in (FLAT, STEPS, FLOOD) if producers else (FLAT, STEPS):
                 asked = {"do": "measure", "mode": mode, "seconds": 0.1, "settle_s": 0.02}

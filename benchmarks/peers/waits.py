@@ -1,8 +1,9 @@
-"""The learner's waits as counts: how many fell into each of the bins, every one of which is 2 % wide.
+"""The learner's waits as counts: how many fell into each of the bins, every one of which is 2 %
+wide.
 
-Rule: the counts of several rounds add up, so that a percentile is of all of their waits and not a mean of percentiles.
-A percentile is the middle of its bin, within 1 % of the wait itself. This module runs in every environment: it imports
-nothing but numpy.
+Rule: the counts of several rounds add up, so that a percentile is of all of their waits and not a
+mean of percentiles. A percentile is the middle of its bin, within 1 % of the wait itself. This
+module runs in every environment: it imports nothing but numpy.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 BIN_RATIO = 1.02  # of a bin's end to its start; some 350 bins from 10 us to 10 ms
-Counts = dict[str, Any]  # "first_bin": its number; "waits": how many there are in it and in those that follow
+# "first_bin": its number; "waits": how many there are in it and in those that follow
+Counts = dict[str, Any]
 
 
 def counts(waits_us: ArrayLike) -> Counts:

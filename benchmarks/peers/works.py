@@ -1,7 +1,8 @@
-"""The works: which rows, how many in a batch, how they come in, and what the learner does with a batch.
+"""The works: which rows, how many in a batch, how they come in, and what the learner does with a
+batch.
 
-Rule: a work says nothing of how a library does it, and both sides of a pair get the same one. It crosses to the
-adapters as JSON, and imports nothing but numpy, so that every environment has it.
+Rule: a work says nothing of how a library does it, and both sides of a pair get the same one. It
+crosses to the adapters as JSON, and imports nothing but numpy, so that every environment has it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class Work:
     Args:
         obs_shape, obs_dtype: of an observation.
         has_next_obs: whether a row has a second observation.
-        rows_per_s: what all producers together hand in while batches are taken; 0 is as fast as they can.
+        rows_per_s: what all producers together hand in while batches are taken; 0 is as fast as
+            they can.
         chunk_rows: rows that a producer hands in at once.
         prefetch: batches that are kept ready, where a library can do that.
         is_prioritized: rows are drawn by priority, and each batch gives its rows new ones.
@@ -59,7 +61,9 @@ class Work:
     @property
     def row_bytes(self) -> int:
         """Bytes of a row over all fields."""
-        return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in self.fields.values())
+        return sum(
+            math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in self.fields.values()
+        )
 
     def columns(self, rows: int, seed: int = 0) -> Columns:
         """That many rows of noise, column by column."""
@@ -92,7 +96,8 @@ WORKS = {
              (4, 84, 84), "uint8", False, 100_000, 256, 16, 64, 10_000, False),
         Work("flashbax", "flashbax's chart: 32x32x3 frames, batches of 256",
              (32, 32, 3), "uint8", False, 100_000, 256, 16, 64, 10_000, False),
-        Work("apex", "Ape-X's shape: 28,240 bytes, prioritised batches of 512 with updates, inserts of 50",
+        Work("apex", "Ape-X's shape: 28,240 bytes, prioritised batches of 512 with updates, "
+                     "inserts of 50",
              (4, 84, 84), "uint8", False, 100_000, 512, 16, 50, 12_500, True),
     )
 }  # fmt: skip

@@ -1,4 +1,5 @@
-"""`python -m benchmarks.row`: measure a replay on this machine with rows of your own; plots, JSON and a table."""
+"""`python -m benchmarks.row`: measure a replay on this machine with rows of your own; plots, JSON
+and a table."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report = Report(asked.out, workloads, options)
     with _display(len(workloads) * len(asked.only or MEASURES)) as (show, say), _without_warnings():
         works = {
-            f"{name}, {workload.row_bytes:,}-byte rows": partial(_measured, name, workload, options, say)
+            f"{name}, {workload.row_bytes:,}-byte rows": partial(
+                _measured, name, workload, options, say
+            )
             for workload in workloads
             for name in asked.only or MEASURES
         }
@@ -54,7 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(*report.lines(), sep="\n")
     print(f"\nwritten to {asked.out}: {TABLE}, {JSON}")
     if not plots.can_draw():
-        print("no plots: they need matplotlib, which `pip install '.[bench]'` in a clone of areplay brings")
+        print(
+            "no plots: they need matplotlib, which `pip install '.[bench]'` in a clone of "
+            "areplay brings"
+        )
     return 1 if report.failures else 0
 
 
@@ -62,13 +68,22 @@ def parser() -> argparse.ArgumentParser:
     """The options."""
     parser = argparse.ArgumentParser(
         "python -m benchmarks.row",
-        description="Measures a replay on this machine and writes plots, JSON and a table. Some fifteen minutes.",
+        description="Measures a replay on this machine and writes plots, JSON and a table. Some "
+        "fifteen minutes.",
     )
     rows = parser.add_mutually_exclusive_group()
     rows.add_argument("--row", type=_positive, metavar="BYTES", help="rows of so many bytes")
-    rows.add_argument("--fields", nargs="+", metavar="FIELD", help=f"rows with these fields, each {SYNTAX}")
-    parser.add_argument("--only", nargs="+", metavar="NAME", choices=MEASURES, help=", ".join(MEASURES))
-    parser.add_argument("--capacity", type=_positive, help="rows of each replay (100,000, or what the memory allows)")
+    rows.add_argument(
+        "--fields", nargs="+", metavar="FIELD", help=f"rows with these fields, each {SYNTAX}"
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", choices=MEASURES, help=", ".join(MEASURES)
+    )
+    parser.add_argument(
+        "--capacity",
+        type=_positive,
+        help="rows of each replay (100,000, or what the memory allows)",
+    )
     parser.add_argument("--batch-size", type=_positive, help="rows of a batch (256)")
     parser.add_argument("--seconds", type=_seconds, help="measured for each figure (1.5)")
     parser.add_argument(
@@ -79,7 +94,11 @@ def parser() -> argparse.ArgumentParser:
         help="for more and more actors, or larger and larger rings (90)",
     )
     parser.add_argument("--out", type=Path, default=OUT, help="folder to write to (%(default)s)")
-    parser.add_argument("--quick", action="store_true", help="tiny: shows in seconds that all runs, measures nothing")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="tiny: shows in seconds that all runs, measures nothing",
+    )
     return parser
 
 
@@ -107,7 +126,9 @@ def _workloads(arguments: argparse.Namespace) -> list[Workload]:
 
 def _options(arguments: argparse.Namespace) -> Options:
     options = Options.quick() if arguments.quick else Options(rounds=3, steps=1_000)
-    asked = {name: getattr(arguments, name) for name in ("capacity", "batch_size", "seconds", "budget_s")}
+    asked = {
+        name: getattr(arguments, name) for name in ("capacity", "batch_size", "seconds", "budget_s")
+    }
     return replace(options, **{name: value for name, value in asked.items() if value is not None})
 
 
@@ -131,22 +152,35 @@ def _seconds(text: str) -> float:
     try:
         return seconds("time", float(text))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, got {text!r}") from None
+        raise argparse.ArgumentTypeError(
+            f"expected a number of seconds above 0, got {text!r}"
+        ) from None
 
 
 @contextmanager
 def _display(steps: int) -> Iterator[tuple[Progress, Progress]]:
-    """Two ways to say what is going on: which step begins, and how far it is. By rich, if it is there."""
+    """Two ways to say what is going on: which step begins, and how far it is. By rich, if it is
+    there."""
     if importlib.util.find_spec("rich") is None or not sys.stderr.isatty():
         yield lambda what: _line(f"{what} ..."), lambda line: _line(f"  {line}")
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+    )
     from rich.progress import Progress as Bar
 
     columns: tuple[Any, ...] = (
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-    )  # fmt: skip
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Bar(*columns, console=Console(stderr=True)) as bar:
         task, begun = bar.add_task("", total=steps), 0
 

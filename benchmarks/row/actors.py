@@ -1,4 +1,5 @@
-"""Rows/s in and processor time against the number of actors, each handing in rows one by one as fast as it may."""
+"""Rows/s in and processor time against the number of actors, each handing in rows one by one as
+fast as it may."""
 
 from __future__ import annotations
 
@@ -45,9 +46,12 @@ async def measure(workload: Workload, options: Options, progress: Progress) -> M
     async with filled_replay(workload, options) as replay:
         for at, count in enumerate(counts):
             spent_s = time.monotonic() - start
-            if points and 2 * spent_s > options.budget_s:  # twice as many take twice as long to start
+            # twice as many take twice as long to start
+            if points and 2 * spent_s > options.budget_s:
                 rest = ", ".join(str(number) for number in counts[at:])
-                left_out.append(f"{rest} actors: they would take more than the budget of {options.budget_s:g} s")
+                left_out.append(
+                    f"{rest} actors: they would take more than the budget of {options.budget_s:g} s"
+                )
                 break
             points.append(await _point(replay, workload, options, count))
             progress(f"{count} actors: {points[-1].rows_per_s:,.0f} rows/s")
@@ -55,7 +59,8 @@ async def measure(workload: Workload, options: Options, progress: Progress) -> M
 
 
 def counts_for(options: Options) -> tuple[list[int], list[str]]:
-    """Powers of two up to `max_actors` for which there are memory and descriptors; and why others are left out."""
+    """Powers of two up to `max_actors` for which there are memory and descriptors; and why others
+    are left out."""
     counts: list[int] = []
     left_out: list[str] = []
     count = 1
@@ -67,7 +72,8 @@ def counts_for(options: Options) -> tuple[list[int], list[str]]:
             left_out.append(f"{count} actors: RLIMIT_NOFILE is {descriptors:,}")
         elif count * ACTOR_BYTES > MEMORY_SHARE * available:
             left_out.append(
-                f"{count} actors: {count * ACTOR_BYTES / 1e9:.1f} GB, {limit} leaves {available / 1e9:.1f} GB"
+                f"{count} actors: {count * ACTOR_BYTES / 1e9:.1f} GB, {limit} leaves "
+                f"{available / 1e9:.1f} GB"
             )
         else:
             counts.append(count)
@@ -81,10 +87,16 @@ async def _point(replay: areplay.Replay, workload: Workload, options: Options, c
         await asyncio.sleep(options.settle_s)
         before, cpu_s, start = replay.statistics(), own_cpu_s(), time.perf_counter()
         await asyncio.sleep(options.seconds)
-        after, cpu_s, spent_s = replay.statistics(), own_cpu_s() - cpu_s, time.perf_counter() - start
+        after, cpu_s, spent_s = (
+            replay.statistics(),
+            own_cpu_s() - cpu_s,
+            time.perf_counter() - start,
+        )
     rows = after.rows_inserted - before.rows_inserted
     shares = [now.rows - then.rows for now, then in zip(after.actors, before.actors, strict=True)]
-    return Point(count, rows / spent_s, 1e6 * cpu_s / max(1, rows), min(shares) * count / max(1, sum(shares)))
+    return Point(
+        count, rows / spent_s, 1e6 * cpu_s / max(1, rows), min(shares) * count / max(1, sum(shares))
+    )
 
 
 def _measurement(workload: Workload, points: list[Point], left_out: list[str]) -> Measurement:
@@ -95,14 +107,22 @@ def _measurement(workload: Workload, points: list[Point], left_out: list[str]) -
     for point in sorted({points[0], most, points[-1]}, key=lambda point: point.actors):
         who = f"{point.actors} actor{'s' * (point.actors > 1)}"
         figures.append(Figure.of(f"{who}: in", point.rows_per_s, "rows/s"))
-        figures.append(Figure.of(f"{who}: processor time", point.cpu_s_a_million, "s a million rows"))
+        figures.append(
+            Figure.of(f"{who}: processor time", point.cpu_s_a_million, "s a million rows")
+        )
     figures.append(
-        Figure.of("the slowest actor's rows to the mean", min(p.least_share for p in points), "", "at worst")
+        Figure.of(
+            "the slowest actor's rows to the mean",
+            min(p.least_share for p in points),
+            "",
+            "at worst",
+        )
     )
     return Measurement(
         "actors",
         workload.name,
-        f"1 to {points[-1].actors} actors hand in rows of {workload.row_bytes:,} bytes one by one, as fast as they may",
+        f"1 to {points[-1].actors} actors hand in rows of {workload.row_bytes:,} bytes one by one, "
+        "as fast as they may",
         tuple(figures),
         (
             Panel(

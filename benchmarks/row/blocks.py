@@ -31,12 +31,15 @@ class BlockSizes:
     at_once: dict[int, list[Rates]] = field(default_factory=dict)  # what the sides `at once` saw
 
     def rates(self, seen: dict[str, list[float]]) -> dict[str, tuple[str, dict[int, list[float]]]]:
-        """What was measured -> its unit, and the values of each block size, from what the sides gave."""
+        """What was measured -> its unit, and the values of each block size, from what the sides
+        gave."""
 
         def by_size(side: str) -> dict[int, list[float]]:
             return {rows: seen[f"{rows}: {side}"] for rows in self.block_rows}
 
-        beside = {rows: [rates.rows_per_s for rates in self.at_once[rows]] for rows in self.block_rows}
+        beside = {
+            rows: [rates.rows_per_s for rates in self.at_once[rows]] for rows in self.block_rows
+        }
         return {
             "out alone": ("batches/s", by_size("out")),
             "in alone": ("rows/s", by_size("in")),
@@ -48,16 +51,24 @@ class BlockSizes:
 async def measure(workload: Workload, options: Options, progress: Progress) -> Measurement:
     """Rows in and batches out, alone and at once, for each block size."""
     notes = []
-    fits = int(MEMORY_SHARE * available_memory()[0]) // (len(options.block_rows) * workload.row_bytes)
+    fits = int(MEMORY_SHARE * available_memory()[0]) // (
+        len(options.block_rows) * workload.row_bytes
+    )
     if fits < min(MAX_CAPACITY, options.capacity):
         options = replace(options, capacity=max(min(options.block_rows) * MIN_BLOCKS, fits))
     async with block_sizes(workload, options) as sizes:
         seen = await take_turns(sizes.sides, options, progress)
     if left_out := sorted(set(options.block_rows) - set(sizes.block_rows)):
-        notes.append(f"left out: blocks of {', '.join(f'{rows:,}' for rows in left_out)} rows: too large for the ring")
+        notes.append(
+            f"left out: blocks of {', '.join(f'{rows:,}' for rows in left_out)} rows: too "
+            "large for the ring"
+        )
     rates = sizes.rates(seen)
     panels = []
-    for unit, title in (("batches/s", "Batches out, one sampler"), ("rows/s", "Rows in, one actor")):
+    for unit, title in (
+        ("batches/s", "Batches out, one sampler"),
+        ("rows/s", "Rows in, one actor"),
+    ):
         series = tuple(
             Series(
                 "alone" if what.endswith("alone") else "in and out at once",
@@ -84,10 +95,14 @@ async def measure(workload: Workload, options: Options, progress: Progress) -> M
 async def block_sizes(workload: Workload, options: Options) -> AsyncIterator[BlockSizes]:
     """A full replay with a warm stream for each block size of which enough fit."""
     options = replace(options, capacity=min(options.capacity, MAX_CAPACITY))
-    sizes = BlockSizes([rows for rows in options.block_rows if rows * MIN_BLOCKS <= options.capacity])
+    sizes = BlockSizes(
+        [rows for rows in options.block_rows if rows * MIN_BLOCKS <= options.capacity]
+    )
     async with AsyncExitStack() as stack:
         for rows in sizes.block_rows:
-            replay = await stack.enter_async_context(filled_replay(workload, options, block_rows=rows))
+            replay = await stack.enter_async_context(
+                filled_replay(workload, options, block_rows=rows)
+            )
             batches = await stack.enter_async_context(warm_batches(replay, options))
             sizes.at_once[rows] = []
             sizes.sides |= _sides(workload, replay, batches, options, rows, sizes.at_once[rows])
@@ -116,7 +131,8 @@ def _sides(
 
 
 def _figure(what: str, unit: str, values: dict[int, list[float]]) -> Figure:
-    """The slowest against the fastest, by their medians over all rounds: within a round it would measure the noise."""
+    """The slowest against the fastest, by their medians over all rounds: within a round it would
+    measure the noise."""
     middle = {rows: statistics.median(rounds) for rows, rounds in values.items()}
     worst, best = min(middle, key=middle.__getitem__), max(middle, key=middle.__getitem__)
     note = f"{unit}; slowest {worst:,} rows a block, fastest {best:,}"

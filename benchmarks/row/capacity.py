@@ -1,5 +1,5 @@
-"""What a batch, a draw, a row handed in and a priority cost against the number of rows in the ring, uniformly and by
-priorities.
+"""What a batch, a draw, a row handed in and a priority cost against the number of rows in the ring,
+uniformly and by priorities.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ LEAST_ROWS = 10_000
 MEMORY_SHARE = 0.5  # of what is free
 ROW_OVERHEAD_BYTES = 40  # priorities and their sums
 INSERTED_ROWS = 256  # at once
-SELECTORS: dict[str, Callable[[], areplay.Selector]] = {  # in this order: from the second on, priorities are kept
+# in this order: from the second on, priorities are kept
+SELECTORS: dict[str, Callable[[], areplay.Selector]] = {
     "uniform": areplay.Uniform,
     "prioritised": areplay.Prioritized,
 }
@@ -45,7 +46,10 @@ async def measure(workload: Workload, options: Options, progress: Progress) -> M
     start = time.monotonic()
     for at, rows in enumerate(sizes):
         if done and time.monotonic() - start > options.budget_s:
-            left_out.append(f"{', '.join(f'{size:,}' for size in sizes[at:])} rows: budget of {options.budget_s:g} s")
+            left_out.append(
+                f"{', '.join(f'{size:,}' for size in sizes[at:])} rows: budget of "
+                f"{options.budget_s:g} s"
+            )
             break
         async with filled_replay(workload, replace(options, capacity=rows)) as replay:
             for name, new in SELECTORS.items():
@@ -54,14 +58,18 @@ async def measure(workload: Workload, options: Options, progress: Progress) -> M
                     rates[name].append(await delivered_per_s(batches, options))
                 draws_us[name].append(draw_us(replay, selector, options))
                 writes_us[f"insert, {name}"].append(await insert_us(replay, workload, options))
-                progress(f"{rows:,} rows, {name}: {rates[name][-1]:,.0f} batches/s, draw {draws_us[name][-1]:.0f} us")
+                progress(
+                    f"{rows:,} rows, {name}: {rates[name][-1]:,.0f} batches/s, draw "
+                    f"{draws_us[name][-1]:.0f} us"
+                )
             writes_us[UPDATE].append(update_us(replay, options))
         done.append(rows)
     return _measurement(workload, options, done, rates, draws_us, writes_us, left_out)
 
 
 def sizes_for(workload: Workload, options: Options) -> tuple[list[int], list[str]]:
-    """Powers of ten up to `max_rows` that fit in half of the free memory; and why the others are left out."""
+    """Powers of ten up to `max_rows` that fit in half of the free memory; and why the others are
+    left out."""
     sizes, left_out = [], []
     available, limit = available_memory()
     for exponent in range(round(math.log10(LEAST_ROWS)), round(math.log10(options.max_rows)) + 1):
@@ -69,7 +77,10 @@ def sizes_for(workload: Workload, options: Options) -> tuple[list[int], list[str
         if needed <= MEMORY_SHARE * available:
             sizes.append(10**exponent)
         else:
-            left_out.append(f"{10**exponent:,} rows: {needed / 1e9:.1f} GB, {limit} leaves {available / 1e9:.1f} GB")
+            left_out.append(
+                f"{10**exponent:,} rows: {needed / 1e9:.1f} GB, {limit} leaves "
+                f"{available / 1e9:.1f} GB"
+            )
     return sizes, left_out
 
 
@@ -88,7 +99,8 @@ def draw_us(replay: areplay.Replay, selector: areplay.Selector, options: Options
 
 
 async def insert_us(replay: areplay.Replay, workload: Workload, options: Options) -> float:
-    """Microseconds a row that is handed in from this process, in chunks, at the median: one copy, and the recycling."""
+    """Microseconds a row that is handed in from this process, in chunks, at the median: one copy,
+    and the recycling."""
     chunk, times = workload.columns(INSERTED_ROWS), Times(options)
     while not times.is_over:
         with times:
@@ -97,18 +109,23 @@ async def insert_us(replay: areplay.Replay, workload: Workload, options: Options
 
 
 def update_us(replay: areplay.Replay, options: Options) -> float:
-    """Microseconds a row of a batch whose priorities are updated, at the median; other rows each time."""
+    """Microseconds a row of a batch whose priorities are updated, at the median; other rows each
+    time."""
     first, end = replay._ring.index_range() if replay._ring is not None else (0, 0)
     rng, times = np.random.default_rng(0), Times(options)
     while not times.is_over:
-        indices, errors = rng.integers(first, end, options.batch_size), rng.random(options.batch_size)
+        indices, errors = (
+            rng.integers(first, end, options.batch_size),
+            rng.random(options.batch_size),
+        )
         with times:
             replay.update_priorities(indices, errors)
     return times.median_us / options.batch_size
 
 
 class Times:
-    """How long something takes that is done again and again, for a quarter of the time that a rate is measured."""
+    """How long something takes that is done again and again, for a quarter of the time that a rate
+    is measured."""
 
     def __init__(self, options: Options) -> None:
         self._times_s: list[float] = []
@@ -149,17 +166,25 @@ def _measurement(
             figures.append(Figure.of(f"{name}, {sizes[at]:,} rows: draw", draws_us[name][at], "us"))
     for name in WRITES:
         for at in smallest_and_largest:
-            figures.append(Figure.of(f"{name}, {sizes[at]:,} rows: a row", writes_us[name][at], "us"))
+            figures.append(
+                Figure.of(f"{name}, {sizes[at]:,} rows: a row", writes_us[name][at], "us")
+            )
     return Measurement(
         "capacity",
         workload.name,
-        f"Batches of {options.batch_size} x {workload.row_bytes:,} bytes from rings of up to {sizes[-1]:,} rows, "
+        f"Batches of {options.batch_size} x {workload.row_bytes:,} bytes from rings of up to "
+        f"{sizes[-1]:,} rows, "
         "one sampler",
         tuple(figures),
         (
             _panel("Batches delivered each second", "batches/s", x, rates),
             _panel("Time to choose the rows of a batch, without copying", "µs", x, draws_us),
-            _panel("Time a row to hand in 256 at once, or to update a batch's priorities", "µs", x, writes_us),
+            _panel(
+                "Time a row to hand in 256 at once, or to update a batch's priorities",
+                "µs",
+                x,
+                writes_us,
+            ),
         ),
         tuple(f"left out: {text}" for text in left_out),
     )

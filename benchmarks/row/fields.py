@@ -19,12 +19,14 @@ class FieldMalformed(ValueError):
 
     def __str__(self) -> str:
         return (
-            f"field {self.field!r}: {self.reason}; write NAME=SHAPE:DTYPE, such as obs=4x84x84:uint8 or action=:int64"
+            f"field {self.field!r}: {self.reason}; write NAME=SHAPE:DTYPE, such as "
+            "obs=4x84x84:uint8 or action=:int64"
         )
 
 
 def rows_of(texts: Sequence[str]) -> Workload:
-    """Rows with these fields, each `NAME=SHAPE:DTYPE`; the shape is axes joined by `x`, nothing for a single number.
+    """Rows with these fields, each `NAME=SHAPE:DTYPE`; the shape is axes joined by `x`, nothing for
+    a single number.
 
     Raises:
         FieldMalformed: one of them is no such text, or its name was given before; names it.
@@ -55,7 +57,9 @@ def _parsed(text: str) -> tuple[str, tuple[int, ...], str]:
     shape = []
     for axis in axes.split("x") if axes else []:
         if not (axis.isascii() and axis.isdigit() and int(axis) > 0):
-            raise FieldMalformed(name, f"an axis must be a whole number of at least 1, got {axis!r}")
+            raise FieldMalformed(
+                name, f"an axis must be a whole number of at least 1, got {axis!r}"
+            )
         shape.append(int(axis))
     try:
         field = as_field(name, (tuple(shape), dtype or "no dtype"))

@@ -1,4 +1,5 @@
-"""Plots of measurements, with matplotlib; it comes with the extra `bench`, and is imported when something is drawn."""
+"""Plots of measurements, with matplotlib; it comes with the extra `bench`, and is imported when
+something is drawn."""
 
 from __future__ import annotations
 
@@ -34,19 +35,27 @@ def draw(measurement: Measurement, path: Path) -> None:
     layout = ConstrainedLayoutEngine(rect=(0.01, 0.01, 0.98, 0.99 - head / HEIGHT), wspace=0.06)
     figure = Figure(figsize=(width, HEIGHT), dpi=144, layout=layout)
     FigureCanvasAgg(figure)
-    for panel, axes in zip(measurement.panels, figure.subplots(1, count, squeeze=False)[0], strict=True):
+    for panel, axes in zip(
+        measurement.panels, figure.subplots(1, count, squeeze=False)[0], strict=True
+    ):
         _draw_panel(panel, axes)
-    figure.text(0.2 / width, 1 - 0.12 / HEIGHT, title, color=INK, fontsize=12, fontweight="bold", va="top")
+    figure.text(
+        0.2 / width, 1 - 0.12 / HEIGHT, title, color=INK, fontsize=12, fontweight="bold", va="top"
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
 
 def _draw_panel(panel: Panel, axes: Any) -> None:
     has_legend = panel.kind == "lines" and len(panel.series) > 1
-    axes.set_title(_wrapped(panel.title, 75), loc="left", color=GREY, fontsize=10, pad=28 if has_legend else 10)
+    axes.set_title(
+        _wrapped(panel.title, 75), loc="left", color=GREY, fontsize=10, pad=28 if has_legend else 10
+    )
     if panel.is_log:
         axes.set_xscale("log")
-    {"lines": _lines, "steps": _steps, "bars": _bars, "histogram": _histogram}[panel.kind](panel, axes)
+    {"lines": _lines, "steps": _steps, "bars": _bars, "histogram": _histogram}[panel.kind](
+        panel, axes
+    )
     if panel.kind != "histogram":
         _scale_y(panel, axes)
     if panel.ticks:
@@ -60,7 +69,14 @@ def _draw_panel(panel: Panel, axes: Any) -> None:
     for side in axes.spines.values():
         side.set_visible(False)
     if has_legend:  # between title and axes, where no line can be
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.98), ncols=4, frameon=False, labelcolor=INK, fontsize=9)
+        axes.legend(
+            loc="lower left",
+            bbox_to_anchor=(-0.02, 0.98),
+            ncols=4,
+            frameon=False,
+            labelcolor=INK,
+            fontsize=9,
+        )
 
 
 def _lines(panel: Panel, axes: Any) -> None:
@@ -73,7 +89,9 @@ def _steps(panel: Panel, axes: Any) -> None:
     """One with its area; several, which are the same again, over one another."""
     for series in panel.series:
         if len(panel.series) == 1:
-            axes.fill_between(series.x, series.y, step="post", color=COLOURS[0], alpha=0.22, linewidth=0)
+            axes.fill_between(
+                series.x, series.y, step="post", color=COLOURS[0], alpha=0.22, linewidth=0
+            )
         opacity = 1.0 if len(panel.series) == 1 else 0.6
         axes.step(series.x, series.y, where="post", color=COLOURS[0], linewidth=1.6, alpha=opacity)
     axes.set_xlim(0, max(series.x[-1] for series in panel.series))
@@ -88,7 +106,8 @@ def _bars(panel: Panel, axes: Any) -> None:
 
 
 def _histogram(panel: Panel, axes: Any) -> None:
-    """Counts over logarithmic bins of microseconds, with the marks as lines and their labels above one another."""
+    """Counts over logarithmic bins of microseconds, with the marks as lines and their labels above
+    one another."""
     values = np.maximum(np.concatenate([series.y for series in panel.series]), 0.1)
     low, high = values.min() / 1.3, values.max() * 1.3
     axes.hist(values, bins=np.geomspace(low, high, BINS), color=COLOURS[0], alpha=0.75)
@@ -98,7 +117,13 @@ def _histogram(panel: Panel, axes: Any) -> None:
     for place, (at, label) in enumerate(panel.marks):
         height = 1 - 0.09 * place
         is_right = np.log(at / low) > 0.6 * np.log(high / low)
-        axes.plot([at, at], [bottom, top * (height - 0.02)], color=INK, linewidth=0.9, linestyle=(0, (3, 3)))
+        axes.plot(
+            [at, at],
+            [bottom, top * (height - 0.02)],
+            color=INK,
+            linewidth=0.9,
+            linestyle=(0, (3, 3)),
+        )
         axes.annotate(
             label,
             (at, top * height),

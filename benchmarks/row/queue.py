@@ -1,4 +1,5 @@
-"""How full the prefetch queue is, and how long the learner waits, while it blocks with each batch and rows come in."""
+"""How full the prefetch queue is, and how long the learner waits, while it blocks with each batch
+and rows come in."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ async def measure(workload: Workload, options: Options, progress: Progress) -> M
     return Measurement(
         "queue",
         workload.name,
-        f"A learner blocks {options.learner_s * 1e3:g} ms with each batch of {options.batch_size} x "
-        f"{workload.row_bytes:,} bytes, while {rows_per_s:,.0f} rows/s come in",
+        f"A learner blocks {options.learner_s * 1e3:g} ms with each batch of {options.batch_size} "
+        f"x {workload.row_bytes:,} bytes, while {rows_per_s:,.0f} rows/s come in",
         (
             Figure.of("wait, p50", log.wait_us(50), "us"),
             Figure.of("wait, p99", log.wait_us(99), "us"),
@@ -36,7 +37,8 @@ async def measure(workload: Workload, options: Options, progress: Progress) -> M
         ),
         (
             Panel(
-                f"Batches ready when it asks, as a share of the {options.prefetch} that the queue holds",
+                f"Batches ready when it asks, as a share of the {options.prefetch} that the queue "
+                "holds",
                 "seconds",
                 "",
                 (Series("fill", tuple(log.at_s), tuple(log.fill)),),
@@ -48,8 +50,11 @@ async def measure(workload: Workload, options: Options, progress: Progress) -> M
     )
 
 
-async def watched(replay: areplay.Replay, batches: areplay.Batches, options: Options) -> tuple[WaitLog, float]:
-    """What the learner saw in `steps` steps, and the rows/s that came in meanwhile; after a few steps to begin with."""
+async def watched(
+    replay: areplay.Replay, batches: areplay.Batches, options: Options
+) -> tuple[WaitLog, float]:
+    """What the learner saw in `steps` steps, and the rows/s that came in meanwhile; after a few
+    steps to begin with."""
     await blocked_learner(replay, batches, options, options.prefetch)
     before = replay.statistics().rows_inserted
     log = await blocked_learner(replay, batches, options)

@@ -1,8 +1,10 @@
-"""What a killed process costs: one of two samplers, then one of two actors, gets SIGKILL while everybody works.
+"""What a killed process costs: one of two samplers, then one of two actors, gets SIGKILL while
+everybody works.
 
-Times run from the kill, and are seen by the learner between two of its steps, so they are as exact as a step is long.
-The longest wait of many steps is longer than that of few, with a kill or without: so each kill is compared with as many
-steps of the same learner, after all is as before and the successor has had time to map the pages it reads.
+Times run from the kill, and are seen by the learner between two of its steps, so they are as exact
+as a step is long. The longest wait of many steps is longer than that of few, with a kill or
+without: so each kill is compared with as many steps of the same learner, after all is as before and
+the successor has had time to map the pages it reads.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ class Recovery:
         log: its steps, with seconds since the kill.
         calm: as many steps, later, without a kill.
         ready_s: until the successor was READY.
-        back_s: until in addition the queue was as full as before, or the successor's first row was in the ring.
+        back_s: until in addition the queue was as full as before, or the successor's first row was
+            in the ring.
     """
 
     log: WaitLog
@@ -69,30 +72,61 @@ class Recoveries:
 
 
 async def measure(workload: Workload, options: Options, progress: Progress) -> Measurement:
-    """Longest wait, lowest fill, and how long it took, for as many kills of each kind as there are rounds."""
+    """Longest wait, lowest fill, and how long it took, for as many kills of each kind as there are
+    rounds."""
     seen = await recoveries(workload, options, progress)
     count = len(seen.samplers)
     waits_us = [seconds * 1e6 for recovery in seen.samplers for seconds in recovery.log.wait_s]
     return Measurement(
         "recovery",
         workload.name,
-        f"SIGKILL of one of {SAMPLERS} samplers, {count} {'time' if count == 1 else 'times'}, behind a learner that "
-        f"blocks {options.learner_s * 1e3:g} ms with each batch of {options.batch_size} x {workload.row_bytes:,} bytes",
+        f"SIGKILL of one of {SAMPLERS} samplers, {count} {'time' if count == 1 else 'times'}, "
+        f"behind a learner that blocks {options.learner_s * 1e3:g} ms with each batch of "
+        f"{options.batch_size} x {workload.row_bytes:,} bytes",
         (
-            Figure.of("longest wait, worst kill", max(r.longest_wait_us for r in seen.samplers), "us"),
-            Figure.of("longest wait, median kill", _median(r.longest_wait_us for r in seen.samplers), "us"),
             Figure.of(
-                "longest wait without a kill, worst", max(r.longest_calm_wait_us for r in seen.samplers), "us", AFTER
+                "longest wait, worst kill", max(r.longest_wait_us for r in seen.samplers), "us"
             ),
             Figure.of(
-                "longest wait without a kill, median", _median(r.longest_calm_wait_us for r in seen.samplers), "us"
+                "longest wait, median kill", _median(r.longest_wait_us for r in seen.samplers), "us"
+            ),
+            Figure.of(
+                "longest wait without a kill, worst",
+                max(r.longest_calm_wait_us for r in seen.samplers),
+                "us",
+                AFTER,
+            ),
+            Figure.of(
+                "longest wait without a kill, median",
+                _median(r.longest_calm_wait_us for r in seen.samplers),
+                "us",
             ),
             Figure.of("queue fill, lowest", min(r.lowest_fill for r in seen.samplers), ""),
             Figure.of("successor READY", _median(r.ready_s for r in seen.samplers), "s", "median"),
-            Figure.of("queue as full as before, two samplers", _median(r.back_s for r in seen.samplers), "s", "median"),
-            Figure.of("actor killed: successor READY", _median(r.ready_s for r in seen.actors), "s", "median"),
-            Figure.of("actor killed: its first row stored", _median(r.back_s for r in seen.actors), "s", "median"),
-            Figure.of("actor killed: longest wait", max(r.longest_wait_us for r in seen.actors), "us", "worst kill"),
+            Figure.of(
+                "queue as full as before, two samplers",
+                _median(r.back_s for r in seen.samplers),
+                "s",
+                "median",
+            ),
+            Figure.of(
+                "actor killed: successor READY",
+                _median(r.ready_s for r in seen.actors),
+                "s",
+                "median",
+            ),
+            Figure.of(
+                "actor killed: its first row stored",
+                _median(r.back_s for r in seen.actors),
+                "s",
+                "median",
+            ),
+            Figure.of(
+                "actor killed: longest wait",
+                max(r.longest_wait_us for r in seen.actors),
+                "us",
+                "worst kill",
+            ),
             Figure.of(
                 "actor killed: longest wait without a kill",
                 max(r.longest_calm_wait_us for r in seen.actors),
@@ -102,7 +136,8 @@ async def measure(workload: Workload, options: Options, progress: Progress) -> M
         ),
         (
             Panel(
-                f"Batches ready when it asks, as a share of the {options.prefetch} that the queue holds",
+                f"Batches ready when it asks, as a share of the {options.prefetch} that the queue "
+                "holds",
                 "seconds since a sampler was killed",
                 "",
                 tuple(
@@ -112,9 +147,14 @@ async def measure(workload: Workload, options: Options, progress: Progress) -> M
                 "steps",
                 top=1.0,
             ),
-            waits_panel(waits_us, f"How long it waited until all was as before, {len(waits_us):,} steps"),
+            waits_panel(
+                waits_us, f"How long it waited until all was as before, {len(waits_us):,} steps"
+            ),
         ),
-        (f"Times are seen between two steps of the learner, every {options.learner_s * 1e3:g} ms.",),
+        (
+            f"Times are seen between two steps of the learner, every {options.learner_s * 1e3:g} "
+            "ms.",
+        ),
     )
 
 
@@ -130,7 +170,9 @@ async def recoveries(workload: Workload, options: Options, progress: Progress) -
     return Recoveries(samplers, actors)
 
 
-async def _kill_sampler(replay: areplay.Replay, batches: areplay.Batches, options: Options, index: int) -> Recovery:
+async def _kill_sampler(
+    replay: areplay.Replay, batches: areplay.Batches, options: Options, index: int
+) -> Recovery:
     """From the kill of a sampler until there are two again and the queue is as full as before."""
     restarts = batches.statistics().restarts
 
@@ -144,7 +186,9 @@ async def _kill_sampler(replay: areplay.Replay, batches: areplay.Batches, option
     return await _killed(replay, batches, options, sampler_pids(batches)[index], stage)
 
 
-async def _kill_actor(replay: areplay.Replay, batches: areplay.Batches, options: Options, index: int) -> Recovery:
+async def _kill_actor(
+    replay: areplay.Replay, batches: areplay.Batches, options: Options, index: int
+) -> Recovery:
     """From the kill of an actor until a row of its successor is in the ring."""
     before = replay.statistics().actors[index]
     left: int | None = None  # rows that the dead one handed in, all of them
@@ -165,7 +209,11 @@ async def _kill_actor(replay: areplay.Replay, batches: areplay.Batches, options:
 
 
 async def _killed(
-    replay: areplay.Replay, batches: areplay.Batches, options: Options, pid: int, stage: Callable[[float], int]
+    replay: areplay.Replay,
+    batches: areplay.Batches,
+    options: Options,
+    pid: int,
+    stage: Callable[[float], int],
 ) -> Recovery:
     before = await blocked_learner(replay, batches, options, options.prefetch)
     level = statistics.median(before.fill)  # 1.0, unless samplers cannot keep up with this learner
@@ -178,13 +226,18 @@ async def _killed(
         if reached == 2:
             recovery.back_s = now_s
         if now_s > WAIT_S:
-            raise TimeoutError(f"not back to work {WAIT_S:g} s after process {pid} was killed: {batches.statistics()}")
+            raise TimeoutError(
+                f"not back to work {WAIT_S:g} s after process {pid} was killed: "
+                f"{batches.statistics()}"
+            )
         return reached == 2
 
     killed_at = time.monotonic()
     os.kill(pid, signal.SIGKILL)
     recovery.log = await blocked_learner(replay, batches, options, _MANY, is_done=is_back)
-    await blocked_learner(replay, batches, options, _MANY, is_done=lambda log: log.at_s[-1] >= options.warmup_s)
+    await blocked_learner(
+        replay, batches, options, _MANY, is_done=lambda log: log.at_s[-1] >= options.warmup_s
+    )
     recovery.calm = await blocked_learner(replay, batches, options, len(recovery.log.at_s))
     return recovery
 

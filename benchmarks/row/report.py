@@ -22,7 +22,8 @@ JSON, TABLE = "bench.json", "bench.md"
 
 
 class Report:
-    """A folder that fills up as measurements come in: what is there is whole, wherever the run ends.
+    """A folder that fills up as measurements come in: what is there is whole, wherever the run
+    ends.
 
     Attributes:
         path: the folder.
@@ -70,13 +71,21 @@ class Report:
         asked = self._options
         lines = ["# areplay on this machine", "", f"- measured on: {self._measured_on}"]
         lines += [
-            f"- asked for: {asked.seconds:g} s a figure, {asked.capacity:,} rows a replay, {asked.batch_size:,} a "
-            f"batch, {asked.budget_s:g} s for more and more actors or rows"
+            f"- asked for: {asked.seconds:g} s a figure, {asked.capacity:,} rows a replay, "
+            f"{asked.batch_size:,} a batch, {asked.budget_s:g} s for more and more actors or rows"
         ]
         lines += [f"- {name}: {value}" for name, value in machine().items()]
         for measurement in self._measurements:
-            lines += ["", f"## {measurement.name}: {measurement.title}", "", "| figure | | |", "|---|---:|---|"]
-            lines += [f"| {figure.name} | {figure} | {figure.note} |" for figure in measurement.figures]
+            lines += [
+                "",
+                f"## {measurement.name}: {measurement.title}",
+                "",
+                "| figure | | |",
+                "|---|---:|---|",
+            ]
+            lines += [
+                f"| {figure.name} | {figure} | {figure.note} |" for figure in measurement.figures
+            ]
             lines += ["", *(f"- {note}" for note in measurement.notes)] if measurement.notes else []
             if (self.path / self.picture(measurement)).exists():
                 lines += ["", f"![{measurement.name}]({self.picture(measurement)})"]

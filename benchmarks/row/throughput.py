@@ -38,17 +38,23 @@ async def measure(workload: Workload, options: Options, progress: Progress) -> M
         )
     seen["in, at once"] = [rates.rows_per_s for rates in at_once]
     middle = {name: statistics.median(values) for name, values in seen.items()}
-    moved = middle["in, at once"] * workload.row_bytes, middle[BOTH] * options.batch_size * workload.row_bytes
+    moved = (
+        middle["in, at once"] * workload.row_bytes,
+        middle[BOTH] * options.batch_size * workload.row_bytes,
+    )
     return Measurement(
         "throughput",
         workload.name,
-        f"Rows of {workload.row_bytes:,} bytes in through one actor, batches of {options.batch_size} out through one "
+        f"Rows of {workload.row_bytes:,} bytes in through one actor, batches of "
+        f"{options.batch_size} out through one "
         "sampler",
         (
             Figure.of("rows in alone, row by row", middle[ROW_BY_ROW], "rows/s"),
             Figure.of(f"rows in alone, chunks of {CHUNK_ROWS}", middle[CHUNKS], "rows/s"),
             Figure.of("batches out alone", middle[OUT], "batches/s"),
-            Figure.of("at once: rows in", middle["in, at once"], "rows/s", f"chunks of {CHUNK_ROWS}"),
+            Figure.of(
+                "at once: rows in", middle["in, at once"], "rows/s", f"chunks of {CHUNK_ROWS}"
+            ),
             Figure.of("at once: batches out", middle[BOTH], "batches/s"),
             Figure.of("at once: bytes in and out", sum(moved) / 1e9, "GB/s"),
         ),
@@ -62,7 +68,11 @@ async def measure(workload: Workload, options: Options, progress: Progress) -> M
                     "while batches\ngo out": middle["in, at once"],
                 },
             ),
-            _panel("Batches out", "batches/s", {"alone": middle[OUT], "while rows\ncome in": middle[BOTH]}),
+            _panel(
+                "Batches out",
+                "batches/s",
+                {"alone": middle[OUT], "while rows\ncome in": middle[BOTH]},
+            ),
         ),
     )
 

@@ -1,7 +1,9 @@
-"""Torn rows counted: a small ring that an actor laps all the time, rows that carry a checksum, and samplers that read.
+"""Torn rows counted: a small ring that an actor laps all the time, rows that carry a checksum, and
+samplers that read.
 
-A reader takes no lock. It copies, looks whether a block changed meanwhile, and draws anew where one did: those rows are
-`redrawn`. A row that came through although it was overwritten in mid-copy would not match its checksum: `accepted`.
+A reader takes no lock. It copies, looks whether a block changed meanwhile, and draws anew where one
+did: those rows are `redrawn`. A row that came through although it was overwritten in mid-copy would
+not match its checksum: `accepted`.
 """
 
 from __future__ import annotations
@@ -31,16 +33,22 @@ async def measure(workload: Workload, options: Options, progress: Progress) -> M
     return await counted(workload, options, progress, areplay.Rows())
 
 
-async def counted(workload: Workload, options: Options, progress: Progress, item: areplay.Item) -> Measurement:
+async def counted(
+    workload: Workload, options: Options, progress: Progress, item: areplay.Item
+) -> Measurement:
     """The same with rows that are copied by `item`."""
     checked = with_checksum(workload)
     block_rows = max(1, min(MAX_BLOCK_ROWS, MAX_RING_BYTES // BLOCKS // checked.row_bytes))
     rows, torn, points = 0, 0, [(0.0, 0.0, 0.0)]
-    async with areplay.Replay(checked.spec(), BLOCKS * block_rows, seed=0, block_rows=block_rows) as replay:
+    async with areplay.Replay(
+        checked.spec(), BLOCKS * block_rows, seed=0, block_rows=block_rows
+    ) as replay:
         chunk_rows = chunk_rows_for(block_rows)
         batch_size = min(options.batch_size, replay.capacity_rows)
         actors = replay.actors(push_checked, 1, args=(checked, chunk_rows))
-        stream = replay.batches(item, batch_size, samplers=SAMPLERS, prefetch=max(SAMPLERS, options.prefetch))
+        stream = replay.batches(
+            item, batch_size, samplers=SAMPLERS, prefetch=max(SAMPLERS, options.prefetch)
+        )
         async with actors, stream as batches:
             await wait_rows(replay)
             seconds = 2 * options.seconds * options.rounds
@@ -60,7 +68,8 @@ async def counted(workload: Workload, options: Options, progress: Progress, item
     return Measurement(
         "torn",
         workload.name,
-        f"A ring of {ring_rows:,} rows of {checked.row_bytes:,} bytes is written round and round while {SAMPLERS} "
+        f"A ring of {ring_rows:,} rows of {checked.row_bytes:,} bytes is written round and round "
+        f"while {SAMPLERS} "
         "samplers read it",
         (
             Figure.of("torn rows accepted", float(torn), "rows", "must be 0"),
@@ -88,7 +97,8 @@ def with_checksum(workload: Workload) -> Workload:
 def chunk_rows_for(block_rows: int) -> int:
     """Rows a chunk.
 
-    A lap must be no multiple of all chunks, or each row would be written over itself, and look whole when it is torn.
+    A lap must be no multiple of all chunks, or each row would be written over itself, and look
+    whole when it is torn.
     """
     return min(64, block_rows)
 

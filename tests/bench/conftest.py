@@ -21,4 +21,6 @@ __all__ = ["nothing_left", "once_a_process", "plain_main_module", "pytest_runtes
 @pytest.fixture(scope="session", autouse=True)
 def fonts(tmp_path_factory: pytest.TempPathFactory) -> None:
     """matplotlib opens its fonts with the first plot that needs them, and keeps them."""
-    plots.draw(Measurement("any", "", "any", (), PANELS), tmp_path_factory.mktemp("any") / "any.png")
+    plots.draw(
+        Measurement("any", "", "any", (), PANELS), tmp_path_factory.mktemp("any") / "any.png"
+    )

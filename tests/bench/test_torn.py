@@ -47,11 +47,14 @@ async def test_torn_rows_that_come_through_are_counted() -> None:
 
 
 async def test_no_chunk_is_written_over_itself() -> None:
-    """Then a row that is put together from two laps would be put together from equal ones, and look whole."""
+    """Then a row that is put together from two laps would be put together from equal ones, and look
+    whole."""
     for block_rows in range(1, MAX_BLOCK_ROWS + 1):
         assert BLOCKS * block_rows % (CHUNKS * chunk_rows_for(block_rows)) != 0
 
 
 async def test_the_checksum_is_a_field_of_its_own() -> None:
     """The user's fields stay as they are."""
-    assert areplay.Spec(**with_checksum(CARTPOLE).fields).keys() - CARTPOLE.spec().keys() == {CHECKSUM}
+    assert areplay.Spec(**with_checksum(CARTPOLE).fields).keys() - CARTPOLE.spec().keys() == {
+        CHECKSUM
+    }

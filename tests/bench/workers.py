@@ -10,9 +10,22 @@ from areplay.spec import Array
 from benchmarks.harness.panels import Panel, Series, waits_panel
 
 PANELS = (
-    Panel("lines", "x", "y", (Series("a", (1.0, 10.0), (0.0, 2.0)), Series("b", (1.0, 10.0), (3.0, 4.0))), is_log=True),
+    Panel(
+        "lines",
+        "x",
+        "y",
+        (Series("a", (1.0, 10.0), (0.0, 2.0)), Series("b", (1.0, 10.0), (3.0, 4.0))),
+        is_log=True,
+    ),
     Panel("steps", "x", "", (Series("a", (0.0, 1.0), (1.0, 0.5)),), "steps", top=1.0),
-    Panel("bars", "", "y", (Series("a", (0.0, 1.0), (5.0, 6.0)),), "bars", ((0.0, "one"), (1.0, "two"))),
+    Panel(
+        "bars",
+        "",
+        "y",
+        (Series("a", (0.0, 1.0), (5.0, 6.0)),),
+        "bars",
+        ((0.0, "one"), (1.0, "two")),
+    ),
     waits_panel([20.0, 30.0, 4_000.0], "waits"),
 )
 """One of each kind."""

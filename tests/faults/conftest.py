@@ -1,4 +1,5 @@
-"""Tests of faults have real children: they run under what all tests with real children run under."""
+"""Tests of faults have real children: they run under what all tests with real children run
+under."""
 
 from tests.processes.conftest import (
     nothing_left,

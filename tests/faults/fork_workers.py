@@ -22,7 +22,11 @@ SPEC = areplay.Spec(x=((), "int64"))
 
 def say(found: Any) -> str:
     """An outcome in words."""
-    return f"{type(found).__name__} of {found.pid}" if isinstance(found, areplay.WrongProcess) else repr(found)
+    return (
+        f"{type(found).__name__} of {found.pid}"
+        if isinstance(found, areplay.WrongProcess)
+        else repr(found)
+    )
 
 
 async def idle(actor: areplay.Actor) -> None:
@@ -66,7 +70,8 @@ def _sleep() -> None:
 
 
 async def leaves_by_forks(actor: areplay.Actor) -> None:
-    """Forked children return, raise and exit through the actor's code, and are terminated; the actor goes on."""
+    """Forked children return, raise and exit through the actor's code, and are terminated; the
+    actor goes on."""
     for number, way in enumerate(("return", "raise", "exit", "Process")):
         await actor.add(x=number)
         if way == "Process":
@@ -111,13 +116,17 @@ async def steps_a_vector(actor: areplay.Actor, environments: int, steps: int) ->
     """Hand in steps of environments that live in forked processes."""
     import gymnasium
 
-    envs = gymnasium.vector.AsyncVectorEnv([lambda: gymnasium.make("CartPole-v1")] * environments, context="fork")
+    envs = gymnasium.vector.AsyncVectorEnv(
+        [lambda: gymnasium.make("CartPole-v1")] * environments, context="fork"
+    )
     actor.autoreset_mode = envs.metadata["autoreset_mode"]
     obs, _ = envs.reset(seed=1)
     for _ in range(steps):
         action = envs.action_space.sample()
         next_obs, reward, terminated, truncated, _ = envs.step(action)
-        await actor.add(obs=obs, action=action, reward=reward, terminated=terminated, truncated=truncated)
+        await actor.add(
+            obs=obs, action=action, reward=reward, terminated=terminated, truncated=truncated
+        )
         obs = next_obs
     processes = [process.pid for process in envs.processes]
     envs.close()
@@ -190,7 +199,8 @@ def has_files(path: str) -> bool:
 
 
 def die_in_a_save(path: str, ready: str) -> None:
-    """A learner that is killed while it saves, and leaves a forked worker, whose id it writes into that file."""
+    """A learner that is killed while it saves, and leaves a forked worker, whose id it writes into
+    that file."""
 
     async def main() -> None:
         async with areplay.Replay(SPEC, 100_000) as replay:

@@ -4,21 +4,24 @@
 
 It goes in rounds. Each has a replay of its own, of one of five kinds that take turns:
 
-    all kept      every row stays in the ring, so that each life of an actor is compared with its ledger
+    all kept      every row stays in the ring, so that each life of an actor is compared with its
+                  ledger
     lapped        a small ring that is overwritten all the time, by actors with small inboxes
     prioritised   the same, with priorities that change with every batch
     paced         with a limiter: actors and learner wait for each other
     in order      Fifo: each row is delivered once, and in order
 
-Each actor writes how many rows it is about to hand in (pending) and how many were accepted (acked) to a file mapping of
-its own, which outlives it. At the end of a round: acked <= stored <= pending for every life, no row twice, none torn;
-and every batch on the way was whole, and of rows that somebody did hand in. Between rounds the process has as many
-descriptors, mappings, threads and children as before the first one.
+Each actor writes how many rows it is about to hand in (pending) and how many were accepted (acked)
+to a file mapping of its own, which outlives it. At the end of a round: acked <= stored <= pending
+for every life, no row twice, none torn; and every batch on the way was whole, and of rows that
+somebody did hand in. Between rounds the process has as many descriptors, mappings, threads and
+children as before the first one.
 
-The choice of victims and moments repeats with the seed; what they were doing at that moment is the machine's choice. A
-strike waits until half of the children are ready: on a machine so busy that a child takes longer to start than it would
-live, a storm would otherwise show no more than that the dead do no work. How long the learner waited is told twice: in
-all, and while nobody was missing whom it needed (a sampler; where batches come in turn, or actors are waited for, all).
+The choice of victims and moments repeats with the seed; what they were doing at that moment is the
+machine's choice. A strike waits until half of the children are ready: on a machine so busy that a
+child takes longer to start than it would live, a storm would otherwise show no more than that the
+dead do no work. How long the learner waited is told twice: in all, and while nobody was missing
+whom it needed (a sampler; where batches come in turn, or actors are waited for, all).
 """
 
 from __future__ import annotations
@@ -59,7 +62,8 @@ WATCHDOG_S = 900.0
 BATCH_SIZE = 256
 MEMORY_TOLERANCE_BYTES = 64 << 20  # of the interpreter's own allocator, after thousands of restarts
 _ALL_AT_ONCE = 0.02  # the share of strikes that hit everybody
-_SPARED_AT_START = 0.7  # the share of strikes at a starting child that miss: else few would ever run
+# the share of strikes at a starting child that miss: else few would ever run
+_SPARED_AT_START = 0.7
 _LIMIT = 1 << 30
 
 
@@ -79,7 +83,12 @@ KINDS = (
     Kind("all kept", 4_000_000),
     Kind("lapped", 20_000, inbox_rows=64),
     Kind("prioritised", 20_000, inbox_rows=512, selector=areplay.Prioritized),
-    Kind("paced", 50_000, limiter=lambda: areplay.SamplesPerInsert(4.0, min_size_to_sample=1_000), needs_all=True),
+    Kind(
+        "paced",
+        50_000,
+        limiter=lambda: areplay.SamplesPerInsert(4.0, min_size_to_sample=1_000),
+        needs_all=True,
+    ),
     Kind("in order", 50_000, inbox_rows=512, selector=areplay.Fifo, needs_all=True),
 )
 
@@ -100,12 +109,14 @@ class Resources:
         """Count them, once the threads that nobody waits for have ended."""
         until_now(lambda: not any(name.startswith("areplay-files") for name in threads()))
         gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)  # what is free, but kept by the C library, for threads that compared many rows
+        # what is free, but kept by the C library, for threads that compared many rows
+        ctypes.CDLL(None).malloc_trim(0)
         status = Path("/proc/self/status").read_text()
         return cls(
             descriptors=len(os.listdir("/proc/self/fd")) - 1,
             mappings=Path("/proc/self/maps").read_text().count("memfd:areplay"),
-            threads=sum(not name.startswith("uvloop_") for name in threads()),  # idle ones of its executor
+            # idle ones of its executor
+            threads=sum(not name.startswith("uvloop_") for name in threads()),
             processes=len(children()),
             memory_bytes=int(re.search(r"RssAnon:\s+(\d+)", status)[1]) * 1024,  # type: ignore[index]
             shared_bytes=shared_memory_bytes(),
@@ -119,7 +130,9 @@ class Resources:
             if getattr(self, name) > getattr(before, name)
         ]
         if self.memory_bytes > before.memory_bytes + MEMORY_TOLERANCE_BYTES:
-            found.append(f"memory: {before.memory_bytes:,} bytes before, {self.memory_bytes:,} after")
+            found.append(
+                f"memory: {before.memory_bytes:,} bytes before, {self.memory_bytes:,} after"
+            )
         return found
 
 
@@ -151,7 +164,9 @@ class Outcome:
     @property
     def is_clean(self) -> bool:
         """Whether all is as it must be."""
-        return not (self.torn or self.lost or self.duplicated or self.invented or self.hung or self.notes)
+        return not (
+            self.torn or self.lost or self.duplicated or self.invented or self.hung or self.notes
+        )
 
     def note(self, text: str) -> None:
         """Something that must not be."""
@@ -163,9 +178,17 @@ class Outcome:
         recoveries = np.array(self.recoveries_s or [0.0])
         lines = [
             ("seed", str(self.seed)),
-            ("kills", f"{self.kills:,}, {self.kills_while_starting:,} of them of a child that was starting"),
+            (
+                "kills",
+                f"{self.kills:,}, {self.kills_while_starting:,} of them of a child that was "
+                "starting",
+            ),
             ("duration", f"{self.duration_s:,.0f} s, {self.rounds} rounds"),
-            ("rows stored", f"{self.rows:,}, of {self.lives:,} lives, {self.lives_compared:,} compared one by one"),
+            (
+                "rows stored",
+                f"{self.rows:,}, of {self.lives:,} lives, {self.lives_compared:,} "
+                "compared one by one",
+            ),
             ("batches", f"{self.batches:,} of {BATCH_SIZE}"),
             ("torn", str(self.torn)),
             ("acked but lost", str(self.lost)),
@@ -182,10 +205,20 @@ class Outcome:
         ]
         if self.before is not None and self.after is not None:
             for name in ("descriptors", "mappings", "threads", "processes"):
-                lines.append((name, f"{getattr(self.before, name)} before, {getattr(self.after, name)} after"))
+                lines.append(
+                    (
+                        name,
+                        f"{getattr(self.before, name)} before, {getattr(self.after, name)} after",
+                    )
+                )
             for name in ("memory_bytes", "shared_bytes"):
-                before, after = getattr(self.before, name) / 2**20, getattr(self.after, name) / 2**20
-                lines.append((name.replace("_bytes", ""), f"{before:.1f} MiB before, {after:.1f} MiB after"))
+                before, after = (
+                    getattr(self.before, name) / 2**20,
+                    getattr(self.after, name) / 2**20,
+                )
+                lines.append(
+                    (name.replace("_bytes", ""), f"{before:.1f} MiB before, {after:.1f} MiB after")
+                )
         lines += [("violation", note) for note in self.notes]
         return "\n".join(f"{name:32}{value}" for name, value in lines)
 
@@ -205,13 +238,19 @@ class Round:
         folder: Path,
     ) -> None:
         self.kind, self.outcome, self.chance, self.kills = kind, outcome, chance, kills
-        self.actors, self.samplers, self.interval_s, self.folder = actors, samplers, interval_s, folder
+        self.actors, self.samplers, self.interval_s, self.folder = (
+            actors,
+            samplers,
+            interval_s,
+            folder,
+        )
         self.batches = 0
         self.peak_wait_s = 0.0
         self.delivered: dict[tuple[int, int], int] = defaultdict(int)  # by life, if in order
         self.delivered_rows = 0
         self._pending: dict[tuple[int, int], int] = defaultdict(int)  # as last read
-        self._down: dict[int, tuple[Worker, int, float]] = {}  # by id of the member: it, the pid killed, and when
+        # by id of the member: it, the pid killed, and when
+        self._down: dict[int, tuple[Worker, int, float]] = {}
 
     async def run(self) -> None:
         """From the opening of the replay to the last comparison."""
@@ -240,25 +279,39 @@ class Round:
                 held = len(os.listdir("/proc/self/fd"))
                 async with asyncio.TaskGroup() as group:
                     learner = group.create_task(self._learn(replay, batches))
-                    watcher = group.create_task(self._watch(actors._supervisor.workers, batches._supervisor.workers))
+                    watcher = group.create_task(
+                        self._watch(actors._supervisor.workers, batches._supervisor.workers)
+                    )
                     await self._strike(places)
-                    await self._until(lambda: all(m.is_alive for m in places) and not self._down, "all are back")
+                    await self._until(
+                        lambda: all(m.is_alive for m in places) and not self._down, "all are back"
+                    )
                     at = self.batches
                     await self._until(lambda: self.batches > at + 10, "batches go on")
                     if kind.capacity <= 50_000:
                         inserted = replay.statistics().rows_inserted
-                        await self._until(lambda: replay.statistics().rows_inserted > inserted, "rows come in")
+                        await self._until(
+                            lambda: replay.statistics().rows_inserted > inserted, "rows come in"
+                        )
                     with suppress(AssertionError):
-                        await self._until(lambda: len(os.listdir("/proc/self/fd")) <= held, "", within=5.0)
+                        await self._until(
+                            lambda: len(os.listdir("/proc/self/fd")) <= held, "", within=5.0
+                        )
                     if (now := len(os.listdir("/proc/self/fd"))) > held:
-                        outcome.note(f"{kind.name}: {now} descriptors with all children back, {held} at first")
+                        outcome.note(
+                            f"{kind.name}: {now} descriptors with all children back, "
+                            f"{held} at first"
+                        )
                     await actors.close()
                     coordinator = replay._coordinator
                     assert coordinator is not None
                     await self._until(lambda: not coordinator.has_rows, "all rows are taken")
                     if isinstance(batches._selector, areplay.Fifo):
                         total = replay.statistics().rows_inserted
-                        await self._until(lambda: self.delivered_rows > total - BATCH_SIZE, "all rows are delivered")
+                        await self._until(
+                            lambda: self.delivered_rows > total - BATCH_SIZE,
+                            "all rows are delivered",
+                        )
                     watcher.cancel()
                     learner.cancel()
                 statistics = batches.statistics()
@@ -280,13 +333,17 @@ class Round:
                 mine = lives == life
                 name, of_life = (int(actors[mine][0]), int(life)), numbers[mine]
                 if int(of_life.max()) >= self._pending[name]:
-                    self._pending[name] = workers.read_ledger(self.folder / f"{name[0]}-{name[1]}")[1]
+                    self._pending[name] = workers.read_ledger(self.folder / f"{name[0]}-{name[1]}")[
+                        1
+                    ]
                     self.outcome.invented += int(np.count_nonzero(of_life >= self._pending[name]))
                 if in_order:
                     start = self.delivered[name]
                     self.outcome.duplicated += int(np.count_nonzero(of_life < start))
                     if not np.array_equal(of_life, np.arange(start, start + len(of_life))):
-                        self.outcome.note(f"life {name}: delivered {of_life[:3]} ... where {start} was next")
+                        self.outcome.note(
+                            f"life {name}: delivered {of_life[:3]} ... where {start} was next"
+                        )
                     self.delivered[name] = int(of_life.max()) + 1
             if is_prioritised:
                 replay.update_priorities(batch.indices, numbers % 7 + 1.0)
@@ -299,7 +356,10 @@ class Round:
         while done < self.kills:
             await asyncio.sleep(self.chance.uniform(0.0, 2 * self.interval_s))
             everybody = self.chance.random() < _ALL_AT_ONCE
-            await self._until(lambda: 2 * sum(m.is_alive for m in workers) >= len(workers), "half of all are ready")
+            await self._until(
+                lambda: 2 * sum(m.is_alive for m in workers) >= len(workers),
+                "half of all are ready",
+            )
             victim, is_spared = self.chance.choice(workers), self.chance.random() < _SPARED_AT_START
             for member in workers if everybody else [victim]:
                 is_starting = member.child is not None and not member.child.is_ready
@@ -321,7 +381,8 @@ class Round:
         return True
 
     async def _watch(self, actors: list[Worker], samplers: list[Worker]) -> None:
-        """See who is back, how long that took, and how long the learner waits though nobody is missing."""
+        """See who is back, how long that took, and how long the learner waits though nobody is
+        missing."""
         needed = len(actors) + len(samplers) if self.kind.needs_all else 1
         at, since, those = 0, time.monotonic(), set[int]()
         while True:
@@ -331,7 +392,9 @@ class Round:
             ready = {m.child.pid for m in able if m.is_alive and m.child is not None}
             those &= ready
             if self.batches == at > 0 and len(those) >= needed:
-                self.outcome.longest_wait_served_s = max(self.outcome.longest_wait_served_s, now - since)
+                self.outcome.longest_wait_served_s = max(
+                    self.outcome.longest_wait_served_s, now - since
+                )
             else:
                 at, since, those = self.batches, now, ready
             for key, (member, pid, since) in list(self._down.items()):
@@ -339,7 +402,9 @@ class Round:
                     self.outcome.recoveries_s.append(now - since)
                     del self._down[key]
 
-    async def _until(self, condition: Callable[[], bool], what: str, within: float = HUNG_AFTER_S) -> None:
+    async def _until(
+        self, condition: Callable[[], bool], what: str, within: float = HUNG_AFTER_S
+    ) -> None:
         deadline = time.monotonic() + within
         while not condition():
             assert time.monotonic() < deadline, f"not within {within:g} s: {what}"
@@ -374,7 +439,8 @@ class Round:
             outcome.note(f"rows of lives that nobody lived: {unknown}")
 
     def _ends(self, replay: areplay.Replay) -> dict[tuple[int, int], int]:
-        """Of each life that has rows in the ring: the number after the last one. Counts what is torn or there twice."""
+        """Of each life that has rows in the ring: the number after the last one. Counts what is
+        torn or there twice."""
         ring = replay._ring
         assert ring is not None
         serials, counts = ring.occupied()
@@ -384,7 +450,10 @@ class Round:
         ends: dict[tuple[int, int], int] = {}
         for stream, mine in blocks.items():
             places = np.concatenate(
-                [serial % ring.blocks * ring.block_rows + np.arange(count) for serial, count in sorted(mine)]
+                [
+                    serial % ring.blocks * ring.block_rows + np.arange(count)
+                    for serial, count in sorted(mine)
+                ]
             )
             columns = {name: column[places] for name, column in ring.columns.items()}
             self.outcome.torn += torn(columns)
@@ -417,7 +486,8 @@ async def storm(
     supervisor._LONGEST_BACK_OFF_S = 0.05  # pauses of seconds would leave little to kill
     started = time.monotonic()
     try:
-        await _round(kinds[0], outcome, chance, 0, actors, samplers, interval_s)  # what is opened once and kept
+        # what is opened once and kept
+        await _round(kinds[0], outcome, chance, 0, actors, samplers, interval_s)
         outcome.before = Resources.now()
         while outcome.kills < kills and not outcome.hung:
             kind = kinds[outcome.rounds % len(kinds)]
@@ -428,10 +498,11 @@ async def storm(
             for text in outcome.after.left_over(outcome.before):
                 outcome.note(f"left over after a round that was {kind.name}: {text}")
             progress(
-                f"{outcome.duration_s:6.0f} s  {outcome.kills:5,} kills  {kind.name:12}  {outcome.rows:12,} rows  "
-                f"{outcome.batches:9,} batches  torn {outcome.torn}  lost {outcome.lost}  duplicated "
-                f"{outcome.duplicated}  hung {outcome.hung}  longest wait {peak_wait_s:5.2f} s  "
-                f"{outcome.after.descriptors} descriptors  {outcome.after.memory_bytes / 2**20:.0f} MiB"
+                f"{outcome.duration_s:6.0f} s  {outcome.kills:5,} kills  {kind.name:12}  "
+                f"{outcome.rows:12,} rows  {outcome.batches:9,} batches  torn {outcome.torn}  lost "
+                f"{outcome.lost}  duplicated {outcome.duplicated}  hung {outcome.hung}  longest "
+                f"wait {peak_wait_s:5.2f} s  {outcome.after.descriptors} descriptors  "
+                f"{outcome.after.memory_bytes / 2**20:.0f} MiB"
             )
     finally:
         supervisor._LONGEST_BACK_OFF_S = longest
@@ -463,12 +534,16 @@ async def _round(
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.faults.storm", description="Kill, and count what is lost.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.faults.storm", description="Kill, and count what is lost."
+    )
     parser.add_argument("--kills", type=int, default=5_000)
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     parser.add_argument("--actors", type=int, default=3)
     parser.add_argument("--samplers", type=int, default=5)
-    parser.add_argument("--interval", type=float, default=0.1, help="mean seconds between two strikes")
+    parser.add_argument(
+        "--interval", type=float, default=0.1, help="mean seconds between two strikes"
+    )
     parser.add_argument("--round", type=int, default=ROUND_KILLS, help="kills a round")
     options = parser.parse_args()
     logging.getLogger("areplay").setLevel(logging.ERROR)

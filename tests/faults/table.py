@@ -1,6 +1,8 @@
-"""Which test holds which fault: a row for each fault or input that may happen, with the tests by their node ids.
+"""Which test holds which fault: a row for each fault or input that may happen, with the tests by
+their node ids.
 
-`test_table.py` looks whether all of them exist. In a node id without parameters all of them are meant.
+`test_table.py` looks whether all of them exist. In a node id without parameters all of them are
+meant.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ class Row:
 ROWS = {
     1: Row(
         "SIGKILL an actor at every failpoint of add",
-        "the unfinished row is never seen, every acked one is stored, the actor is restarted as a new stream",
+        "the unfinished row is never seen, every acked one is stored, the actor is restarted as a "
+        "new stream",
         (
             "tests/processes/test_failpoints.py::test_an_actor_killed_within_add_leaves_whole_rows",
             "tests/test_failpoints.py::test_the_process_dies_at_the_nth_pass_of_that_point",
@@ -37,7 +40,8 @@ ROWS = {
     ),
     3: Row(
         "SIGKILL a sampler while drawing, gathering, publishing, holding a lock",
-        "slot reclaimed, lock free, sampler restarted, no ready batch lost, none half-filled delivered",
+        "slot reclaimed, lock free, sampler restarted, no ready batch lost, none half-filled "
+        "delivered",
         (
             "tests/processes/test_failpoints.py::test_a_sampler_killed_within_a_batch_loses_nothing",
             "tests/faults/test_start_and_end.py::test_a_sampler_killed_with_a_lock_leaves_the_lock_free",
@@ -141,7 +145,8 @@ ROWS = {
         ),
     ),
     14: Row(
-        "wrong shape, dtype, byte order, object dtype, missing, extra or misspelt field, ragged columns, 0 rows",
+        "wrong shape, dtype, byte order, object dtype, missing, extra or misspelt field, ragged "
+        "columns, 0 rows",
         "SpecMismatch naming field, expected, got; nothing written; the actor goes on",
         (
             "tests/faults/test_values.py::test_what_does_not_fit_is_refused_in_the_actor_and_it_goes_on",
@@ -169,7 +174,8 @@ ROWS = {
     ),
     16: Row(
         "batch_size 0, -1, True, 2.5, 1e9; prefetch 0; capacity not a multiple of anything",
-        "a ValueError that says what is allowed; capacity is rounded up to whole blocks and says so",
+        "a ValueError that says what is allowed; capacity is rounded up to whole blocks and says "
+        "so",
         (
             "tests/test_replay.py::test_a_wrong_option_of_batches_is_refused",
             "tests/test_replay.py::test_a_wrong_batch_size_is_refused",
@@ -180,7 +186,8 @@ ROWS = {
     ),
     17: Row(
         "sampling before min_size_to_sample; all actors dead; limiter closed both ways",
-        "waits with a reason; timeout raises; no producer left raises Stalled; never-open limiters are refused",
+        "waits with a reason; timeout raises; no producer left raises Stalled; never-open limiters "
+        "are refused",
         (
             "tests/faults/test_waiting_for_each_other.py"
             "::test_a_limiter_that_could_never_open_is_refused_at_construction",
@@ -217,7 +224,8 @@ ROWS = {
     ),
     18: Row(
         "priorities negative, NaN, inf, all zero, wrong length; indices stale, foreign, repeated",
-        "ValueError and nothing changed; stale ones counted; the last of repeated ones wins; all zero is said",
+        "ValueError and nothing changed; stale ones counted; the last of repeated ones wins; all "
+        "zero is said",
         (
             "tests/test_prioritized.py::test_what_makes_no_sense_is_refused_and_changes_nothing",
             "tests/test_prioritized.py::test_rows_that_all_have_priority_0_are_refused_at_the_draw",
@@ -232,8 +240,10 @@ ROWS = {
         ),
     ),
     19: Row(
-        "user code raises, exits, returns at once, cannot be pickled, blocks its loop, prints 1 MiB, forks",
-        "a typed error with the child's traceback and exit code; restarts counted; the others go on",
+        "user code raises, exits, returns at once, cannot be pickled, blocks its loop, prints 1 "
+        "MiB, forks",
+        "a typed error with the child's traceback and exit code; restarts counted; the others go "
+        "on",
         (
             "tests/processes/test_misbehaviour.py::test_misbehaviour_is_a_typed_error_with_the_childs_words",
             "tests/processes/test_misbehaviour.py::test_others_are_untouched",
@@ -271,7 +281,8 @@ ROWS = {
         ),
     ),
     22: Row(
-        "checkpoint killed anywhere, disk full, read-only, damaged, cut short, of a newer version, other spec",
+        "checkpoint killed anywhere, disk full, read-only, damaged, cut short, of a newer version, "
+        "other spec",
         "the previous checkpoint still loads; damage is detected and named; nothing is half loaded",
         ("tests/test_checkpoint.py", "tests/processes/test_checkpoints.py"),
     ),
@@ -298,15 +309,18 @@ ROWS = {
     ),
     25: Row(
         "swizzle: SIGSTOP some one by one, SIGCONT in another order, kills in between",
-        "progress with at least one live actor and sampler; oracle exact; descriptors and memory flat",
+        "progress with at least one live actor and sampler; oracle exact; descriptors and memory "
+        "flat",
         (
             "tests/faults/test_swizzle.py::test_stopped_processes_hold_nobody_up",
             "tests/processes/test_kill_storm.py::test_stopped_processes_can_be_closed",
         ),
     ),
     26: Row(
-        "SIGCHLD ignored; a foreign waitpid(-1); a child stuck before it reads its arguments, of any size",
-        "death seen by the pidfd, restarted, closing ends; a start ends after start_timeout_s or Ctrl-C",
+        "SIGCHLD ignored; a foreign waitpid(-1); a child stuck before it reads its arguments, of "
+        "any size",
+        "death seen by the pidfd, restarted, closing ends; a start ends after start_timeout_s or "
+        "Ctrl-C",
         (
             "tests/processes/test_deaths.py::test_deaths_are_seen_where_sigchld_is_ignored",
             "tests/processes/test_deaths.py::test_an_exit_code_that_was_stolen_is_unknown",
@@ -325,10 +339,10 @@ ROWS = {
         ),
     ),
     27: Row(
-        "a fork of the owner, a learner, an actor or a sampler, by whatever makes forks; the child uses, drops, "
-        "leaves, exits",
-        "a typed error in the child for every use; nothing reaches its parent: rows, locks, flags, signals, saves, "
-        "children, the event loop",
+        "a fork of the owner, a learner, an actor or a sampler, by whatever makes forks; the child "
+        "uses, drops, leaves, exits",
+        "a typed error in the child for every use; nothing reaches its parent: rows, locks, flags, "
+        "signals, saves, children, the event loop",
         (
             "tests/faults/test_forks.py::test_every_use_of_a_learners_objects_is_a_typed_error",
             "tests/faults/test_forks.py::test_every_use_of_an_actor_is_a_typed_error",
@@ -345,8 +359,10 @@ ROWS = {
         ),
     ),
     28: Row(
-        "replays, streams, groups dropped without close, in any thread, in the middle of a call, at interpreter exit",
-        "collected: children ended, descriptors, threads, mappings back; a warning names what was dropped",
+        "replays, streams, groups dropped without close, in any thread, in the middle of a call, "
+        "at interpreter exit",
+        "collected: children ended, descriptors, threads, mappings back; a warning names what was "
+        "dropped",
         (
             "tests/faults/test_dropped.py::test_replays_that_are_dropped_again_and_again_leave_nothing",
             "tests/faults/test_dropped.py::test_what_is_dropped_in_a_circle_waits_for_the_collector_only",
@@ -373,7 +389,8 @@ ROWS = {
         ),
     ),
     30: Row(
-        "every hook of the user's raises every kind of exception: StopIteration, GeneratorExit, SystemExit, ours",
+        "every hook of the user's raises every kind of exception: StopIteration, GeneratorExit, "
+        "SystemExit, ours",
         "the caller gets it; nothing hangs, nothing is left, the next call works",
         (
             "tests/faults/test_hooks.py",
@@ -382,7 +399,8 @@ ROWS = {
         ),
     ),
     31: Row(
-        "checkpoint paths and manifests that are pipes, devices, holes, deep or huge; no descriptor, no thread",
+        "checkpoint paths and manifests that are pipes, devices, holes, deep or huge; no "
+        "descriptor, no thread",
         "a typed error in bounded time and memory; what a save can replace, it replaces",
         (
             "tests/faults/test_odd_files.py",

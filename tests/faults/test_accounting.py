@@ -24,7 +24,8 @@ both_loops = pytest.mark.asyncio(loop_factories=["asyncio", "uvloop"])
 
 
 async def life(number: int) -> None:
-    """A replay with all that hangs on it and needs no child; each kind of selector in its turn; some are saved."""
+    """A replay with all that hangs on it and needs no child; each kind of selector in its turn;
+    some are saved."""
     weights = areplay.Weights({"w": np.zeros(100)})
     weights.publish({"w": np.ones(100)})
     selectors = areplay.Uniform(), areplay.Prioritized(), areplay.Fifo(), areplay.Epochs(2)
@@ -49,7 +50,10 @@ async def life_with_children() -> None:
     async with (
         areplay.Replay(SPEC, 5_000) as replay,
         replay.batches(
-            batch_size=8, samplers=2, limiter=areplay.SamplesPerInsert(2.0, min_size_to_sample=10), timeout_s=30.0
+            batch_size=8,
+            samplers=2,
+            limiter=areplay.SamplesPerInsert(2.0, min_size_to_sample=10),
+            timeout_s=30.0,
         ) as batches,
         replay.actors(workers.hand_in_until_stopped, 1, weights=weights),
     ):

@@ -1,7 +1,8 @@
 """Row 20: every public await, cancelled at every point where it may be suspended.
 
-The list of public awaits is checked against the classes, so that a new one cannot be forgotten. A call is cancelled at
-its k-th suspension, for k = 0, 1, 2, ... until it ends before: cancelling goes where the event loop would let it go.
+The list of public awaits is checked against the classes, so that a new one cannot be forgotten. A
+call is cancelled at its k-th suspension, for k = 0, 1, 2, ... until it ends before: cancelling goes
+where the event loop would let it go.
 """
 
 from __future__ import annotations
@@ -63,12 +64,20 @@ def test_every_public_await_is_listed() -> None:
         public = getattr(areplay, name)
         if not inspect.isclass(public):
             continue
-        workers = {key: value for kind in reversed(public.__mro__) for key, value in vars(kind).items()}
+        workers = {
+            key: value for kind in reversed(public.__mro__) for key, value in vars(kind).items()
+        }
         for attribute, value in workers.items():
             value = getattr(value, "__func__", value)  # of a class method
-            is_public = not attribute.startswith("_") or attribute in ("__aenter__", "__aexit__", "__anext__")
+            is_public = not attribute.startswith("_") or attribute in (
+                "__aenter__",
+                "__aexit__",
+                "__anext__",
+            )
             returns = str(getattr(value, "__annotations__", {}).get("return", ""))
-            if is_public and (inspect.iscoroutinefunction(value) or returns.startswith("Coroutine")):
+            if is_public and (
+                inspect.iscoroutinefunction(value) or returns.startswith("Coroutine")
+            ):
                 found.add(f"{name}.{attribute}")
     assert found == set(AWAITS)
 
@@ -133,13 +142,15 @@ def limiter() -> areplay.SamplesPerInsert:
 @on_uvloop
 @pytest.mark.parametrize("held_by", ["another call", "limiter", "fifo"])
 async def test_writing_cancelled_anywhere_is_all_or_nothing(held_by: str) -> None:
-    """add and extend, while another call, a limiter or a queue holds them: nothing of a cancelled one is written, and
-    nothing stays reserved or counted; when it may, the next one is."""
+    """add and extend, while another call, a limiter or a queue holds them: nothing of a cancelled
+    one is written, and nothing stays reserved or counted; when it may, the next one is."""
     async with areplay.Replay(SPEC, 64, block_rows=16) as replay, AsyncExitStack() as stack:
         if held_by == "limiter":
             stream = replay.batches(batch_size=8, limiter=limiter(), timeout_s=30.0)
         else:
-            stream = replay.batches(batch_size=8, prefetch=1, selector=areplay.Fifo(), timeout_s=30.0)
+            stream = replay.batches(
+                batch_size=8, prefetch=1, selector=areplay.Fifo(), timeout_s=30.0
+            )
         if held_by != "another call":
             await stack.enter_async_context(stream)
 
@@ -171,7 +182,13 @@ async def test_writing_cancelled_anywhere_is_all_or_nothing(held_by: str) -> Non
             most = MOST if held_by != "another call" else 1
             for k in range(most):
                 call = CancelledAt(act(), k)
-                await check((await asyncio.gather(asyncio.create_task(_await(call)), return_exceptions=True))[0])
+                await check(
+                    (
+                        await asyncio.gather(
+                            asyncio.create_task(_await(call)), return_exceptions=True
+                        )
+                    )[0]
+                )
             task = asyncio.create_task(act())
             if held_by == "another call":
                 release()
@@ -194,8 +211,8 @@ async def _busy(replay: areplay.Replay) -> Callable[[], None]:
 
 @on_uvloop
 async def test_starting_children_cancelled_anywhere_leaves_none() -> None:
-    """Actors and batches, entered and cancelled at each suspension of the caller: no child is left, and the next group
-    starts. (At moments of the start itself: tests/processes/test_closing.py.)"""
+    """Actors and batches, entered and cancelled at each suspension of the caller: no child is left,
+    and the next group starts. (At moments of the start itself: tests/processes/test_closing.py.)"""
     before = children()
     async with areplay.Replay(SPEC, 1_000) as replay:
         await replay.extend(rows(OWNER, 1, 0, 10))
@@ -216,7 +233,8 @@ async def test_starting_children_cancelled_anywhere_leaves_none() -> None:
 @on_uvloop
 @pytest.mark.parametrize("what", ["actors", "batches"])
 async def test_closing_cancelled_anywhere_closes_all_the_same(what: str) -> None:
-    """close() of actors and of batches: wherever it is cancelled, everything is closed when it ends."""
+    """close() of actors and of batches: wherever it is cancelled, everything is closed when it
+    ends."""
     before = children()
     async with areplay.Replay(SPEC, 1_000) as replay:
         await replay.extend(rows(OWNER, 1, 0, 10))
@@ -228,7 +246,9 @@ async def test_closing_cancelled_anywhere_closes_all_the_same(what: str) -> None
                 group = replay.batches(batch_size=4)
             await group.__aenter__()
             call = CancelledAt(group.close(), k)
-            (outcome,) = await asyncio.gather(asyncio.create_task(_await(call)), return_exceptions=True)
+            (outcome,) = await asyncio.gather(
+                asyncio.create_task(_await(call)), return_exceptions=True
+            )
             assert children() == before
             assert group.is_closed
             if call.is_over:
@@ -240,12 +260,18 @@ async def test_closing_cancelled_anywhere_closes_all_the_same(what: str) -> None
 @on_uvloop
 @pytest.mark.parametrize("held_by", ["no rows", "limiter", "fifo"])
 async def test_waiting_cancelled_anywhere_changes_nothing(held_by: str) -> None:
-    """Batches.get and the loop over batches while there is none to be had, and while there are: no batch is taken that
-    nobody has, no slot is lost, and the next call gets what this one would have got. And Actors.wait."""
-    options: dict[str, dict[str, Any]] = {"limiter": {"limiter": limiter()}, "fifo": {"selector": areplay.Fifo()}}
+    """Batches.get and the loop over batches while there is none to be had, and while there are: no
+    batch is taken that nobody has, no slot is lost, and the next call gets what this one would have
+    got. And Actors.wait."""
+    options: dict[str, dict[str, Any]] = {
+        "limiter": {"limiter": limiter()},
+        "fifo": {"selector": areplay.Fifo()},
+    }
     async with (
         areplay.Replay(SPEC, 1_000) as replay,
-        replay.batches(batch_size=8, prefetch=2, timeout_s=30.0, **options.get(held_by, {})) as batches,
+        replay.batches(
+            batch_size=8, prefetch=2, timeout_s=30.0, **options.get(held_by, {})
+        ) as batches,
     ):
         slots = batches._slots
         assert slots is not None
@@ -285,16 +311,21 @@ async def test_waiting_cancelled_anywhere_changes_nothing(held_by: str) -> None:
                 await cancelled_anywhere(take, one_or_nothing, waits=False)
                 break
         if held_by == "no rows":
-            await until(lambda: slots.count(READY) == slots.slots, what="all slots are filled again")
+            await until(
+                lambda: slots.count(READY) == slots.slots, what="all slots are filled again"
+            )
         async with replay.actors(workers.hand_in_until_stopped, 1, args=(1.0,)) as actors:
             call = CancelledAt(actors.wait(), 0)
-            (outcome,) = await asyncio.gather(asyncio.create_task(_await(call)), return_exceptions=True)
+            (outcome,) = await asyncio.gather(
+                asyncio.create_task(_await(call)), return_exceptions=True
+            )
             assert isinstance(outcome, asyncio.CancelledError)
             assert actors.alive == 1
 
 
 async def cancelled_calls(actor: areplay.Actor) -> None:
-    """add, extend and flush, each cancelled at its first suspensions; how much was handed in is reported."""
+    """add, extend and flush, each cancelled at its first suspensions; how much was handed in is
+    reported."""
     number = 0
     for turn in range(400):
         k = turn % 3
@@ -305,7 +336,9 @@ async def cancelled_calls(actor: areplay.Actor) -> None:
             call, count = actor.add(**row(actor.index, 1, number)), 1
         else:
             call, count = actor.extend(rows(actor.index, 1, number, number + 7)), 7
-        (outcome,) = await asyncio.gather(asyncio.create_task(_await(CancelledAt(call, k))), return_exceptions=True)
+        (outcome,) = await asyncio.gather(
+            asyncio.create_task(_await(CancelledAt(call, k))), return_exceptions=True
+        )
         if outcome is None:
             number += count
         elif not isinstance(outcome, asyncio.CancelledError):
@@ -316,8 +349,8 @@ async def cancelled_calls(actor: areplay.Actor) -> None:
 
 @on_uvloop
 async def test_an_actor_cancelled_in_its_calls_hands_in_all_or_nothing() -> None:
-    """In a real process with an inbox that is always full: what returned is stored once and in order, what was
-    cancelled never was."""
+    """In a real process with an inbox that is always full: what returned is stored once and in
+    order, what was cancelled never was."""
     async with areplay.Replay(SPEC, 10_000) as replay:
         async with replay.actors(cancelled_calls, 1, inbox_rows=8, max_restarts=0) as actors:
             await actors.wait()

@@ -1,4 +1,5 @@
-"""Row 33: arrays that the caller changes while a call waits. What they held when the call began to run is stored."""
+"""Row 33: arrays that the caller changes while a call waits. What they held when the call began to
+run is stored."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
 
 PLAIN = areplay.Spec(number=((), "int64"), pair=((2,), "float32"))
 STEPS = areplay.Spec.steps(
-    obs={"image": ((2, 2), "uint8"), "speed": ((), "float32")}, action=((), "int64"), tag=((), "int32")
+    obs={"image": ((2, 2), "uint8"), "speed": ((), "float32")},
+    action=((), "int64"),
+    tag=((), "int32"),
 )
 FLAT = areplay.Spec.steps(obs=((2,), "float32"), action=((), "int64"))
 N = 3  # rows of an extend, environments of a vector
@@ -34,24 +37,39 @@ def row() -> dict[str, Any]:
 
 def columns() -> dict[str, Any]:
     """Rows that need no conversion; one column is a view."""
-    return {"number": np.arange(2 * N)[::2], "pair": np.arange(2 * N, dtype=np.float32).reshape(N, 2)}
+    return {
+        "number": np.arange(2 * N)[::2],
+        "pair": np.arange(2 * N, dtype=np.float32).reshape(N, 2),
+    }
 
 
 def step(*axes: int, ends: bool = False) -> dict[str, Any]:
     """A step, of one environment or of several; with its final observation, if it ends."""
 
     def obs(value: int) -> dict[str, Any]:
-        return {"image": np.full((*axes, 2, 2), value, np.uint8), "speed": np.full(axes, value, np.float32)}
+        return {
+            "image": np.full((*axes, 2, 2), value, np.uint8),
+            "speed": np.full(axes, value, np.float32),
+        }
 
     flags = {"terminated": np.full(axes, ends), "truncated": np.zeros(axes, bool)}
-    given = {"obs": obs(3), "action": np.full(axes, 5), "reward": np.full(axes, 0.5, np.float32), **flags}
+    given = {
+        "obs": obs(3),
+        "action": np.full(axes, 5),
+        "reward": np.full(axes, 0.5, np.float32),
+        **flags,
+    }
     return given | {"tag": np.full(axes, 6, np.int32)} | ({"next_obs": obs(4)} if ends else {})
 
 
 def flat_steps() -> dict[str, Any]:
     """Steps of one environment."""
     given = {"obs": np.arange(2 * N, dtype=np.float32).reshape(N, 2), "action": np.arange(N)}
-    return given | {"reward": np.ones(N, np.float32), "terminated": np.zeros(N, bool), "truncated": np.zeros(N, bool)}
+    return given | {
+        "reward": np.ones(N, np.float32),
+        "terminated": np.zeros(N, bool),
+        "truncated": np.zeros(N, bool),
+    }
 
 
 def arrays_in(value: Any) -> Arrays:
@@ -102,7 +120,9 @@ def stored(replay: areplay.Replay, first: int = 0) -> dict[str, Any]:
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("held_by", ["another call", "a limiter"])
-async def test_a_call_that_waits_stores_what_its_arrays_held_when_it_began(call: str, held_by: str) -> None:
+async def test_a_call_that_waits_stores_what_its_arrays_held_when_it_began(
+    call: str, held_by: str
+) -> None:
     """In the owner's process: for another call, and for the learner."""
     spec, make, is_extend = CALLS[call]
     expected = await expected_of(spec, make(), is_extend)
@@ -179,7 +199,8 @@ async def test_a_large_extend_stores_what_its_arrays_held_when_it_began(
 
 
 async def change_meanwhile(actor: areplay.Actor, turns: int) -> None:
-    """Hand in rows and columns from arrays that are overwritten as soon as the call is under way."""
+    """Hand in rows and columns from arrays that are overwritten as soon as the call is under
+    way."""
     pair, number = np.zeros(2, np.float32), np.zeros((), np.int64)
     pairs, numbers = np.zeros((N, 2), np.float32), np.zeros(N, np.int64)
     handed_in = 0
@@ -203,7 +224,9 @@ async def change_meanwhile(actor: areplay.Actor, turns: int) -> None:
 async def test_an_actor_that_waits_for_room_hands_in_what_its_arrays_held() -> None:
     """A real one, whose inbox is nearly always full."""
     async with areplay.Replay(PLAIN, 4_096) as replay:
-        async with replay.actors(change_meanwhile, 1, args=(400,), inbox_rows=4, max_restarts=0) as actors:
+        async with replay.actors(
+            change_meanwhile, 1, args=(400,), inbox_rows=4, max_restarts=0
+        ) as actors:
             await actors.wait()
         found = stored(replay)
         assert found["number"] == list(range(200 + 200 * N))

@@ -1,4 +1,5 @@
-"""Row 28: what is dropped without being closed is let go, wherever and whenever the last reference goes."""
+"""Row 28: what is dropped without being closed is let go, wherever and whenever the last reference
+goes."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ DROPS = 20
 
 
 class Opened:
-    """A replay and all that hangs on it, entered by hand, as a notebook may do it, and held by nothing else."""
+    """A replay and all that hangs on it, entered by hand, as a notebook may do it, and held by
+    nothing else."""
 
     replay: areplay.Replay
     actors: areplay.Actors
@@ -44,7 +46,9 @@ class Opened:
         self.checkpoints = await self.replay.checkpoints(folder / "checkpoint", 0.01).__aenter__()
         if has_children:
             self.actors = await self.replay.actors(workers.hand_in_until_stopped).__aenter__()
-            self.batches = await self.replay.batches(batch_size=4, prefetch=2, **options).__aenter__()
+            self.batches = await self.replay.batches(
+                batch_size=4, prefetch=2, **options
+            ).__aenter__()
             await anext(self.batches)
 
 
@@ -59,8 +63,14 @@ def warnings_of_drops(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str
     """What was said of drops since the last call."""
 
     def take() -> list[str]:
-        messages = [each.getMessage() for each in caplog.records if each.name == "areplay._processes.dropped"]
-        levels = {each.levelno for each in caplog.records if each.name == "areplay._processes.dropped"}
+        messages = [
+            each.getMessage()
+            for each in caplog.records
+            if each.name == "areplay._processes.dropped"
+        ]
+        levels = {
+            each.levelno for each in caplog.records if each.name == "areplay._processes.dropped"
+        }
         caplog.clear()
         assert levels <= {logging.WARNING}
         return messages
@@ -93,8 +103,8 @@ def collector_at_every_allocation() -> Iterator[None]:
 async def test_replays_that_are_dropped_again_and_again_leave_nothing(
     where: str, tmp_path: Path, warnings_of_drops: Callable[[], list[str]]
 ) -> None:
-    """Twenty, the last with children: descriptors, mappings, threads and processes are as before, no child is left a
-    zombie, one warning a thing names the remedy, and the next replay works."""
+    """Twenty, the last with children: descriptors, mappings, threads and processes are as before,
+    no child is left a zombie, one warning a thing names the remedy, and the next replay works."""
     nothing_held = accounting()
     for number in range(DROPS):
         opened = Opened()
@@ -108,7 +118,10 @@ async def test_replays_that_are_dropped_again_and_again_leave_nothing(
     await until(nothing_held)
     messages = warnings_of_drops()
     assert len(messages) == 2 * DROPS + 2
-    assert all("was dropped without being closed" in message and "`async with`" in message for message in messages)
+    assert all(
+        "was dropped without being closed" in message and "`async with`" in message
+        for message in messages
+    )
     assert sum("a replay of 1,008 rows" in message for message in messages) == DROPS
     async with areplay.Replay(SPEC, 1_000) as replay:
         await replay.extend(rows(OWNER, 1, 0, 100))
@@ -117,8 +130,8 @@ async def test_replays_that_are_dropped_again_and_again_leave_nothing(
 
 
 async def test_what_is_dropped_in_a_circle_waits_for_the_collector_only(tmp_path: Path) -> None:
-    """Garbage that is found in the middle of the calls of another replay, wherever those allocate: nothing hangs, and
-    the other replay does what it should."""
+    """Garbage that is found in the middle of the calls of another replay, wherever those allocate:
+    nothing hangs, and the other replay does what it should."""
     nothing_held = accounting()
     gc.disable()
     try:
@@ -142,8 +155,8 @@ async def test_what_is_dropped_in_a_circle_waits_for_the_collector_only(tmp_path
 
 
 async def test_the_finalizer_takes_no_lock(tmp_path: Path) -> None:
-    """Collected in a thread that holds every lock there is, that of a handler of logging among them: it comes back at
-    once, and what it began goes on when the locks are free."""
+    """Collected in a thread that holds every lock there is, that of a handler of logging among
+    them: it comes back at once, and what it began goes on when the locks are free."""
     nothing_held = accounting()
 
     class Handler(logging.Handler):
@@ -176,10 +189,14 @@ async def test_the_finalizer_takes_no_lock(tmp_path: Path) -> None:
 async def test_a_dropped_stream_leaves_its_replay_to_others(
     what: str, tmp_path: Path, warnings_of_drops: Callable[[], list[str]]
 ) -> None:
-    """Its limiter or its Fifo holds no writer any more, its sampler is gone, the actors go on; then the group of actors
-    is dropped: all rows that were handed in are there, and the replay closes in order."""
+    """Its limiter or its Fifo holds no writer any more, its sampler is gone, the actors go on; then
+    the group of actors is dropped: all rows that were handed in are there, and the replay closes in
+    order."""
     opened = Opened()
-    options = {"limiter": areplay.SamplesPerInsert(1.0, min_size_to_sample=4), "selector": areplay.Fifo()}
+    options = {
+        "limiter": areplay.SamplesPerInsert(1.0, min_size_to_sample=4),
+        "selector": areplay.Fifo(),
+    }
     await opened.open(tmp_path, **{what: options[what]})
     replay = opened.replay
     (sampler,) = (each.pid for stream in replay.statistics().batches for each in stream.samplers)
@@ -192,7 +209,10 @@ async def test_a_dropped_stream_leaves_its_replay_to_others(
     inbox = opened.actors._inbox[0]
     del opened.actors
     await until(lambda: actor not in children())
-    await until(lambda: replay.statistics().rows_inserted == 100 + inbox.rows_put, what="all that was handed in")
+    await until(
+        lambda: replay.statistics().rows_inserted == 100 + inbox.rows_put,
+        what="all that was handed in",
+    )
     await until(lambda: not replay._coordinator_now()._feeds, what="no inbox that is watched")
     assert replay.statistics().actors == ()
     assert len(warnings_of_drops()) == 2
@@ -258,7 +278,8 @@ async def test_a_coroutine_that_is_destroyed_lets_go(
     warnings_of_drops: Callable[[], list[str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its `async with` is left while it cannot wait: what it holds is let go, and Python complains of nothing."""
+    """Its `async with` is left while it cannot wait: what it holds is let go, and Python complains
+    of nothing."""
     nothing_held = accounting()
     complaints: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", complaints.append)
@@ -315,8 +336,8 @@ def test_no_loop_is_needed(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The user's loop was closed with everything open, or stands still for ever: all is let go, and asyncio says
-    nothing of our tasks."""
+    """The user's loop was closed with everything open, or stands still for ever: all is let go, and
+    asyncio says nothing of our tasks."""
     nothing_held = accounting()
     loop = new_loop()
     opened = Opened()
@@ -325,9 +346,15 @@ def test_no_loop_is_needed(
         loop.close()
     held = [opened]
     del opened
-    if closed == "after another thread has dropped it":  # which leaves the descriptors to the loop's next turn
+    # which leaves the descriptors to the loop's next turn
+    if closed == "after another thread has dropped it":
         in_another_thread(held.clear)
-        until_now(lambda: len(dropped._reaper.held) == 4 and all(each.is_abandoned for each in dropped._reaper.held))
+        until_now(
+            lambda: (
+                len(dropped._reaper.held) == 4
+                and all(each.is_abandoned for each in dropped._reaper.held)
+            )
+        )
         loop.close()
     held.clear()
     if closed == "after":
@@ -343,8 +370,11 @@ def test_no_loop_is_needed(
 
 
 @pytest.mark.parametrize("run", [areplay.run, asyncio.run, uvloop.run])
-def test_an_error_that_leaves_a_program_keeps_nothing(run: Callable[..., None], tmp_path: Path) -> None:
-    """A main coroutine raises, and its replay was not entered with `async with`: collected with the error."""
+def test_an_error_that_leaves_a_program_keeps_nothing(
+    run: Callable[..., None], tmp_path: Path
+) -> None:
+    """A main coroutine raises, and its replay was not entered with `async with`: collected with the
+    error."""
     nothing_held = accounting()
 
     async def main() -> None:
@@ -362,20 +392,27 @@ def test_an_error_that_leaves_a_program_keeps_nothing(run: Callable[..., None], 
 def test_a_learner_that_waits_is_dropped_with_its_loop(
     new_loop: Callable[[], asyncio.AbstractEventLoop], at: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A task that waits for samplers to start, or for a batch that never comes, within its contexts: collected with the
-    loop, and with it all that it holds."""
+    """A task that waits for samplers to start, or for a batch that never comes, within its
+    contexts: collected with the loop, and with it all that it holds."""
     nothing_held = accounting()
     complaints: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", complaints.append)
     streams: list[areplay.Batches] = []
 
     async def learn() -> None:
-        async with areplay.Replay(SPEC, 1_000) as replay, replay.batches(batch_size=4, prefetch=2) as batches:
+        async with (
+            areplay.Replay(SPEC, 1_000) as replay,
+            replay.batches(batch_size=4, prefetch=2) as batches,
+        ):
             streams.append(batches)
             await anext(batches)
 
     def is_there() -> bool:
-        return bool(children()) if at == "while samplers start" else bool(streams and streams[0].waits())
+        return (
+            bool(children())
+            if at == "while samplers start"
+            else bool(streams and streams[0].waits())
+        )
 
     loop = new_loop()
     loop.set_exception_handler(lambda loop, context: None)  # of the test's own task
@@ -393,14 +430,17 @@ def test_a_learner_that_waits_is_dropped_with_its_loop(
 def test_closing_that_is_destroyed_is_finished_by_the_reaper(
     new_loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loop is closed while closing waits for an actor that does not end: Python complains of nothing."""
+    """The loop is closed while closing waits for an actor that does not end: Python complains of
+    nothing."""
     nothing_held = accounting()
     complaints: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", complaints.append)
 
     async def live(opened: Opened) -> None:
         async with areplay.Replay(SPEC, 1_000) as opened.replay:
-            opened.actors = opened.replay.actors(workers.stop_slowly, args=(["blocks its loop"],), grace_s=100.0)
+            opened.actors = opened.replay.actors(
+                workers.stop_slowly, args=(["blocks its loop"],), grace_s=100.0
+            )
             opened.batches = opened.replay.batches(batch_size=4, prefetch=2)
             async with opened.actors, opened.batches:
                 await anext(opened.batches)
@@ -409,7 +449,9 @@ def test_closing_that_is_destroyed_is_finished_by_the_reaper(
     loop.set_exception_handler(lambda loop, context: None)  # of the test's own task
     task = loop.create_task(live(opened))
     while not (
-        hasattr(opened, "actors") and opened.actors._supervisor and opened.actors._supervisor._stopping.is_set()
+        hasattr(opened, "actors")
+        and opened.actors._supervisor
+        and opened.actors._supervisor._stopping.is_set()
     ):
         loop.run_until_complete(asyncio.sleep(0.001))
     loop.close()
@@ -422,7 +464,8 @@ def test_closing_that_is_destroyed_is_finished_by_the_reaper(
 def test_closing_after_the_loop_was_closed_comes_to_an_end(
     new_loop: Callable[[], asyncio.AbstractEventLoop], tmp_path: Path
 ) -> None:
-    """`close` in another loop, since the first is closed: all is let go, and it returns when that is done."""
+    """`close` in another loop, since the first is closed: all is let go, and it returns when that
+    is done."""
     loop, other = new_loop(), new_loop()
     opened = Opened()
     run_in(loop, opened, tmp_path)
@@ -503,7 +546,9 @@ def end_of_program(how: tuple[str, ...], folder: Path) -> subprocess.CompletedPr
     script = folder / "program.py"
     script.write_text(PROGRAM)
     command = [sys.executable, str(script), str(folder / "checkpoint"), *how]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH", ""), os.getcwd()])}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH", ""), os.getcwd()])
+    }
     return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
 
 
@@ -513,10 +558,13 @@ def complain_of_nothing(said: str) -> None:
         assert word not in said
 
 
-@pytest.mark.parametrize("how", [("run", "circle"), ("thread",), ("still", "save"), ("closed", "raise")], ids=" ".join)
+@pytest.mark.parametrize(
+    "how", [("run", "circle"), ("thread",), ("still", "save"), ("closed", "raise")], ids=" ".join
+)
 def test_at_the_end_of_the_interpreter(how: tuple[str, ...], tmp_path: Path) -> None:
-    """With everything open, whatever became of the loop: no traceback, a warning for each, and no child, when the
-    process ends, with the exit code that the program wants. A save that would take hours is not waited for."""
+    """With everything open, whatever became of the loop: no traceback, a warning for each, and no
+    child, when the process ends, with the exit code that the program wants. A save that would take
+    hours is not waited for."""
     said = end_of_program(how, tmp_path)
     assert said.returncode == (3 if "raise" in how else 0), said.stderr
     pids = [int(word) for word in said.stdout.split()]
@@ -540,7 +588,9 @@ async def test_a_forked_child_that_drops_lets_nothing_go() -> None:
     """What it drops is its parent's: there all goes on."""
     opened = Opened()
     opened.replay = await areplay.Replay(SPEC, 1_000).__aenter__()
-    opened.actors = await opened.replay.actors(workers.hand_in_until_stopped, args=(0.001,)).__aenter__()
+    opened.actors = await opened.replay.actors(
+        workers.hand_in_until_stopped, args=(0.001,)
+    ).__aenter__()
     held, holdings = [opened], opened.actors._holdings
     before = children()
     pid = fork()
@@ -567,7 +617,9 @@ class Owner:
             self.holdings.push(step)
 
 
-async def test_a_thread_that_cannot_be_started_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_thread_that_cannot_be_started_is_no_obstacle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Then the next object that is opened starts it, and lets go what was dropped before."""
 
     def refuse(self: threading.Thread) -> None:
@@ -586,7 +638,8 @@ async def test_a_thread_that_cannot_be_started_is_no_obstacle(monkeypatch: pytes
 
 
 async def test_a_step_that_fails_keeps_none_of_the_others(caplog: pytest.LogCaptureFixture) -> None:
-    """It is logged, with what it was about; a step that takes time is asked again until it is done."""
+    """It is logged, with what it was about; a step that takes time is asked again until it is
+    done."""
     let_go: list[str] = []
     asked = iter([False, False, True])
 

@@ -1,5 +1,5 @@
-"""Row 27: forks of a learner, an actor and a sampler, by whatever makes forks. The child gets a typed error for every
-use, and nothing that it does or leaves undone reaches its parent."""
+"""Row 27: forks of a learner, an actor and a sampler, by whatever makes forks. The child gets a
+typed error for every use, and nothing that it does or leaves undone reaches its parent."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ SPEC = fork_workers.SPEC
 def assert_foreign(found: dict[str, Any]) -> None:
     """Each outcome is the typed error, and names this process."""
     for name, error in found.items():
-        assert isinstance(error, areplay.WrongProcess) and error.pid == os.getpid(), f"{name}: {error!r}"
+        assert isinstance(error, areplay.WrongProcess) and error.pid == os.getpid(), (
+            f"{name}: {error!r}"
+        )
 
 
 def in_parts(uses: dict[str, Callable[[], Any]]) -> dict[str, Any]:
@@ -44,7 +46,8 @@ def in_parts(uses: dict[str, Callable[[], Any]]) -> dict[str, Any]:
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])
 async def test_every_use_of_a_learners_objects_is_a_typed_error(tmp_path: Path) -> None:
-    """In a forked child; closing does nothing there, a repr says whose it is, and the parent's things are as before."""
+    """In a forked child; closing does nothing there, a repr says whose it is, and the parent's
+    things are as before."""
     limiter, prioritized = areplay.SamplesPerInsert(1.0, 1, error_buffer=1e6), areplay.Prioritized()
     weights, fifo = areplay.Weights({"w": np.zeros(3)}), areplay.Fifo()
     async with areplay.Replay(SPEC, 1_024, seed=0) as replay:
@@ -118,13 +121,19 @@ async def test_every_use_of_a_learners_objects_is_a_typed_error(tmp_path: Path) 
             things = (replay, batch, weights, prioritized, limiter)
             for text in in_child(lambda: [repr(thing) for thing in things]):
                 assert f"of process {os.getpid()}" in text
-            assert in_child(lambda: [copy["x"].tolist(), own["x"].tolist()]) == [copy["x"].tolist(), own["x"].tolist()]
+            assert in_child(lambda: [copy["x"].tolist(), own["x"].tolist()]) == [
+                copy["x"].tolist(),
+                own["x"].tolist(),
+            ]
             before = batch["x"].copy()
             in_child(lambda: np.ndarray.fill(held._arrays.fields["x"], -1))  # type: ignore[union-attr]
             assert held["x"].min() >= 0 and (batch["x"] == before).all()
 
             assert await replay.add(x=7) == 500, "the next row is the parent's next row"
-            assert limiter.samples_per_insert == 1.0 and prioritized.importance_sampling_exponent == 0.4
+            assert (
+                limiter.samples_per_insert == 1.0
+                and prioritized.importance_sampling_exponent == 0.4
+            )
             assert weights.publish({"w": np.ones(3)}) == 1
             held.release()
             for _ in range(50):
@@ -149,12 +158,15 @@ async def test_every_use_of_an_actor_is_a_typed_error() -> None:
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])
 async def test_forks_that_leave_an_actors_or_a_samplers_code_end_alone() -> None:
-    """Returned, raised, exited, terminated: no child is restarted, nothing is reported as finished or failed."""
+    """Returned, raised, exited, terminated: no child is restarted, nothing is reported as finished
+    or failed."""
     twice = areplay.Transform(fork_workers.double, twice=((), "int64"))
     async with areplay.Replay(SPEC, 1_024) as replay:
         async with (
             replay.actors(fork_workers.leaves_by_forks, 1, max_restarts=0) as actors,
-            replay.batches(batch_size=4, transform=twice, max_restarts=0, timeout_s=60.0) as batches,
+            replay.batches(
+                batch_size=4, transform=twice, max_restarts=0, timeout_s=60.0
+            ) as batches,
         ):
             for _ in range(30):
                 batch = await anext(batches)
@@ -170,8 +182,8 @@ async def test_forks_that_leave_an_actors_or_a_samplers_code_end_alone() -> None
 
 @pytest.mark.parametrize("runner", ["areplay", "asyncio", "uvloop"])
 def test_forks_that_leave_a_learners_code_end_alone(runner: str, tmp_path: Path) -> None:
-    """Through all of its contexts, under each way to run a coroutine: batches, rows and saves go on, no child of the
-    learner's is touched, and it closes in order."""
+    """Through all of its contexts, under each way to run a coroutine: batches, rows and saves go
+    on, no child of the learner's is touched, and it closes in order."""
     script = tmp_path / "program.py"
     script.write_text(fork_workers.PROGRAM)
     done = subprocess.run(
@@ -183,13 +195,22 @@ def test_forks_that_leave_a_learners_code_end_alone(runner: str, tmp_path: Path)
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     assert done.returncode == 0, done.stderr
-    expected = ["child", "return 3", "raise 1", "exit 7", f"terminate {-signal.SIGTERM}", "while it closes 7", "parent"]
+    expected = [
+        "child",
+        "return 3",
+        "raise 1",
+        "exit 7",
+        f"terminate {-signal.SIGTERM}",
+        "while it closes 7",
+        "parent",
+    ]
     assert done.stdout.splitlines() == expected
 
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])
 async def test_a_fork_during_a_save_keeps_no_directory_locked(tmp_path: Path) -> None:
-    """The worker lives on; the next save, and one after its learner was killed, are not told that it is busy."""
+    """The worker lives on; the next save, and one after its learner was killed, are not told that
+    it is busy."""
     async with areplay.Replay(SPEC, 20_000) as replay:
         await replay.extend({"x": np.arange(20_000)})
         saving = asyncio.create_task(replay.save(tmp_path / "ck", max_bytes_per_s=1e6))
@@ -203,10 +224,12 @@ async def test_a_fork_during_a_save_keeps_no_directory_locked(tmp_path: Path) ->
         finally:
             end(pid)
         killed = multiprocessing.get_context("spawn").Process(
-            target=fork_workers.die_in_a_save, args=(str(tmp_path / "killed"), str(tmp_path / "worker"))
+            target=fork_workers.die_in_a_save,
+            args=(str(tmp_path / "killed"), str(tmp_path / "worker")),
         )
         killed.start()
-        await until(lambda: killed.exitcode is not None)  # its worker has the pipe that join() would wait for
+        # its worker has the pipe that join() would wait for
+        await until(lambda: killed.exitcode is not None)
         worker = int((tmp_path / "worker").read_text())
         try:
             assert killed.exitcode == -signal.SIGKILL and is_running(worker)
@@ -218,13 +241,18 @@ async def test_a_fork_during_a_save_keeps_no_directory_locked(tmp_path: Path) ->
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])
 async def test_a_forked_child_may_open_what_is_its_own() -> None:
-    """A replay that was not open, another one, and weights of its own: with actors, while its parent's go on."""
+    """A replay that was not open, another one, and weights of its own: with actors, while its
+    parent's go on."""
 
     def actors_of(replay: areplay.Replay) -> areplay.Actors:
         return replay.actors(workers.hand_in_until_stopped, 1, args=(0.001,))
 
     async def learn(replay: areplay.Replay) -> int:
-        async with replay, actors_of(replay), replay.batches(batch_size=4, timeout_s=60.0) as batches:
+        async with (
+            replay,
+            actors_of(replay),
+            replay.batches(batch_size=4, timeout_s=60.0) as batches,
+        ):
             for _ in range(3):
                 await anext(batches)
         return areplay.Weights({"w": np.zeros(3)}).version
@@ -250,7 +278,8 @@ def _use_shared(_: int) -> int:
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])
 async def test_pools_and_loaders_get_the_error_across() -> None:
-    """A worker of multiprocessing's or torch's raises it at the door of its parent, which goes on."""
+    """A worker of multiprocessing's or torch's raises it at the door of its parent, which goes
+    on."""
     global _shared
     torch = pytest.importorskip("torch")
     async with areplay.Replay(SPEC, 1_024) as replay:
@@ -266,10 +295,15 @@ async def test_pools_and_loaders_get_the_error_across() -> None:
         _shared = replay
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            with multiprocessing.get_context("fork").Pool(1) as pool, pytest.raises(areplay.WrongProcess) as raised:
+            with (
+                multiprocessing.get_context("fork").Pool(1) as pool,
+                pytest.raises(areplay.WrongProcess) as raised,
+            ):
                 pool.map(_use_shared, range(1))
             assert raised.value.pid == os.getpid()
-            loader = torch.utils.data.DataLoader(Rows(), num_workers=1, multiprocessing_context="fork")
+            loader = torch.utils.data.DataLoader(
+                Rows(), num_workers=1, multiprocessing_context="fork"
+            )
             with pytest.raises(Exception, match=f"opened by process {os.getpid()}"):
                 next(iter(loader))
             del loader
@@ -279,13 +313,16 @@ async def test_pools_and_loaders_get_the_error_across() -> None:
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])
 async def test_environments_in_forked_processes_do_not_disturb_their_actor() -> None:
-    """A vector of gymnasium's forks in an actor's process: each step comes in once, and the actor finishes."""
+    """A vector of gymnasium's forks in an actor's process: each step comes in once, and the actor
+    finishes."""
     pytest.importorskip("gymnasium")
     import gymnasium
 
     spec = areplay.Spec.from_env(gymnasium.make("CartPole-v1"))
     async with areplay.Replay(spec, 4_096) as replay:
-        async with replay.actors(fork_workers.steps_a_vector, 1, args=(2, 40), max_restarts=0) as actors:
+        async with replay.actors(
+            fork_workers.steps_a_vector, 1, args=(2, 40), max_restarts=0
+        ) as actors:
             await actors.wait()
             (report,) = actors.reports()
             assert not is_running(int(report.values["pid"]))
@@ -297,7 +334,8 @@ async def test_environments_in_forked_processes_do_not_disturb_their_actor() -> 
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])
 async def test_a_look_from_outside_is_answered_while_a_child_lives() -> None:
-    """And no process listens under the replay's name once that is closed, though the child goes on."""
+    """And no process listens under the replay's name once that is closed, though the child goes
+    on."""
     async with areplay.Replay(SPEC, 1_024):
         pid = fork()
         if pid == 0:
@@ -314,7 +352,8 @@ async def test_a_look_from_outside_is_answered_while_a_child_lives() -> None:
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])
 async def test_what_a_child_drops_waits_for_no_thread_of_its_parents() -> None:
-    """A selector whose rows are kept is collected in the child, while a thread of the parent holds the ring's lock."""
+    """A selector whose rows are kept is collected in the child, while a thread of the parent holds
+    the ring's lock."""
     async with areplay.Replay(SPEC, 1_024) as replay:
         await replay.extend({"x": np.arange(100)})
         selectors = [areplay.Fifo()]

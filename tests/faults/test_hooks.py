@@ -57,15 +57,21 @@ def raising(error: BaseException) -> Callable[..., NoReturn]:
 
 
 def is_delivered(caught: BaseException, error: BaseException) -> bool:
-    """The error itself, as it was raised; or, where that would mean something else, what names it as its cause."""
+    """The error itself, as it was raised; or, where that would mean something else, what names it
+    as its cause."""
     if isinstance(error, WRAPPED):
-        return type(caught) is RuntimeError and caught.__cause__ is error and type(error).__name__ in str(caught)
+        return (
+            type(caught) is RuntimeError
+            and caught.__cause__ is error
+            and type(error).__name__ in str(caught)
+        )
     return caught is error and caught.__cause__ is None and caught.__context__ is None
 
 
 @every_kind
 async def test_what_on_progress_raises_reaches_the_caller(kind: str, tmp_path: Path) -> None:
-    """Of a save, which leaves no file, and of a load, which leaves no memory; the next ones work."""
+    """Of a save, which leaves no file, and of a load, which leaves no memory; the next ones
+    work."""
     async with asyncio.timeout(30), Replay(SPEC, 400, block_rows=100) as replay:
         await replay.extend({"x": X})
         error = ERRORS[kind]()
@@ -99,7 +105,9 @@ async def test_what_on_prefault_raises_reaches_the_caller(kind: str) -> None:
     await until(lambda: memory_descriptors() == memory)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in ERRORS if kind not in ("KeyboardInterrupt", "SystemExit")])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in ERRORS if kind not in ("KeyboardInterrupt", "SystemExit")]
+)
 async def test_checkpoints_go_on_whatever_on_progress_raises(
     kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -114,10 +122,14 @@ async def test_checkpoints_go_on_whatever_on_progress_raises(
 
     async with asyncio.timeout(30), Replay(SPEC, 400, block_rows=100) as replay:
         await replay.extend({"x": X})
-        async with replay.checkpoints(tmp_path, every_s=0.01, on_progress=on_progress) as checkpoints:
+        async with replay.checkpoints(
+            tmp_path, every_s=0.01, on_progress=on_progress
+        ) as checkpoints:
             await until(lambda: checkpoints.last is not None)
             assert checkpoints.failure is None
-    (record,) = [record for record in caplog.records if record.name == "areplay._checkpoint.service"]
+    (record,) = [
+        record for record in caplog.records if record.name == "areplay._checkpoint.service"
+    ]
     assert record.levelno == logging.ERROR and type(error).__name__ in record.message
     assert "the next save tries again" in record.message
 
@@ -161,10 +173,13 @@ class Schedule:
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])
 async def test_what_a_schedule_raises_reaches_the_learner() -> None:
-    """By the loop's step and by `get`: no step ends the loop as if there were no batch, and the next one works."""
+    """By the loop's step and by `get`: no step ends the loop as if there were no batch, and the
+    next one works."""
     async with asyncio.timeout(60), Replay(SPEC, 400) as replay:
         await replay.extend({"x": X})
-        selector = areplay.Prioritized(importance_sampling_exponent=Schedule(RuntimeError("not yet")))
+        selector = areplay.Prioritized(
+            importance_sampling_exponent=Schedule(RuntimeError("not yet"))
+        )
         async with replay.batches(batch_size=4, selector=selector) as batches:
             for kind in ERRORS:
                 for take in (batches.__anext__, batches.get):
@@ -224,12 +239,16 @@ async def test_a_repr_that_raises_spoils_no_message(kind: str) -> None:
     async with Replay(SPEC, 400) as replay:
         with pytest.raises(areplay.Stalled, match="a replay without rows"):
             replay.sample(3, item)
-        with pytest.raises(TypeError, match=f"Unspeakable, whose __repr__ raised {type(item.error).__name__}"):
+        with pytest.raises(
+            TypeError, match=f"Unspeakable, whose __repr__ raised {type(item.error).__name__}"
+        ):
             replay.sample(3, selector=item)  # type: ignore[arg-type]
         assert "Unspeakable" in replay.batches(item, 4).statistics().what
 
 
-def transform(batch: Mapping[str, Array], out: Mapping[str, Array], rng: np.random.Generator, kind: str) -> None:
+def transform(
+    batch: Mapping[str, Array], out: Mapping[str, Array], rng: np.random.Generator, kind: str
+) -> None:
     """Raise that kind, in a sampler."""
     raise ERRORS[kind]()
 
@@ -240,7 +259,9 @@ class Transforms:
     def __init__(self, kind: str) -> None:
         self.kind = kind
 
-    def __call__(self, batch: Mapping[str, Array], out: Mapping[str, Array], rng: np.random.Generator) -> None:
+    def __call__(
+        self, batch: Mapping[str, Array], out: Mapping[str, Array], rng: np.random.Generator
+    ) -> None:
         """See `areplay.Transform`."""
         transform(batch, out, rng, self.kind)
 
@@ -263,7 +284,8 @@ class Unpicklable:
 
 @every_kind
 async def test_what_pickling_raises_is_told(kind: str) -> None:
-    """Of an actor's arguments: it cannot be started, and no process is left. An item's are looked at before."""
+    """Of an actor's arguments: it cannot be started, and no process is left. An item's are looked
+    at before."""
     async with asyncio.timeout(30), Replay(SPEC, 400) as replay:
         name = "nobody reads" if kind == "OSError" else type(ERRORS[kind]()).__name__
         with pytest.raises(areplay.ActorFailed, match=rf"could not be started.*{name}"):
@@ -284,7 +306,9 @@ async def test_what_is_raised_in_a_sampler_is_told_to_the_learner() -> None:
         await replay.extend({"x": X})
         streams = [
             replay.batches(
-                batch_size=4, transform=areplay.Transform(Transforms(kind), y=((), "float32")), max_restarts=0
+                batch_size=4,
+                transform=areplay.Transform(Transforms(kind), y=((), "float32")),
+                max_restarts=0,
             )
             for kind in IN_CHILDREN
         ]

@@ -57,7 +57,9 @@ async def zeros(actor: areplay.Actor, count: int) -> None:
         await actor.add(x=np.zeros(4_096, np.uint8))
 
 
-def _python(code: str, *arguments: str, tmp_path: Path, before: list[str] | None = None) -> subprocess.CompletedProcess:
+def _python(
+    code: str, *arguments: str, tmp_path: Path, before: list[str] | None = None
+) -> subprocess.CompletedProcess:
     script = tmp_path / "program.py"
     script.write_text(code)
     return subprocess.run(
@@ -71,13 +73,16 @@ def _python(code: str, *arguments: str, tmp_path: Path, before: list[str] | None
 
 
 def _small_shm() -> list[str]:
-    """What to put before a command so that it sees a /dev/shm of 1 MiB; skips where that cannot be had."""
+    """What to put before a command so that it sees a /dev/shm of 1 MiB; skips where that cannot be
+    had."""
     if shutil.which("unshare") is None:
         pytest.skip("a /dev/shm of 1 MiB needs a mount namespace: the program unshare is missing")
     mounted, said = 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"', ""
     for options in (["-m"], ["-Urm"]):
         before = ["unshare", *options, "sh", "-c", mounted, "sh"]
-        tried = subprocess.run([*before, "true"], capture_output=True, text=True, check=False, timeout=60)
+        tried = subprocess.run(
+            [*before, "true"], capture_output=True, text=True, check=False, timeout=60
+        )
         if tried.returncode == 0:
             return before
         said = tried.stderr.strip()
@@ -85,8 +90,8 @@ def _small_shm() -> list[str]:
 
 
 def test_a_tiny_dev_shm_makes_no_difference(tmp_path: Path) -> None:
-    """40 MB of rows, an actor and a sampler, in a namespace where /dev/shm has 1 MiB, as in a container: it works and
-    takes nothing of it."""
+    """40 MB of rows, an actor and a sampler, in a namespace where /dev/shm has 1 MiB, as in a
+    container: it works and takes nothing of it."""
     done = _python(PIPELINE, tmp_path=tmp_path, before=_small_shm())
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["2000", str(1 << 20), "0"]
@@ -103,21 +108,27 @@ def limited_group() -> Iterator[Path]:
         group.mkdir()
     except OSError as error:
         pytest.skip(
-            f"a limit needs a memory cgroup, which cannot be made here: {error}; see tests/test_resource_limits.py"
+            f"a limit needs a memory cgroup, which cannot be made here: {error}; see "
+            "tests/test_resource_limits.py"
         )
     try:
         (group / limit_file).write_text(str(256 << 20))
     except OSError as error:
         group.rmdir()
-        pytest.skip(f"the memory controller is missing in {base}: {error}; see tests/test_resource_limits.py")
+        pytest.skip(
+            f"the memory controller is missing in {base}: {error}; see "
+            "tests/test_resource_limits.py"
+        )
     yield group
     with suppress(OSError):
         group.rmdir()
 
 
-def test_a_real_groups_limit_is_noticed_at_construction(limited_group: Path, tmp_path: Path) -> None:
-    """1 GiB of rows where 256 MiB may be had: refused with both numbers, the limit's name, the bytes of each field and
-    what to lower; not killed later. What fits works, to the last page."""
+def test_a_real_groups_limit_is_noticed_at_construction(
+    limited_group: Path, tmp_path: Path
+) -> None:
+    """1 GiB of rows where 256 MiB may be had: refused with both numbers, the limit's name, the
+    bytes of each field and what to lower; not killed later. What fits works, to the last page."""
     done = _python(REFUSED, str(limited_group), str(1 << 30), str(100 << 20), tmp_path=tmp_path)
     assert done.returncode == 0, done.stderr
     said = done.stdout
@@ -157,7 +168,11 @@ async def test_a_child_cannot_truncate_the_memory() -> None:
     async with areplay.Replay(SPEC, 1_000) as replay, replay.actors(truncate, 1) as actors:
         await actors.wait()
         seen: list[dict[str, object]] = []
-        await until(lambda: seen.extend(r.values for r in actors.reports()) or any("tried" in r for r in seen))
+        await until(
+            lambda: (
+                seen.extend(r.values for r in actors.reports()) or any("tried" in r for r in seen)
+            )
+        )
         results = [values["errno"] for values in seen if "errno" in values]
         assert len(results) >= 3
         assert set(results) == {errno.EPERM}

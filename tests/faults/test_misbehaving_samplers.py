@@ -1,4 +1,5 @@
-"""Row 19, the samplers' half: user code in items and transforms that misbehaves (actors: tests/processes)."""
+"""Row 19, the samplers' half: user code in items and transforms that misbehaves (actors:
+tests/processes)."""
 
 from __future__ import annotations
 
@@ -63,15 +64,19 @@ FATAL = {
 }
 
 
-async def test_each_is_a_typed_error_with_the_samplers_words_and_the_others_go_on(tmp_path: object) -> None:
-    """SamplerFailed with the exit code, the traceback and the number of restarts; a stream beside is untouched, and one
-    whose samplers print or block goes on."""
+async def test_each_is_a_typed_error_with_the_samplers_words_and_the_others_go_on(
+    tmp_path: object,
+) -> None:
+    """SamplerFailed with the exit code, the traceback and the number of restarts; a stream beside
+    is untouched, and one whose samplers print or block goes on."""
     async with areplay.Replay(SPEC, 1_000) as replay:
         await replay.extend(rows(OWNER, 1, 0, 1_000))
 
         async def ends(way: str) -> areplay.SamplerFailed:
             item, restarts = Misbehaves(way, str(tmp_path)), int("pickled" in way)
-            async with replay.batches(item, 8, prefetch=1, max_restarts=restarts, timeout_s=60.0) as batches:
+            async with replay.batches(
+                item, 8, prefetch=1, max_restarts=restarts, timeout_s=60.0
+            ) as batches:
                 with pytest.raises(areplay.SamplerFailed, match=FATAL[way][1]) as failed:
                     async for batch in batches:
                         assert torn(batch) == 0

@@ -1,4 +1,5 @@
-"""Row 31: what stands in a checkpoint's place is no checkpoint, no file, or no end of one; and means run out.
+"""Row 31: what stands in a checkpoint's place is no checkpoint, no file, or no end of one; and
+means run out.
 
 A typed error, in bounded time and memory; what a save can replace, it replaces.
 """
@@ -142,12 +143,17 @@ def little_memory() -> Iterator[None]:
 async def test_a_manifest_that_is_none(
     make: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is named as damage, by a load and by `areplay inspect`; a save replaces it, but for a folder with files."""
+    """It is named as damage, by a load and by `areplay inspect`; a save replaces it, but for a
+    folder with files."""
     await saved(tmp_path)
     (tmp_path / MANIFEST).unlink()
     make(tmp_path / MANIFEST)
     async with asyncio.timeout(30), Replay(STEPS, 200) as replay:
-        with pytest.raises(areplay.CheckpointDamaged, match=r"manifest\.json (is no file|has|cannot be)"):
+        with pytest.raises(
+            areplay.CheckpointDamaged,
+            match=r"manifest\.json (is no "
+            r"file|has|cannot be)",
+        ):
             await Replay.load(tmp_path)
         assert main(["inspect", str(tmp_path)]) == 1
         assert "manifest.json" in capsys.readouterr().err
@@ -163,8 +169,11 @@ async def test_a_manifest_that_is_none(
 @pytest.mark.parametrize("kind", ["blocks", "masses", "block-"])
 @pytest.mark.parametrize("make", ODD[:6], ids=lambda make: make.__name__)
 @pytest.mark.usefixtures("little_memory")
-async def test_a_table_or_a_block_that_is_none(make: Callable[[Path], None], kind: str, tmp_path: Path) -> None:
-    """It is named as damage; the next save of another replay replaces it, or leaves a folder where it is."""
+async def test_a_table_or_a_block_that_is_none(
+    make: Callable[[Path], None], kind: str, tmp_path: Path
+) -> None:
+    """It is named as damage; the next save of another replay replaces it, or leaves a folder where
+    it is."""
     await saved(tmp_path)
     file = tmp_path / next(name for name in sorted(os.listdir(tmp_path)) if name.startswith(kind))
     file.unlink()
@@ -186,7 +195,9 @@ async def test_a_table_or_a_block_that_is_none(make: Callable[[Path], None], kin
 def leaves(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The way to each value of a document, and to each table and list."""
     yield path
-    for key in node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ():
+    for key in (
+        node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
+    ):
         yield from leaves(node[key], (*path, key))
 
 
@@ -212,8 +223,11 @@ ODD_VALUES = [
 ]
 
 
-async def test_a_value_of_a_manifest_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Wherever it stands, with the right checksum: a load works or says what is wrong, as `areplay inspect` does."""
+async def test_a_value_of_a_manifest_that_cannot_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wherever it stands, with the right checksum: a load works or says what is wrong, as
+    `areplay inspect` does."""
     await saved(tmp_path)
     whole, seed = manifest_of(tmp_path), random.randrange(1 << 32)
     rng, refused, loaded = random.Random(seed), 0, 0
@@ -228,7 +242,10 @@ async def test_a_value_of_a_manifest_that_cannot_be(tmp_path: Path, capsys: pyte
             write_manifest(tmp_path, manifest if path else value)
             try:
                 async with await Replay.load(tmp_path) as replay:
-                    replay.sample(2), replay.batches(batch_size=4, selector=areplay.Fifo()).statistics()
+                    (
+                        replay.sample(2),
+                        replay.batches(batch_size=4, selector=areplay.Fifo()).statistics(),
+                    )
                     loaded += 1
             except areplay.AreplayError as error:
                 assert str(error)
@@ -240,7 +257,9 @@ async def test_a_value_of_a_manifest_that_cannot_be(tmp_path: Path, capsys: pyte
     assert refused > 20 * loaded / 9 > 0
 
 
-@pytest.mark.parametrize("text", ["1e999", "-1e999", "NaN", "Infinity", "9" * 5_000], ids=lambda text: text[:8])
+@pytest.mark.parametrize(
+    "text", ["1e999", "-1e999", "NaN", "Infinity", "9" * 5_000], ids=lambda text: text[:8]
+)
 async def test_a_number_that_is_none(text: str, tmp_path: Path) -> None:
     """JSON's grammar knows some, and Python's reader more, that no computer has."""
     await saved(tmp_path)
@@ -250,7 +269,11 @@ async def test_a_number_that_is_none(text: str, tmp_path: Path) -> None:
         table(manifest)["largest"] = "here"
         (tmp_path / "odd").mkdir(exist_ok=True)
         (tmp_path / "odd" / MANIFEST).write_text(json.dumps(manifest).replace('"here"', text))
-        with pytest.raises(areplay.CheckpointDamaged, match=r"manifest\.json cannot be understood") as caught:
+        with pytest.raises(
+            areplay.CheckpointDamaged,
+            match=r"manifest\.json cannot be "
+            r"understood",
+        ) as caught:
             await Replay.load(tmp_path / "odd")
         assert "checksum" not in str(caught.value)
 
@@ -276,7 +299,8 @@ async def test_odd_files_in_the_way_of_a_save(tmp_path: Path) -> None:
 
 
 async def test_paths_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Too long, too deep, of a working directory that is gone: typed errors, and nothing is made on the way."""
+    """Too long, too deep, of a working directory that is gone: typed errors, and nothing is made on
+    the way."""
     async with asyncio.timeout(30), Replay(STEPS, 200) as replay:
         for name in ("n" * 256, "d/" * 3_000, "x/" + "n" * 256):
             with pytest.raises(areplay.CheckpointFailed, match="too long"):
@@ -303,7 +327,9 @@ async def test_paths_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("name", [MANIFEST, "blocks-1.npy", ".npys"])
-async def test_out_of_descriptors_is_no_damage(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_out_of_descriptors_is_no_damage(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whichever file it hits: a load and a save say what has run out, and the checkpoint stays."""
     await saved(tmp_path)
     real = os.open
@@ -345,7 +371,8 @@ async def test_no_thread_can_be_started(tmp_path: Path, monkeypatch: pytest.Monk
                 replay.batches(batch_size=4).__aenter__,
             ):
                 with pytest.raises(
-                    (areplay.ResourceUnavailable, areplay.SamplerFailed), match="can't start new thread"
+                    (areplay.ResourceUnavailable, areplay.SamplerFailed),
+                    match="can't start new thread",
                 ):
                     await call()
         assert len(replay) == 0 and not (tmp_path / "there").exists()
@@ -354,7 +381,8 @@ async def test_no_thread_can_be_started(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 async def test_closing_needs_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though the thread that has written the actors' rows is waited for in one, where there is one."""
+    """Though the thread that has written the actors' rows is waited for in one, where there is
+    one."""
 
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -373,7 +401,11 @@ async def test_closing_needs_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_no_machine_has_is_not_allocated(tmp_path: Path) -> None:
     """Neither what is compared with the memory that is left, nor what the kernel refuses."""
     for size in (1 << 46, 1 << 62):
-        with pytest.raises(areplay.MemoryLimitExceeded, match=r"blocks-1\.npy of the checkpoint in"):
+        with pytest.raises(
+            areplay.MemoryLimitExceeded,
+            match=r"blocks-1\.npy of the checkpoint "
+            r"in",
+        ):
             allocated(str(tmp_path), "blocks-1.npy", size)
 
 

@@ -27,8 +27,8 @@ WRONG: dict[str, Any] = {
 
 
 async def test_each_is_refused_or_counted_and_nothing_else_changes() -> None:
-    """Wrong ones are a ValueError; a negative one counts by its size; stale and foreign indices are counted and change
-    nobody; of repeated ones the last wins."""
+    """Wrong ones are a ValueError; a negative one counts by its size; stale and foreign indices are
+    counted and change nobody; of repeated ones the last wins."""
     async with areplay.Replay(SPEC, 64, seed=1) as replay:
         indices = await replay.extend({"x": np.arange(4)})
         selector = areplay.Prioritized(1.0)

@@ -1,4 +1,5 @@
-"""Row 11: each system call that takes a resource fails at its 1st, 2nd, 3rd ... time, until a run does not meet it."""
+"""Row 11: each system call that takes a resource fails at its 1st, 2nd, 3rd ... time, until a run
+does not meet it."""
 
 from __future__ import annotations
 
@@ -73,9 +74,12 @@ def mappings() -> int:
 
 @pytest.mark.parametrize("for_ever", [False, True], ids=["once", "for ever"])
 @pytest.mark.parametrize("call", CALLS)
-async def test_a_refused_call_is_a_typed_error_and_leaves_nothing(call: str, for_ever: bool) -> None:
-    """Whichever call of a whole pipeline is refused: one of our errors, which names it; as many descriptors, mappings
-    and children as before; and right after it the same pipeline can be opened."""
+async def test_a_refused_call_is_a_typed_error_and_leaves_nothing(
+    call: str, for_ever: bool
+) -> None:
+    """Whichever call of a whole pipeline is refused: one of our errors, which names it; as many
+    descriptors, mappings and children as before; and right after it the same pipeline can be
+    opened."""
     module, name, error_number = CALLS[call]
     met = 0
     for nth in range(1, 40):
@@ -93,12 +97,16 @@ async def test_a_refused_call_is_a_typed_error_and_leaves_nothing(call: str, for
                 assert os.strerror(error_number) in str(error), error
                 del error
             else:
-                assert not failing.has_failed, f"call {nth} of {name} was refused, and nobody said so"
+                assert not failing.has_failed, (
+                    f"call {nth} of {name} was refused, and nobody said so"
+                )
                 break
         met += 1
         gc.collect()
         assert children() == born
-        await until(lambda before=before: _new(before) == {}, within=5.0, what="descriptors as before")
+        await until(
+            lambda before=before: _new(before) == {}, within=5.0, what="descriptors as before"
+        )
         assert mappings() <= mapped
     else:
         pytest.fail("the fault was met again and again")

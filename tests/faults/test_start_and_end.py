@@ -25,9 +25,12 @@ NARROW = spec(4)
 
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])
-async def test_a_sampler_killed_with_a_lock_leaves_the_lock_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It dies while it holds a block's shared lock, which it takes when the writer is always faster: the block can be
-    locked again, its slot is reclaimed, and its successor fills the queue."""
+async def test_a_sampler_killed_with_a_lock_leaves_the_lock_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It dies while it holds a block's shared lock, which it takes when the writer is always
+    faster: the block can be locked again, its slot is reclaimed, and its successor fills the
+    queue."""
     monkeypatch.setenv("AREPLAY_KILL", "sampler.lock:1")
     async with areplay.Replay(NARROW, 512, block_rows=16) as replay:
 
@@ -39,10 +42,16 @@ async def test_a_sampler_killed_with_a_lock_leaves_the_lock_free(monkeypatch: py
         writer = asyncio.create_task(lap())
         await until(lambda: len(replay) >= 500)
         slow = replay.batches(
-            workers.SlowRows(0.01), batch_size=4, prefetch=2, selector=workers.SlowUniform(0.0002), timeout_s=60.0
+            workers.SlowRows(0.01),
+            batch_size=4,
+            prefetch=2,
+            selector=workers.SlowUniform(0.0002),
+            timeout_s=60.0,
         )
         async with slow as batches:
-            await learn_until(batches, lambda: batches.statistics().restarts == 1, "it dies with a lock")
+            await learn_until(
+                batches, lambda: batches.statistics().restarts == 1, "it dies with a lock"
+            )
             for _ in range(3):
                 assert torn(await anext(batches)) == 0
             writer.cancel()
@@ -51,7 +60,10 @@ async def test_a_sampler_killed_with_a_lock_leaves_the_lock_free(monkeypatch: py
             assert batches._slots is not None
             batches._slots.check()
             slots = batches._slots.slots
-            await until(lambda: batches.statistics().ready + batches.statistics().lent == slots, what="a full queue")
+            await until(
+                lambda: batches.statistics().ready + batches.statistics().lent == slots,
+                what="a full queue",
+            )
         ring = replay._ring
         assert ring is not None
         locks = ring.block_locks()
@@ -72,12 +84,15 @@ def test_nothing_of_ours_is_left_in_any_folder() -> None:
         until_now(lambda: not program.everyone(), GONE_WITHIN_S)
         for folder, names in before.items():
             new = set(os.listdir(folder)) - names
-            assert not [name for name in new if "areplay" in name or name.startswith(("pymp-", "psm_"))]
+            assert not [
+                name for name in new if "areplay" in name or name.startswith(("pymp-", "psm_"))
+            ]
 
 
 @pytest.mark.parametrize("whom", ["parent", "group"])
 def test_no_child_outlives_a_death_in_the_first_200_ms_of_its_start(whom: str) -> None:
-    """SIGKILL of the parent, or of everybody, at random moments of the first 200 ms: all are gone soon."""
+    """SIGKILL of the parent, or of everybody, at random moments of the first 200 ms: all are gone
+    soon."""
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     chance, slowest_s = random.Random(seed), 0.0
@@ -138,13 +153,17 @@ def test_memory_of_a_killed_program_is_mapped_by_nobody() -> None:
     with running({"rows": 20_000, "row_bytes": 4_096}) as program:
         program.wait_for("learning")
         mapped = [
-            line for line in Path(f"/proc/{program.process.pid}/maps").read_text().splitlines() if "memfd" in line
+            line
+            for line in Path(f"/proc/{program.process.pid}/maps").read_text().splitlines()
+            if "memfd" in line
         ]
         assert mapped
         inodes = {line.split()[4] for line in mapped}
         program.process.kill()
         until_now(lambda: not program.everyone(), GONE_WITHIN_S)
-        assert not [pid for pid in os.listdir("/proc") if pid.isdigit() and _maps(int(pid)) & inodes]
+        assert not [
+            pid for pid in os.listdir("/proc") if pid.isdigit() and _maps(int(pid)) & inodes
+        ]
 
 
 def _maps(pid: int) -> set[str]:

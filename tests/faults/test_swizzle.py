@@ -1,4 +1,5 @@
-"""Row 25: processes that are stopped and go on in another order, with kills in between. A minute in `make faults`."""
+"""Row 25: processes that are stopped and go on in another order, with kills in between. A minute in
+`make faults`."""
 
 from __future__ import annotations
 
@@ -23,13 +24,15 @@ SLOWEST_S = 4 * PROGRESS_S  # on a machine that has other things to do; the prom
 
 
 class Swizzle(Round):
-    """A round in which children are stopped one by one, and let go on one by one, in another order."""
+    """A round in which children are stopped one by one, and let go on one by one, in another
+    order."""
 
     stops = 0
     slowest_s = 0.0
 
     async def _strike(self, workers: list[Worker]) -> None:
-        """Stop, kill and let go on at random moments; at least one actor and one sampler always run."""
+        """Stop, kill and let go on at random moments; at least one actor and one sampler always
+        run."""
         actors, samplers = workers[: self.actors], workers[self.actors :]
         stopped: dict[int, int] = {}  # by id of a member: the process id of its child
         ends, seen, seen_at = time.monotonic() + SECONDS, self.batches, time.monotonic()
@@ -37,7 +40,11 @@ class Swizzle(Round):
             await self._pause(0.1)
             now = time.monotonic()
             if self.batches > seen:
-                self.slowest_s, seen, seen_at = max(self.slowest_s, now - seen_at), self.batches, now
+                self.slowest_s, seen, seen_at = (
+                    max(self.slowest_s, now - seen_at),
+                    self.batches,
+                    now,
+                )
             assert now < seen_at + SLOWEST_S, "progress, with at least one live actor and sampler"
             supervisor = self.chance.choice([actors, samplers])
             running = [m for m in supervisor if m.is_alive and id(m) not in stopped]
@@ -47,7 +54,9 @@ class Swizzle(Round):
             elif stopped:
                 self._go_on(stopped.pop(self.chance.choice(list(stopped))))
             if self.chance.random() < 0.1 and len(running) > 1:
-                victim = self.chance.choice([m for m in supervisor if id(m) in stopped] or running[1:])
+                victim = self.chance.choice(
+                    [m for m in supervisor if id(m) in stopped] or running[1:]
+                )
                 self._kill(victim)
                 stopped.pop(id(victim), None)
         for pid in stopped.values():
@@ -76,14 +85,17 @@ class Swizzle(Round):
     ids=lambda k: k.name,
 )
 async def test_stopped_processes_hold_nobody_up(kind: object, tmp_path: Path) -> None:
-    """Batches go on while others are stopped; nothing is torn, lost or there twice when all are back; and as many
-    descriptors, mappings, threads and processes are there as before."""
+    """Batches go on while others are stopped; nothing is torn, lost or there twice when all are
+    back; and as many descriptors, mappings, threads and processes are there as before."""
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     outcome, before = Outcome(seed), Resources.now()
     swizzle = Swizzle(kind, outcome, random.Random(seed), 0, 3, 3, 0.0, tmp_path)  # type: ignore[arg-type]
     await swizzle.run()
-    print(f"{swizzle.stops} stops, {outcome.kills} kills, at most {swizzle.slowest_s:.2f} s without a batch")
+    print(
+        f"{swizzle.stops} stops, {outcome.kills} kills, at most {swizzle.slowest_s:.2f} s "
+        "without a batch"
+    )
     assert outcome.is_clean, outcome.notes
     assert swizzle.stops > 0
     assert Resources.now().left_over(before) == []

@@ -1,6 +1,8 @@
-"""Rows 14 and 15: what does not fit is refused and nothing of it is stored; what fits is stored bit for bit.
+"""Rows 14 and 15: what does not fit is refused and nothing of it is stored; what fits is stored bit
+for bit.
 
-Through the whole pipeline: an actor's process, its inbox, the ring, a sampler's process, the learner.
+Through the whole pipeline: an actor's process, its inbox, the ring, a sampler's process, the
+learner.
 """
 
 from __future__ import annotations
@@ -63,15 +65,20 @@ async def _try(actor: areplay.Actor, name: str, call: Any) -> None:
     try:
         await call
     except areplay.SpecMismatch as error:
-        actor.report(case=name, field=error.field, expected=error.expected, got=error.got, said=str(error))
+        actor.report(
+            case=name, field=error.field, expected=error.expected, got=error.got, said=str(error)
+        )
     else:
         actor.report(case=name, field="")
 
 
 async def test_what_does_not_fit_is_refused_in_the_actor_and_it_goes_on() -> None:
-    """Each is a SpecMismatch that names the field, what was expected and what came; not even the good rows of a call
-    are stored, and the actor hands in a good one afterwards."""
-    async with areplay.Replay(SPEC, 100) as replay, replay.actors(try_all, 1, max_restarts=0) as actors:
+    """Each is a SpecMismatch that names the field, what was expected and what came; not even the
+    good rows of a call are stored, and the actor hands in a good one afterwards."""
+    async with (
+        areplay.Replay(SPEC, 100) as replay,
+        replay.actors(try_all, 1, max_restarts=0) as actors,
+    ):
         await actors.wait()
         seen: dict[str, dict[str, Any]] = {}
 
@@ -108,19 +115,28 @@ async def test_what_does_not_fit_is_refused_in_the_owners_process() -> None:
 
 
 FLOATS = areplay.Spec(
-    half=((4,), "float16"), single=((2, 4), "float32"), double=((4,), "float64"), number=((), "int64")
+    half=((4,), "float16"),
+    single=((2, 4), "float32"),
+    double=((4,), "float64"),
+    number=((), "int64"),
 )
 SPECIAL = {
-    "half": np.array([0x7E01, 0xFC00, 0x0001, 0x8000], np.uint16),  # a NaN with a payload, -inf, the least, -0
-    "single": np.array([0x7FA00001, 0x7F800000, 0x00000001, 0x80000000], np.uint32),  # a signalling NaN among them
-    "double": np.array([0x7FF0000000000001, 0xFFF0000000000000, 0x1, 0x8000000000000000], np.uint64),
+    # a NaN with a payload, -inf, the least, -0
+    "half": np.array([0x7E01, 0xFC00, 0x0001, 0x8000], np.uint16),
+    # a signalling NaN among them
+    "single": np.array([0x7FA00001, 0x7F800000, 0x00000001, 0x80000000], np.uint32),
+    "double": np.array(
+        [0x7FF0000000000001, 0xFFF0000000000000, 0x1, 0x8000000000000000], np.uint64
+    ),
 }
 
 
 def special(number: int) -> dict[str, Any]:
     """A row of numbers that are easily changed on their way; not contiguous."""
     half = np.repeat(SPECIAL["half"], 2).view(np.float16)[::2]
-    single = np.asfortranarray(np.stack([SPECIAL["single"], SPECIAL["single"][::-1]])).view(np.float32)
+    single = np.asfortranarray(np.stack([SPECIAL["single"], SPECIAL["single"][::-1]])).view(
+        np.float32
+    )
     double = SPECIAL["double"].view(np.float64)[::-1]
     return {"half": half, "single": single, "double": double, "number": number}
 

@@ -1,4 +1,5 @@
-"""Row 17: every wait has a reason and an end, also where a limiter or a queue that keeps its rows holds one side up."""
+"""Row 17: every wait has a reason and an end, also where a limiter or a queue that keeps its rows
+holds one side up."""
 
 from __future__ import annotations
 
@@ -19,14 +20,26 @@ pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
 
 
 NEVER_OPEN = [
-    (lambda: areplay.SamplesPerInsert(1.0, 100, error_buffer=4.0), r"error_buffer=4 could let learner and actors"),
+    (
+        lambda: areplay.SamplesPerInsert(1.0, 100, error_buffer=4.0),
+        r"error_buffer=4 could let "
+        r"learner and actors",
+    ),
     (lambda: areplay.SamplesPerInsert(64.0, 1, error_buffer=35.0), r"must be at least 36"),
     (lambda: areplay.SamplesPerInsert(1.0, 100_000), r"min_size_to_sample must be"),
     (lambda: areplay.MinSize(100_000), r"min_size_to_sample must be"),
     (lambda: areplay.SamplesPerInsert(0.0, 1), r"samples_per_insert must be a number above 0"),
-    (lambda: areplay.SamplesPerInsert(float("nan"), 1), r"samples_per_insert must be a number above 0"),
+    (
+        lambda: areplay.SamplesPerInsert(float("nan"), 1),
+        r"samples_per_insert must be a number "
+        r"above 0",
+    ),
     (lambda: areplay.SamplesPerInsert(1.0, 0), r"min_size_to_sample must be"),
-    (lambda: areplay.SamplesPerInsert(1.0, 1, error_buffer=-1.0), r"error_buffer must be a number above 0"),
+    (
+        lambda: areplay.SamplesPerInsert(1.0, 1, error_buffer=-1.0),
+        r"error_buffer must be a number "
+        r"above 0",
+    ),
 ]
 
 
@@ -42,14 +55,18 @@ async def test_a_limiter_that_could_never_open_is_refused_at_construction() -> N
 
 
 async def test_a_learner_that_a_limiter_holds_is_told_and_can_give_up() -> None:
-    """timeout_s of the loop and of get(); the limiter's numbers are in the text; with the missing rows it goes on."""
+    """timeout_s of the loop and of get(); the limiter's numbers are in the text; with the missing
+    rows it goes on."""
     limiter = areplay.SamplesPerInsert(1.0, min_size_to_sample=10, error_buffer=16.0)
     async with areplay.Replay(SPEC, 1_000) as replay:
         await replay.extend(rows(OWNER, 1, 0, 10))
         async with replay.batches(batch_size=8, limiter=limiter, timeout_s=0.1) as batches:
             for _ in range(2):
                 await anext(batches)
-            said = r"8 steps are missing until the next batch, by SamplesPerInsert\(1.*10 steps inserted, 16 items"
+            said = (
+                r"8 steps are missing until the next batch, by SamplesPerInsert\(1.*10 steps "
+                r"inserted, 16 items"
+            )
             with pytest.raises(areplay.WaitTimeout, match=said):
                 await anext(batches)
             with pytest.raises(areplay.WaitTimeout, match=said):
@@ -60,13 +77,15 @@ async def test_a_learner_that_a_limiter_holds_is_told_and_can_give_up() -> None:
 
 
 async def test_actors_that_a_limiter_holds_are_told_and_can_give_up() -> None:
-    """InboxFull after add_timeout_s; the learner's side names the limiter. The rows that waited are stored once
-    when the learner goes on."""
+    """InboxFull after add_timeout_s; the learner's side names the limiter. The rows that waited are
+    stored once when the learner goes on."""
     limiter = areplay.SamplesPerInsert(4.0, min_size_to_sample=10, error_buffer=64.0)
     async with (
         areplay.Replay(SPEC, 10_000) as replay,
         replay.batches(batch_size=64, limiter=limiter, timeout_s=30.0) as batches,
-        replay.actors(workers.report_full_inbox, 1, args=(200,), inbox_rows=16, add_timeout_s=0.2) as actors,
+        replay.actors(
+            workers.report_full_inbox, 1, args=(200,), inbox_rows=16, add_timeout_s=0.2
+        ) as actors,
     ):
         reports: list[areplay.Report] = []
         await until(lambda: reports.extend(actors.reports()) or reports)
@@ -77,7 +96,8 @@ async def test_actors_that_a_limiter_holds_are_told_and_can_give_up() -> None:
         assert replay.statistics().rows_inserted == 26, "10, and what the buffer allows"
         waiting = asyncio.create_task(actors.wait())
         while not waiting.done():
-            with suppress(areplay.WaitTimeout, areplay.Stalled):  # stalled once the actor has returned
+            # stalled once the actor has returned
+            with suppress(areplay.WaitTimeout, areplay.Stalled):
                 (await batches.get(0.1)).release()
         await waiting
         await until(lambda: replay.statistics().rows_inserted == 200)
@@ -107,7 +127,8 @@ async def test_the_owner_that_a_limiter_holds_can_be_cancelled() -> None:
 
 
 async def test_the_owner_is_told_of_the_limiter_that_has_room_for_a_part_of_its_rows() -> None:
-    """An extend waits for room for all of its steps; where there is room for some, nothing else is blamed."""
+    """An extend waits for room for all of its steps; where there is room for some, nothing else is
+    blamed."""
     limiter = areplay.SamplesPerInsert(1.0, min_size_to_sample=1, error_buffer=16.0)
     async with (
         areplay.Replay(SPEC, 1_000) as replay,
@@ -132,7 +153,11 @@ async def test_a_learner_whose_limiter_no_actor_can_open_any_more_is_stalled() -
         replay.actors(workers.hand_in, 1, args=(8,)) as actors,
     ):
         await actors.wait()
-        with pytest.raises(areplay.Stalled, match=r"steps are missing.*0 actors alive.*no more rows can come"):
+        with pytest.raises(
+            areplay.Stalled,
+            match=r"steps are missing.*0 actors alive.*no more "
+            r"rows can come",
+        ):
             while True:
                 await anext(batches)
         assert batches.statistics().batches_delivered == 1
@@ -144,11 +169,17 @@ STEPS = areplay.Spec.steps(obs=((), "int64"), action=((), "int64"))
 def vector(width: int, number: int = 0) -> dict[str, np.ndarray]:
     """A step of so many environments, in which no episode ends."""
     zeros = np.zeros(width, np.int64)
-    return {"obs": zeros + number, "action": zeros, "reward": zeros, "terminated": zeros > 0, "truncated": zeros > 0}
+    return {
+        "obs": zeros + number,
+        "action": zeros,
+        "reward": zeros,
+        "terminated": zeros > 0,
+        "truncated": zeros > 0,
+    }
 
 
-# Of a vector of so many environments the limiter lets so many steps in; then its room is none, or less than a step, or
-# the number that the first batch waits for is not reached.
+# Of a vector of so many environments the limiter lets so many steps in; then its room is none, or
+# less than a step, or the number that the first batch waits for is not reached.
 ROOM = {
     "none": (areplay.SamplesPerInsert(1.0, 10, 38.0), 16, r"lets none in before a batch is taken"),
     "less than a step": (
@@ -168,8 +199,9 @@ ROOM = {
 async def test_a_limiter_and_a_vector_that_wait_for_each_other_are_stalled(
     limiter: areplay.SamplesPerInsert, width: int, said: str
 ) -> None:
-    """The owner's steps, of which all of a vector or none are written: the learner is told, and where no learner waits
-    the owner. Nothing of that step is written. When the stream is closed, it can be."""
+    """The owner's steps, of which all of a vector or none are written: the learner is told, and
+    where no learner waits the owner. Nothing of that step is written. When the stream is closed, it
+    can be."""
     item = areplay.Transitions(1 if width == 62 else 5)
 
     async def write(replay: areplay.Replay) -> None:
@@ -197,12 +229,18 @@ async def test_a_limiter_and_a_vector_that_wait_for_each_other_are_stalled(
 
 
 async def test_room_for_less_than_a_step_is_no_standstill_while_an_actor_is_alive() -> None:
-    """It may hand in single steps; those complete items, the learner goes on, and lets the vector in."""
+    """It may hand in single steps; those complete items, the learner goes on, and lets the vector
+    in."""
     limiter = areplay.SamplesPerInsert(1.0, 10, 33.0)
     async with (
         areplay.Replay(STEPS, 1_024) as replay,
         replay.batches(areplay.Transitions(5), 4, limiter=limiter, timeout_s=60.0) as batches,
-        replay.actors(workers.steps_when_told, 1, args=(8,), weights=(weights := areplay.Weights({"w": np.zeros(1)}))),
+        replay.actors(
+            workers.steps_when_told,
+            1,
+            args=(8,),
+            weights=(weights := areplay.Weights({"w": np.zeros(1)})),
+        ),
     ):
         for number in range(2):
             await replay.add(**vector(16, number))
@@ -213,7 +251,11 @@ async def test_room_for_less_than_a_step_is_no_standstill_while_an_actor_is_aliv
         batches.look_again()
         said = "no Transitions(n_step=5, gamma=0.99) can be made of the 32 rows yet; 1 actors alive"
         (reason,) = (wait.reason for wait in replay.statistics().waits if wait.who == "learner")
-        assert said in reason and "Replay.add or extend waits" in reason and "SamplesPerInsert" in reason
+        assert (
+            said in reason
+            and "Replay.add or extend waits" in reason
+            and "SamplesPerInsert" in reason
+        )
         assert not taking.done() and not waiting.done()
         weights.publish({"w": np.ones(1)})
         assert len((await taking).indices) == 4
@@ -222,10 +264,16 @@ async def test_room_for_less_than_a_step_is_no_standstill_while_an_actor_is_aliv
         await waiting
 
 
-async def test_rows_that_do_not_fit_beside_those_that_a_queue_keeps_make_nobody_wait_for_ever() -> None:
-    """The owner's extend needs two blocks, of which one is free, or none but what is left of its own; the queue lacks
-    items for a batch. Streams that ended have left a row in each of the others."""
-    for actors, said in ((2, "more rows at once than there is room for beside"), (3, "all 4 blocks hold rows")):
+async def test_rows_that_do_not_fit_beside_those_that_a_queue_keeps_make_nobody_wait_for_ever() -> (
+    None
+):
+    """The owner's extend needs two blocks, of which one is free, or none but what is left of its
+    own; the queue lacks items for a batch. Streams that ended have left a row in each of the
+    others."""
+    for actors, said in (
+        (2, "more rows at once than there is room for beside"),
+        (3, "all 4 blocks hold rows"),
+    ):
         async with (
             areplay.Replay(SPEC, 64, block_rows=16) as replay,
             replay.batches(batch_size=32, selector=areplay.Fifo(), timeout_s=60.0) as batches,
@@ -234,7 +282,11 @@ async def test_rows_that_do_not_fit_beside_those_that_a_queue_keeps_make_nobody_
                 await group.wait()
             await replay.add(**row(OWNER, 1, 0))
             waiting = asyncio.create_task(replay.extend(rows(OWNER, 1, 1, 21)))
-            with pytest.raises(areplay.Stalled, match=rf"{actors + 1} of 32 items for a batch of Fifo.*{said}"):
+            with pytest.raises(
+                areplay.Stalled,
+                match=rf"{actors + 1} of 32 items for a batch of "
+                rf"Fifo.*{said}",
+            ):
                 await anext(batches)
             with pytest.raises(areplay.Stalled, match="it never can"):
                 await waiting
@@ -244,12 +296,17 @@ async def test_rows_that_do_not_fit_beside_those_that_a_queue_keeps_make_nobody_
 
 
 @pytest.mark.parametrize("is_late", [False, True])
-async def test_a_full_ring_is_enough_for_the_first_batch_though_a_step_does_not_fit(is_late: bool) -> None:
-    """The learner waits for as many rows as the ring has; the next step of ten does not fit beside those that the queue
-    keeps. Batches come and the step is written, also where the learner comes late."""
+async def test_a_full_ring_is_enough_for_the_first_batch_though_a_step_does_not_fit(
+    is_late: bool,
+) -> None:
+    """The learner waits for as many rows as the ring has; the next step of ten does not fit beside
+    those that the queue keeps. Batches come and the step is written, also where the learner comes
+    late."""
     async with (
         areplay.Replay(STEPS, 256, block_rows=16) as replay,
-        replay.batches(batch_size=8, selector=areplay.Fifo(), min_size_to_sample=256, timeout_s=60.0) as batches,
+        replay.batches(
+            batch_size=8, selector=areplay.Fifo(), min_size_to_sample=256, timeout_s=60.0
+        ) as batches,
     ):
         replay.autoreset_mode = "Disabled"
         for number in range(25):
@@ -263,8 +320,11 @@ async def test_a_full_ring_is_enough_for_the_first_batch_though_a_step_does_not_
         assert len(await waiting) == 10
 
 
-async def test_a_queue_that_keeps_the_blocks_for_its_own_learner_makes_no_other_one_stalled() -> None:
-    """Of two, one has a batch that its learner may take at any time; then rows come in, and the other goes on."""
+async def test_a_queue_that_keeps_the_blocks_for_its_own_learner_makes_no_other_one_stalled() -> (
+    None
+):
+    """Of two, one has a batch that its learner may take at any time; then rows come in, and the
+    other goes on."""
     async with (
         areplay.Replay(SPEC, 64, block_rows=16) as replay,
         replay.batches(batch_size=8, selector=areplay.Fifo(), timeout_s=60.0) as slow,
@@ -276,7 +336,9 @@ async def test_a_queue_that_keeps_the_blocks_for_its_own_learner_makes_no_other_
             await anext(quick)
         waiting = asyncio.create_task(replay.extend(rows(OWNER, 1, 62, 92)))
         taking = asyncio.create_task(anext(quick))
-        await until(lambda: {wait.who for wait in replay.statistics().waits} == {"owner", "learner"})
+        await until(
+            lambda: {wait.who for wait in replay.statistics().waits} == {"owner", "learner"}
+        )
         for _ in range(3):
             quick.look_again()
             await asyncio.sleep(0.01)
@@ -288,11 +350,14 @@ async def test_a_queue_that_keeps_the_blocks_for_its_own_learner_makes_no_other_
 
 
 async def test_a_queue_that_waits_for_one_sampler_names_it() -> None:
-    """Which one, its process, what it has not filled, and that it is stopped; continued, all goes on in order."""
+    """Which one, its process, what it has not filled, and that it is stopped; continued, all goes
+    on in order."""
     async with areplay.Replay(SPEC, 1_024) as replay:
         await replay.extend(rows(OWNER, 1, 0, 512))
         fifo = areplay.Fifo()
-        async with replay.batches(batch_size=8, samplers=2, prefetch=2, selector=fifo, timeout_s=60.0) as batches:
+        async with replay.batches(
+            batch_size=8, samplers=2, prefetch=2, selector=fifo, timeout_s=60.0
+        ) as batches:
             await until(lambda: batches.statistics().ready >= 2)
             pid = batches.statistics().samplers[1].pid
             os.kill(pid, signal.SIGSTOP)
@@ -307,7 +372,10 @@ async def test_a_queue_that_waits_for_one_sampler_names_it() -> None:
                     seen += taking.result()["number"].tolist()
                     taken, taking = taken + 1, asyncio.create_task(anext(batches))
                 await asyncio.sleep(0.005)
-            said = f"learner waits: sampler 1 (pid {pid}, stopped: kill -CONT {pid} lets it go on) has not filled batch"
+            said = (
+                f"learner waits: sampler 1 (pid {pid}, stopped: kill -CONT {pid} lets it go "
+                "on) has not filled batch"
+            )
             assert f"{said} {taken + 1} of Fifo()" in waits()
             os.kill(pid, signal.SIGCONT)
             while True:
@@ -319,13 +387,18 @@ async def test_a_queue_that_waits_for_one_sampler_names_it() -> None:
 
 
 async def test_a_selector_of_rows_that_are_gone_makes_nobody_wait_without_a_word() -> None:
-    """Of a user's, that remembers indices: `sample` says it, a learner in a stream waits with the reason, its loop
-    turning, and goes on when the rows come; the sampler that finds nothing ends when it is asked to."""
+    """Of a user's, that remembers indices: `sample` says it, a learner in a stream waits with the
+    reason, its loop turning, and goes on when the rows come; the sampler that finds nothing ends
+    when it is asked to."""
     async with areplay.Replay(SPEC, 64, block_rows=16) as replay:
         await replay.extend(rows(OWNER, 1, 0, 64))
         await replay.extend(rows(OWNER, 1, 64, 96))
         selector = workers.Remembered([3, 5, 130])
-        with pytest.raises(areplay.Stalled, match=r"64 rows, of which Remembered\(\) drew no row that makes Rows\(\)"):
+        with pytest.raises(
+            areplay.Stalled,
+            match=r"64 rows, of which Remembered\(\) drew no row "
+            r"that makes Rows\(\)",
+        ):
             replay.sample(16, selector=selector)
         async with replay.batches(batch_size=8, selector=selector, grace_s=20.0) as batches:
             taking = asyncio.create_task(anext(batches))
@@ -337,27 +410,38 @@ async def test_a_selector_of_rows_that_are_gone_makes_nobody_wait_without_a_word
 
 
 @pytest.mark.parametrize(
-    "way, said", [("raises", "LookupError: no such rows"), ("floats", "TypeError: Remembered.draw must return int64")]
+    "way, said",
+    [
+        ("raises", "LookupError: no such rows"),
+        ("floats", "TypeError: Remembered.draw must return int64"),
+    ],
 )
-async def test_a_selector_that_draws_what_it_may_not_ends_its_sampler_with_its_words(way: str, said: str) -> None:
-    """In a stream SamplerFailed with the traceback; in `sample` the error itself, and the next call works."""
+async def test_a_selector_that_draws_what_it_may_not_ends_its_sampler_with_its_words(
+    way: str, said: str
+) -> None:
+    """In a stream SamplerFailed with the traceback; in `sample` the error itself, and the next call
+    works."""
     selector = workers.Remembered([3, 5], way)
     async with areplay.Replay(SPEC, 64) as replay:
         await replay.extend(rows(OWNER, 1, 0, 64))
         with pytest.raises((LookupError, TypeError), match=said.split(": ")[1]):
             replay.sample(16, selector=selector)
-        async with replay.batches(batch_size=8, selector=selector, max_restarts=0, timeout_s=30.0) as batches:
+        async with replay.batches(
+            batch_size=8, selector=selector, max_restarts=0, timeout_s=30.0
+        ) as batches:
             with pytest.raises(areplay.SamplerFailed, match=said):
                 await anext(batches)
         assert len(replay.sample(16)) > 0
 
 
 async def test_a_queue_in_order_that_nobody_takes_from_holds_its_writers() -> None:
-    """Fifo keeps what was not delivered: the owner's add waits, says so, can be cancelled, and goes on when the learner
-    takes what is there."""
+    """Fifo keeps what was not delivered: the owner's add waits, says so, can be cancelled, and goes
+    on when the learner takes what is there."""
     async with (
         areplay.Replay(SPEC, 64, block_rows=16) as replay,
-        replay.batches(batch_size=8, selector=areplay.Fifo(), prefetch=2, timeout_s=30.0) as batches,
+        replay.batches(
+            batch_size=8, selector=areplay.Fifo(), prefetch=2, timeout_s=30.0
+        ) as batches,
     ):
         number = 0
         with pytest.raises(TimeoutError):

@@ -1,4 +1,5 @@
-"""What runs in the children of these tests: actors that keep a ledger which survives their death."""
+"""What runs in the children of these tests: actors that keep a ledger which survives their
+death."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ _LEDGER_BYTES = 16
 
 
 class MappedLedger:
-    """Two counts in a mapped file, pending and acked: two stores a call, and what was stored outlives a SIGKILL.
+    """Two counts in a mapped file, pending and acked: two stores a call, and what was stored
+    outlives a SIGKILL.
 
     Attributes:
         life: a number that no other life has, in whatever process.
@@ -22,7 +24,9 @@ class MappedLedger:
 
     def __init__(self, folder: str, actor: int) -> None:
         self.life = os.getpid() + ((time.time_ns() // 1_000) % (1 << 28) << 22)
-        descriptor = os.open(Path(folder) / f"{actor}-{self.life}", os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        descriptor = os.open(
+            Path(folder) / f"{actor}-{self.life}", os.O_RDWR | os.O_CREAT | os.O_EXCL
+        )
         os.ftruncate(descriptor, _LEDGER_BYTES)
         self._counts = memoryview(mmap.mmap(descriptor, _LEDGER_BYTES)).cast("q")
         os.close(descriptor)
@@ -46,7 +50,8 @@ def read_ledger(path: Path) -> tuple[int, int]:
 
 
 async def without_pause(actor: areplay.Actor, folder: str) -> None:
-    """Rows by add and by extend as fast as they are taken, each accounted for; now and then flushed."""
+    """Rows by add and by extend as fast as they are taken, each accounted for; now and then
+    flushed."""
     os.nice(5)  # it takes all that is left of the machine, but lets its brothers start
     ledger, number = MappedLedger(folder, actor.index), 0
     while not actor.stopping:

@@ -1,7 +1,9 @@
-"""A world of counting environments: it hands their steps to a replay and keeps what they did, for the oracle.
+"""A world of counting environments: it hands their steps to a replay and keeps what they did, for
+the oracle.
 
-Each observation, action, reward and extra is made of a number that occurs once. A `Player` drives the environments of
-one stream as a program with gymnasium would, in each autoreset mode, loses steps, dies in mid-episode and starts anew.
+Each observation, action, reward and extra is made of a number that occurs once. A `Player` drives
+the environments of one stream as a program with gymnasium would, in each autoreset mode, loses
+steps, dies in mid-episode and starts anew.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ class Kind:
 
 
 PLAIN = Kind(
-    areplay.Spec.steps(obs=((2,), "int64"), action=((), "int64"), version=((), "int64"), note=((2,), "float32")),
+    areplay.Spec.steps(
+        obs=((2,), "int64"), action=((), "int64"), version=((), "int64"), note=((2,), "float32")
+    ),
     lambda n: {"obs": [n, 2 * n + 1]},
     lambda n: {"action": n, "reward": float(n), "version": -n, "note": [n + 0.5, n + 0.25]},
     lambda columns: columns["obs"][:, 0],
@@ -96,7 +100,11 @@ class Environment:
         done, self.now = next(self._numbers), next(self._numbers)
         self._left -= 1
         self.is_over = self._left <= 0
-        return done, self.is_over and self._end != "truncated", self.is_over and self._end != "terminated"
+        return (
+            done,
+            self.is_over and self._end != "truncated",
+            self.is_over and self._end != "terminated",
+        )
 
 
 class OtherStream:
@@ -152,7 +160,8 @@ class Player:
 
     Args:
         hand: what takes the steps: a replay, or another stream.
-        mode: "one", for an environment that is no vector; or how those of a vector begin their next episode.
+        mode: "one", for an environment that is no vector; or how those of a vector begin their next
+            episode.
     """
 
     def __init__(
@@ -164,7 +173,13 @@ class Player:
         numbers: Iterator[int],
         lanes: list[Lane],
     ) -> None:
-        self._kind, self._hand, self._mode, self._numbers, self._lanes = kind, hand, mode, numbers, lanes
+        self._kind, self._hand, self._mode, self._numbers, self._lanes = (
+            kind,
+            hand,
+            mode,
+            numbers,
+            lanes,
+        )
         self._lengths = lengths if mode != "one" else lengths[:1]
         if mode != "one":
             hand.autoreset_mode = mode
@@ -175,7 +190,8 @@ class Player:
         self._environments = [Environment(self._numbers, lengths) for lengths in self._lengths]
         self._mine: list[Lane] = [[Episode()] for _ in self._environments]
         self._lanes += self._mine
-        # In mode NextStep, after a step that got lost: nobody knows whether the next one is that of a reset.
+        # In mode NextStep, after a step that got lost: nobody knows whether the next one is that of
+        # a reset.
         self._is_adrift = [False] * len(self._environments)
 
     def die(self) -> None:
@@ -209,18 +225,23 @@ class Player:
         flat = [self._flat(step) for step in steps]
         columns = {name: self._array(name, [one[name] for one in flat]) for name in self._kind.spec}
         following = [self._kind.observation(step.following) for step in steps]
-        columns |= {f"next_{name}": self._array(name, [one[name] for one in following]) for name in following[0]}
+        columns |= {
+            f"next_{name}": self._array(name, [one[name] for one in following])
+            for name in following[0]
+        }
         return steps, nested(columns)
 
     async def lose(self) -> None:
-        """One step that does not fit the spec: it raises and is lost, and the environments have gone on."""
+        """One step that does not fit the spec: it raises and is lost, and the environments have
+        gone on."""
         steps = [self._step(k) for k in range(len(self._environments))]
         call = self._call(steps, gives_next=True)
         await self._refused(self._hand.add(**call | {"reward": np.zeros((7, 7))}))
         self._cut(steps)
 
     async def jump(self, *, some: bool = False) -> None:
-        """An environment is reset in mid-episode, and nobody says so: the next step (or `some` of them) is refused."""
+        """An environment is reset in mid-episode, and nobody says so: the next step (or `some` of
+        them) is refused."""
         steps = [self._step(k) for k in range(len(self._environments))]
         if any(step.terminated or step.truncated or step.is_reset for step in steps):
             self._keep(steps, await self._hand.add(**self._call(steps, gives_next=False)))
@@ -239,13 +260,16 @@ class Player:
 
     def break_off(self, which: int | None = None) -> None:
         """An environment, or each of them, is reset in mid-episode, and that is said."""
-        chosen = range(len(self._environments)) if which is None else [which % len(self._environments)]
+        chosen = (
+            range(len(self._environments)) if which is None else [which % len(self._environments)]
+        )
         self._hand.end_episode(None if which is None else chosen)
         for k in chosen:
             self._environments[k].reset()
             self._is_adrift[k] = False
             lane = self._mine[k]
-            if not lane[-1].observations:  # nothing was handed in since the last end, or since what got lost
+            # nothing was handed in since the last end, or since what got lost
+            if not lane[-1].observations:
                 lane.pop()
             lane.append(Episode())
 
@@ -259,7 +283,8 @@ class Player:
 
     @dataclass
     class Step:
-        """What one environment does in one step: numbers of the observation, the step and the observation after it."""
+        """What one environment does in one step: numbers of the observation, the step and the
+        observation after it."""
 
         now: int
         done: int
@@ -295,7 +320,10 @@ class Player:
         flat = [self._flat(step) for step in steps]
         following = [self._kind.observation(step.following) for step in steps]
         if self._mode == "one":
-            call = {name: self._array(name, value) if np.ndim(value) else value for name, value in flat[0].items()}
+            call = {
+                name: self._array(name, value) if np.ndim(value) else value
+                for name, value in flat[0].items()
+            }
         else:
             call = {name: self._array(name, [one[name] for one in flat]) for name in flat[0]}
         ends = any(step.terminated or step.truncated for step in steps)
@@ -309,7 +337,9 @@ class Player:
             for k, step in enumerate(steps):
                 if step.final is not None:
                     values = self._kind.observation(step.final)
-                    call["final_obs"][k] = nested({n: self._array(n, v) for n, v in values.items()})["obs"]
+                    call["final_obs"][k] = nested(
+                        {n: self._array(n, v) for n, v in values.items()}
+                    )["obs"]
         return call
 
     def _keep(self, steps: list[Step], returned: Any) -> None:
@@ -369,7 +399,9 @@ class World:
         # So that small blocks can be tested with long windows, which users are refused.
         replay._longest_window = 1_000_000
 
-    def player(self, mode: str, lengths: Sequence[Sequence[tuple[int, str]]], *, owner: bool = False) -> Player:
+    def player(
+        self, mode: str, lengths: Sequence[Sequence[tuple[int, str]]], *, owner: bool = False
+    ) -> Player:
         """One more stream; the first may be the replay's own, which cannot die."""
         hand: Any = self.replay
         if not owner:
@@ -379,7 +411,8 @@ class World:
         return self.players[-1]
 
     def hold(self, place: int) -> None:
-        """A reader holds a block for some time: writers leave it for another lap, and end it early if it is open."""
+        """A reader holds a block for some time: writers leave it for another lap, and end it early
+        if it is open."""
         if place not in self.held and len(self.held) < 2:
             assert self._holding.try_shared(place)
             self.held.add(place)
@@ -397,28 +430,40 @@ class World:
         self._holding.close()
 
     def oracle(self) -> Oracle:
-        """Of the state now. Rows of final observations, whose indices nobody was told, are found by their numbers."""
+        """Of the state now. Rows of final observations, whose indices nobody was told, are found by
+        their numbers."""
         present, reach = stored(self.ring, self.kind), range(*self.ring.index_range())
         for episode in itertools.chain.from_iterable(self.lanes):
             for at, observation in enumerate(episode.observations):
                 found = present.get(observation["number"])
                 if episode.names[at] is None:
                     episode.names[at] = found
-                    if at > 0 and episode.names[at - 1] in reach and episode.names[at - 1] in present.values():
-                        assert found is not None, "a final observation is newer than the step before it"
+                    if (
+                        at > 0
+                        and episode.names[at - 1] in reach
+                        and episode.names[at - 1] in present.values()
+                    ):
+                        assert found is not None, (
+                            "a final observation is newer than the step before it"
+                        )
                 else:
-                    assert found in (episode.names[at], None), "a step's row has the index that was returned"
+                    assert found in (episode.names[at], None), (
+                        "a step's row has the index that was returned"
+                    )
         return Oracle(self.lanes, set(present.values()))
 
     def valid(self, items: Callable[[Oracle], dict[int, Item]]) -> tuple[dict[int, Item], set[int]]:
         """The items that may be drawn now, and the indices of those that must be.
 
-        They differ while a reader holds a block that the writers have passed: it is out of reach, so that no item is
-        drawn by its rows; but as long as the way there is not overwritten either, they are found as earlier frames.
+        They differ while a reader holds a block that the writers have passed: it is out of reach,
+        so that no item is drawn by its rows; but as long as the way there is not overwritten
+        either, they are found as earlier frames.
         """
         oracle, reach = self.oracle(), range(*self.ring.index_range())
         may_be = {index: item for index, item in items(oracle).items() if index in reach}
-        return may_be, set(items(Oracle(self.lanes, {name for name in oracle.present if name in reach})))
+        return may_be, set(
+            items(Oracle(self.lanes, {name for name in oracle.present if name in reach}))
+        )
 
 
 def stored(ring: Ring, kind: Kind) -> dict[int, int]:
@@ -432,12 +477,14 @@ def stored(ring: Ring, kind: Kind) -> dict[int, int]:
 
 
 def critical_chi_square(degrees: int, z: float = 4.7534) -> float:
-    """What a chi-square variable exceeds with a probability of 1e-6 (Wilson and Hilferty, within 3 % of tables)."""
+    """What a chi-square variable exceeds with a probability of 1e-6 (Wilson and Hilferty, within 3
+    % of tables)."""
     return degrees * (1 - 2 / (9 * degrees) + z * (2 / (9 * degrees)) ** 0.5) ** 3
 
 
 def check_draws(batch: areplay.Batch, expected: Mapping[int, Item], required: Set[int]) -> None:
-    """Every item drawn is a valid one, right in each field; every one required was drawn; all about equally often."""
+    """Every item drawn is a valid one, right in each field; every one required was drawn; all about
+    equally often."""
     indices = batch.indices.tolist()
     never = set(indices) - expected.keys()
     assert not never, f"drawn, but not valid: {sorted(never)}"
@@ -445,15 +492,21 @@ def check_draws(batch: areplay.Batch, expected: Mapping[int, Item], required: Se
     assert not missing, f"valid, but not drawn: {sorted(missing)}"
     names, first, which = np.unique(batch.indices, return_index=True, return_inverse=True)
     for name, at in zip(names.tolist(), first.tolist(), strict=True):
-        item = {field: value for field, value in expected[name].items() if field not in NOT_IN_A_BATCH}
+        item = {
+            field: value for field, value in expected[name].items() if field not in NOT_IN_A_BATCH
+        }
         assert set(batch) == item.keys()
         for field, value in item.items():
             if field in ("reward", "discount"):
-                np.testing.assert_allclose(batch[field][at], value, rtol=1e-6, err_msg=f"{field} of {name}")
+                np.testing.assert_allclose(
+                    batch[field][at], value, rtol=1e-6, err_msg=f"{field} of {name}"
+                )
             else:
                 assert batch[field][at].tolist() == value, f"{field} of {name}"
     for field, array in batch.items():
-        np.testing.assert_array_equal(array, array[first[which]], err_msg=f"{field}: items of one index are the same")
+        np.testing.assert_array_equal(
+            array, array[first[which]], err_msg=f"{field}: items of one index are the same"
+        )
     counts = Counter(indices)
     mean = len(indices) / len(counts)
     distance = sum((count - mean) ** 2 / mean for count in counts.values())

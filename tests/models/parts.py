@@ -1,6 +1,8 @@
-"""A machine's examples in parts, a test each: the watchdog of 180 s is for what hangs, and looks at one test at a time.
+"""A machine's examples in parts, a test each: the watchdog of 180 s is for what hangs, and looks at
+one test at a time.
 
-On a machine that gives the tests a hundredth of its time, all examples in one test would take as long as that.
+On a machine that gives the tests a hundredth of its time, all examples in one test would take as
+long as that.
 """
 
 from __future__ import annotations
@@ -16,10 +18,13 @@ PARTS = 4
 """Of each set of examples."""
 
 in_parts = pytest.mark.parametrize("part", range(PARTS))
-"""A test with examples of its own each time; it takes the argument `part`, and its settings a `PARTS`th of them."""
+"""A test with examples of its own each time; it takes the argument `part`, and its settings a
+`PARTS`th of them."""
 
 
-def machine_in_parts(machine: type[RuleBasedStateMachine], max_examples: int, **options: Any) -> type[TestCase]:
+def machine_in_parts(
+    machine: type[RuleBasedStateMachine], max_examples: int, **options: Any
+) -> type[TestCase]:
     """The test case of a machine, that runs `max_examples` histories in all."""
 
     def run(case: TestCase) -> None:

@@ -1,9 +1,10 @@
 """Any history of an completion log, against episodes kept as plain Python lists.
 
-Streams of one environment, or of vectors of them in all autoreset modes, go through queues (as inboxes) into a small
-ring of which blocks are kept. Steps get lost, actors die, blocks are sealed early, a reader holds one for a while, the
-learner releases items now and then. The log has each item that can be made once, in order; what it needs is there, and
-what nobody needs any more is not kept.
+Streams of one environment, or of vectors of them in all autoreset modes, go through queues (as
+inboxes) into a small ring of which blocks are kept. Steps get lost, actors die, blocks are sealed
+early, a reader holds one for a while, the learner releases items now and then. The log has each
+item that can be made once, in order; what it needs is there, and what nobody needs any more is not
+kept.
 """
 
 from __future__ import annotations
@@ -42,10 +43,12 @@ def done(work: Coroutine[Any, Any, Any]) -> None:
 
 
 class Queue:
-    """Takes the steps of a player, and writes their rows in order, as far as there is a place for them.
+    """Takes the steps of a player, and writes their rows in order, as far as there is a place for
+    them.
 
     Attributes:
-        written: the numbers of the observations of the present stream's rows that were written, in order.
+        written: the numbers of the observations of the present stream's rows that were written, in
+            order.
     """
 
     autoreset_mode = ""
@@ -77,7 +80,10 @@ class Queue:
             rows = self._episodes.rows(step)
             if isinstance(rows, tuple):
                 spec = self._ring.spec.rows
-                rows = {name: np.array([field.convert(row[name]) for row in rows]) for name, field in spec.items()}
+                rows = {
+                    name: np.array([field.convert(row[name]) for row in rows])
+                    for name, field in spec.items()
+                }
             self._waiting.append(rows)
 
     def end_episode(self, environments: Any = None) -> None:
@@ -119,7 +125,9 @@ class Queue:
         self.streams.append([])
 
 
-ENDS = st.tuples(st.one_of(st.integers(1, 6), st.just(30)), st.sampled_from(["terminated", "truncated"]))
+ENDS = st.tuples(
+    st.one_of(st.integers(1, 6), st.just(30)), st.sampled_from(["terminated", "truncated"])
+)
 
 
 @st.composite
@@ -141,10 +149,14 @@ class CompletionLogMachine(RuleBasedStateMachine):
     @initialize(
         window=item_windows(),
         modes=st.lists(st.sampled_from(MODES), min_size=1, max_size=2),
-        lengths=st.lists(st.lists(st.lists(ENDS, min_size=1, max_size=3), min_size=1, max_size=3), min_size=2),
+        lengths=st.lists(
+            st.lists(st.lists(ENDS, min_size=1, max_size=3), min_size=1, max_size=3), min_size=2
+        ),
         block_rows=st.sampled_from([1, 2, 3, 5, 8]),
         spare=st.integers(2, 8),
-        before=st.lists(st.tuples(st.integers(0, 1), st.integers(1, 30), st.booleans()), max_size=3),
+        before=st.lists(
+            st.tuples(st.integers(0, 1), st.integers(1, 30), st.booleans()), max_size=3
+        ),
     )
     def build(
         self,
@@ -226,7 +238,8 @@ class CompletionLogMachine(RuleBasedStateMachine):
         self.players[which % len(self.players)].die()
         self.drain()
 
-    @precondition(lambda self: self.window.period == 1)  # else nobody knows which step is a multiple of it
+    # else nobody knows which step is a multiple of it
+    @precondition(lambda self: self.window.period == 1)
     @rule(which=st.integers(0, 1), jumps=st.booleans())
     def lose_a_step(self, which: int, jumps: bool) -> None:
         player = self.players[which % len(self.players)]
@@ -277,13 +290,17 @@ class CompletionLogMachine(RuleBasedStateMachine):
     # What must hold.
 
     def expected(self) -> tuple[dict[int, set[int]], dict[int, tuple[int, int, int]]]:
-        """The items that can be made of what was written: number -> numbers of the rows that it needs; and for every
-        number, which lane, episode and time it belongs to."""
+        """The items that can be made of what was written: number -> numbers of the rows that it
+        needs; and for every number, which lane, episode and time it belongs to."""
         at: dict[int, tuple[int, int, int]] = {}
         for number, lane in enumerate(self.lanes):
             for which, episode in enumerate(lane):
                 episode.names = [observation["number"] for observation in episode.observations]
-                at |= {name: (number, which, time) for time, name in enumerate(episode.names) if name is not None}
+                at |= {
+                    name: (number, which, time)
+                    for time, name in enumerate(episode.names)
+                    if name is not None
+                }
         written = {number for queue in self.queues for stream in queue.streams for number in stream}
         w = self.window
         found = Oracle(self.lanes, written - self.gone).windows(
@@ -293,7 +310,8 @@ class CompletionLogMachine(RuleBasedStateMachine):
 
     @invariant()
     def items_are_there_once_and_in_order(self) -> None:
-        """All items that can be made as soon as they can, none twice, those of each environment in its order."""
+        """All items that can be made as soon as they can, none twice, those of each environment in
+        its order."""
         expected, at = self.expected()
         assert len(set(self.logged)) == len(self.logged)
         lanes: dict[int, list[tuple[int, ...]]] = {}
@@ -316,10 +334,16 @@ class CompletionLogMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_is_not_needed_is_not_kept(self) -> None:
-        """A block that is kept has a row of an item that is due, or one between such, or the last ones of a stream."""
+        """A block that is kept has a row of an item that is due, or one between such, or the last
+        ones of a stream."""
         assert self.log is not None
         expected, _ = self.expected()
-        places = {n: (stream, at) for q in self.queues for stream in q.streams for at, n in enumerate(stream)}
+        places = {
+            n: (stream, at)
+            for q in self.queues
+            for stream in q.streams
+            for at, n in enumerate(stream)
+        }
         needed = set()
         for number in self.logged[self.log.released :]:
             stream = places[number][0]

@@ -1,4 +1,5 @@
-"""Any history of an inbox, against a plain list: an actor puts, is killed and replaced; the coordinator takes."""
+"""Any history of an inbox, against a plain list: an actor puts, is killed and replaced; the
+coordinator takes."""
 
 from __future__ import annotations
 
@@ -75,7 +76,8 @@ class InboxMachine(RuleBasedStateMachine):
 
     @property
     def room(self) -> int:
-        """Rows that can be put: into an empty inbox as many as it holds, else up to those that may wait."""
+        """Rows that can be put: into an empty inbox as many as it holds, else up to those that may
+        wait."""
         return self.inbox_rows if not self.waiting else max(0, self.may_wait - len(self.waiting))
 
     # The actor.
@@ -99,13 +101,20 @@ class InboxMachine(RuleBasedStateMachine):
                 self.actor.extend(self.chunk(count, skip), skip, skip + count)
 
     @precondition(lambda self: self.room)
-    @rule(bad=st.sampled_from([{"number": 1}, {"number": 0.5, "pair": [1, 1]}, {"number": 1, "pair": [1, 1], "z": 1}]))
+    @rule(
+        bad=st.sampled_from(
+            [{"number": 1}, {"number": 0.5, "pair": [1, 1]}, {"number": 1, "pair": [1, 1], "z": 1}]
+        )
+    )
     def put_a_row_that_does_not_fit(self, bad: dict[str, Any]) -> None:
         with pytest.raises(SpecMismatch):
             self.actor.put(bad)
 
     @precondition(lambda self: self.room)
-    @rule(point=st.sampled_from(["add.before", "add.written", "add.published"]), as_chunk=st.booleans())
+    @rule(
+        point=st.sampled_from(["add.before", "add.written", "add.published"]),
+        as_chunk=st.booleans(),
+    )
     def die_while_putting(self, point: str, as_chunk: bool) -> None:
         def failpoint(at: str) -> None:
             if at == point:
@@ -148,7 +157,9 @@ class InboxMachine(RuleBasedStateMachine):
         assert stop - start == expected, "as many as lie in one piece"
         count = min(most, expected)
         assert columns["number"][start : start + count].tolist() == self.waiting[:count]
-        assert columns["pair"][start : start + count].tolist() == [[n, n] for n in self.waiting[:count]]
+        assert columns["pair"][start : start + count].tolist() == [
+            [n, n] for n in self.waiting[:count]
+        ]
         self.coordinator.consume(count)
         del self.waiting[:count]
         self.taken += count
@@ -177,7 +188,9 @@ class InboxMachine(RuleBasedStateMachine):
         before, self.may_wait = self.may_wait, min(rows, self.inbox_rows)
         self.coordinator.limit_waiting(rows)
         rung = self.rings(self.actor.room_bell)
-        assert rung == (self.may_wait > before and self.actor_sleeps and not self.actor_heard), "who gets room is told"
+        assert rung == (self.may_wait > before and self.actor_sleeps and not self.actor_heard), (
+            "who gets room is told"
+        )
         self.actor_heard = self.actor_heard or rung
 
     @rule()
@@ -190,7 +203,8 @@ class InboxMachine(RuleBasedStateMachine):
 
     @invariant()
     def both_sides_count_alike(self) -> None:
-        """Used, room, put and taken are those of the list, on either side; nobody else's inbox has changed."""
+        """Used, room, put and taken are those of the list, on either side; nobody else's inbox has
+        changed."""
         for side in (self.actor, self.coordinator):
             side.check()
             assert (side.used, side.room) == (len(self.waiting), self.room)
@@ -198,8 +212,14 @@ class InboxMachine(RuleBasedStateMachine):
             assert side.rows_put == self.put == self.taken + len(self.waiting)
             assert side.is_stopping == self.is_stopping
             assert side.is_flush_requested == (self.hurried_to > self.taken)
-            assert repr(side) == f"<Inbox {len(self.waiting)} of {self.inbox_rows} rows, {self.taken} taken>"
-        assert (self.neighbour.used, self.neighbour.is_stopping, self.neighbour.is_flush_requested) == (1, False, False)
+            assert repr(side) == (
+                f"<Inbox {len(self.waiting)} of {self.inbox_rows} rows, {self.taken} taken>"
+            )
+        assert (
+            self.neighbour.used,
+            self.neighbour.is_stopping,
+            self.neighbour.is_flush_requested,
+        ) == (1, False, False)
 
     @invariant()
     def nobody_is_rung_in_vain(self) -> None:

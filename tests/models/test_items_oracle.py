@@ -1,8 +1,9 @@
 """Any history of episodes, and every item of it, against episodes kept as plain Python lists.
 
-Several streams of one environment or of vectors of them, in all autoreset modes, hand in episodes of any length to
-small rings with blocks of any size. Steps get lost, actors die, readers hold blocks, laps go round. Then whatever is
-drawn is what the oracle says, field for field; nothing is drawn that is not valid, and nothing valid is left out.
+Several streams of one environment or of vectors of them, in all autoreset modes, hand in episodes
+of any length to small rings with blocks of any size. Steps get lost, actors die, readers hold
+blocks, laps go round. Then whatever is drawn is what the oracle says, field for field; nothing is
+drawn that is not valid, and nothing valid is left out.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ def quiet() -> Iterator[None]:
     logger.setLevel(before)
 
 
-ENDS = st.tuples(st.one_of(st.integers(1, 9), st.just(40)), st.sampled_from(["terminated", "truncated", "both"]))
+ENDS = st.tuples(
+    st.one_of(st.integers(1, 9), st.just(40)), st.sampled_from(["terminated", "truncated", "both"])
+)
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,8 @@ class History:
 
     @property
     def has_gaps(self) -> bool:
-        """Whether steps get lost. Where a beginning got lost nobody knows how many steps there were since then: there
-        is no multiple of a period."""
+        """Whether steps get lost. Where a beginning got lost nobody knows how many steps there were
+        since then: there is no multiple of a period."""
         return any(what in ("lose", "jump") for _, what, _, _ in self.turns)
 
 
@@ -76,17 +79,24 @@ def histories(draw: st.DrawFn, kinds: tuple[Kind, ...] = (PLAIN, FRAMES)) -> His
     """Any history."""
     modes = draw(st.lists(st.sampled_from(MODES), min_size=1, max_size=3))
     happening = st.sampled_from(
-        ["play"] * 6 + ["extend"] * 2 + ["die", "lose", "jump", "break", "break one", "seal", "seal", "hold", "release"]
+        ["play"] * 6
+        + ["extend"] * 2
+        + ["die", "lose", "jump", "break", "break one", "seal", "seal", "hold", "release"]
     )
     return History(
         draw(st.sampled_from(kinds)),
         draw(st.integers(4, 12)),
         draw(st.sampled_from([1, 2, 3, 4, 6, 9, 14])),
         modes,
-        [draw(st.lists(st.lists(ENDS, min_size=1, max_size=3), min_size=1, max_size=5)) for _ in modes],
+        [
+            draw(st.lists(st.lists(ENDS, min_size=1, max_size=3), min_size=1, max_size=5))
+            for _ in modes
+        ],
         draw(
             st.lists(
-                st.tuples(st.integers(0, 2), happening, st.integers(1, 12), st.booleans()), min_size=4, max_size=30
+                st.tuples(st.integers(0, 2), happening, st.integers(1, 12), st.booleans()),
+                min_size=4,
+                max_size=30,
             )
         ),
     )
@@ -114,7 +124,8 @@ async def happen(world: World, history: History) -> None:
         elif what == "die" and number > 0:
             player.die()
         elif what == "extend" and mode == "one":
-            await player.play_some(min(amount, history.blocks * history.block_rows // 2))  # at most a ring of rows
+            # at most a ring of rows
+            await player.play_some(min(amount, history.blocks * history.block_rows // 2))
         else:
             for _ in range(amount):
                 await player.play(flag)
@@ -135,7 +146,9 @@ def compare(world: World, item: Any, items: Callable[[Oracle], dict[int, Item]])
 async def lived(history: History, checks: Callable[[World], None]) -> None:
     """Let a history happen, and check what came of it."""
     capacity = history.blocks * history.block_rows
-    async with areplay.Replay(history.kind.spec, capacity, block_rows=history.block_rows, seed=1) as replay:
+    async with areplay.Replay(
+        history.kind.spec, capacity, block_rows=history.block_rows, seed=1
+    ) as replay:
         world = World(replay, history.kind)
         try:
             await happen(world, history)
@@ -162,17 +175,26 @@ def stacks(draw: st.DrawFn, kind: Kind) -> tuple[Any, Stack]:
 @THOROUGH
 @given(st.data())
 def test_every_transition_is_the_oracles(part: int, data: st.DataObject) -> None:
-    """Any n up to 10, gamma, stack and padding: the valid ones and no other, each field as computed by hand."""
+    """Any n up to 10, gamma, stack and padding: the valid ones and no other, each field as computed
+    by hand."""
     history = data.draw(histories())
     options = [
-        (data.draw(st.integers(1, 10)), data.draw(st.sampled_from([0.0, 0.5, 0.97, 1.0])), *data.draw(stacks(kind)))
+        (
+            data.draw(st.integers(1, 10)),
+            data.draw(st.sampled_from([0.0, 0.5, 0.97, 1.0])),
+            *data.draw(stacks(kind)),
+        )
         for kind in [history.kind] * 3
     ]
 
     def checks(world: World) -> None:
         for n_step, gamma, frame_stack, stack in options:
-            item = areplay.Transitions(n_step=n_step, gamma=gamma, frame_stack=frame_stack, pad=stack.pad)
-            compare(world, item, partial(Oracle.transitions, n_step=n_step, gamma=gamma, stack=stack))
+            item = areplay.Transitions(
+                n_step=n_step, gamma=gamma, frame_stack=frame_stack, pad=stack.pad
+            )
+            compare(
+                world, item, partial(Oracle.transitions, n_step=n_step, gamma=gamma, stack=stack)
+            )
 
     asyncio.run(lived(history, checks))
 
@@ -235,9 +257,20 @@ def test_every_row_is_the_step_that_was_handed_in(part: int, history: History) -
 DENSE: list[tuple[Any, Callable[[Oracle], dict[int, Item]]]] = [
     (
         areplay.Transitions(n_step, 0.5, frame_stack=depth, pad=pad),
-        partial(Oracle.transitions, n_step=n_step, gamma=0.5, stack=Stack({"obs": depth} if depth else {}, pad)),
+        partial(
+            Oracle.transitions,
+            n_step=n_step,
+            gamma=0.5,
+            stack=Stack({"obs": depth} if depth else {}, pad),
+        ),
     )
-    for n_step, depth, pad in [(1, None, "first"), (1, 2, "first"), (1, 4, "zero"), (3, 3, "zero"), (4, 2, "first")]
+    for n_step, depth, pad in [
+        (1, None, "first"),
+        (1, 2, "first"),
+        (1, 4, "zero"),
+        (3, 3, "zero"),
+        (4, 2, "first"),
+    ]
 ] + [
     (
         areplay.Sequences(length, burn_in, period, depth, across, pad),
@@ -259,7 +292,9 @@ DENSE: list[tuple[Any, Callable[[Oracle], dict[int, Item]]]] = [
 
 @pytest.mark.parametrize(("item", "items"), DENSE, ids=[repr(item) for item, _ in DENSE])
 @pytest.mark.parametrize("mode", MODES)
-def test_items_of_long_blocks_are_the_oracles(mode: str, item: Any, items: Callable[[Oracle], dict[int, Item]]) -> None:
+def test_items_of_long_blocks_are_the_oracles(
+    mode: str, item: Any, items: Callable[[Oracle], dict[int, Item]]
+) -> None:
     """Blocks that hold many windows whole, episodes of all lengths, laps: as everybody uses it."""
     lengths = [
         [(3, "terminated"), (1, "truncated"), (9, "both")],
@@ -282,9 +317,12 @@ def test_items_of_long_blocks_are_the_oracles(mode: str, item: Any, items: Calla
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("steps", [1, 13, 26])
-def test_what_an_earlier_actor_left_behind_the_last_row_is_no_part_of_a_window(mode: str, steps: int) -> None:
-    """An actor dies when it has filled the ring; its successor, with the same episode, writes its first rows over the
-    first of those. Behind them lie rows that look like what is to come next, step for step."""
+def test_what_an_earlier_actor_left_behind_the_last_row_is_no_part_of_a_window(
+    mode: str, steps: int
+) -> None:
+    """An actor dies when it has filled the ring; its successor, with the same episode, writes its
+    first rows over the first of those. Behind them lie rows that look like what is to come next,
+    step for step."""
 
     async def main() -> None:
         async with areplay.Replay(PLAIN.spec, 96, block_rows=24, seed=1) as replay:
@@ -304,13 +342,16 @@ def test_what_an_earlier_actor_left_behind_the_last_row_is_no_part_of_a_window(m
 
 @pytest.mark.parametrize("seed", range(6))
 def test_actors_in_step_with_each_other_are_not_mixed_up(seed: int) -> None:
-    """Actors whose episodes are alike, row for row, and go on by whole blocks, so that the same numbers of steps lie
-    in blocks side by side and in blocks that others have left; some blocks end early."""
+    """Actors whose episodes are alike, row for row, and go on by whole blocks, so that the same
+    numbers of steps lie in blocks side by side and in blocks that others have left; some blocks end
+    early."""
     rng = np.random.default_rng(seed)
     mode, block_rows = MODES[seed % 2], (2, 4)[seed // 3]
 
     async def main() -> None:
-        async with areplay.Replay(PLAIN.spec, 18 * block_rows, block_rows=block_rows, seed=1) as replay:
+        async with areplay.Replay(
+            PLAIN.spec, 18 * block_rows, block_rows=block_rows, seed=1
+        ) as replay:
             world = World(replay, PLAIN)
             players = [world.player(mode, [[(1_000, "terminated")]] * 2) for _ in range(3)]
             a_block = block_rows if mode == "one" else block_rows // 2
@@ -327,7 +368,9 @@ def test_actors_in_step_with_each_other_are_not_mixed_up(seed: int) -> None:
                 compare(world, item, items)
             for back, forward in [(0, 3), (2, 5), (5, 1), (9, 9)]:
                 reach = areplay.Window(back, forward)
-                compare(world, Neighbours(reach), partial(Oracle.windows, back=back, forward=forward))
+                compare(
+                    world, Neighbours(reach), partial(Oracle.windows, back=back, forward=forward)
+                )
             world.close()
 
     asyncio.run(main())
@@ -341,14 +384,18 @@ def test_steps_handed_in_singly_and_many_at_once_make_the_same_episodes(seed: in
     async def main() -> None:
         async with areplay.Replay(PLAIN.spec, 60, block_rows=1 + seed, seed=1) as replay:
             world = World(replay, PLAIN)
-            player = world.player("one", [[(40, "terminated"), (2, "both"), (11, "truncated")]], owner=True)
+            player = world.player(
+                "one", [[(40, "terminated"), (2, "both"), (11, "truncated")]], owner=True
+            )
             for _ in range(25):
                 await player.play_some(int(rng.integers(1, 8)))
                 for _ in range(rng.integers(3)):
                     await player.play(gives_next=True)
             for item, items in DENSE:
                 compare(world, item, items)
-            compare(world, Neighbours(areplay.Window(9, 9)), partial(Oracle.windows, back=9, forward=9))
+            compare(
+                world, Neighbours(areplay.Window(9, 9)), partial(Oracle.windows, back=9, forward=9)
+            )
             await player.jump(some=True)
             compare(world, *DENSE[0])
             world.close()
@@ -358,8 +405,8 @@ def test_steps_handed_in_singly_and_many_at_once_make_the_same_episodes(seed: in
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_step_that_got_lost_between_two_episodes_parts_them(mode: str) -> None:
-    """Nobody knows whether the first row after the gap begins an episode: it is not padded, not `is_first`, and no
-    sequence goes on with it."""
+    """Nobody knows whether the first row after the gap begins an episode: it is not padded, not
+    `is_first`, and no sequence goes on with it."""
 
     async def main() -> None:
         async with areplay.Replay(PLAIN.spec, 96, block_rows=24, seed=1) as replay:
@@ -373,7 +420,9 @@ def test_a_step_that_got_lost_between_two_episodes_parts_them(mode: str) -> None
             for item, items in DENSE:
                 if getattr(item, "period", 1) == 1:
                     compare(world, item, items)
-            across = partial(Oracle.sequences_across, length=4, burn_in=0, period=1, stack=Stack({"obs": 2}))
+            across = partial(
+                Oracle.sequences_across, length=4, burn_in=0, period=1, stack=Stack({"obs": 2})
+            )
             compare(world, areplay.Sequences(4, across_episodes=True, frame_stack=2), across)
             world.close()
 
@@ -389,13 +438,19 @@ class Neighbours:
     def fields(self, spec: areplay.Spec) -> dict[str, Any]:
         """See `areplay.Item`."""
         counts = dict.fromkeys(("behind", "ahead", "steps"), ((), "int64"))
-        return counts | {n: ((self.window.rows, *spec[n].shape), spec[n].dtype) for n in spec.observations}
+        return counts | {
+            n: ((self.window.rows, *spec[n].shape), spec[n].dtype) for n in spec.observations
+        }
 
     def assemble(self, windows: Windows, out: Any) -> None:
         """See `areplay.Item`."""
         for name in windows.spec.observations:
             windows.take(name, slice(-self.window.back, self.window.forward + 1), out=out[name])
-        out["behind"][:], out["ahead"][:], out["steps"][:] = windows.behind, windows.ahead, windows.steps
+        out["behind"][:], out["ahead"][:], out["steps"][:] = (
+            windows.behind,
+            windows.ahead,
+            windows.steps,
+        )
         assert windows.positions.shape == (len(windows), self.window.rows)
 
 
@@ -403,7 +458,8 @@ class Neighbours:
 @THOROUGH
 @given(st.data())
 def test_every_window_of_a_users_own_item_is_the_oracles(part: int, data: st.DataObject) -> None:
-    """Any reach back and forward, period and least number of steps, within episodes or across them."""
+    """Any reach back and forward, period and least number of steps, within episodes or across
+    them."""
     history = data.draw(histories())
     windows = []
     for _ in range(3):
@@ -420,7 +476,13 @@ def test_every_window_of_a_users_own_item_is_the_oracles(part: int, data: st.Dat
 
     def checks(world: World) -> None:
         for window in windows:
-            reach = window.back, window.forward, window.period, window.min_steps, window.across_episodes
+            reach = (
+                window.back,
+                window.forward,
+                window.period,
+                window.min_steps,
+                window.across_episodes,
+            )
             compare(world, Neighbours(window), lambda oracle, reach=reach: oracle.windows(*reach))
 
     asyncio.run(lived(history, checks))
@@ -429,23 +491,33 @@ def test_every_window_of_a_users_own_item_is_the_oracles(part: int, data: st.Dat
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("mode", MODES)
 def test_windows_are_unchanged_as_long_as_all_their_rows_are(mode: str, seed: int) -> None:
-    """Windows that were found, all of them or the first few or several finds as one, and a writer that goes on, with
-    some blocks held so that any of them may be overwritten first: a window is whole while each of its rows is."""
+    """Windows that were found, all of them or the first few or several finds as one, and a writer
+    that goes on, with some blocks held so that any of them may be overwritten first: a window is
+    whole while each of its rows is."""
     rng = np.random.default_rng(seed)
     window = areplay.Window(back=2, forward=4, across_episodes=seed % 2 == 1)
 
     async def main() -> None:
         async with areplay.Replay(PLAIN.spec, 96, block_rows=16, seed=1) as replay:
             world = World(replay, PLAIN)
-            player = world.player(mode, [[(30, "terminated"), (3, "both")], [(1, "truncated"), (40, "terminated")]])
+            player = world.player(
+                mode, [[(30, "terminated"), (3, "both")], [(1, "truncated"), (40, "terminated")]]
+            )
             for _ in range(130 if mode == "one" else 65):
                 await player.play(gives_next=False)
             finder = WindowFinder(world.ring, window)
-            rows_of = world.oracle().windows(window.back, window.forward, across=window.across_episodes)
+            rows_of = world.oracle().windows(
+                window.back, window.forward, across=window.across_episodes
+            )
             drawn = rng.choice(np.arange(*world.ring.index_range()), 150)
             some = finder.find(drawn[world.ring.committed(drawn)])
             assert set(some.indices.tolist()) <= rows_of.keys()
-            parts = [some.part(0, 70), finder.find(np.array(sorted(rows_of))), some.part(0, 3), finder.find(drawn[:0])]
+            parts = [
+                some.part(0, 70),
+                finder.find(np.array(sorted(rows_of))),
+                some.part(0, 3),
+                finder.find(drawn[:0]),
+            ]
             kept = [some, *parts, Windows.joined(parts)]
             lost: set[int] = set()
             while len(lost) < len(rows_of):
@@ -457,7 +529,9 @@ def test_windows_are_unchanged_as_long_as_all_their_rows_are(mode: str, seed: in
                 present = world.oracle().present
                 lost = {index for index, item in rows_of.items() if not item["names"] <= present}
                 for windows in kept:
-                    assert windows.unchanged().tolist() == [index not in lost for index in windows.indices.tolist()]
+                    assert windows.unchanged().tolist() == [
+                        index not in lost for index in windows.indices.tolist()
+                    ]
             world.close()
 
     asyncio.run(main())
@@ -510,10 +584,14 @@ class Disturbed:
 def test_items_are_whole_whatever_a_writer_does_meanwhile(
     mode: str, often: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A writer that goes round while windows are looked for, copied and checked: each item is still one of those that
-    the environments made, in each of its fields, and none is older than the ring was when it was asked for."""
+    """A writer that goes round while windows are looked for, copied and checked: each item is still
+    one of those that the environments made, in each of its fields, and none is older than the ring
+    was when it was asked for."""
     items = [
-        (areplay.Transitions(4, 0.5, frame_stack=3), lambda oracle: oracle.transitions(4, 0.5, Stack({"obs": 3}))),
+        (
+            areplay.Transitions(4, 0.5, frame_stack=3),
+            lambda oracle: oracle.transitions(4, 0.5, Stack({"obs": 3})),
+        ),
         (
             areplay.Sequences(6, frame_stack=2, first_step_only=("version",)),
             lambda oracle: oracle.sequences(6, 0, 1, Stack({"obs": 2}), ("version",)),
@@ -527,20 +605,30 @@ def test_items_are_whole_whatever_a_writer_does_meanwhile(
     async def main() -> None:
         async with areplay.Replay(PLAIN.spec, 80, block_rows=16, seed=1) as replay:
             world = World(replay, PLAIN)
-            player = world.player(mode, [[(3, "terminated"), (7, "truncated")], [(12, "both")], [(5, "terminated")]])
+            player = world.player(
+                mode, [[(3, "terminated"), (7, "truncated")], [(12, "both")], [(5, "terminated")]]
+            )
             for _ in range(64):
                 await player.play(gives_next=False)
             drawn, redrawn = [], 0
             for seed, (item, _) in enumerate(items):
-                disturbance, locks = Disturbance(world, player, often, seed), world.ring.block_locks()
+                disturbance, locks = (
+                    Disturbance(world, player, often, seed),
+                    world.ring.block_locks(),
+                )
                 disturbed = Disturbed(item, disturbance)
-                reader = Reader(world.ring, locks, disturbed, Uniform(), np.random.default_rng(seed))
+                reader = Reader(
+                    world.ring, locks, disturbed, Uniform(), np.random.default_rng(seed)
+                )
                 monkeypatch.setattr(ring_module, "order", disturbance)
                 monkeypatch.setattr(writer_module, "order", disturbance)
                 monkeypatch.setattr(search_module, "order", disturbance)
                 batches = []
                 for count in [1, 2, 20] * 8:
-                    out, oldest = BatchArrays.empty(count, reader.fields), world.ring.index_range()[0]
+                    out, oldest = (
+                        BatchArrays.empty(count, reader.fields),
+                        world.ring.index_range()[0],
+                    )
                     if reader.fill(out):
                         assert out.indices.min() >= oldest
                         batches.append(out)
@@ -553,7 +641,10 @@ def test_items_are_whole_whatever_a_writer_does_meanwhile(
             world.close()
         for episode in itertools.chain.from_iterable(world.lanes):  # as if all was there
             episode.names = [observation["number"] for observation in episode.observations]
-        oracle = Oracle(world.lanes, {name for lane in world.lanes for episode in lane for name in episode.names})
+        oracle = Oracle(
+            world.lanes,
+            {name for lane in world.lanes for episode in lane for name in episode.names},
+        )
         for (_, valid), batches in zip(items, drawn, strict=True):
             ever = {item["version"]: item for item in valid(oracle).values()}
             for batch in batches:

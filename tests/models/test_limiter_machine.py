@@ -1,7 +1,9 @@
-"""Any schedule of inserts and batches, against fractions that are counted from what was really written and delivered.
+"""Any schedule of inserts and batches, against fractions that are counted from what was really
+written and delivered.
 
-The coordinator, its thread and the inboxes are the real ones, and so are the replay, its own rows and its streams; the
-test plays actors, samplers and learner. Nobody looks again by himself, so a ring that is missing stops the schedule.
+The coordinator, its thread and the inboxes are the real ones, and so are the replay, its own rows
+and its streams; the test plays actors, samplers and learner. Nobody looks again by himself, so a
+ring that is missing stops the schedule.
 """
 
 from __future__ import annotations
@@ -53,15 +55,24 @@ class Supervisor:
 
 
 class Learner:
-    """A stream of batches with its limiter, the learner of it, and what the oracle knows about both."""
+    """A stream of batches with its limiter, the learner of it, and what the oracle knows about
+    both."""
 
     def __init__(
-        self, replay: areplay.Replay, ratio: Fraction, batch_size: int, min_size: int, slack: Fraction, rows: int
+        self,
+        replay: areplay.Replay,
+        ratio: Fraction,
+        batch_size: int,
+        min_size: int,
+        slack: Fraction,
+        rows: int,
     ) -> None:
         self.ratio, self.batch_size, self.min_size = ratio, batch_size, min_size
         self.buffer = (batch_size + ratio) / 2 + slack
         self.limiter = areplay.SamplesPerInsert(float(ratio), min_size, float(self.buffer))
-        self.batches: Batches = replay.batches(batch_size=batch_size, prefetch=2, limiter=self.limiter)
+        self.batches: Batches = replay.batches(
+            batch_size=batch_size, prefetch=2, limiter=self.limiter
+        )
         self.seen = rows  # written, of the whole replay, at the last look
         self.inserts = min(rows, min_size)
         self.error = ratio * (self.inserts - min_size)
@@ -82,7 +93,9 @@ class Learner:
         self.error -= self.batch_size
         self.delivered += 1
         deadline = time.monotonic() + WITHIN_S
-        while True:  # no turn of the loop; rows that were admitted before it may still be on their way into the ring
+        # no turn of the loop; rows that were admitted before it may still be on their way into the
+        # ring
+        while True:
             self.look(rows_inserted(replay))
             if self.error >= -self.buffer:
                 break
@@ -116,7 +129,9 @@ def rows_inserted(replay: areplay.Replay) -> int:
 class LimiterMachine(RuleBasedStateMachine):
     """Two inboxes, the owner, and one or two streams with limiters."""
 
-    @initialize(ratio=eighths, batch_size=st.integers(1, 6), min_size=st.integers(1, 8), slack=eighths)
+    @initialize(
+        ratio=eighths, batch_size=st.integers(1, 6), min_size=st.integers(1, 8), slack=eighths
+    )
     def build(self, ratio: Fraction, batch_size: int, min_size: int, slack: Fraction) -> None:
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(batches_module, "Supervisor", Supervisor)
@@ -157,8 +172,12 @@ class LimiterMachine(RuleBasedStateMachine):
     def is_at_rest(self) -> bool:
         """Whether everybody has done what he may do."""
         rows = self.rows
-        self.calls = [(steps, task) for steps, task in self.calls if not self.has_ended(steps, task)]
-        if all(learner.has_room for learner in self.learners) and any(inbox.used for inbox in self.inbox):
+        self.calls = [
+            (steps, task) for steps, task in self.calls if not self.has_ended(steps, task)
+        ]
+        if all(learner.has_room for learner in self.learners) and any(
+            inbox.used for inbox in self.inbox
+        ):
             return False
         if self.calls and all(learner.has_room_for(self.calls[0][0]) for learner in self.learners):
             return False
@@ -190,9 +209,13 @@ class LimiterMachine(RuleBasedStateMachine):
         return True
 
     def waits_for_itself(self, steps: int) -> bool:
-        """Whether so many wait for a batch that cannot be made without them, in a replay without actors."""
+        """Whether so many wait for a batch that cannot be made without them, in a replay without
+        actors."""
         rows = self.rows
-        return any(not learner.has_room_for(steps) and not learner.may_sample(rows) for learner in self.learners)
+        return any(
+            not learner.has_room_for(steps) and not learner.may_sample(rows)
+            for learner in self.learners
+        )
 
     def play_sampler(self, learner: Learner) -> None:
         """A ready batch wherever there is a slot, once there are rows enough."""
@@ -209,10 +232,15 @@ class LimiterMachine(RuleBasedStateMachine):
                 await asyncio.sleep(0.0005)
         for learner in self.learners:
             seen = learner.limiter.statistics()
-            assert (seen.inserts, seen.samples) == (learner.inserts, learner.delivered * learner.batch_size)
+            assert (seen.inserts, seen.samples) == (
+                learner.inserts,
+                learner.delivered * learner.batch_size,
+            )
             assert Fraction(seen.error) == learner.error
             assert seen.holds_writers == (not learner.has_room)
-            assert learner.has_room or learner.error - learner.batch_size >= -learner.buffer, "never both"
+            assert learner.has_room or learner.error - learner.batch_size >= -learner.buffer, (
+                "never both"
+            )
 
     # Writers.
 
@@ -261,7 +289,9 @@ class LimiterMachine(RuleBasedStateMachine):
                 if is_add:
                     await self.replay.add(writer=OWNER, life=0, number=at)
                 else:
-                    await self.replay.extend({"writer": numbers * 0 + OWNER, "life": numbers * 0, "number": numbers})
+                    await self.replay.extend(
+                        {"writer": numbers * 0 + OWNER, "life": numbers * 0, "number": numbers}
+                    )
             except BaseException:
                 self.lost.update(numbers.tolist())
                 raise
@@ -306,7 +336,8 @@ class LimiterMachine(RuleBasedStateMachine):
         """With a limiter of its own."""
         learner = Learner(self.replay, ratio, batch_size, min_size, slack, self.rows)
         self.run(learner.batches.__aenter__())
-        self.replay._admission.notify()  # else an extend that now fits never again would be told so a second later
+        # else an extend that now fits never again would be told so a second later
+        self.replay._admission.notify()
         self.learners.append(learner)
         self.run(self.rest())
 
@@ -367,7 +398,8 @@ class LimiterMachine(RuleBasedStateMachine):
             self.patch.undo()
 
     async def end(self) -> None:
-        """Without limiters all rows come in: each once, in order, no stream with those of two lives."""
+        """Without limiters all rows come in: each once, in order, no stream with those of two
+        lives."""
         try:
             for learner in self.learners[:]:
                 self.learners.remove(learner)
@@ -394,7 +426,9 @@ class LimiterMachine(RuleBasedStateMachine):
             found[writer, life] = [number for _, _, number in rows]
         expected = {life: list(range(count)) for life, count in self.put.items() if count}
         if (OWNER, 0) in expected:
-            expected[OWNER, 0] = [number for number in expected[OWNER, 0] if number not in self.lost]
+            expected[OWNER, 0] = [
+                number for number in expected[OWNER, 0] if number not in self.lost
+            ]
         assert found == {life: numbers for life, numbers in expected.items() if numbers}
 
 

@@ -1,7 +1,8 @@
 """Any history of the ring, against blocks kept as plain Python lists.
 
-Several streams append rows and chunks, seal, end and begin, laps go round, readers hold blocks. After each step the
-rows that are there, their values by index, the chains and the counts are those of the oracle, exactly.
+Several streams append rows and chunks, seal, end and begin, laps go round, readers hold blocks.
+After each step the rows that are there, their values by index, the chains and the counts are those
+of the oracle, exactly.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Block:
 
 @dataclass
 class Stream:
-    """A stream, as the oracle sees it: its number, the block it may append to, its last block, all its rows ever."""
+    """A stream, as the oracle sees it: its number, the block it may append to, its last block, all
+    its rows ever."""
 
     number: int
     open: Block | None = None
@@ -72,8 +74,9 @@ class RingMachine(RuleBasedStateMachine):
     # The oracle.
 
     def block_for_a_row(self, stream: Stream) -> Block:
-        """Where that stream's next row goes, in plain words: on in its open block if that has room, is still within
-        the last lap and is held by nobody; else into the next place that nobody holds."""
+        """Where that stream's next row goes, in plain words: on in its open block if that has room,
+        is still within the last lap and is held by nobody; else into the next place that nobody
+        holds."""
         block = stream.open
         if (
             block is not None
@@ -131,7 +134,8 @@ class RingMachine(RuleBasedStateMachine):
         assert [name] == self.append(self.streams[which], [number])
 
     @rule(
-        which=st.integers(0, 99), bad=st.sampled_from([{"number": 1}, {"number": 1, "pair": [1]}, {"x": 1, "pair": 1}])
+        which=st.integers(0, 99),
+        bad=st.sampled_from([{"number": 1}, {"number": 1, "pair": [1]}, {"x": 1, "pair": 1}]),
     )
     def write_a_row_that_does_not_fit(self, which: int, bad: dict[str, Any]) -> None:
         with pytest.raises(SpecMismatch):
@@ -182,7 +186,8 @@ class RingMachine(RuleBasedStateMachine):
 
     @invariant()
     def exactly_the_rows_that_were_not_overwritten_are_there(self) -> None:
-        """Of all names around the present ones, committed are those of the oracle, with the oracle's values."""
+        """Of all names around the present ones, committed are those of the oracle, with the
+        oracle's values."""
         expected = {
             block.serial * self.block_rows + offset: number
             for block in self.alive()
@@ -193,21 +198,33 @@ class RingMachine(RuleBasedStateMachine):
         there = names[self.ring.committed(names)]
         assert there.tolist() == sorted(expected)
         at = self.ring.positions(there)
-        assert self.ring.columns["number"][at].tolist() == [expected[name] for name in there.tolist()]
-        assert self.ring.columns["pair"][at].tolist() == [[expected[name]] * 2 for name in there.tolist()]
+        assert self.ring.columns["number"][at].tolist() == [
+            expected[name] for name in there.tolist()
+        ]
+        assert self.ring.columns["pair"][at].tolist() == [
+            [expected[name]] * 2 for name in there.tolist()
+        ]
 
     @invariant()
     def counts_are_exact(self) -> None:
         """Rows in reach, rows ever, serials, streams."""
-        found = [self.ring.rows_now[0], self.ring.rows_inserted[0], self.ring.next_serial[0], self.ring.next_stream[0]]
+        found = [
+            self.ring.rows_now[0],
+            self.ring.rows_inserted[0],
+            self.ring.next_serial[0],
+            self.ring.next_stream[0],
+        ]
         in_reach = sum(len(block.rows) for block in self.in_reach())
         assert found == [in_reach, self.inserted, self.next_serial, self.streams_begun]
 
     @invariant()
     def selectors_see_every_block_in_reach(self) -> None:
-        """Serials with their numbers of rows, by block and all together; their names lie in the range of names."""
+        """Serials with their numbers of rows, by block and all together; their names lie in the
+        range of names."""
         for place, block in enumerate(self.places):
-            assert self.ring.block(place) == ((-1, 0) if block is None else (block.serial, len(block.rows)))
+            assert self.ring.block(place) == (
+                (-1, 0) if block is None else (block.serial, len(block.rows))
+            )
         serials, rows = self.ring.occupied()
         expected = sorted((block.serial, len(block.rows)) for block in self.in_reach())
         assert sorted(zip(serials.tolist(), rows.tolist(), strict=True)) == expected
@@ -217,7 +234,8 @@ class RingMachine(RuleBasedStateMachine):
 
     @invariant()
     def chains_lead_through_each_stream_in_order(self) -> None:
-        """Links are the oracle's; the blocks of a stream, followed forward, hold a piece of its rows in order."""
+        """Links are the oracle's; the blocks of a stream, followed forward, hold a piece of its
+        rows in order."""
         for block in self.alive():
             assert self.ring.chain(block.serial) == (block.stream, block.previous, block.following)
         serials = {block.serial for block in self.alive()}
@@ -226,7 +244,10 @@ class RingMachine(RuleBasedStateMachine):
                 with pytest.raises(KeyError):
                     self.ring.chain(serial)
         for stream in self.streams:
-            mine = sorted((b for b in self.alive() if b.stream == stream.number), key=lambda block: block.serial)
+            mine = sorted(
+                (b for b in self.alive() if b.stream == stream.number),
+                key=lambda block: block.serial,
+            )
             if mine and mine[-1].following == -1:
                 newest, followed = mine[-1].serial, []
                 while newest in serials:
@@ -236,7 +257,9 @@ class RingMachine(RuleBasedStateMachine):
                 for serial in reversed(followed):
                     place = serial % self.blocks
                     at = place * self.block_rows
-                    rows += self.ring.columns["number"][at : at + self.ring.block(place)[1]].tolist()
+                    rows += self.ring.columns["number"][
+                        at : at + self.ring.block(place)[1]
+                    ].tolist()
                 assert rows == stream.rows[len(stream.rows) - len(rows) :]
 
     @invariant()

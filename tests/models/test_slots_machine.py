@@ -1,4 +1,5 @@
-"""Any history of the slots, against plain lists: samplers lease, publish, abandon, die; a learner takes and returns."""
+"""Any history of the slots, against plain lists: samplers lease, publish, abandon, die; a learner
+takes and returns."""
 
 from __future__ import annotations
 
@@ -69,7 +70,11 @@ class SlotsMachine(RuleBasedStateMachine):
         sampler %= self.samplers
         if self.filling(sampler):
             return
-        free = [slot for slot in self.of(sampler) if self.state[slot] == "free"] if self.is_open else []
+        free = (
+            [slot for slot in self.of(sampler) if self.state[slot] == "free"]
+            if self.is_open
+            else []
+        )
         assert self.children[sampler].can_lease(sampler) == bool(free)
         slot = self.children[sampler].lease(sampler)
         if not free:
@@ -89,7 +94,9 @@ class SlotsMachine(RuleBasedStateMachine):
             self.state[slot], self.content[slot] = "ready", self.batches
             self.queues[sampler].append(slot)
             self.redrawn[sampler] = redrawn
-            assert self.rings(self.slots.learner_bell) == (self.learner_sleeps and not self.heard[sampler])
+            assert self.rings(self.slots.learner_bell) == (
+                self.learner_sleeps and not self.heard[sampler]
+            )
             self.heard[sampler] = True
 
     @rule(sampler=st.integers(0, 2))
@@ -98,7 +105,9 @@ class SlotsMachine(RuleBasedStateMachine):
         for slot in self.filling(sampler):
             self.children[sampler].abandon(slot)
             self.state[slot] = "free"
-            assert self.rings(self.slots.learner_bell) == (self.learner_sleeps and not self.heard[sampler])
+            assert self.rings(self.slots.learner_bell) == (
+                self.learner_sleeps and not self.heard[sampler]
+            )
             self.heard[sampler] = True
 
     @rule(sampler=st.integers(0, 2))
@@ -130,17 +139,23 @@ class SlotsMachine(RuleBasedStateMachine):
         for sampler, queue in enumerate(self.queues):
             self.passed_over[sampler] += bool(queue)
         sampler = slot % self.samplers
-        assert slot == self.queues[sampler].pop(0), "a sampler's batches come in the order in which it filled them"
+        assert slot == self.queues[sampler].pop(0), (
+            "a sampler's batches come in the order in which it filled them"
+        )
         self.state[slot] = "lent"
         self.passed_over[sampler] = 0
-        assert max(self.passed_over) < self.samplers, "no sampler is passed over for longer than a round"
+        assert max(self.passed_over) < self.samplers, (
+            "no sampler is passed over for longer than a round"
+        )
 
     @precondition(lambda self: "lent" in self.state)
     @rule(which=st.integers(0, 9))
     def give_back(self, which: int) -> None:
         lent = [slot for slot in range(self.count) if self.state[slot] == "lent"]
         slot = lent[which % len(lent)]
-        assert self.slots.batch(slot).fields["x"].tolist() == [self.content[slot]] * 2, "what was published"
+        assert self.slots.batch(slot).fields["x"].tolist() == [self.content[slot]] * 2, (
+            "what was published"
+        )
         self.slots.give_back(slot)
         self.state[slot] = "free"
         sampler = slot % self.samplers
@@ -168,7 +183,10 @@ class SlotsMachine(RuleBasedStateMachine):
     @rule(slot=st.integers(0, 9), step=st.sampled_from(["publish", "abandon", "give_back"]))
     def take_an_illegal_step(self, slot: int, step: str) -> None:
         slot %= self.count
-        if self.state[slot] != {"publish": "filling", "abandon": "filling", "give_back": "lent"}[step]:
+        if (
+            self.state[slot]
+            != {"publish": "filling", "abandon": "filling", "give_back": "lent"}[step]
+        ):
             side = self.slots if step == "give_back" else self.children[slot % self.samplers]
             with pytest.raises(AssertionError):
                 getattr(side, step)(slot)
@@ -179,12 +197,19 @@ class SlotsMachine(RuleBasedStateMachine):
     def states_are_those_of_the_list(self) -> None:
         """Each slot's, their counts, and the words that all share."""
         self.slots.check()
-        letters = "".join({"free": "f", "filling": "r", "ready": "R", "lent": "L"}[state] for state in self.state)
+        letters = "".join(
+            {"free": "f", "filling": "r", "ready": "R", "lent": "L"}[state] for state in self.state
+        )
         ready, lent = self.state.count("ready"), self.state.count("lent")
         for side in (self.slots, *self.children):
             assert repr(side) == f"<Slots {letters} ({ready} ready, {lent} lent)>"
             assert (side.is_open, side.is_stopping) == (self.is_open, self.is_stopping)
-        for number, state in ((FREE, "free"), (FILLING, "filling"), (READY, "ready"), (LENT, "lent")):
+        for number, state in (
+            (FREE, "free"),
+            (FILLING, "filling"),
+            (READY, "ready"),
+            (LENT, "lent"),
+        ):
             assert self.slots.count(number) == self.state.count(state)
         assert self.slots.rows_redrawn == sum(self.redrawn)
 
@@ -198,7 +223,9 @@ class SlotsMachine(RuleBasedStateMachine):
     @invariant()
     def nobody_is_rung_in_vain(self) -> None:
         """Every ring so far was accounted for by the step that caused it."""
-        assert not any(self.rings(bell) for bell in (self.slots.learner_bell, *self.slots.sampler_bells))
+        assert not any(
+            self.rings(bell) for bell in (self.slots.learner_bell, *self.slots.sampler_bells)
+        )
 
     def teardown(self) -> None:
         if hasattr(self, "slots"):

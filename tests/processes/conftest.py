@@ -31,7 +31,8 @@ def pytest_runtest_makereport(
 
 @pytest.fixture(scope="session", autouse=True)
 def plain_main_module() -> Iterator[None]:
-    """Children do not import pytest again as their main module, which would double the time they take to start."""
+    """Children do not import pytest again as their main module, which would double the time they
+    take to start."""
     main = sys.modules["__main__"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(main, "__spec__", None)
@@ -41,13 +42,16 @@ def plain_main_module() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def once_a_process() -> None:
-    """What a process opens once and keeps: multiprocessing's resource tracker, and libuv's pipe for signals."""
+    """What a process opens once and keeps: multiprocessing's resource tracker, and libuv's pipe for
+    signals."""
     resource_tracker.ensure_running()
     uvloop.new_event_loop().close()
 
 
 @pytest.fixture(autouse=True)
-def nothing_left(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+def nothing_left(
+    request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> Iterator[None]:
     """After a test there is no child, no thread and no descriptor that was not there before."""
     gc.collect()
     children_before, threads_before, descriptors_before = children(), threads(), descriptors()

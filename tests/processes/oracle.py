@@ -1,10 +1,12 @@
-"""The oracle: rows that say who wrote them and prove that they are whole, and a reading of all that is stored.
+"""The oracle: rows that say who wrote them and prove that they are whole, and a reading of all that
+is stored.
 
-A row names its writer (`actor`, and `life`, the process id of one run of it) and counts that writer's rows from 0. Its
-`payload` repeats a number made of those, and its `checksum` sums it up, so a row put together from two is seen.
+A row names its writer (`actor`, and `life`, the process id of one run of it) and counts that
+writer's rows from 0. Its `payload` repeats a number made of those, and its `checksum` sums it up,
+so a row put together from two is seen.
 
-A ledger is a file for each life, written without a buffer: `p` before a row is handed in, `a` after. Whatever happens:
-rows acked <= rows stored <= rows pending, each once and in order.
+A ledger is a file for each life, written without a buffer: `p` before a row is handed in, `a`
+after. Whatever happens: rows acked <= rows stored <= rows pending, each once and in order.
 """
 
 from __future__ import annotations
@@ -70,7 +72,9 @@ def row(actor: int, life: int, number: int) -> dict[str, Any]:
 def torn(columns: Mapping[str, NDArray[Any]]) -> int:
     """How many rows are not whole."""
     seal = _seal(columns["actor"], columns["life"], columns["number"])
-    whole = (columns["payload"] == seal[:, None]).all(axis=1) & (_checksum(columns["payload"]) == columns["checksum"])
+    whole = (columns["payload"] == seal[:, None]).all(axis=1) & (
+        _checksum(columns["payload"]) == columns["checksum"]
+    )
     return int(np.count_nonzero(~whole))
 
 
@@ -112,19 +116,27 @@ def streams(replay: areplay.Replay) -> list[Stream]:
         for before, after in itertools.pairwise(mine):
             assert chain[before][2] == after, "`following` names the next block of the stream"
             assert chain[after][1] == before, "`previous` names the block before"
-        places = np.concatenate([s % ring.blocks * ring.block_rows + np.arange(count_of[s]) for s in mine])
-        found.append(Stream(stream, mine, {name: column[places] for name, column in ring.columns.items()}))
+        places = np.concatenate(
+            [s % ring.blocks * ring.block_rows + np.arange(count_of[s]) for s in mine]
+        )
+        found.append(
+            Stream(stream, mine, {name: column[places] for name, column in ring.columns.items()})
+        )
     after = len(replay)  # actors that still run write meanwhile, straight into shared memory
     assert min(before, after) <= sum(len(stream) for stream in found) <= max(before, after)
     return found
 
 
 def lives(replay: areplay.Replay) -> dict[tuple[int, int], int]:
-    """`(actor, life)` -> number of its rows that are stored: 0 to n - 1, each once, in order, whole, in one stream."""
+    """`(actor, life)` -> number of its rows that are stored: 0 to n - 1, each once, in order,
+    whole, in one stream."""
     found: dict[tuple[int, int], int] = {}
     for stream in streams(replay):
         assert torn(stream.columns) == 0
-        actors, processes = set(stream.columns["actor"].tolist()), set(stream.columns["life"].tolist())
+        actors, processes = (
+            set(stream.columns["actor"].tolist()),
+            set(stream.columns["life"].tolist()),
+        )
         assert len(actors) == len(processes) == 1, "a stream has the rows of one life"
         name = actors.pop(), processes.pop()
         assert name not in found, "a life has one stream"
@@ -138,7 +150,9 @@ class Ledger:
 
     def __init__(self, folder: str, actor: int) -> None:
         self.life = os.getpid()
-        self._file = os.open(Path(folder) / f"{actor}-{self.life}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self._file = os.open(
+            Path(folder) / f"{actor}-{self.life}", os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        )
 
     def pending(self, count: int = 1) -> None:
         """So many more rows are about to be handed in."""

@@ -1,7 +1,8 @@
-"""A whole program with actors and samplers, to be interrupted and killed by tests: `python program.py '{options}'`.
+"""A whole program with actors and samplers, to be interrupted and killed by tests:
+`python program.py '{options}'`.
 
-Prints a line when it begins to start children, one when it takes batches, one when it takes no more, one when
-it has closed in order.
+Prints a line when it begins to start children, one when it takes batches, one when it takes no
+more, one when it has closed in order.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ async def act(actor: areplay.Actor, row_bytes: int, stubborn: bool, cleanup_s: f
 
 
 def refuse_death_signals() -> None:
-    """Let the kernel refuse prctl(PR_SET_PDEATHSIG, ...) from now on, to this process and its children."""
+    """Let the kernel refuse prctl(PR_SET_PDEATHSIG, ...) from now on, to this process and its
+    children."""
     prctl = {"x86_64": 157, "aarch64": 167}[platform.machine()]
     program = (  # if it is prctl, and its first argument is 1: EPERM; or else: go on
         (0x20, 0, 0, 0),
@@ -71,7 +73,9 @@ def refuse_death_signals() -> None:
         (0x06, 0, 0, 0x7FFF0000),
     )
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in program))
-    header = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(program), ctypes.addressof(code)))
+    header = ctypes.create_string_buffer(
+        struct.pack("HxxxxxxQ", len(program), ctypes.addressof(code))
+    )
     libc = ctypes.CDLL(None)
     assert libc.prctl(38, 1, 0, 0, 0) == 0, "no new privileges"
     assert libc.prctl(22, 2, header, 0, 0) == 0, "seccomp"
@@ -103,8 +107,12 @@ async def main() -> None:
             say("starting")
             args = (OPTIONS["row_bytes"], OPTIONS["stubborn"], OPTIONS["cleanup_s"])
             async with (
-                replay.actors(act, OPTIONS["actors"], args=args, weights=weights, grace_s=OPTIONS["grace_s"]),
-                replay.batches(batch_size=8, samplers=OPTIONS["samplers"], grace_s=OPTIONS["grace_s"]) as batches,
+                replay.actors(
+                    act, OPTIONS["actors"], args=args, weights=weights, grace_s=OPTIONS["grace_s"]
+                ),
+                replay.batches(
+                    batch_size=8, samplers=OPTIONS["samplers"], grace_s=OPTIONS["grace_s"]
+                ) as batches,
             ):
                 taken = 0
                 if OPTIONS["forks"] and os.fork() == 0:

@@ -1,4 +1,5 @@
-"""What runs in the children of `test_items`: actors that step the counting environments of `tests/models`, and die."""
+"""What runs in the children of `test_items`: actors that step the counting environments of
+`tests/models`, and die."""
 
 from __future__ import annotations
 
@@ -47,8 +48,11 @@ def begun(folder: str, actor: int) -> int:
     return life
 
 
-async def step_and_die(actor: areplay.Actor, folder: str, modes: list[str], steps: list[int]) -> None:
-    """So many steps of a vector in each life, and SIGKILL when they are handed in; but in the last life it returns."""
+async def step_and_die(
+    actor: areplay.Actor, folder: str, modes: list[str], steps: list[int]
+) -> None:
+    """So many steps of a vector in each life, and SIGKILL when they are handed in; but in the last
+    life it returns."""
     life = begun(folder, actor.index)
     player = Player(KIND, actor, modes[actor.index], LENGTHS, numbers(actor.index, life), [])
     for _ in range(steps[life]):
@@ -92,12 +96,19 @@ TWO = areplay.Spec.steps(obs=((), "int64"), action=((), "int64"))
 
 
 async def three_steps_and_wait(actor: areplay.Actor, mode: str) -> None:
-    """Three steps of two environments, of which the first one ends with its first step; then it waits for weights."""
+    """Three steps of two environments, of which the first one ends with its first step; then it
+    waits for weights."""
     actor.autoreset_mode = mode
     obs = np.array([0, 1_000])
     for number in range(3):
         ended = np.array([number == 0, False])
-        step = {"obs": obs, "action": obs, "reward": np.zeros(2), "terminated": ended, "truncated": np.zeros(2, bool)}
+        step = {
+            "obs": obs,
+            "action": obs,
+            "reward": np.zeros(2),
+            "terminated": ended,
+            "truncated": np.zeros(2, bool),
+        }
         if mode == "Disabled":
             step["next_obs"] = obs + 1
         elif number == 0:

@@ -64,7 +64,8 @@ PROGRAM = textwrap.dedent(
 async def test_a_save_that_is_killed_leaves_one_checkpoint_whole(
     point: str, count: int, rows_after: int, tmp_path: Path
 ) -> None:
-    """The one before, until the new manifest has its name; then the new one. The next save clears up."""
+    """The one before, until the new manifest has its name; then the new one. The next save clears
+    up."""
     path = tmp_path / "here"
     done = await asyncio.to_thread(
         subprocess.run,
@@ -78,7 +79,11 @@ async def test_a_save_that_is_killed_leaves_one_checkpoint_whole(
     assert done.stdout.split() == (["first"] if point else ["first", "second"])
     on_disk = columns_of(path)
     assert torn(on_disk) == 0
-    assert on_disk["number"].tolist() == list(range(1_000)) if rows_after == 1_000 else list(range(500, 2_500))
+    assert (
+        on_disk["number"].tolist() == list(range(1_000))
+        if rows_after == 1_000
+        else list(range(500, 2_500))
+    )
     async with await areplay.Replay.load(path, spec=SPEC) as replay:
         (stream,) = streams(replay)
         first = 0 if rows_after == 1_000 else 500
@@ -91,13 +96,16 @@ async def test_a_save_that_is_killed_leaves_one_checkpoint_whole(
 
 
 async def test_saves_in_full_work_are_whole(tmp_path: Path) -> None:
-    """Actors write round and round a small ring and a sampler reads, while it is saved again and again: of each stream
-    the checkpoint has a run of rows without a gap, whole; and the batches are whole, too."""
+    """Actors write round and round a small ring and a sampler reads, while it is saved again and
+    again: of each stream the checkpoint has a run of rows without a gap, whole; and the batches are
+    whole, too."""
     path = tmp_path / "here"
     async with (
         areplay.Replay(SPEC, 20_000, block_rows=64) as replay,
         replay.actors(workers.hand_in_chunks_until_stopped, 2),
-        replay.batches(batch_size=64, prefetch=4, selector=areplay.Prioritized(), min_size_to_sample=10_000) as batches,
+        replay.batches(
+            batch_size=64, prefetch=4, selector=areplay.Prioritized(), min_size_to_sample=10_000
+        ) as batches,
     ):
         for turn in range(6):
             for _ in range(20):
@@ -130,7 +138,10 @@ async def test_a_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
         first = lives(replay)
     async with await areplay.Replay.load(tmp_path, spec=SPEC) as replay:
         assert lives(replay) == first
-        async with replay.actors(workers.hand_in_mixed, 2, args=(2_000,)) as actors, replay.batches() as batches:
+        async with (
+            replay.actors(workers.hand_in_mixed, 2, args=(2_000,)) as actors,
+            replay.batches() as batches,
+        ):
             assert torn(await batches.get(20.0)) == 0
             await actors.wait()
         assert sorted(lives(replay).values()) == [2_000, 2_000, 3_000, 3_000]
@@ -143,20 +154,27 @@ async def test_a_fifo_goes_on_with_what_it_has_not_delivered(tmp_path: Path) -> 
         path = tmp_path / str(block_rows)
         async with areplay.Replay(SPEC, 4_000) as replay:
             await replay.extend(rows(OWNER, 1, 0, 3_000))
-            async with replay.batches(batch_size=50, selector=areplay.Fifo(), prefetch=4) as batches:
+            async with replay.batches(
+                batch_size=50, selector=areplay.Fifo(), prefetch=4
+            ) as batches:
                 seen = [number for _, number in await _names(batches, 11)]
                 await replay.save(path)
         assert seen == list(range(550))
         async with await areplay.Replay.load(path, block_rows=block_rows) as replay:
             await replay.extend(rows(OWNER, 2, 3_000, 3_500))
-            async with replay.batches(batch_size=50, selector=areplay.Fifo(), prefetch=4) as batches:
+            async with replay.batches(
+                batch_size=50, selector=areplay.Fifo(), prefetch=4
+            ) as batches:
                 seen = [number for _, number in await _names(batches, 59)]
                 assert batches.statistics().items_left == 0
         assert seen == list(range(550, 3_500))
 
 
-async def test_a_fifo_that_is_being_opened_is_saved_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A save between a load and the moment at which its successor has looked at the rows: nothing comes twice."""
+async def test_a_fifo_that_is_being_opened_is_saved_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A save between a load and the moment at which its successor has looked at the rows: nothing
+    comes twice."""
     begin = areplay.Batches._begin_batch_plan
     is_opening, goes_on = threading.Event(), threading.Event()
 
@@ -188,8 +206,8 @@ async def test_a_fifo_that_is_being_opened_is_saved_as_it_was(tmp_path: Path, mo
 
 
 async def test_a_fifo_loses_nothing_that_it_kept_for_more_than_a_lap(tmp_path: Path) -> None:
-    """A block that was left because an item in it is due is in the checkpoint: each row comes exactly once, of a slow
-    stream whose block the ring has gone round, and of a fast one."""
+    """A block that was left because an item in it is due is in the checkpoint: each row comes
+    exactly once, of a slow stream whose block the ring has gone round, and of a fast one."""
     async with areplay.Replay(SPEC, 800, block_rows=50) as replay:
         assert replay._ring is not None
         fast = StreamWriter(replay._ring, replay._ring.block_locks(), replay._registry)
@@ -233,7 +251,8 @@ async def _names(batches: areplay.Batches, count: int) -> list[tuple[int, int]]:
 
 
 async def test_a_limiter_goes_on_with_its_counts(tmp_path: Path) -> None:
-    """Learner and writers are as far ahead of each other as they were; another ratio begins anew."""
+    """Learner and writers are as far ahead of each other as they were; another ratio begins
+    anew."""
     async with areplay.Replay(SPEC, 4_000) as replay:
         limiter = areplay.SamplesPerInsert(2.0, 100, error_buffer=200)
         async with replay.batches(batch_size=50, limiter=limiter) as batches:

@@ -1,4 +1,5 @@
-"""Closing from every state: whatever ends the learner's body, nothing is left and the reason arrives as it is."""
+"""Closing from every state: whatever ends the learner's body, nothing is left and the reason
+arrives as it is."""
 
 from __future__ import annotations
 
@@ -30,7 +31,11 @@ async def no_task_left() -> AsyncIterator[None]:
     """After a test, the loop has no task but the test's own."""
     before = asyncio.all_tasks()
     yield
-    left = {task for task in asyncio.all_tasks() - before if task is not asyncio.current_task() and not task.done()}
+    left = {
+        task
+        for task in asyncio.all_tasks() - before
+        if task is not asyncio.current_task() and not task.done()
+    }
     assert not left
 
 
@@ -70,7 +75,8 @@ async def test_an_empty_body_closes() -> None:
 
 
 async def test_break_from_the_loop_closes() -> None:
-    """A batch that the learner still holds, and others that are ready, do not keep anything open."""
+    """A batch that the learner still holds, and others that are ready, do not keep anything
+    open."""
     async with pipeline() as (_, _, batches):
         kept = await batches.get(30.0)
         async for batch in batches:
@@ -113,7 +119,8 @@ async def test_cancelled_while_waiting_for_a_batch() -> None:
 
 @pytest.mark.parametrize("after_s", [0.0, 0.02, 0.2])
 async def test_cancelled_while_starting_children(after_s: float) -> None:
-    """Cancelled at several moments of the start: no child is left, and the replay can start others."""
+    """Cancelled at several moments of the start: no child is left, and the replay can start
+    others."""
     before = children()
     async with areplay.Replay(SPEC, 10_000) as replay:
         for start in (
@@ -132,14 +139,17 @@ async def test_cancelled_while_starting_children(after_s: float) -> None:
 
 
 async def test_cancelled_while_closing_closes_all_the_same() -> None:
-    """A cancellation that comes while the context is being left is delivered when everything is closed."""
+    """A cancellation that comes while the context is being left is delivered when everything is
+    closed."""
     before = children()
     leaving = asyncio.Event()
 
     async def learn() -> None:
         async with (
             areplay.Replay(SPEC, 10_000) as replay,
-            replay.actors(workers.stop_slowly, 1, args=(["waits for something else"],), grace_s=0.4),
+            replay.actors(
+                workers.stop_slowly, 1, args=(["waits for something else"],), grace_s=0.4
+            ),
         ):
             leaving.set()
 
@@ -154,7 +164,8 @@ async def test_cancelled_while_closing_closes_all_the_same() -> None:
 
 
 async def test_closing_wakes_whoever_waits_for_a_batch() -> None:
-    """A task that waits in the loop over batches gets Closed when another one closes the replay, or the stream."""
+    """A task that waits in the loop over batches gets Closed when another one closes the replay, or
+    the stream."""
     for close_all in (True, False):
         async with areplay.Replay(SPEC, 1_000) as replay, replay.batches() as batches:
             waiter = asyncio.create_task(batches.__anext__())
@@ -176,17 +187,25 @@ async def test_closing_wakes_whoever_waits_for_the_actors() -> None:
 
 
 async def test_contexts_may_be_left_in_any_order() -> None:
-    """Outer before inner, one twice, by hand: each close finds its own work done or does it; rows are kept."""
-    for order in (("replay", "actors", "batches"), ("batches", "replay", "actors"), ("actors", "actors", "replay")):
+    """Outer before inner, one twice, by hand: each close finds its own work done or does it; rows
+    are kept."""
+    for order in (
+        ("replay", "actors", "batches"),
+        ("batches", "replay", "actors"),
+        ("actors", "actors", "replay"),
+    ):
         before = children()
         replay = areplay.Replay(SPEC, 50_000)
         await replay.__aenter__()
-        actors = replay.actors(workers.hand_in_until_stopped, 1, args=(0.001,))  # the ring is not to go round
+        # the ring is not to go round
+        actors = replay.actors(workers.hand_in_until_stopped, 1, args=(0.001,))
         batches = replay.batches(batch_size=32)
         await asyncio.gather(actors.__aenter__(), batches.__aenter__())
         await anext(batches)
         for name in order:
-            await {"replay": replay, "actors": actors, "batches": batches}[name].__aexit__(None, None, None)
+            await {"replay": replay, "actors": actors, "batches": batches}[name].__aexit__(
+                None, None, None
+            )
             if order[0] != "replay" and name == "actors" and order[-1] == "replay":
                 assert list(lives(replay).values()) == [actors.statistics()[0].rows]
         assert children() == before
@@ -204,7 +223,8 @@ async def test_nothing_can_be_entered_after_the_replay_has_closed() -> None:
 
 @both_loops
 async def test_nothing_is_left_when_the_replay_closes_while_children_start() -> None:
-    """Closing by another task in the middle of a start: who enters gets Closed (or was faster), no child is left."""
+    """Closing by another task in the middle of a start: who enters gets Closed (or was faster), no
+    child is left."""
     before = children()
     for after_s in (0.0, 0.01, 0.2):
         async with areplay.Replay(SPEC, 1_000) as replay:
@@ -222,7 +242,8 @@ async def test_nothing_is_left_when_the_replay_closes_while_children_start() -> 
 
 
 async def test_a_group_that_fails_to_start_leaves_the_others_running() -> None:
-    """One group's error at the door is that group's: the rest of the pipeline goes on, and closes."""
+    """One group's error at the door is that group's: the rest of the pipeline goes on, and
+    closes."""
     async with pipeline() as (replay, actors, batches):
         with pytest.raises(areplay.ActorFailed):
             async with replay.actors(workers.hand_in, 1, args=(workers.PicklesOnly(),)):
@@ -232,7 +253,8 @@ async def test_a_group_that_fails_to_start_leaves_the_others_running() -> None:
 
 
 async def test_descriptors_and_memory_stay_flat_over_many_lives() -> None:
-    """Replays opened and closed again and again, with children now and then, leave no descriptor and no mapping."""
+    """Replays opened and closed again and again, with children now and then, leave no descriptor
+    and no mapping."""
 
     def mappings() -> int:
         with open("/proc/self/maps") as file:
@@ -259,7 +281,8 @@ async def test_descriptors_and_memory_stay_flat_over_many_lives() -> None:
 async def test_a_failure_of_the_coordinator_reaches_the_learner(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If rows cannot be written any more, a waiting learner gets Stalled with the cause, and closing still works."""
+    """If rows cannot be written any more, a waiting learner gets Stalled with the cause, and
+    closing still works."""
     before = children()
     with pytest.raises(areplay.Stalled, match="disk on fire") as stalled:
         async with (
@@ -279,7 +302,8 @@ def _fail(*_: object) -> None:
 
 
 async def test_closing_is_prompt_while_everything_is_busy() -> None:
-    """Full queue, full inbox, samplers at work: how long leaving takes is printed, and is not the grace period."""
+    """Full queue, full inbox, samplers at work: how long leaving takes is printed, and is not the
+    grace period."""
     async with pipeline(grace_s=30.0) as (_, _, batches):
         for _ in range(20):
             await anext(batches)

@@ -1,4 +1,5 @@
-"""A child that is gone is gone, whatever becomes of its exit code; one that has finished is done, however it ends."""
+"""A child that is gone is gone, whatever becomes of its exit code; one that has finished is done,
+however it ends."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ def ignored() -> Iterator[None]:
 
 
 def steal(pid: int) -> None:
-    """Kill a child and collect its exit code, as other code in this process might, before areplay looks."""
+    """Kill a child and collect its exit code, as other code in this process might, before areplay
+    looks."""
     os.kill(pid, signal.SIGKILL)
     assert os.waitpid(pid, 0)[0] == pid
 
@@ -49,8 +51,14 @@ async def test_deaths_are_seen_where_sigchld_is_ignored(ignored: None) -> None:
             sampler = replay.statistics().batches[0].samplers[0].pid
             for pid in (actors.statistics()[0].pid, sampler):
                 os.kill(pid, signal.SIGKILL)
-            await until(lambda: actors.statistics()[0].restarts == 1 and actors.statistics()[0].is_alive)
-            await until(lambda: batches.statistics().restarts == 1 and batches.statistics().samplers_alive == 1)
+            await until(
+                lambda: actors.statistics()[0].restarts == 1 and actors.statistics()[0].is_alive
+            )
+            await until(
+                lambda: (
+                    batches.statistics().restarts == 1 and batches.statistics().samplers_alive == 1
+                )
+            )
             failure = actors.statistics()[0].last_failure
             assert failure is not None
             assert failure.exit_code is None
@@ -59,8 +67,12 @@ async def test_deaths_are_seen_where_sigchld_is_ignored(ignored: None) -> None:
 
 
 async def test_children_see_the_deaths_of_their_own_children(ignored: None) -> None:
-    """SIGCHLD is as usual in them. What a program is started with there has none of areplay's descriptors."""
-    async with areplay.Replay(SPEC, 10_000) as replay, replay.actors(workers.start_a_program, 1) as actors:
+    """SIGCHLD is as usual in them. What a program is started with there has none of areplay's
+    descriptors."""
+    async with (
+        areplay.Replay(SPEC, 10_000) as replay,
+        replay.actors(workers.start_a_program, 1) as actors,
+    ):
         await actors.wait()
         (report,) = actors.reports()
         assert report.values == {"code": 3, "inheritable": 0}
@@ -88,19 +100,27 @@ async def test_last_words_count_where_the_exit_code_is_unknown(ignored: None) ->
         async with replay.actors(workers.hand_in, 1, args=(10,)) as actors:
             await actors.wait()
             assert [(a.has_finished, a.restarts) for a in actors.statistics()] == [(True, 0)]
-        async with replay.actors(workers.hand_in_and_raise, 1, args=(10,), max_restarts=0) as actors:
+        async with replay.actors(
+            workers.hand_in_and_raise, 1, args=(10,), max_restarts=0
+        ) as actors:
             with pytest.raises(areplay.ActorFailed, match=r"(?s)exit code 1.*ValueError: enough"):
                 await actors.wait()
 
 
 async def test_multiprocessing_does_not_wait_for_our_children() -> None:
     """It would by number, at each start and at exit, and the number may be a stranger's by then."""
-    async with areplay.Replay(SPEC, 1_000) as replay, replay.actors(workers.hand_in_until_stopped, 1):
+    async with (
+        areplay.Replay(SPEC, 1_000) as replay,
+        replay.actors(workers.hand_in_until_stopped, 1),
+    ):
         assert multiprocessing.active_children() == []
 
 
-async def test_a_number_that_a_stranger_has_got_is_not_touched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A child that others reaped before its pidfd was opened is gone; whoever has its number now is left alone."""
+async def test_a_number_that_a_stranger_has_got_is_not_touched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A child that others reaped before its pidfd was opened is gone; whoever has its number now is
+    left alone."""
     opened = []
 
     def open_late(pid: int) -> int:
@@ -126,7 +146,10 @@ async def test_a_kernel_that_cannot_wait_for_a_pidfd_tells_the_code_all_the_same
         raise OSError(errno.EINVAL, "Invalid argument")
 
     monkeypatch.setattr(os, "waitid", refuse)
-    async with areplay.Replay(SPEC, 1_000) as replay, replay.actors(workers.hand_in_until_stopped, 1) as actors:
+    async with (
+        areplay.Replay(SPEC, 1_000) as replay,
+        replay.actors(workers.hand_in_until_stopped, 1) as actors,
+    ):
         os.kill(actors.statistics()[0].pid, signal.SIGKILL)
         await until(lambda: actors.statistics()[0].restarts == 1)
         failure = actors.statistics()[0].last_failure
@@ -134,7 +157,9 @@ async def test_a_kernel_that_cannot_wait_for_a_pidfd_tells_the_code_all_the_same
         assert failure.exit_code == -signal.SIGKILL
 
 
-async def test_a_debugger_that_is_told_first_does_not_make_the_loop_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_debugger_that_is_told_first_does_not_make_the_loop_spin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Where the kernel has no exit code yet, it is asked again after a while, and only so often."""
     is_told = asyncio.Event()
 
@@ -143,7 +168,10 @@ async def test_a_debugger_that_is_told_first_does_not_make_the_loop_spin(monkeyp
 
     waitid = os.waitid
     monkeypatch.setattr(os, "waitid", not_yet)
-    async with areplay.Replay(SPEC, 1_000) as replay, replay.actors(workers.hand_in_until_stopped, 1) as actors:
+    async with (
+        areplay.Replay(SPEC, 1_000) as replay,
+        replay.actors(workers.hand_in_until_stopped, 1) as actors,
+    ):
         assert actors._supervisor is not None
         child = actors._supervisor.workers[0].child
         assert child is not None
@@ -160,7 +188,9 @@ async def test_one_that_has_returned_is_done_before_its_interpreter_ends(
     """It has finished at once. Closing gives it `grace_s`, then kills it, and warns of nothing."""
     caplog.set_level(logging.INFO)
     async with areplay.Replay(SPEC, 10_000) as replay:
-        async with replay.actors(workers.return_and_end_late, 1, args=(str(tmp_path), 1_000.0), grace_s=0.2) as actors:
+        async with replay.actors(
+            workers.return_and_end_late, 1, args=(str(tmp_path), 1_000.0), grace_s=0.2
+        ) as actors:
             await actors.wait()
             (record,) = actors.statistics()
             assert (record.has_finished, record.is_alive, record.restarts) == (True, False, 0)
@@ -178,7 +208,12 @@ async def test_one_that_has_returned_is_not_restarted_for_a_task_that_it_left(wa
     """Its rows would be handed in again. Rows of such a task count."""
     async with areplay.Replay(SPEC, 10_000) as replay:
         async with replay.actors(
-            workers.return_and_leave_a_task, 1, args=(way,), quiet_s=0.2, restart_after_s=0.5, grace_s=0.2
+            workers.return_and_leave_a_task,
+            1,
+            args=(way,),
+            quiet_s=0.2,
+            restart_after_s=0.5,
+            grace_s=0.2,
         ) as actors:
             await actors.wait()
             (record,) = actors.statistics()
@@ -222,7 +257,9 @@ async def test_exit_hooks_have_their_time_from_when_an_actor_has_returned(
 async def test_a_second_cancellation_kills_one_that_ends_late(tmp_path: Path) -> None:
     """As any other child: nobody waits for `grace_s`."""
     async with areplay.Replay(SPEC, 10_000) as replay:
-        actors = replay.actors(workers.return_and_end_late, 1, args=(str(tmp_path), 1_000.0), grace_s=1_000.0)
+        actors = replay.actors(
+            workers.return_and_end_late, 1, args=(str(tmp_path), 1_000.0), grace_s=1_000.0
+        )
         await actors.__aenter__()
         await actors.wait()
         assert actors._supervisor is not None
@@ -234,8 +271,11 @@ async def test_a_second_cancellation_kills_one_that_ends_late(tmp_path: Path) ->
         await actors.close()
 
 
-async def test_one_that_raised_is_restarted_though_its_interpreter_does_not_end(tmp_path: Path) -> None:
-    """It gets `grace_s`, then it is killed; what it said, and the code that it meant to end with, are kept."""
+async def test_one_that_raised_is_restarted_though_its_interpreter_does_not_end(
+    tmp_path: Path,
+) -> None:
+    """It gets `grace_s`, then it is killed; what it said, and the code that it meant to end with,
+    are kept."""
     async with (
         areplay.Replay(SPEC, 10_000) as replay,
         replay.actors(workers.raise_and_not_end, 1, args=(str(tmp_path),), grace_s=0.2) as actors,
@@ -261,7 +301,8 @@ async def test_one_that_raised_is_restarted_though_its_interpreter_does_not_end(
 async def test_words_that_cannot_be_written_do_not_fail_a_child(
     way: str, is_lost: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It has finished, its rows are there once, it ends with 0, and a line in the log says what was lost."""
+    """It has finished, its rows are there once, it ends with 0, and a line in the log says what was
+    lost."""
     caplog.set_level(logging.INFO)
     async with (
         areplay.Replay(SPEC, 10_000) as replay,
@@ -275,7 +316,9 @@ async def test_words_that_cannot_be_written_do_not_fail_a_child(
     assert [r.message for r in caplog.records if r.levelno >= logging.WARNING] == []
 
 
-async def test_one_that_may_not_be_killed_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_that_may_not_be_killed_ends_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """This process has changed its user, say: the kernel kills the child when its pipe closes."""
 
     def refuse(pidfd: int, number: int) -> None:

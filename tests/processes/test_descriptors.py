@@ -1,4 +1,5 @@
-"""Too few file descriptors: a typed error that names the limit, before any child, and nothing kept open."""
+"""Too few file descriptors: a typed error that names the limit, before any child, and nothing kept
+open."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ def left_for_us(count: int) -> Iterator[int]:
     """So many descriptors more can be opened, and then no more; yields the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken, limit = descriptors(), 0
-    while count or limit in taken:  # a limit is one of numbers: those below it that are free are what is left
+    # a limit is one of numbers: those below it that are free are what is left
+    while count or limit in taken:
         count -= limit not in taken
         limit += 1
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
@@ -37,7 +39,8 @@ def left_for_us(count: int) -> Iterator[int]:
 async def test_too_few_descriptors_for_many_actors_are_noticed_before_any_is_started(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """50 actors under a limit of about 100 more: DescriptorLimitExceeded with the numbers and the knob."""
+    """50 actors under a limit of about 100 more: DescriptorLimitExceeded with the numbers and the
+    knob."""
     caplog.set_level(logging.INFO, "areplay")
     before = children()
     async with areplay.Replay(SPEC, 1_000) as replay:
@@ -48,7 +51,10 @@ async def test_too_few_descriptors_for_many_actors_are_noticed_before_any_is_sta
         assert refused.value.needed > refused.value.available
         assert f"50 actors need {refused.value.needed} file descriptors" in str(refused.value)
         assert "ulimit -n" in str(refused.value)
-        with left_for_us(100), pytest.raises(areplay.DescriptorLimitExceeded, match="50 samplers need"):
+        with (
+            left_for_us(100),
+            pytest.raises(areplay.DescriptorLimitExceeded, match="50 samplers need"),
+        ):
             async with replay.batches(samplers=50, prefetch=50):
                 pass
     assert children() == before
@@ -57,20 +63,29 @@ async def test_too_few_descriptors_for_many_actors_are_noticed_before_any_is_sta
 
 @pytest.mark.parametrize("what", ["actors", "batches"])
 async def test_whatever_the_limit_it_is_a_typed_error_or_it_works(what: str) -> None:
-    """With 0, 1, 2, ... descriptors left, entering raises one of our errors and gives everything back, until there are
-    enough, and then all goes well: never another error, never a hang, never a child that cannot be started."""
+    """With 0, 1, 2, ... descriptors left, entering raises one of our errors and gives everything
+    back, until there are enough, and then all goes well: never another error, never a hang, never a
+    child that cannot be started."""
     for count in range(64):
         async with areplay.Replay(SPEC, 1_000) as replay:
             before = descriptors()
             group: areplay.Actors | areplay.Batches
-            group = replay.actors(workers.hand_in, 2, args=(5,)) if what == "actors" else replay.batches(samplers=2)
+            group = (
+                replay.actors(workers.hand_in, 2, args=(5,))
+                if what == "actors"
+                else replay.batches(samplers=2)
+            )
             try:
                 with left_for_us(count):
                     async with asyncio.timeout(30.0), group:
                         break
             except (areplay.DescriptorLimitExceeded, areplay.ResourceUnavailable) as error:
-                assert isinstance(error, areplay.DescriptorLimitExceeded), f"with {count} left: {error!r}"
-                assert {fd: name for fd, name in descriptors().items() if before.get(fd) != name} == {}
+                assert isinstance(error, areplay.DescriptorLimitExceeded), (
+                    f"with {count} left: {error!r}"
+                )
+                assert {
+                    fd: name for fd, name in descriptors().items() if before.get(fd) != name
+                } == {}
     else:
         pytest.fail("64 descriptors were not enough")
     print(f"{what}: {count} descriptors are enough for two")

@@ -1,4 +1,5 @@
-"""Epochs with real samplers: each item once an epoch, the same whoever fills the batches and whoever dies."""
+"""Epochs with real samplers: each item once an epoch, the same whoever fills the batches and
+whoever dies."""
 
 from __future__ import annotations
 
@@ -20,15 +21,21 @@ pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
 CAPACITY: dict[str, Any] = {"capacity": 256, "block_rows": 16}
 
 
-async def gone_through(epochs: areplay.Epochs, samplers: int, seed: int = 1, kill: int = -1) -> list[list[int]]:
+async def gone_through(
+    epochs: areplay.Epochs, samplers: int, seed: int = 1, kill: int = -1
+) -> list[list[int]]:
     """The numbers in each batch of 64 rows of 150; sampler 0 is killed after batch `kill`."""
     found = []
     async with asyncio.timeout(60), areplay.Replay(SPEC, **CAPACITY, seed=seed) as replay:
         await replay.extend(rows(OWNER, 1, 0, 150))
-        async with replay.batches(batch_size=64, samplers=samplers, prefetch=samplers, selector=epochs) as batches:
+        async with replay.batches(
+            batch_size=64, samplers=samplers, prefetch=samplers, selector=epochs
+        ) as batches:
             async for batch in batches:
                 assert torn(batch) == 0
-                assert batch.importance_weights.shape == batch.indices.shape == batch["number"].shape
+                assert (
+                    batch.importance_weights.shape == batch.indices.shape == batch["number"].shape
+                )
                 found.append(batch["number"].tolist())
                 if len(found) == kill:
                     supervisor = batches._supervisor
@@ -43,8 +50,8 @@ async def gone_through(epochs: areplay.Epochs, samplers: int, seed: int = 1, kil
 
 
 async def test_epochs_are_the_same_whoever_fills_the_batches() -> None:
-    """One sampler, or three, or one that dies in between: each item once an epoch, in an order that the seed says and
-    that no other epoch has; then the loop ends."""
+    """One sampler, or three, or one that dies in between: each item once an epoch, in an order that
+    the seed says and that no other epoch has; then the loop ends."""
     one = await gone_through(areplay.Epochs(3), 1)
     flat = [number for batch in one for number in batch]
     epochs = [flat[:150], flat[150:300], flat[300:]]
@@ -58,14 +65,20 @@ async def test_epochs_are_the_same_whoever_fills_the_batches() -> None:
 
 
 async def test_rows_that_come_meanwhile_wait_and_belong_to_no_epoch() -> None:
-    """Actors find the ring full of rows that are still to be delivered; after the last batch they go on."""
+    """Actors find the ring full of rows that are still to be delivered; after the last batch they
+    go on."""
     async with asyncio.timeout(60), areplay.Replay(SPEC, **CAPACITY) as replay:
         await replay.extend(rows(OWNER, 1, 0, 256))
         async with (
-            replay.batches(batch_size=64, samplers=2, prefetch=2, selector=areplay.Epochs(2)) as batches,
+            replay.batches(
+                batch_size=64, samplers=2, prefetch=2, selector=areplay.Epochs(2)
+            ) as batches,
             replay.actors(workers.hand_in_until_stopped, 1, inbox_rows=16),
         ):
-            await until(lambda: any("actor" in wait.who for wait in replay.statistics().waits), what="it waits")
+            await until(
+                lambda: any("actor" in wait.who for wait in replay.statistics().waits),
+                what="it waits",
+            )
             numbers = []
             for _ in range(7):
                 batch = await anext(batches)
@@ -83,7 +96,9 @@ async def test_endless_epochs_go_on_until_the_context_is_left() -> None:
     """Nothing is left over, and nobody waits for those that are done."""
     async with asyncio.timeout(60), areplay.Replay(SPEC, **CAPACITY) as replay:
         await replay.extend(rows(OWNER, 1, 0, 30))
-        async with replay.batches(batch_size=20, samplers=2, prefetch=2, selector=areplay.Epochs(None)) as batches:
+        async with replay.batches(
+            batch_size=20, samplers=2, prefetch=2, selector=areplay.Epochs(None)
+        ) as batches:
             numbers = []
             for _ in range(60):
                 numbers += (await anext(batches))["number"].tolist()

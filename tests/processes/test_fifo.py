@@ -1,4 +1,5 @@
-"""Each item exactly once, in order, through a ring so small that the actors wait: and everybody may die."""
+"""Each item exactly once, in order, through a ring so small that the actors wait: and everybody may
+die."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ def quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
 def take_down(batch: areplay.Batch, seen: Seen) -> None:
     """The rows of a batch, by who handed them in."""
     assert torn(batch) == 0
-    for actor, life, number in zip(*(batch[name].tolist() for name in ("actor", "life", "number")), strict=True):
+    for actor, life, number in zip(
+        *(batch[name].tolist() for name in ("actor", "life", "number")), strict=True
+    ):
         seen.setdefault((actor, life), []).append(number)
 
 
@@ -50,14 +53,16 @@ def in_order(seen: Seen) -> bool:
 
 @pytest.mark.parametrize("samplers", [1, 3])
 async def test_each_row_is_delivered_once_and_in_order(samplers: int) -> None:
-    """Of three actors through a ring of which a sixth part is a batch; what was there before comes first. Then there
-    are too few for a batch, and no more can come."""
+    """Of three actors through a ring of which a sixth part is a batch; what was there before comes
+    first. Then there are too few for a batch, and no more can come."""
     counts, seen = [600, 400, 233], Seen()
     async with areplay.Replay(SPEC, **CAPACITY) as replay:
         await replay.extend(rows(OWNER, 1, 0, 100))
         async with (
             asyncio.timeout(60),
-            replay.batches(batch_size=40, samplers=samplers, prefetch=samplers, selector=areplay.Fifo()) as batches,
+            replay.batches(
+                batch_size=40, samplers=samplers, prefetch=samplers, selector=areplay.Fifo()
+            ) as batches,
             replay.actors(workers.uneven, 3, args=(counts,), inbox_rows=16) as actors,
         ):
             first = (await anext(batches))["actor"].tolist()
@@ -81,8 +86,15 @@ async def test_when_the_actors_are_done_the_rest_is_delivered_and_then_it_is_sta
         replay.batches(batch_size=32, samplers=2, prefetch=2, selector=areplay.Fifo()) as batches,
         replay.actors(workers.uneven, 2, args=([500, 410],), inbox_rows=64) as actors,
     ):
-        await until(lambda: any(wait.who == "actor 0" for wait in replay.statistics().waits), what="a full ring")
-        with pytest.raises(areplay.Stalled, match=r"14 of 32 items for a batch of Fifo\(\).*no more rows can come"):
+        await until(
+            lambda: any(wait.who == "actor 0" for wait in replay.statistics().waits),
+            what="a full ring",
+        )
+        with pytest.raises(
+            areplay.Stalled,
+            match=r"14 of 32 items for a batch of Fifo\(\).*no "
+            r"more rows can come",
+        ):
             async for batch in batches:
                 take_down(batch, seen)
         await actors.wait()
@@ -119,16 +131,21 @@ MODES = ["NextStep", "SameStep", "Disabled", "one"]
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-async def test_items_of_actors_that_died_are_delivered_once_and_in_order(kind: str, tmp_path: Path) -> None:
-    """Vectors of environments in each mode and a single one, each actor killed once: all items of the oracle, right in
-    each field, those of an environment in its order; the learner is told when there are no more."""
+async def test_items_of_actors_that_died_are_delivered_once_and_in_order(
+    kind: str, tmp_path: Path
+) -> None:
+    """Vectors of environments in each mode and a single one, each actor killed once: all items of
+    the oracle, right in each field, those of an environment in its order; the learner is told when
+    there are no more."""
     item, valid = KINDS[kind]
     steps, batches_of = [53, 61], 8
     found: list[areplay.Batch] = []
     async with (
         asyncio.timeout(60),
         areplay.Replay(steppers.KIND.spec, 512, block_rows=16) as replay,
-        replay.batches(item, batches_of, samplers=2, prefetch=4, selector=areplay.Fifo()) as batches,
+        replay.batches(
+            item, batches_of, samplers=2, prefetch=4, selector=areplay.Fifo()
+        ) as batches,
         replay.actors(steppers.step_and_die, 4, args=(str(tmp_path), MODES, steps), inbox_rows=32),
     ):
         with pytest.raises(areplay.Stalled):
@@ -143,18 +160,24 @@ async def test_items_of_actors_that_died_are_delivered_once_and_in_order(kind: s
     for episode in itertools.chain.from_iterable(lanes):  # by an observation's own number
         episode.names = [observation["number"] for observation in episode.observations]
     everything = {name for lane in lanes for episode in lane for name in episode.names if name}
-    expected: dict[int, Item] = {each["version"]: each for each in valid(Oracle(lanes, everything)).values()}
+    expected: dict[int, Item] = {
+        each["version"]: each for each in valid(Oracle(lanes, everything)).values()
+    }
     delivered = [version for batch in found for version in batch["version"].tolist()]
     assert len(set(delivered)) == len(delivered) == len(expected) - (left or 0)
     for batch in found:
         for at, version in enumerate(batch["version"].tolist()):
             for name, array in batch.items():
                 assert array[at].tolist() == expected[version][name], name
-    lane_of = {step["version"]: k for k, lane in enumerate(lanes) for each in lane for step in each.steps}
+    lane_of = {
+        step["version"]: k for k, lane in enumerate(lanes) for each in lane for step in each.steps
+    }
     by_lane: dict[int, list[int]] = {}
     for version in delivered:  # they count downwards
         by_lane.setdefault(lane_of[version], []).append(-version)
-    assert len(by_lane) == len(lanes) and all(numbers == sorted(numbers) for numbers in by_lane.values())
+    assert len(by_lane) == len(lanes) and all(
+        numbers == sorted(numbers) for numbers in by_lane.values()
+    )
 
 
 @pytest.mark.parametrize("point", ["sampler.draw", "sampler.gather", "sampler.publish"])
@@ -165,7 +188,9 @@ async def test_a_sampler_killed_at_any_point_delivers_each_row_once(
     async with asyncio.timeout(60), areplay.Replay(SPEC, **CAPACITY) as replay:
         await replay.extend(rows(OWNER, 1, 0, 256))
         monkeypatch.setenv("AREPLAY_KILL", f"{point}:3")
-        async with replay.batches(batch_size=16, samplers=2, prefetch=4, selector=areplay.Fifo()) as batches:
+        async with replay.batches(
+            batch_size=16, samplers=2, prefetch=4, selector=areplay.Fifo()
+        ) as batches:
             for number in range(16):
                 batch = await anext(batches)
                 assert batch["number"].tolist() == list(range(16 * number, 16 * number + 16))
@@ -173,7 +198,8 @@ async def test_a_sampler_killed_at_any_point_delivers_each_row_once(
 
 
 async def test_a_storm_of_kills_delivers_each_row_once_and_in_order(tmp_path: Path) -> None:
-    """Random SIGKILLs of actors and samplers: of each life a prefix, in order, with all that was acknowledged."""
+    """Random SIGKILLs of actors and samplers: of each life a prefix, in order, with all that was
+    acknowledged."""
     seed, kills, seen = random.randrange(1 << 32), 10, Seen()
     print(f"seed {seed}")
     chance = random.Random(seed)
@@ -189,16 +215,26 @@ async def test_a_storm_of_kills_delivers_each_row_once_and_in_order(tmp_path: Pa
                     take_down(batch, seen)
 
             learner = asyncio.create_task(learn())
-            async with replay.actors(workers.ledgered, 2, args=(str(tmp_path),), inbox_rows=64, **many) as actors:
+            async with replay.actors(
+                workers.ledgered, 2, args=(str(tmp_path),), inbox_rows=64, **many
+            ) as actors:
                 for _ in range(kills):
                     await asyncio.sleep(chance.uniform(0.0, 0.3))
                     if born := sorted(children() - before):
                         with suppress(ProcessLookupError):
                             os.kill(chance.choice(born), signal.SIGKILL)
-                restarts = batches.statistics().restarts + sum(one.restarts for one in actors.statistics())
-            await until(lambda: batches.statistics().items_left in range(24) or learner.done(), what="all delivered")
+                restarts = batches.statistics().restarts + sum(
+                    one.restarts for one in actors.statistics()
+                )
+            await until(
+                lambda: batches.statistics().items_left in range(24) or learner.done(),
+                what="all delivered",
+            )
             await until(lambda: not replay._coordinator_now().has_rows, what="all written")
-            await until(lambda: batches.statistics().items_left in range(24) or learner.done(), what="all delivered")
+            await until(
+                lambda: batches.statistics().items_left in range(24) or learner.done(),
+                what="all delivered",
+            )
             left, inserted = batches.statistics().items_left, replay.statistics().rows_inserted
             learner.cancel()
             (outcome,) = await asyncio.gather(learner, return_exceptions=True)
@@ -218,21 +254,29 @@ async def test_a_sampler_that_failed_for_good_is_told_when_it_is_its_turn() -> N
     async with asyncio.timeout(60), areplay.Replay(SPEC, **CAPACITY) as replay:
         await replay.extend(rows(OWNER, 1, 0, 200))
         async with replay.batches(
-            workers.BrokenItem(), batch_size=16, samplers=2, prefetch=2, selector=areplay.Fifo(), max_restarts=0
+            workers.BrokenItem(),
+            batch_size=16,
+            samplers=2,
+            prefetch=2,
+            selector=areplay.Fifo(),
+            max_restarts=0,
         ) as batches:
             with pytest.raises(areplay.SamplerFailed, match="broken item"):
                 await anext(batches)
 
 
 async def test_a_sampler_killed_for_good_is_told_when_it_is_its_turn() -> None:
-    """What it had published is delivered in turn; then the learner gets the failure, though the other one is alive."""
+    """What it had published is delivered in turn; then the learner gets the failure, though the
+    other one is alive."""
     async with asyncio.timeout(60), areplay.Replay(SPEC, **CAPACITY) as replay:
         await replay.extend(rows(OWNER, 1, 0, 256))
         async with replay.batches(
             batch_size=16, samplers=2, prefetch=2, selector=areplay.Fifo(), max_restarts=0
         ) as batches:
             await until(lambda: batches.statistics().ready == 5)
-            assert batches._supervisor is not None and batches._supervisor.workers[1].child is not None
+            assert (
+                batches._supervisor is not None and batches._supervisor.workers[1].child is not None
+            )
             os.kill(batches._supervisor.workers[1].child.pid, signal.SIGKILL)
             await until(lambda: batches.statistics().samplers_alive == 1)
             got = []
@@ -244,7 +288,8 @@ async def test_a_sampler_killed_for_good_is_told_when_it_is_its_turn() -> None:
 
 @pytest.mark.parametrize("first", ["actors", "batches", "sample"])
 async def test_contexts_may_be_left_in_any_order_while_the_ring_is_full(first: str) -> None:
-    """Actors before the stream of batches or after it, or the replay with both: it returns soon, and leaves nobody."""
+    """Actors before the stream of batches or after it, or the replay with both: it returns soon,
+    and leaves nobody."""
     async with areplay.Replay(SPEC, **CAPACITY) as replay:
         fifo = areplay.Fifo()
         batches = replay.batches(batch_size=16, prefetch=1, selector=fifo)
@@ -255,7 +300,10 @@ async def test_contexts_may_be_left_in_any_order_while_the_ring_is_full(first: s
         else:
             await batches.__aenter__()
         await actors.__aenter__()
-        await until(lambda: any("actor" in wait.who for wait in replay.statistics().waits), what="a full ring")
+        await until(
+            lambda: any("actor" in wait.who for wait in replay.statistics().waits),
+            what="a full ring",
+        )
         async with asyncio.timeout(20):
             if first == "actors":
                 await actors.close()
@@ -263,7 +311,10 @@ async def test_contexts_may_be_left_in_any_order_while_the_ring_is_full(first: s
             elif first == "batches":
                 await batches.close()
                 before = replay.statistics().rows_inserted
-                await until(lambda: replay.statistics().rows_inserted > before + 256, what="rows come in again")
+                await until(
+                    lambda: replay.statistics().rows_inserted > before + 256,
+                    what="rows come in again",
+                )
                 await actors.close()
             await replay.close()
 
@@ -276,8 +327,11 @@ def nobody_left() -> Iterator[None]:
     assert children() <= before
 
 
-async def test_samples_of_fifo_are_whole_while_actors_wait_for_room(caplog: pytest.LogCaptureFixture) -> None:
-    """What `sample` copies is kept until it is copied; and a replay can be closed in the middle of all that."""
+async def test_samples_of_fifo_are_whole_while_actors_wait_for_room(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What `sample` copies is kept until it is copied; and a replay can be closed in the middle of
+    all that."""
     async with areplay.Replay(SPEC, 512, seed=1) as replay:
         actors = replay.actors(workers.hand_in_until_stopped, 2, inbox_rows=64)
         async with actors:
@@ -289,7 +343,8 @@ async def test_samples_of_fifo_are_whole_while_actors_wait_for_room(caplog: pyte
                             batch = replay.sample(32, selector=selector)
                             break
                         except areplay.Stalled:
-                            await asyncio.sleep(0.001)  # the coordinator's thread needs the interpreter for its rows
+                            # the coordinator's thread needs the interpreter for its rows
+                            await asyncio.sleep(0.001)
                     take_down(batch, seen)
             assert seen  # from the first row on that was in the ring then
             assert all(each == list(range(each[0], each[0] + len(each))) for each in seen.values())
@@ -300,7 +355,8 @@ async def test_samples_of_fifo_are_whole_while_actors_wait_for_room(caplog: pyte
 
 
 async def test_a_limiter_beside_a_fixed_number_of_times_is_refused() -> None:
-    """Either would make the other wait for ever. So would one that lets no item in before the first batch."""
+    """Either would make the other wait for ever. So would one that lets no item in before the first
+    batch."""
     async with areplay.Replay(SPEC, 512) as replay:
         limiter = areplay.SamplesPerInsert(2.0, 10)
         for selector in (areplay.Fifo(), areplay.Epochs(2)):
@@ -311,15 +367,17 @@ async def test_a_limiter_beside_a_fixed_number_of_times_is_refused() -> None:
     async with areplay.Replay(steps, 512) as replay:
         narrow = areplay.SamplesPerInsert(8.0, 1, error_buffer=20)
         with pytest.raises(
-            ValueError, match="an item spans up to 6 rows, but min_size_to_sample=1 and error_buffer=20"
+            ValueError,
+            match="an item spans up to 6 rows, but min_size_to_sample=1 and error_buffer=20",
         ):
             replay.batches(areplay.Transitions(n_step=5), 32, limiter=narrow)
 
 
 @pytest.mark.parametrize("mode", ["SameStep", "Disabled"])
 async def test_an_actor_and_a_learner_that_wait_for_each_other_go_on(mode: str) -> None:
-    """An actor makes three steps of two environments and waits for new weights; the learner gets the two transitions
-    over two steps that are complete by then, though no further step comes, and publishes."""
+    """An actor makes three steps of two environments and waits for new weights; the learner gets
+    the two transitions over two steps that are complete by then, though no further step comes, and
+    publishes."""
     weights = areplay.Weights({"w": np.zeros(1)})
     async with (
         asyncio.timeout(60),

@@ -1,4 +1,5 @@
-"""Deaths at random moments under full load: the oracle stays exact, and nothing of the dead is left."""
+"""Deaths at random moments under full load: the oracle stays exact, and nothing of the dead is
+left."""
 
 from __future__ import annotations
 
@@ -26,8 +27,9 @@ pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
 async def test_a_storm_of_kills_loses_no_row_and_tears_no_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Random SIGKILLs of actors and samplers, starting ones included, while the learner takes batches: acked <= stored
-    <= pending for every life, every batch whole, everybody back in the end, descriptors flat."""
+    """Random SIGKILLs of actors and samplers, starting ones included, while the learner takes
+    batches: acked <= stored <= pending for every life, every batch whole, everybody back in the
+    end, descriptors flat."""
     seed, kills = random.randrange(1 << 32), 12
     print(f"seed {seed}")
     chance, seen = random.Random(seed), 0
@@ -37,7 +39,9 @@ async def test_a_storm_of_kills_loses_no_row_and_tears_no_batch(
         before = children()
         async with (
             replay.actors(workers.ledgered, 2, args=(str(tmp_path),), max_restarts=1_000) as actors,
-            replay.batches(batch_size=64, samplers=2, prefetch=6, max_restarts=1_000, timeout_s=60.0) as batches,
+            replay.batches(
+                batch_size=64, samplers=2, prefetch=6, max_restarts=1_000, timeout_s=60.0
+            ) as batches,
         ):
             flat = len(descriptors())
 
@@ -54,11 +58,17 @@ async def test_a_storm_of_kills_loses_no_row_and_tears_no_batch(
                 if born := sorted(children() - before):
                     with suppress(ProcessLookupError):
                         os.kill(chance.choice(born), signal.SIGKILL)
-            await until(lambda: all(record.is_alive for record in actors.statistics()), what="both actors back")
+            await until(
+                lambda: all(record.is_alive for record in actors.statistics()),
+                what="both actors back",
+            )
             await until(lambda: batches.statistics().samplers_alive == 2, what="both samplers back")
             at = seen
             await until(lambda: seen > at + 20 or learner.done(), what="batches go on")
-            restarts = sum(record.restarts for record in actors.statistics()) + batches.statistics().restarts
+            restarts = (
+                sum(record.restarts for record in actors.statistics())
+                + batches.statistics().restarts
+            )
             assert 0 < restarts <= kills
             await until(lambda: len(descriptors()) == flat, what="as many descriptors as before")
             learner.cancel()
@@ -66,11 +76,14 @@ async def test_a_storm_of_kills_loses_no_row_and_tears_no_batch(
             assert isinstance(outcome, asyncio.CancelledError), outcome
         (tmp_path / f"{OWNER}-{os.getpid()}").write_bytes(b"pa" * 100)
         stored = check_ledgers(replay, tmp_path)
-    print(f"{restarts} restarts, {seen} batches, {sum(stored.values()):,} rows of {len(stored)} lives")
+    print(
+        f"{restarts} restarts, {seen} batches, {sum(stored.values()):,} rows of {len(stored)} lives"
+    )
 
 
 async def test_a_batch_that_is_held_survives_the_death_of_its_sampler() -> None:
-    """A batch lent to the learner stays as it is while its sampler dies, is replaced, and fills everything else."""
+    """A batch lent to the learner stays as it is while its sampler dies, is replaced, and fills
+    everything else."""
     async with areplay.Replay(SPEC, 10_000) as replay:
         await replay.extend(rows(OWNER, 1, 0, 1_000))
         before = children()
@@ -88,7 +101,8 @@ async def test_a_batch_that_is_held_survives_the_death_of_its_sampler() -> None:
 
 
 async def test_stopped_processes_can_be_closed() -> None:
-    """Children that a SIGSTOP holds listen to nothing: the last rung of the ladder ends them all the same."""
+    """Children that a SIGSTOP holds listen to nothing: the last rung of the ladder ends them all
+    the same."""
     before = children()
     async with areplay.Replay(SPEC, 10_000) as replay:
         await replay.extend(rows(OWNER, 1, 0, 1_000))
@@ -106,7 +120,8 @@ async def test_stopped_processes_can_be_closed() -> None:
 
 
 async def test_an_actor_may_have_a_replay_of_its_own() -> None:
-    """Nested use: an actor starts actors; when it is killed, so are they, and its successor starts others."""
+    """Nested use: an actor starts actors; when it is killed, so are they, and its successor starts
+    others."""
     async with (
         areplay.Replay(SPEC, 10_000) as replay,
         replay.actors(workers.have_actors, 1, max_restarts=5) as actors,
@@ -123,10 +138,12 @@ async def test_an_actor_may_have_a_replay_of_its_own() -> None:
 
 
 async def test_an_actor_that_reports_without_end_holds_nobody_up() -> None:
-    """Reports that nobody takes are dropped, not waited for; the learner keeps the newest, and a traceback that comes
-    behind them arrives."""
+    """Reports that nobody takes are dropped, not waited for; the learner keeps the newest, and a
+    traceback that comes behind them arrives."""
     async with areplay.Replay(SPEC, 10_000) as replay:
-        async with replay.actors(workers.report_and_raise, 1, args=(30_000,), max_restarts=0) as actors:
+        async with replay.actors(
+            workers.report_and_raise, 1, args=(30_000,), max_restarts=0
+        ) as actors:
             await asyncio.sleep(0)
             time.sleep(1.0)  # noqa: ASYNC251  the learner is busy meanwhile
             with pytest.raises(areplay.ActorFailed, match="after the reports"):

@@ -1,4 +1,5 @@
-"""Rate limiting of real actors, samplers and the learner: who is ahead is held, costs nothing, and loses nothing."""
+"""Rate limiting of real actors, samplers and the learner: who is ahead is held, costs nothing, and
+loses nothing."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ BATCH_SIZE, RATIO, BUFFER = 8, 2.0, 32.0
 HELD_AT = 1 + int(BUFFER / RATIO)  # steps, when no batch was taken
 
 
-def limiter(ratio: float = RATIO, min_size: int = 1, buffer: float = BUFFER) -> areplay.SamplesPerInsert:
+def limiter(
+    ratio: float = RATIO, min_size: int = 1, buffer: float = BUFFER
+) -> areplay.SamplesPerInsert:
     """So many samples for each step."""
     return areplay.SamplesPerInsert(ratio, min_size, buffer)
 
@@ -43,17 +46,22 @@ def the_limiter(replay: areplay.Replay) -> areplay.LimiterStatistics:
 
 
 def all_are_held(replay: areplay.Replay, actors: areplay.Actors) -> bool:
-    """Whether every actor waits for room in a full inbox, and the coordinator has seen that its rows must wait."""
+    """Whether every actor waits for room in a full inbox, and the coordinator has seen that its
+    rows must wait."""
     records, names = actors.statistics(), held(replay)
     return all(
-        record.waiting_rows == record.inbox_rows and record.waited_s > 0 and f"actor {record.index}" in names
+        record.waiting_rows == record.inbox_rows
+        and record.waited_s > 0
+        and f"actor {record.index}" in names
         for record in records
     )
 
 
 def held(replay: areplay.Replay) -> set[str]:
     """Whose rows the coordinator leaves where they are."""
-    return {wait.who for wait in replay.statistics().waits if "may not be written yet" in wait.reason}
+    return {
+        wait.who for wait in replay.statistics().waits if "may not be written yet" in wait.reason
+    }
 
 
 def has_inserted(replay: areplay.Replay, steps: int) -> bool:
@@ -87,9 +95,12 @@ async def is_calm(pids: list[int], over_s: float = 0.6, most: float = 0.1) -> bo
 
 
 class Watch:
-    """Counts by itself what is written and delivered, and asserts at each look that the error is within the buffer."""
+    """Counts by itself what is written and delivered, and asserts at each look that the error is
+    within the buffer."""
 
-    def __init__(self, replay: areplay.Replay, ratio: float = RATIO, buffer: float = BUFFER) -> None:
+    def __init__(
+        self, replay: areplay.Replay, ratio: float = RATIO, buffer: float = BUFFER
+    ) -> None:
         self.replay, self.ratio, self.buffer = replay, ratio, buffer
         self.samples = self.looks = 0
         self.lowest = self.highest = 0.0
@@ -103,13 +114,16 @@ class Watch:
         seen = the_limiter(self.replay)
         assert -self.buffer <= seen.error <= self.buffer or seen.samples == 0
         assert seen.samples == self.samples
-        assert error >= -self.buffer - 64 * self.ratio or samples == 0, "but for a chunk on its way into the ring"
+        assert error >= -self.buffer - 64 * self.ratio or samples == 0, (
+            "but for a chunk on its way into the ring"
+        )
         self.looks += 1
 
 
 @pytest.mark.parametrize("pace", ["learner ahead", "actors ahead"])
 async def test_the_ratio_is_kept_at_each_instant(pace: str) -> None:
-    """Whoever is faster, the error stays within the buffer, and in the end the counts are in the ratio."""
+    """Whoever is faster, the error stays within the buffer, and in the end the counts are in the
+    ratio."""
     actor_pause_s = 0.004 if pace == "learner ahead" else 0.0
     async with (
         areplay.Replay(SPEC, 100_000) as replay,
@@ -134,8 +148,8 @@ async def test_the_ratio_is_kept_at_each_instant(pace: str) -> None:
 
 
 async def test_actors_that_are_ahead_are_held_and_named() -> None:
-    """The ring gets what the limiter lets pass, the inboxes fill, the statistics say who waits, how long and for what;
-    and nobody uses the processor. Each batch lets some in."""
+    """The ring gets what the limiter lets pass, the inboxes fill, the statistics say who waits, how
+    long and for what; and nobody uses the processor. Each batch lets some in."""
     async with (
         areplay.Replay(SPEC, 10_000) as replay,
         replay.batches(batch_size=BATCH_SIZE, limiter=limiter()) as batches,
@@ -144,13 +158,19 @@ async def test_actors_that_are_ahead_are_held_and_named() -> None:
         await until(lambda: all_are_held(replay, actors))
         assert replay.statistics().rows_inserted == HELD_AT
         seen = the_limiter(replay)
-        assert (seen.holds_writers, seen.holds_learner, seen.inserts, seen.error) == (True, False, HELD_AT, BUFFER)
+        assert (seen.holds_writers, seen.holds_learner, seen.inserts, seen.error) == (
+            True,
+            False,
+            HELD_AT,
+            BUFFER,
+        )
         before = {wait.who: wait.waited_s for wait in replay.statistics().waits}
         assert before.keys() == {"actor 0", "actor 1", "actor 2"}
         for wait in replay.statistics().waits:
             assert wait.reason == (
-                "its rows may not be written yet: SamplesPerInsert(2, min_size_to_sample=1, error_buffer=32): 17 steps "
-                "inserted, 0 items handed to the learner, error 32; the learner has to take a batch"
+                "its rows may not be written yet: SamplesPerInsert(2, min_size_to_sample=1, "
+                "error_buffer=32): 17 steps inserted, 0 items handed to the learner, error 32; the "
+                "learner has to take a batch"
             )
         pids = [record.pid for record in actors.statistics()]
         assert await is_calm(pids) or await is_calm(pids), "nobody waits busily"
@@ -165,7 +185,8 @@ async def test_actors_that_are_ahead_are_held_and_named() -> None:
 
 
 async def test_a_learner_that_is_ahead_is_held() -> None:
-    """It waits, without using the processor, until rows come that let it go on, and says how many."""
+    """It waits, without using the processor, until rows come that let it go on, and says how
+    many."""
     async with (
         areplay.Replay(SPEC, 10_000) as replay,
         replay.batches(batch_size=BATCH_SIZE, limiter=limiter(min_size=40)) as batches,
@@ -187,10 +208,14 @@ async def test_a_learner_that_is_ahead_is_held() -> None:
         assert await is_calm([sampler.pid]) or await is_calm([sampler.pid])
         (wait,) = replay.statistics().waits
         assert wait.reason.startswith(
-            "learner waits: 4 steps are missing until the next batch, by SamplesPerInsert(2, min_size_to_sample=40, "
-            "error_buffer=32): 40 steps inserted, 32 items handed out; 0 actors alive"
+            "learner waits: 4 steps are missing until the next batch, by SamplesPerInsert(2, "
+            "min_size_to_sample=40, error_buffer=32): 40 steps inserted, 32 items handed out; 0 "
+            "actors alive"
         )
-        await until(lambda: replay.statistics().batches[0].ready > 0, what="a batch is ready, and may not be had")
+        await until(
+            lambda: replay.statistics().batches[0].ready > 0,
+            what="a batch is ready, and may not be had",
+        )
         await replay.extend(rows(OWNER, 1, 40, 43))
         await asyncio.sleep(0.05)
         assert not task.done()
@@ -202,10 +227,13 @@ async def test_a_learner_that_is_ahead_is_held() -> None:
 
 
 async def test_a_killed_actor_that_was_held_loses_nothing(tmp_path: Path) -> None:
-    """What it had handed in comes in when the learner goes on, in a stream of its own, as does its successor's."""
+    """What it had handed in comes in when the learner goes on, in a stream of its own, as does its
+    successor's."""
     async with areplay.Replay(SPEC, 100_000) as replay:
         async with replay.batches(batch_size=BATCH_SIZE, limiter=limiter()) as batches:
-            async with replay.actors(workers.ledgered, 2, args=(str(tmp_path),), inbox_rows=64) as actors:
+            async with replay.actors(
+                workers.ledgered, 2, args=(str(tmp_path),), inbox_rows=64
+            ) as actors:
                 inserted = HELD_AT
                 for killed in range(1, 3):
                     await until(partial(has_inserted, replay, inserted))
@@ -225,17 +253,24 @@ async def test_a_killed_actor_that_was_held_loses_nothing(tmp_path: Path) -> Non
         await until(lambda: not replay._coordinator.has_rows)  # type: ignore[union-attr]
         assert left, "rows were held to the end"
         stored = check_ledgers(replay, tmp_path)
-        assert len(ledgers(tmp_path)) == 4 and sum(stored.values()) == replay.statistics().rows_inserted
+        assert (
+            len(ledgers(tmp_path)) == 4
+            and sum(stored.values()) == replay.statistics().rows_inserted
+        )
 
 
-async def test_actors_that_are_held_leave_quickly_and_their_rows_come_in_later(tmp_path: Path) -> None:
-    """Leaving their context does not wait for the learner: as it goes on, all that was acknowledged comes in, by and
-    by, and by the ratio."""
+async def test_actors_that_are_held_leave_quickly_and_their_rows_come_in_later(
+    tmp_path: Path,
+) -> None:
+    """Leaving their context does not wait for the learner: as it goes on, all that was acknowledged
+    comes in, by and by, and by the ratio."""
     async with (
         areplay.Replay(SPEC, 100_000) as replay,
         replay.batches(batch_size=BATCH_SIZE, limiter=limiter()) as batches,
     ):
-        async with replay.actors(workers.ledgered, 3, args=(str(tmp_path),), inbox_rows=50, grace_s=20.0) as actors:
+        async with replay.actors(
+            workers.ledgered, 3, args=(str(tmp_path),), inbox_rows=50, grace_s=20.0
+        ) as actors:
             await until(lambda: all(record.waited_s > 0 for record in actors.statistics()))
             pids = [record.pid for record in actors.statistics()]
             started = time.monotonic()
@@ -257,7 +292,9 @@ async def test_actors_that_are_held_leave_quickly_and_their_rows_come_in_later(t
 async def test_rows_that_are_held_come_in_when_the_limiters_stream_closes(tmp_path: Path) -> None:
     """Those in inboxes without an actor, too; and actors that are held go on."""
     async with areplay.Replay(SPEC, 100_000) as replay, AsyncExitStack() as others:
-        batches = await others.enter_async_context(replay.batches(batch_size=BATCH_SIZE, limiter=limiter()))
+        batches = await others.enter_async_context(
+            replay.batches(batch_size=BATCH_SIZE, limiter=limiter())
+        )
         async with replay.actors(workers.ledgered, 1, args=(str(tmp_path),), inbox_rows=50) as gone:
             await until(lambda: gone.statistics()[0].waited_s > 0)
         held = await others.enter_async_context(
@@ -272,16 +309,23 @@ async def test_rows_that_are_held_come_in_when_the_limiters_stream_closes(tmp_pa
 
 
 @pytest.mark.parametrize("first", ["batches", "replay"])
-async def test_leaving_the_whole_replay_while_rows_are_held_is_quick(tmp_path: Path, first: str) -> None:
-    """Whichever of stream and replay is left first, with the actors left to the replay. What was acknowledged is in."""
+async def test_leaving_the_whole_replay_while_rows_are_held_is_quick(
+    tmp_path: Path, first: str
+) -> None:
+    """Whichever of stream and replay is left first, with the actors left to the replay. What was
+    acknowledged is in."""
     async with AsyncExitStack() as stack:
         replay = await stack.enter_async_context(areplay.Replay(SPEC, 100_000))
-        actors = replay.actors(workers.ledgered, 2, args=(str(tmp_path),), inbox_rows=50, grace_s=20.0)
+        actors = replay.actors(
+            workers.ledgered, 2, args=(str(tmp_path),), inbox_rows=50, grace_s=20.0
+        )
         batches = replay.batches(batch_size=BATCH_SIZE, limiter=limiter())
         await (stack.enter_async_context(batches) if first == "batches" else batches.__aenter__())
         await actors.__aenter__()  # which the replay closes
         await until(lambda: all(record.waited_s > 0 for record in actors.statistics()))
-        learner = asyncio.create_task(replay.add(**{n: c[0] for n, c in rows(OWNER, 1, 0, 1).items()}))
+        learner = asyncio.create_task(
+            replay.add(**{n: c[0] for n, c in rows(OWNER, 1, 0, 1).items()})
+        )
         await until(lambda: "owner" in {wait.who for wait in replay.statistics().waits})
         ring = replay._ring
         assert ring is not None
@@ -319,15 +363,21 @@ async def test_the_last_rows_that_there_is_room_for_are_looked_at_before_giving_
 
 
 async def test_a_limiter_that_lets_too_few_rows_in_for_an_item_is_named() -> None:
-    """No more may be written before a batch is taken, and there is no item among those that are: nobody could go on."""
+    """No more may be written before a batch is taken, and there is no item among those that are:
+    nobody could go on."""
     async with areplay.Replay(STEPS, 1_000) as replay:
         pace = limiter(1.0, buffer=10.0)
         async with replay.batches(areplay.Sequences(10), batch_size=8, limiter=pace) as batches:
             await replay.extend(steps(5))
             with pytest.raises(areplay.SpecMismatch, match="obs"):
-                await replay.extend({**steps(1), "obs": np.zeros((1, 3))})  # no item spans what is lost there
+                # no item spans what is lost there
+                await replay.extend({**steps(1), "obs": np.zeros((1, 3))})
             await replay.extend(steps(6))
-            with pytest.raises(areplay.Stalled, match=r"lets none in before a batch is taken: raise .* error_buffer"):
+            with pytest.raises(
+                areplay.Stalled,
+                match=r"lets none in before a batch is taken: "
+                r"raise .* error_buffer",
+            ):
                 await batches.get(30.0)
 
 
@@ -340,22 +390,29 @@ async def test_a_learner_that_can_never_go_on_gets_stalled() -> None:
     ):
         delivered = 0
         with pytest.raises(
-            areplay.Stalled, match=r"1 steps are missing until the next batch, by .*no more rows can come"
+            areplay.Stalled,
+            match=r"1 steps are missing until the next batch, by .*no more rows "
+            r"can come",
         ):
             async with asyncio.timeout(30):
                 while True:
                     (await batches.get()).release()
                     delivered += 1
         assert replay.statistics().rows_inserted == 60
-        assert delivered == (RATIO * (60 - 1) + BUFFER) // BATCH_SIZE, "all that the rows were good for"
+        assert delivered == (RATIO * (60 - 1) + BUFFER) // BATCH_SIZE, (
+            "all that the rows were good for"
+        )
 
 
 async def test_rows_of_actors_that_left_keep_the_learner_from_giving_up(tmp_path: Path) -> None:
-    """An actor that returned leaves a full inbox; the learner goes on until the last row of it is used up."""
+    """An actor that returned leaves a full inbox; the learner goes on until the last row of it is
+    used up."""
     async with (
         areplay.Replay(SPEC, 10_000) as replay,
         replay.batches(batch_size=BATCH_SIZE, limiter=limiter()) as batches,
-        replay.actors(workers.ledgered_calls, 1, args=(str(tmp_path), [200], 1), inbox_rows=400) as actors,
+        replay.actors(
+            workers.ledgered_calls, 1, args=(str(tmp_path), [200], 1), inbox_rows=400
+        ) as actors,
     ):
         await actors.wait()
         await until(lambda: the_limiter(replay).holds_writers)
@@ -371,7 +428,8 @@ async def test_rows_of_actors_that_left_keep_the_learner_from_giving_up(tmp_path
 
 
 async def test_options_can_be_changed_at_run_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A larger buffer lets held actors go on, a new ratio holds for what comes, a refused one changes nothing."""
+    """A larger buffer lets held actors go on, a new ratio holds for what comes, a refused one
+    changes nothing."""
     monkeypatch.setattr(waiting, "_LOOK_AGAIN_S", 1_000.0)  # who is held is woken by the change
     each = limiter()
     async with (
@@ -405,7 +463,9 @@ async def test_options_can_be_changed_at_run_time(monkeypatch: pytest.MonkeyPatc
         await has_inserted(steps + 1)
 
 
-async def test_a_learner_that_is_held_goes_on_when_the_buffer_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_learner_that_is_held_goes_on_when_the_buffer_is_raised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """It need not be asked twice, nor look again by itself."""
     monkeypatch.setattr(waiting, "_LOOK_AGAIN_S", 1_000.0)
     async with areplay.Replay(SPEC, 10_000) as replay:
@@ -437,17 +497,24 @@ async def test_a_long_wait_of_actors_is_warned_of_once_for_all(
         await until(lambda: all_are_held(replay, actors))
 
         def warnings() -> list[str]:
-            return [r.getMessage() for r in caplog.records if r.levelname == "WARNING" and "wait" in r.getMessage()]
+            return [
+                r.getMessage()
+                for r in caplog.records
+                if r.levelname == "WARNING" and "wait" in r.getMessage()
+            ]
 
-        await until(lambda: any(len(set(re.findall(r"actor \d", warning))) == 3 for warning in warnings()))
+        await until(
+            lambda: any(len(set(re.findall(r"actor \d", warning))) == 3 for warning in warnings())
+        )
         count = len(warnings())
         most = 1 + math.log2(max(wait.waited_s for wait in replay.statistics().waits) / 0.3)
         assert count <= most, "after 0.3, 0.6, 1.2, ... s, and not for each actor"
         for warning in warnings():
             assert re.fullmatch(
-                r"rows of (actor \d, )*actor \d wait, they may not be written yet: SamplesPerInsert\(2, "
-                r"min_size_to_sample=1, error_buffer=32\): 17 steps inserted, 0 items handed to the learner, error 32; "
-                r"the learner has to take a batch; waiting for \d+ s",
+                r"rows of (actor \d, )*actor \d wait, they may not be written yet: "
+                r"SamplesPerInsert\(2, min_size_to_sample=1, error_buffer=32\): 17 steps inserted, "
+                r"0 items handed to the learner, error 32; the learner has to take a batch; "
+                r"waiting for \d+ s",
                 warning,
             )
 
@@ -493,13 +560,15 @@ async def test_two_groups_of_actors_are_told_apart() -> None:
 
 @pytest.mark.parametrize("min_size", [15, 100])
 async def test_a_step_is_one_insert_whenever_it_came(min_size: int, tmp_path: Path) -> None:
-    """Ten episodes of one step, of two rows each: added while the stream is open, before that, or loaded. A final
-    observation is no insert."""
+    """Ten episodes of one step, of two rows each: added while the stream is open, before that, or
+    loaded. A final observation is no insert."""
     spec = areplay.Spec.steps(obs=((), "int64"), action=((), "int64"))
 
     async def add(replay: areplay.Replay) -> None:
         for _ in range(10):
-            await replay.add(obs=0, action=0, reward=0.0, terminated=True, truncated=False, next_obs=1)
+            await replay.add(
+                obs=0, action=0, reward=0.0, terminated=True, truncated=False, next_obs=1
+            )
 
     async def counted(replay: areplay.Replay, after: bool = False) -> tuple[int, float]:
         made = areplay.SamplesPerInsert(1.0, min_size, 40.0)

@@ -50,7 +50,12 @@ async def test_no_transition_spans_a_step_that_waited_for_another_in_vain() -> N
     async with areplay.Replay(SPEC, 200_000, seed=0) as replay:
         many = np.arange(150_000)
         flags = np.zeros(len(many), np.bool_)
-        steps = {"obs": many, "action": many, "reward": flags.astype(np.float32), "terminated": flags}
+        steps = {
+            "obs": many,
+            "action": many,
+            "reward": flags.astype(np.float32),
+            "terminated": flags,
+        }
         long = asyncio.create_task(replay.extend(steps | {"truncated": flags}))
         await asyncio.sleep(0)
         waiting = asyncio.create_task(replay.add(**step(150_000)))
@@ -78,5 +83,9 @@ async def test_a_learner_that_waits_for_items_that_can_never_be_made_is_told() -
         replay.batches(areplay.Sequences(10, burn_in=5), 4, samplers=2) as batches,
     ):
         await actors.wait()
-        with pytest.raises(areplay.Stalled, match=r"no Sequences\(10, burn_in=5\) can be made of the 5 rows"):
+        with pytest.raises(
+            areplay.Stalled,
+            match=r"no Sequences\(10, burn_in=5\) can be made of "
+            r"the 5 rows",
+        ):
             await anext(batches)

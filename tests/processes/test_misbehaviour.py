@@ -1,4 +1,5 @@
-"""Actors whose code misbehaves in every way: a typed error with what the child had to say, and others untouched."""
+"""Actors whose code misbehaves in every way: a typed error with what the child had to say, and
+others untouched."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ class Outcome:
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
-    """One group with an actor for each way to misbehave, none of them restarted, and well-behaved ones beside."""
+    """One group with an actor for each way to misbehave, none of them restarted, and well-behaved
+    ones beside."""
     ways = list(workers.MISBEHAVIOURS)
     found = Outcome()
     orphans: list[int] = []
@@ -43,7 +45,9 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
                 workers.misbehave, len(ways), args=(ways,), max_restarts=0, grace_s=10.0
             ) as actors:
                 await until(lambda: actors.alive == 0, within=60.0)
-                orphans.extend(int(r.values["forked"]) for r in actors.reports() if "forked" in r.values)
+                orphans.extend(
+                    int(r.values["forked"]) for r in actors.reports() if "forked" in r.values
+                )
                 for failure in actors.failures:
                     found.failures[ways[int(failure.child.split()[1])]] = failure
                 for record in actors.statistics():
@@ -51,7 +55,10 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
             found.rows = {ways[actor]: count for (actor, _), count in lives(replay).items()}
 
     try:
-        with _standard_output_into(output), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with (
+            _standard_output_into(output),
+            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        ):
             runner.run(main())
         assert output.stat().st_size == (1 << 20) + 1, "all that was printed came out"
         assert orphans, "the forked process said who it is"
@@ -78,7 +85,13 @@ def _standard_output_into(path: Path) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("way", "exit_code", "said"),
     [
-        pytest.param("raises", 1, r"(?s)Traceback.*in misbehave.*RuntimeError: the environment broke", id="raises"),
+        pytest.param(
+            "raises",
+            1,
+            r"(?s)Traceback.*in misbehave.*RuntimeError: the environment "
+            r"broke",
+            id="raises",
+        ),
         pytest.param(
             "raises what cannot be pickled",
             1,
@@ -86,23 +99,33 @@ def _standard_output_into(path: Path) -> Iterator[None]:
             id="raises-what-cannot-be-pickled",
         ),
         pytest.param(
-            "raises what cannot be printed", 1, r"(?s)Traceback.*Unprintable", id="raises-what-cannot-be-printed"
+            "raises what cannot be printed",
+            1,
+            r"(?s)Traceback.*Unprintable",
+            id="raises-what-cannot-be-printed",
         ),
         pytest.param("raises at length", 1, "🙂🙂🙂", id="raises-at-length"),
-        pytest.param("raises an interrupt", 1, r"(?s)Traceback.*KeyboardInterrupt", id="raises-an-interrupt"),
+        pytest.param(
+            "raises an interrupt", 1, r"(?s)Traceback.*KeyboardInterrupt", id="raises-an-interrupt"
+        ),
         pytest.param("exits with 3", 3, "SystemExit: 3", id="exits-with-3"),
         pytest.param("exits with 0", 0, "SystemExit: 0", id="exits-with-0"),
         pytest.param("exits with words", 1, "SystemExit: no more", id="exits-with-words"),
         pytest.param("leaves with 0", 0, "without a word", id="leaves-with-0"),
-        pytest.param("is cancelled by its own code", 1, "CancelledError", id="is-cancelled-by-its-own-code"),
-        pytest.param("breaks in native code", -signal.SIGSEGV, "signal 11", id="breaks-in-native-code"),
+        pytest.param(
+            "is cancelled by its own code", 1, "CancelledError", id="is-cancelled-by-its-own-code"
+        ),
+        pytest.param(
+            "breaks in native code", -signal.SIGSEGV, "signal 11", id="breaks-in-native-code"
+        ),
         pytest.param("forks and raises", 1, "RuntimeError: after the fork", id="forks-and-raises"),
     ],
 )
 def test_misbehaviour_is_a_typed_error_with_the_childs_words(
     outcome: Outcome, way: str, exit_code: int, said: str
 ) -> None:
-    """ActorFailed with the exit code and the traceback; the rows that were handed in before are kept."""
+    """ActorFailed with the exit code and the traceback; the rows that were handed in before are
+    kept."""
     assert way in outcome.failures, "counted as a failure"
     failure = outcome.failures[way]
     assert failure.exit_code == exit_code
@@ -112,7 +135,8 @@ def test_misbehaviour_is_a_typed_error_with_the_childs_words(
 
 
 @pytest.mark.parametrize(
-    "way", ["behaves", "returns at once", "prints a lot", "blocks its loop", "recovers from bad rows"]
+    "way",
+    ["behaves", "returns at once", "prints a lot", "blocks its loop", "recovers from bad rows"],
 )
 def test_others_are_untouched(outcome: Outcome, way: str) -> None:
     """Actors that do nothing wrong finish beside those that do, and are not restarted."""

@@ -31,28 +31,35 @@ async def hand_in_classes(actor: areplay.Actor) -> None:
         (
             lambda: areplay.Prioritized(1.0, uniform_sample_probability=UNIFORM_SHARE),
             (1 - UNIFORM_SHARE) * np.arange(1, 6) / 3 + UNIFORM_SHARE,
-            UNIFORM_SHARE,  # a row that is there already, and has no mass yet, is drawn by this share only
+            # a row that is there already, and has no mass yet, is drawn by this share only
+            UNIFORM_SHARE,
         ),
     ],
     ids=["uniform", "prioritized", "mixed"],
 )
 async def test_items_are_drawn_in_proportion_while_rows_are_overwritten(
-    make: Callable[[], areplay.Selector], expected: np.ndarray[tuple[int], np.dtype[np.float64]], of_newcomers: float
+    make: Callable[[], areplay.Selector],
+    expected: np.ndarray[tuple[int], np.dtype[np.float64]],
+    of_newcomers: float,
 ) -> None:
-    """Chi-square by class over three laps and 100,000 items or more; the probabilities that come with them are those of
-    their rows."""
+    """Chi-square by class over three laps and 100,000 items or more; the probabilities that come
+    with them are those of their rows."""
     counts, odd = np.zeros(CLASSES), 0
     expected = expected / expected.mean()
     async with areplay.Replay(SPEC, ROWS, seed=1) as replay:
-        # Before the first row: those that are there already when priorities begin to be kept have none of their own.
-        stream = replay.batches(batch_size=256, selector=make(), min_size_to_sample=ROWS, samplers=2)
+        # Before the first row: those that are there already when priorities begin to be kept have
+        # none of their own.
+        stream = replay.batches(
+            batch_size=256, selector=make(), min_size_to_sample=ROWS, samplers=2
+        )
         async with replay.actors(hand_in_classes, 1), stream as batches, asyncio.timeout(60):
             end = replay.statistics().rows_inserted + LAPS * ROWS
             while counts.sum() < 100_000 or replay.statistics().rows_inserted < end:
                 batch = await anext(batches)
                 counts += np.bincount(batch["x"], minlength=CLASSES)
                 share = batch.probabilities * ROWS
-                # While blocks are being recycled their rows have no mass: a few of 250 blocks less than all.
+                # While blocks are being recycled their rows have no mass: a few of 250 blocks less
+                # than all.
                 is_odd = ~np.isclose(share, expected[batch["x"]], rtol=0.1)
                 assert np.allclose(share[is_odd], of_newcomers, rtol=0.1)
                 odd += int(is_odd.sum())

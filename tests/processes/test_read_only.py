@@ -47,17 +47,25 @@ def can_make_all_read_only() -> bool:
     """Whether this user may, in a mount namespace of its own."""
     if shutil.which("unshare") is None:
         return False
-    probe = [*IN_A_NAMESPACE, sys.executable, "-c", "import os, sys; sys.exit(os.access('/tmp', os.W_OK))"]
+    probe = [
+        *IN_A_NAMESPACE,
+        sys.executable,
+        "-c",
+        "import os, sys; sys.exit(os.access('/tmp', os.W_OK))",
+    ]
     return subprocess.run(probe, capture_output=True, timeout=60).returncode == 0
 
 
 def test_a_replay_needs_no_place_to_write(tmp_path: Path) -> None:
-    """Neither /tmp nor /dev/shm nor the directory that it was started in: real actors and samplers, up to batches."""
+    """Neither /tmp nor /dev/shm nor the directory that it was started in: real actors and samplers,
+    up to batches."""
     if not can_make_all_read_only():
         pytest.skip("needs a mount namespace, which is root's, and not everywhere")
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     command = [*IN_A_NAMESPACE, sys.executable, "-W", "error", str(program)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "batches came\n", "")

@@ -1,4 +1,5 @@
-"""Children that die are restarted up to a limit; what cannot be started, or not again, is a typed error."""
+"""Children that die are restarted up to a limit; what cannot be started, or not again, is a typed
+error."""
 
 from __future__ import annotations
 
@@ -23,8 +24,9 @@ pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
 async def test_restarts_are_limited_and_backed_off(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One that always raises is started 1 + max_restarts times, with growing pauses, and each time as a new stream;
-    then wait() raises, and the learner that can get no batch any more is told why, with the child's traceback."""
+    """One that always raises is started 1 + max_restarts times, with growing pauses, and each time
+    as a new stream; then wait() raises, and the learner that can get no batch any more is told why,
+    with the child's traceback."""
     monkeypatch.setattr(supervisor, "_FIRST_BACK_OFF_S", 0.6)
     async with areplay.Replay(SPEC, 10_000) as replay:
         async with (
@@ -32,23 +34,33 @@ async def test_restarts_are_limited_and_backed_off(
             replay.batches(batch_size=8, min_size_to_sample=1_000, timeout_s=60.0) as batches,
         ):
             with pytest.raises(
-                areplay.Stalled, match=r"(?s)30 of 1,000 rows.*no more rows can come.*Traceback.*ValueError: enough"
+                areplay.Stalled,
+                match=r"(?s)30 of 1,000 rows.*no more rows can "
+                r"come.*Traceback.*ValueError: enough",
             ) as stalled:
                 await anext(batches)
             assert isinstance(stalled.value.__cause__, areplay.ActorFailed)
             with pytest.raises(
-                areplay.ActorFailed, match=r"(?s)exit code 1\) failed after 2 restarts.*ValueError: enough"
+                areplay.ActorFailed,
+                match=r"(?s)exit code 1\) failed after 2 "
+                r"restarts.*ValueError: enough",
             ) as failed:
                 await actors.wait()
             assert (failed.value.child, failed.value.restarts) == ("actor 0", 2)
-            assert [(r.is_alive, r.restarts, r.rows) for r in actors.statistics()] == [(False, 2, 30)]
+            assert [(r.is_alive, r.restarts, r.rows) for r in actors.statistics()] == [
+                (False, 2, 30)
+            ]
             ends = [float(report.values["ended"]) for report in actors.reports()]
             starts_later = [after - before for before, after in itertools.pairwise(ends)]
             assert starts_later[0] > 0.6
             assert starts_later[1] > 1.2
         assert list(lives(replay).values()) == [10, 10, 10]
-    assert [record.levelname for record in caplog.records if "ended, restarting" in record.message] == ["WARNING"] * 2
-    assert [record.levelname for record in caplog.records if "failed after" in record.message] == ["ERROR"]
+    assert [
+        record.levelname for record in caplog.records if "ended, restarting" in record.message
+    ] == ["WARNING"] * 2
+    assert [record.levelname for record in caplog.records if "failed after" in record.message] == [
+        "ERROR"
+    ]
 
 
 async def test_learner_goes_on_when_one_actor_has_failed_for_good() -> None:
@@ -68,14 +80,19 @@ async def test_learner_goes_on_when_one_actor_has_failed_for_good() -> None:
 
 
 async def test_actors_that_all_returned_leave_a_learner_that_needs_more_stalled() -> None:
-    """No row can come any more and too few are there: Stalled, at once and with the counts; with enough it goes on."""
+    """No row can come any more and too few are there: Stalled, at once and with the counts; with
+    enough it goes on."""
     async with (
         areplay.Replay(SPEC, 10_000) as replay,
         replay.actors(workers.hand_in, 1, args=(20,)) as actors,
         replay.batches(batch_size=8, min_size_to_sample=21) as starved,
         replay.batches(batch_size=8, min_size_to_sample=20) as fed,
     ):
-        with pytest.raises(areplay.Stalled, match=r"20 of 21 rows.*0 actors alive.*no more rows can come"):
+        with pytest.raises(
+            areplay.Stalled,
+            match=r"20 of 21 rows.*0 actors alive.*no more rows "
+            r"can come",
+        ):
             await anext(starved)
         await actors.wait()
         assert (await anext(fed))["number"].shape == (8,)
@@ -85,7 +102,8 @@ async def test_actors_that_all_returned_leave_a_learner_that_needs_more_stalled(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 async def test_a_sampler_ended_by_a_stranger_is_restarted(number: signal.Signals) -> None:
-    """Whatever ends a sampler that was not asked to end, the queue is full again and batches go on."""
+    """Whatever ends a sampler that was not asked to end, the queue is full again and batches go
+    on."""
     async with areplay.Replay(SPEC, 10_000) as replay:
         await replay.extend(rows(OWNER, 1, 0, 1_000))
         before = children()
@@ -100,7 +118,8 @@ async def test_a_sampler_ended_by_a_stranger_is_restarted(number: signal.Signals
 
 
 async def test_an_actor_ended_by_a_stranger_is_restarted() -> None:
-    """SIGTERM from anybody but the supervisor is a death like any other, not an actor that has done its work."""
+    """SIGTERM from anybody but the supervisor is a death like any other, not an actor that has done
+    its work."""
     async with (
         areplay.Replay(SPEC, 100_000) as replay,
         replay.actors(workers.hand_in_until_stopped, 1, args=(0.001,)) as actors,
@@ -110,12 +129,15 @@ async def test_an_actor_ended_by_a_stranger_is_restarted() -> None:
 
 
 async def test_samplers_that_keep_failing_end_the_stream_with_their_traceback() -> None:
-    """An item whose code raises in the sampler: SamplerFailed for the learner, with the traceback, not a hang."""
+    """An item whose code raises in the sampler: SamplerFailed for the learner, with the traceback,
+    not a hang."""
     async with areplay.Replay(SPEC, 10_000) as replay:
         await replay.extend(rows(OWNER, 1, 0, 100))
         async with replay.batches(workers.BrokenItem(), 8, max_restarts=1) as batches:
             with pytest.raises(
-                areplay.SamplerFailed, match=r"(?s)failed after 1 restarts.*ZeroDivisionError: broken item"
+                areplay.SamplerFailed,
+                match=r"(?s)failed after 1 restarts.*ZeroDivisionError: "
+                r"broken item",
             ):
                 await anext(batches)
             assert batches.statistics().restarts == 1
@@ -141,10 +163,15 @@ async def test_a_function_that_children_cannot_import_is_refused_at_once() -> No
 
 
 async def test_arguments_that_do_not_pickle_are_a_typed_error() -> None:
-    """The error says so and names the actor; no child was left, and other actors can be started after it."""
+    """The error says so and names the actor; no child was left, and other actors can be started
+    after it."""
     before = children()
     async with areplay.Replay(SPEC, 1_000) as replay:
-        with pytest.raises(areplay.ActorFailed, match=r"actor 0.*(?s:.*)cannot pickle '_thread.lock' object") as failed:
+        with pytest.raises(
+            areplay.ActorFailed,
+            match=r"actor 0.*(?s:.*)cannot pickle "
+            r"'_thread.lock' object",
+        ) as failed:
             async with replay.actors(workers.hand_in, 2, args=(threading.Lock(),)):
                 pass
         assert "raise the limit" not in str(failed.value), "no limit was met"
@@ -155,8 +182,11 @@ async def test_arguments_that_do_not_pickle_are_a_typed_error() -> None:
         assert len(replay) == 3
 
 
-async def test_arguments_that_do_not_unpickle_are_a_typed_error(capfd: pytest.CaptureFixture[str]) -> None:
-    """A child that ends before it is ready, restarted or not, is an error at the door, and no child is left."""
+async def test_arguments_that_do_not_unpickle_are_a_typed_error(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A child that ends before it is ready, restarted or not, is an error at the door, and no child
+    is left."""
     async with areplay.Replay(SPEC, 1_000) as replay:
         with pytest.raises(areplay.ActorFailed, match="before it said READY"):
             async with replay.actors(workers.hand_in, 1, args=(workers.PicklesOnly(),)):
@@ -168,7 +198,9 @@ async def test_a_child_that_is_not_ready_in_time_is_a_typed_error() -> None:
     """start_timeout_s is an end to the wait for a child that takes too long to start."""
     async with areplay.Replay(SPEC, 1_000) as replay:
         with pytest.raises(areplay.ActorFailed, match="READY within start_timeout_s = 1"):
-            async with replay.actors(workers.hand_in, 1, args=(workers.SlowToUnpickle(60.0),), start_timeout_s=1.0):
+            async with replay.actors(
+                workers.hand_in, 1, args=(workers.SlowToUnpickle(60.0),), start_timeout_s=1.0
+            ):
                 pass
 
 
@@ -198,15 +230,21 @@ async def test_a_running_learner_is_told_that_all_actors_have_failed() -> None:
 
 
 async def test_a_place_that_cannot_be_cleared_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error while a dead actor's inbox is emptied: that actor has failed, with both reasons, and nobody hangs."""
+    """An error while a dead actor's inbox is emptied: that actor has failed, with both reasons, and
+    nobody hangs."""
 
     async def refuse(self: object, inbox: object) -> None:
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr("areplay._ingest.coordinator.Coordinator.settle", refuse)
-    async with areplay.Replay(SPEC, 10_000) as replay, replay.actors(workers.hand_in_and_fail, 1, args=(5,)) as actors:
+    async with (
+        areplay.Replay(SPEC, 10_000) as replay,
+        replay.actors(workers.hand_in_and_fail, 1, args=(5,)) as actors,
+    ):
         with pytest.raises(
-            areplay.ActorFailed, match=r"(?s)this actor has failed.*could not be cleared.*Too many open"
+            areplay.ActorFailed,
+            match=r"(?s)this actor has failed.*could not be cleared.*Too many "
+            r"open",
         ):
             await actors.wait()
 

@@ -23,7 +23,8 @@ STEPS = areplay.Spec.steps(obs=((), "int64"), action=((), "int64"))
 
 
 class Pairs:
-    """An item of the user's, as the documentation has one: without a `__repr__`, and with a state."""
+    """An item of the user's, as the documentation has one: without a `__repr__`, and with a
+    state."""
 
     window = areplay.Window(forward=1)
 
@@ -72,14 +73,19 @@ def limiter() -> areplay.SamplesPerInsert:
 
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("is_closed_before", [False, True])
-async def test_a_fifo_of_an_item_of_ones_own_goes_on(times: int, is_closed_before: bool, tmp_path: Path) -> None:
-    """Another object of the class: what was delivered does not come again, the rest in order. Other states begin anew.
+async def test_a_fifo_of_an_item_of_ones_own_goes_on(
+    times: int, is_closed_before: bool, tmp_path: Path
+) -> None:
+    """Another object of the class: what was delivered does not come again, the rest in order. Other
+    states begin anew.
 
     Also if its context was left before the save, as that of the last checkpoint of a program is.
     """
     async with Replay(STEPS, 1_000) as replay:
         await play(replay, 0, 100)
-        async with replay.batches(Pairs(2.0), 10, selector=areplay.Fifo(times), prefetch=2) as batches:
+        async with replay.batches(
+            Pairs(2.0), 10, selector=areplay.Fifo(times), prefetch=2
+        ) as batches:
             assert await taken(batches, 3 * times) == [
                 k for t in range(3) for k in [*range(10 * t, 10 * t + 10)] * times
             ]
@@ -88,7 +94,9 @@ async def test_a_fifo_of_an_item_of_ones_own_goes_on(times: int, is_closed_befor
         if is_closed_before:
             await replay.save(tmp_path)
     async with await Replay.load(tmp_path, spec=STEPS) as replay:
-        async with replay.batches(Pairs(3.0), 10, selector=areplay.Fifo(times), prefetch=2) as batches:
+        async with replay.batches(
+            Pairs(3.0), 10, selector=areplay.Fifo(times), prefetch=2
+        ) as batches:
             assert await taken(batches, 1) == [*range(10)]
         await replay.save(tmp_path)  # what nobody has opened yet is kept
     async with await Replay.load(tmp_path) as replay:
@@ -107,7 +115,8 @@ async def test_a_fifo_of_an_item_of_ones_own_goes_on(times: int, is_closed_befor
 
 
 async def test_a_limiter_of_an_item_of_ones_own_goes_on(tmp_path: Path) -> None:
-    """With its counts, also in the run after one that made its stream, never opened it, and saved."""
+    """With its counts, also in the run after one that made its stream, never opened it, and
+    saved."""
     async with Replay(STEPS, 1_000) as replay:
         await play(replay, 0, 50)
         async with replay.batches(Pairs(), 10, limiter=limiter(), prefetch=1) as batches:
@@ -125,7 +134,11 @@ async def test_a_limiter_of_an_item_of_ones_own_goes_on(tmp_path: Path) -> None:
     ):
         after = batches.statistics().limiter
         assert after is not None
-        assert (after.inserts, after.samples, after.error) == (before.inserts, before.samples, before.error)
+        assert (after.inserts, after.samples, after.error) == (
+            before.inserts,
+            before.samples,
+            before.error,
+        )
         left = int(after.error + after.error_buffer) // 10
         await taken(batches, left)
         with pytest.raises(areplay.WaitTimeout):
@@ -138,26 +151,40 @@ def annealed(batches: int) -> float:
 
 
 async def test_a_schedule_goes_on_at_its_count(tmp_path: Path) -> None:
-    """The very first batches, which are drawn before one is taken, have the weights of that count."""
+    """The very first batches, which are drawn before one is taken, have the weights of that
+    count."""
     async with Replay(STEPS, 1_000) as replay:
         await play(replay, 0, 100)
         prioritized = areplay.Prioritized(1.0, annealed)
-        async with replay.batches(batch_size=20, selector=prioritized, inline_sampling=False) as batches:
+        async with replay.batches(
+            batch_size=20, selector=prioritized, inline_sampling=False
+        ) as batches:
             replay.update_priorities(np.arange(100), 1.0 + np.arange(100))
             await taken(batches, 10)
             assert prioritized.importance_sampling_exponent == annealed(10)
             await replay.save(tmp_path)
     async with await Replay.load(tmp_path) as replay:
         prioritized = areplay.Prioritized(1.0, annealed)
-        async with replay.batches(batch_size=20, selector=prioritized, inline_sampling=False) as batches:
+        async with replay.batches(
+            batch_size=20, selector=prioritized, inline_sampling=False
+        ) as batches:
             for number in range(10, 14):
                 assert prioritized.importance_sampling_exponent == annealed(number)
                 batch = await anext(batches)
                 priorities = 1.0 + batch["obs"]
-                np.testing.assert_allclose(batch.probabilities, priorities / priorities_sum(), rtol=1e-5)
+                np.testing.assert_allclose(
+                    batch.probabilities, priorities / priorities_sum(), rtol=1e-5
+                )
                 logarithms = np.log(priorities.min() / priorities)
-                exponents = np.log(batch.importance_weights)[logarithms < 0] / logarithms[logarithms < 0]
-                assert annealed(10) - 1e-4 <= exponents.min() <= exponents.max() <= annealed(number) + 1e-4
+                exponents = (
+                    np.log(batch.importance_weights)[logarithms < 0] / logarithms[logarithms < 0]
+                )
+                assert (
+                    annealed(10) - 1e-4
+                    <= exponents.min()
+                    <= exponents.max()
+                    <= annealed(number) + 1e-4
+                )
 
 
 def priorities_sum() -> float:
@@ -176,7 +203,9 @@ async def test_a_schedule_that_raises_when_it_goes_on(tmp_path: Path) -> None:
     """The caller of `batches` gets it, and what was kept is kept for another try."""
     async with Replay(STEPS, 1_000) as replay:
         await play(replay, 0, 100)
-        async with replay.batches(batch_size=20, selector=areplay.Prioritized(1.0, annealed)) as batches:
+        async with replay.batches(
+            batch_size=20, selector=areplay.Prioritized(1.0, annealed)
+        ) as batches:
             await taken(batches, 10)
             await replay.save(tmp_path)
     async with await Replay.load(tmp_path) as replay:
@@ -188,7 +217,8 @@ async def test_a_schedule_that_raises_when_it_goes_on(tmp_path: Path) -> None:
 
 
 async def test_a_run_that_was_interrupted_is_as_one_that_was_not(tmp_path: Path) -> None:
-    """Draws by priorities and without, counts of updates, names of rows and seeds of what is made next."""
+    """Draws by priorities and without, counts of updates, names of rows and seeds of what is made
+    next."""
     numbers = np.arange(100)
 
     async def first(replay: Replay) -> None:
@@ -203,7 +233,12 @@ async def test_a_run_that_was_interrupted_is_as_one_that_was_not(tmp_path: Path)
         batch = replay.sample(64, selector=areplay.Prioritized())
         found += [batch["obs"].tolist(), batch.probabilities.tolist(), batch.indices.tolist()]
         statistics = replay.statistics()
-        found += [update, statistics.rows_inserted, statistics.priorities_updated, statistics.priorities_stale]
+        found += [
+            update,
+            statistics.rows_inserted,
+            statistics.priorities_updated,
+            statistics.priorities_stale,
+        ]
         async with replay.batches(batch_size=8, selector=areplay.Epochs(2), prefetch=4) as batches:
             found.append(await taken(batches, 20))
         await play(replay, 100, 150)

@@ -1,4 +1,5 @@
-"""Rows of real actors: in order within their stream, each exactly once, and safe once `add` has returned."""
+"""Rows of real actors: in order within their stream, each exactly once, and safe once `add` has
+returned."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ both_loops = pytest.mark.asyncio(loop_factories=["asyncio", "uvloop"])
 
 @both_loops
 async def test_rows_of_several_actors_are_stored_once_and_in_order() -> None:
-    """By add and extend of several actors: all rows are there, each once and in order, when their context is left."""
+    """By add and extend of several actors: all rows are there, each once and in order, when their
+    context is left."""
     async with areplay.Replay(SPEC, 100_000) as replay:
         async with replay.actors(workers.hand_in_mixed, 2, args=(5_000,)) as actors:
             await actors.wait()
@@ -51,11 +53,16 @@ async def test_a_ring_smaller_than_the_rows_keeps_the_newest_in_order() -> None:
         (stream,) = streams(replay)
         assert torn(stream.columns) == 0
         assert stream.columns["number"].tolist() == list(range(20_000 - len(stream), 20_000))
-        assert replay.capacity_rows - replay.statistics().block_rows < len(replay) <= replay.capacity_rows
+        assert (
+            replay.capacity_rows - replay.statistics().block_rows
+            < len(replay)
+            <= replay.capacity_rows
+        )
 
 
 async def _everyone_at_once(capacity: int) -> areplay.Statistics:
-    """52,000 rows of two actors and of the owner's extend, while two streams of batches are read; all is checked."""
+    """52,000 rows of two actors and of the owner's extend, while two streams of batches are read;
+    all is checked."""
     owners, done = 12_000, asyncio.Event()
     life = os.getpid()
 
@@ -91,7 +98,8 @@ async def _everyone_at_once(capacity: int) -> areplay.Statistics:
         if capacity > 52_000:
             assert sorted(lives(replay).values()) == [12_000, 20_000, 20_000]
         else:
-            for stream in streams(replay):  # what is left has no gap: it is the end of what its writer wrote
+            # what is left has no gap: it is the end of what its writer wrote
+            for stream in streams(replay):
                 number = stream.columns["number"]
                 assert number.tolist() == list(range(number[0], number[0] + len(stream)))
                 assert torn(stream.columns) == 0
@@ -99,34 +107,43 @@ async def _everyone_at_once(capacity: int) -> areplay.Statistics:
 
 
 async def test_everyone_writes_and_reads_at_the_same_time() -> None:
-    """Actors, the owner's extend, two samplers of one stream and one of another: rows exact, every batch whole."""
+    """Actors, the owner's extend, two samplers of one stream and one of another: rows exact, every
+    batch whole."""
     assert (await _everyone_at_once(capacity=200_000)).rows == 52_000
 
 
 @pytest.mark.asyncio(loop_factories=["asyncio"])
 async def test_everyone_writes_and_reads_a_small_ring_at_the_same_time() -> None:
-    """The same while the ring is written round and round: what is left of each stream is its end, without a gap."""
+    """The same while the ring is written round and round: what is left of each stream is its end,
+    without a gap."""
     statistics = await _everyone_at_once(capacity=3_000)
     assert statistics.rows_inserted > 10 * statistics.capacity_rows
 
 
 async def test_rows_of_a_killed_actor_are_those_it_was_told_are_safe(tmp_path: Path) -> None:
-    """Killed from outside at any moment, again and again: acked <= stored <= pending, each once and in order."""
+    """Killed from outside at any moment, again and again: acked <= stored <= pending, each once and
+    in order."""
     rounds, slowest_s = 2, 0.0
 
     def is_busy(life: int) -> bool:
         return any(pid == life and acked > 50 for (_, pid), (acked, _) in ledgers(tmp_path).items())
 
     async with areplay.Replay(SPEC, 1_000_000) as replay:
-        async with replay.actors(workers.ledgered, 2, args=(str(tmp_path),), max_restarts=100) as actors:
+        async with replay.actors(
+            workers.ledgered, 2, args=(str(tmp_path),), max_restarts=100
+        ) as actors:
             for _ in range(rounds):
                 victims = [record.pid for record in actors.statistics()]
-                await until(lambda pids=victims: all(is_busy(pid) for pid in pids), what="rows of both")
+                await until(
+                    lambda pids=victims: all(is_busy(pid) for pid in pids), what="rows of both"
+                )
                 for pid in victims:
                     os.kill(pid, signal.SIGKILL)
                 killed = time.monotonic()
                 await until(
-                    lambda pids=victims: all(r.is_alive and r.pid not in pids for r in actors.statistics()),
+                    lambda pids=victims: all(
+                        r.is_alive and r.pid not in pids for r in actors.statistics()
+                    ),
                     what="their successors",
                 )
                 slowest_s = max(slowest_s, time.monotonic() - killed)
@@ -138,9 +155,12 @@ async def test_rows_of_a_killed_actor_are_those_it_was_told_are_safe(tmp_path: P
 
 @pytest.mark.parametrize("chunk", [1, 10])
 async def test_a_row_is_safe_once_add_returned(tmp_path: Path, chunk: int) -> None:
-    """An actor that kills itself at the very next instruction after add or extend: that row is stored, and no other."""
+    """An actor that kills itself at the very next instruction after add or extend: that row is
+    stored, and no other."""
     async with areplay.Replay(SPEC, 10_000) as replay:
-        async with replay.actors(workers.die_after, 1, args=(str(tmp_path), 170, chunk), max_restarts=1) as actors:
+        async with replay.actors(
+            workers.die_after, 1, args=(str(tmp_path), 170, chunk), max_restarts=1
+        ) as actors:
             with pytest.raises(areplay.ActorFailed, match="killed by signal 9"):
                 await actors.wait()
         stored = check_ledgers(replay, tmp_path)
@@ -149,7 +169,8 @@ async def test_a_row_is_safe_once_add_returned(tmp_path: Path, chunk: int) -> No
 
 
 async def test_rows_left_in_an_inbox_are_stored_when_closing() -> None:
-    """Rows handed in a moment before the actor is stopped are in the ring when the actors' context has been left."""
+    """Rows handed in a moment before the actor is stopped are in the ring when the actors' context
+    has been left."""
     async with areplay.Replay(SPEC, 100_000) as replay:
         async with replay.actors(workers.hand_in_until_stopped, 1) as actors:
             await until(lambda: actors.statistics()[0].rows > 100)
@@ -159,7 +180,8 @@ async def test_rows_left_in_an_inbox_are_stored_when_closing() -> None:
 
 
 async def test_blocks_are_split_before_samplers_begin_if_actors_are_many() -> None:
-    """In the order of the README, actors, then batches: samplers know the smaller blocks, and nearly all rows fit."""
+    """In the order of the README, actors, then batches: samplers know the smaller blocks, and
+    nearly all rows fit."""
     async with (
         asyncio.timeout(120),
         areplay.Replay(SPEC, 512, seed=0) as replay,

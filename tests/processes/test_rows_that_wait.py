@@ -1,4 +1,5 @@
-"""How many rows wait in the inboxes of actors that a limiter or a selector holds: few, and nobody hangs for it."""
+"""How many rows wait in the inboxes of actors that a limiter or a selector holds: few, and nobody
+hangs for it."""
 
 from __future__ import annotations
 
@@ -53,13 +54,15 @@ async def test_actors_that_a_limiter_holds_share_what_may_wait() -> None:
 
 
 async def test_rows_are_as_old_as_the_limiter_has_to_make_them() -> None:
-    """Each row has the version of the weights by which it was made. The newest that is stored was made a little before
-    it was let in: behind the rows that may wait, and the steps that the buffer lets actors be ahead."""
+    """Each row has the version of the weights by which it was made. The newest that is stored was
+    made a little before it was let in: behind the rows that may wait, and the steps that the buffer
+    lets actors be ahead."""
     weights = areplay.Weights({"w": np.zeros(1, "float32")})
     spec = areplay.Spec(version=((), "int64"))
     async with (
         areplay.Replay(spec, 10_000, seed=0) as replay,
-        replay.actors(workers.hand_in_versions, 2, weights=weights),  # which run ahead before there is a limiter
+        # which run ahead before there is a limiter
+        replay.actors(workers.hand_in_versions, 2, weights=weights),
         replay.batches(batch_size=BATCH_SIZE, limiter=limiter(min_size=100)) as batches,
     ):
         for _ in range(400):
@@ -68,7 +71,8 @@ async def test_rows_are_as_old_as_the_limiter_has_to_make_them() -> None:
             await asyncio.sleep(0)
         newest, now = int(replay.sample(4_096)["version"].max()), weights.version
     rows_a_batch = BATCH_SIZE / RATIO
-    # Four times what may wait: an actor may read its version, and be put to sleep before it makes its row.
+    # Four times what may wait: an actor may read its version, and be put to sleep before it makes
+    # its row.
     assert now - newest <= 4 * (32 + 32) / rows_a_batch, f"{newest} of {now}"
 
 
@@ -84,7 +88,8 @@ async def test_the_users_own_bound_stays() -> None:
 
 
 async def test_what_may_wait_follows_limiters_that_come_change_and_go() -> None:
-    """While actors run: with each stream that is opened and closed, and when a buffer is changed."""
+    """While actors run: with each stream that is opened and closed, and when a buffer is
+    changed."""
     async with (
         areplay.Replay(SPEC, 10_000) as replay,
         replay.actors(workers.hand_in_until_stopped, 2) as actors,
@@ -93,12 +98,16 @@ async def test_what_may_wait_follows_limiters_that_come_change_and_go() -> None:
         await until(lambda: len(replay) > 1_000)
         pace = limiter()
         one = await stack.enter_async_context(replay.batches(batch_size=BATCH_SIZE, limiter=pace))
-        await learn_until(one, lambda: all(record.waited_s > 0.05 for record in actors.statistics()))
+        await learn_until(
+            one, lambda: all(record.waited_s > 0.05 for record in actors.statistics())
+        )
         await all_wait(actors)
         assert max(waiting(actors)) <= 16
         pace.error_buffer = 200.0
         await until(lambda: waiting(actors) == [100, 100])
-        other = await stack.enter_async_context(replay.batches(batch_size=BATCH_SIZE, limiter=limiter(64.0)))
+        other = await stack.enter_async_context(
+            replay.batches(batch_size=BATCH_SIZE, limiter=limiter(64.0))
+        )
         await one.close()
         before = replay.statistics().rows_inserted
         await learn_until(other, lambda: replay.statistics().rows_inserted > before + 500)
@@ -109,12 +118,17 @@ async def test_what_may_wait_follows_limiters_that_come_change_and_go() -> None:
         await until(lambda: replay.statistics().rows_inserted > before + 20_000)
 
 
-async def test_what_waits_when_a_limiter_comes_is_let_in_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else it would wait for the limiter, and all that is made later behind it. Here it would stay in its inbox."""
+async def test_what_waits_when_a_limiter_comes_is_let_in_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would wait for the limiter, and all that is made later behind it. Here it would stay
+    in its inbox."""
     monkeypatch.setattr(coordinator, "BATCHING_DELAY_S", 1_000.0)
     async with (
         areplay.Replay(SPEC, 10_000) as replay,
-        replay.actors(workers.hang, 1, args=("wait", str(tmp_path)), quiet_s=None, grace_s=0.2) as actors,
+        replay.actors(
+            workers.hang, 1, args=("wait", str(tmp_path)), quiet_s=None, grace_s=0.2
+        ) as actors,
     ):
         await until(lambda: waiting(actors) == [10])
         async with replay.batches(batch_size=BATCH_SIZE, limiter=limiter()):
@@ -133,8 +147,11 @@ async def test_more_rows_at_once_than_may_wait_are_handed_in_together() -> None:
         def look(batch: areplay.Batch) -> None:
             seen.update(record.rows for record in actors.statistics())
 
-        with suppress(areplay.Stalled):  # of a learner that asks once more when all rows are in and the actors are done
-            await learn_until(batches, lambda: replay.statistics().rows_inserted == 1_200, look=look)
+        # of a learner that asks once more when all rows are in and the actors are done
+        with suppress(areplay.Stalled):
+            await learn_until(
+                batches, lambda: replay.statistics().rows_inserted == 1_200, look=look
+            )
         assert replay.statistics().rows_inserted == 1_200
         assert seen <= {0, 200, 400, 600}
         assert sorted(lives(replay).values()) == [600, 600]
@@ -154,7 +171,8 @@ async def test_actors_that_fifo_holds_wait_with_few_rows() -> None:
 
 
 async def test_before_the_first_batch_as_many_may_wait_as_are_let_in() -> None:
-    """A limiter that has room for many rows does not slow the filling down: inboxes are as large as without it."""
+    """A limiter that has room for many rows does not slow the filling down: inboxes are as large as
+    without it."""
     async with (
         areplay.Replay(SPEC, 100_000) as replay,
         replay.batches(batch_size=BATCH_SIZE, limiter=limiter(min_size=50_000)),

@@ -1,4 +1,5 @@
-"""What sampler processes draw: every stored row with the same probability, and the same draws under the same seed."""
+"""What sampler processes draw: every stored row with the same probability, and the same draws under
+the same seed."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ Drawn = np.ndarray[tuple[int, int], np.dtype[np.int64]]  # the indices of some b
 
 async def _delivered(replay: areplay.Replay, batches: int, samplers: int = 1) -> Drawn:
     """The indices of so many batches of 256."""
-    stream = replay.batches(batch_size=256, samplers=samplers, inline_sampling=False, timeout_s=60.0)
+    stream = replay.batches(
+        batch_size=256, samplers=samplers, inline_sampling=False, timeout_s=60.0
+    )
     async with stream:
         found = np.empty((batches, 256), np.int64)
         for k in range(batches):
@@ -31,7 +34,8 @@ async def _delivered(replay: areplay.Replay, batches: int, samplers: int = 1) ->
 
 
 async def _quiet(shape: str, replay: areplay.Replay) -> None:
-    """Bring a replay into one of several states: what counts is where its rows lie, not how many."""
+    """Bring a replay into one of several states: what counts is where its rows lie, not how
+    many."""
     if shape == "nearly empty":
         await replay.extend(rows(OWNER, 1, 0, 37))
     elif shape == "blocks half full":  # short streams, each in blocks of its own
@@ -45,21 +49,27 @@ async def _quiet(shape: str, replay: areplay.Replay) -> None:
 
 @pytest.mark.parametrize("shape", ["nearly empty", "blocks half full", "lapped"])
 async def test_every_stored_row_is_drawn_with_the_same_probability(shape: str) -> None:
-    """Chi-square over what was delivered by a sampler: as uniform as chance is, and no row left out."""
+    """Chi-square over what was delivered by a sampler: as uniform as chance is, and no row left
+    out."""
     async with areplay.Replay(SPEC, 1_024, block_rows=64, seed=3) as replay:
         await _quiet(shape, replay)
         serials, counts = replay._ring.occupied()  # type: ignore[union-attr]
-        stored = np.concatenate([s * 64 + np.arange(n) for s, n in zip(serials, counts, strict=True)])
+        stored = np.concatenate(
+            [s * 64 + np.arange(n) for s, n in zip(serials, counts, strict=True)]
+        )
         assert len(stored) == len(replay)
         names, hits = np.unique(await _delivered(replay, 600, samplers=2), return_counts=True)
         np.testing.assert_array_equal(names, np.sort(stored))
         found = stats.chisquare(hits)
-        print(f"{shape}: {len(stored)} rows, chi-square {found.statistic:.0f}, p {found.pvalue:.4f}")
+        print(
+            f"{shape}: {len(stored)} rows, chi-square {found.statistic:.0f}, p {found.pvalue:.4f}"
+        )
         assert 1e-9 < found.pvalue < 1 - 1e-9
 
 
 async def test_draws_repeat_under_the_same_seed_and_differ_under_another() -> None:
-    """A sampler's draws from the same content depend on the seed, the stream and the sampler, and nothing else."""
+    """A sampler's draws from the same content depend on the seed, the stream and the sampler, and
+    nothing else."""
 
     async def draws(seed: int | None, streams: int) -> list[Drawn]:
         async with areplay.Replay(SPEC, 1_024, seed=seed) as replay:
@@ -91,7 +101,10 @@ async def test_no_index_is_used_twice() -> None:
     ):
         async for batch in batches:
             for index, life, number in zip(
-                batch.indices.tolist(), batch["life"].tolist(), batch["number"].tolist(), strict=True
+                batch.indices.tolist(),
+                batch["life"].tolist(),
+                batch["number"].tolist(),
+                strict=True,
             ):
                 assert seen.setdefault(index, (life, number)) == (life, number)
             if len(seen) > 3_000:

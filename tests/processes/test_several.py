@@ -25,15 +25,16 @@ async def _small_run() -> int:
 
 
 def test_event_loops_of_both_kinds_one_after_the_other() -> None:
-    """Each event loop has its replay, and nothing of the one before is in its way; areplay.run returns what its
-    coroutine returns."""
+    """Each event loop has its replay, and nothing of the one before is in its way; areplay.run
+    returns what its coroutine returns."""
     for run in (asyncio.run, asyncio.run, areplay.run, areplay.run, asyncio.run):
         assert run(_small_run()) == 50
 
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])
 async def test_two_replays_are_independent() -> None:
-    """Each has its own rows, actors and batches, also when one of them is closed before the other."""
+    """Each has its own rows, actors and batches, also when one of them is closed before the
+    other."""
     async with areplay.Replay(SPEC, 10_000) as outer:
         async with (
             areplay.Replay(SPEC, 10_000) as inner,
@@ -43,7 +44,10 @@ async def test_two_replays_are_independent() -> None:
         ):
             await asyncio.gather(outer_actors.wait(), inner_actors.wait())
             async with inner.batches(batch_size=8) as inner_batches:
-                ours, theirs = set((await anext(inner_batches))["life"]), set((await anext(outer_batches))["life"])
+                ours, theirs = (
+                    set((await anext(inner_batches))["life"]),
+                    set((await anext(outer_batches))["life"]),
+                )
                 assert len(ours) == len(theirs) == 1
                 assert ours != theirs
             await inner.close()
@@ -54,13 +58,17 @@ async def test_two_replays_are_independent() -> None:
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])
 async def test_streams_and_groups_on_one_replay_are_independent() -> None:
-    """Two groups of actors and two streams of batches on one replay: each may end without the others noticing."""
+    """Two groups of actors and two streams of batches on one replay: each may end without the
+    others noticing."""
     async with (
         areplay.Replay(SPEC, 10_000) as replay,
         replay.actors(workers.hand_in_until_stopped, 1, args=(0.001,)) as lasting,
         replay.batches(batch_size=16, prefetch=3) as lasting_batches,
     ):
-        async with replay.actors(workers.hand_in, 1, args=(40,)) as passing, replay.batches(batch_size=4) as batches:
+        async with (
+            replay.actors(workers.hand_in, 1, args=(40,)) as passing,
+            replay.batches(batch_size=4) as batches,
+        ):
             await passing.wait()
             assert (await anext(batches))["number"].shape == (4,)
             statistics = replay.statistics()
@@ -112,20 +120,25 @@ def test_importing_areplay_starts_nothing() -> None:
     code = (
         "import areplay, threading\n"
         "from tests.processes.watching import children\n"
-        "print(threading.active_count(), len(children()), 'memfd' in open('/proc/self/maps').read())"
+        "print(threading.active_count(), len(children()), 'memfd' in "
+        "open('/proc/self/maps').read())"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
     assert said.stdout.split() == ["1", "0", "False"]
 
 
 def test_others_who_use_aiomultiprocess_are_untouched() -> None:
-    """areplay keeps aiomultiprocess's manager from starting for its own children, not for anybody else in the process,
-    who needs it to get results."""
+    """areplay keeps aiomultiprocess's manager from starting for its own children, not for anybody
+    else in the process, who needs it to get results."""
     code = (
         "import areplay, asyncio, aiomultiprocess\n"
         "async def main():\n"
         "    print(await aiomultiprocess.Worker(target=asyncio.sleep, args=(0, 'a result')))\n"
         "if __name__ == '__main__': asyncio.run(main())\n"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
     assert said.stdout == "a result\n", said.stderr

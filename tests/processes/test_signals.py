@@ -1,4 +1,5 @@
-"""Signals to a running program: Ctrl-C, SIGTERM, and the death of the parent at any moment. Never an orphan."""
+"""Signals to a running program: Ctrl-C, SIGTERM, and the death of the parent at any moment. Never
+an orphan."""
 
 from __future__ import annotations
 
@@ -37,7 +38,12 @@ class Program:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment, name: value},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                **environment,
+                name: value,
+            },
         )
         self.output: list[str] = []
 
@@ -71,7 +77,9 @@ def running(options: dict[str, Any] | None = None, **environment: str) -> Iterat
     try:
         yield program
     finally:
-        for pid in program.everyone() | ({program.process.pid} if program.process.poll() is None else set()):
+        for pid in program.everyone() | (
+            {program.process.pid} if program.process.poll() is None else set()
+        ):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         program.process.wait(timeout=60.0)
@@ -84,7 +92,9 @@ def test_ctrl_c_once_ends_in_order() -> None:
     """SIGINT to the whole group: contexts are left in order, no child complains, nobody is left."""
     with running() as program:
         program.wait_for("learning")
-        assert len(program.everyone()) == 1 + 2 + 1 + 1, "program, actors, sampler, resource tracker"
+        assert len(program.everyone()) == 1 + 2 + 1 + 1, (
+            "program, actors, sampler, resource tracker"
+        )
         program.signal_group(signal.SIGINT)
         code, out, err = program.ends()
         assert "closed" in out
@@ -96,7 +106,8 @@ def test_ctrl_c_once_ends_in_order() -> None:
 
 
 def test_ctrl_c_while_children_start_ends_in_order() -> None:
-    """SIGINT to the group in the middle of the start, when children are interpreters that have just begun."""
+    """SIGINT to the group in the middle of the start, when children are interpreters that have just
+    begun."""
     for wait_s in (0.0, 0.03, 0.07):
         with running() as program:
             program.wait_for("starting")
@@ -109,11 +120,16 @@ def test_ctrl_c_while_children_start_ends_in_order() -> None:
             assert err.count("Traceback") <= 2, f"no child has anything to say: {err}"
 
 
-@pytest.mark.parametrize("meanwhile", ["it computes", "it begins to close", "it waits for its actors"])
+@pytest.mark.parametrize(
+    "meanwhile", ["it computes", "it begins to close", "it waits for its actors"]
+)
 def test_ctrl_c_twice_ends_at_once(meanwhile: str) -> None:
-    """The second SIGINT does not wait for actors that do not listen: it is over long before their grace is, without
-    an orphan. Wherever it hits: within the user's coroutine it begins as an exception like any other."""
-    with running({"stubborn": True, "grace_s": 300.0, "busy": meanwhile == "it computes"}) as program:
+    """The second SIGINT does not wait for actors that do not listen: it is over long before their
+    grace is, without an orphan. Wherever it hits: within the user's coroutine it begins as an
+    exception like any other."""
+    with running(
+        {"stubborn": True, "grace_s": 300.0, "busy": meanwhile == "it computes"}
+    ) as program:
         program.wait_for("learning")
         program.signal_group(signal.SIGINT)
         program.wait_for("busy" if meanwhile == "it computes" else "leaving")
@@ -145,7 +161,8 @@ def test_what_handled_ctrl_c_before_does_so_again(handler: Any) -> None:
 
 @pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN, lambda number, frame: None])
 def test_what_handled_sigterm_before_does_so_again(handler: Any) -> None:
-    """A program can be ended after `run` as before it; a handler that the coroutine itself sets stays."""
+    """A program can be ended after `run` as before it; a handler that the coroutine itself sets
+    stays."""
 
     def others(number: int, frame: Any) -> None: ...
 
@@ -176,14 +193,17 @@ def test_ctrl_c_ends_what_is_left_of_a_main_that_was_left() -> None:
         "        await asyncio.sleep(100)\n"
         "areplay.run(main())\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
         assert process.stdout is not None and process.stdout.readline() == b"closing\n"
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60.0) == -signal.SIGINT
 
 
 def test_sigterm_ends_in_order() -> None:
-    """SIGTERM to the program alone: contexts are left in order; the exit code is that of a terminated program."""
+    """SIGTERM to the program alone: contexts are left in order; the exit code is that of a
+    terminated program."""
     with running({"cleanup_s": 0.3}) as program:
         program.wait_for("learning")
         program.process.send_signal(signal.SIGTERM)
@@ -207,9 +227,12 @@ def test_sigterm_to_everybody_ends_in_order() -> None:
 
 @pytest.mark.alone
 def test_no_process_and_no_memory_outlives_a_killed_parent() -> None:
-    """SIGKILL of the parent under load: every child and helper is gone soon, and the machine has its memory back."""
+    """SIGKILL of the parent under load: every child and helper is gone soon, and the machine has
+    its memory back."""
     size = 400 << 20
-    with running({"rows": 1_000, "row_bytes": size // 1_000, "actors": 2, "samplers": 2}) as program:
+    with running(
+        {"rows": 1_000, "row_bytes": size // 1_000, "actors": 2, "samplers": 2}
+    ) as program:
         program.wait_for("learning")
         assert len(program.everyone()) == 1 + 2 + 2 + 1
         in_use = shared_memory_bytes()
@@ -229,8 +252,8 @@ def test_no_process_outlives_its_killed_group() -> None:
 
 @pytest.mark.parametrize("import_s", [0.0, 30.0])
 def test_no_child_outlives_a_parent_killed_while_it_starts_them(import_s: float) -> None:
-    """SIGKILL of the parent at several moments of the start; also if the main module takes long to import, which each
-    child does before it runs anything of ours."""
+    """SIGKILL of the parent at several moments of the start; also if the main module takes long to
+    import, which each child does before it runs anything of ours."""
     slowest_s = 0.0
     for wait_s in (0.005, 0.03, 0.08, 0.15, 0.3) if import_s == 0.0 else (0.05, 0.4):
         with running({"import_s": import_s}) as program:
@@ -250,7 +273,8 @@ def test_no_child_outlives_a_parent_that_dies_within_a_write(point: str) -> None
 
 
 def test_no_child_outlives_a_parent_that_leaves_without_a_word() -> None:
-    """An exit that runs no handler and leaves no context is as good as a SIGKILL: nothing is left."""
+    """An exit that runs no handler and leaves no context is as good as a SIGKILL: nothing is
+    left."""
     with running({"stubborn": True}) as program:
         program.wait_for("learning")
         children = program.everyone() - {program.process.pid}
@@ -260,7 +284,8 @@ def test_no_child_outlives_a_parent_that_leaves_without_a_word() -> None:
 
 
 def test_ctrl_c_ends_a_start_that_is_stuck() -> None:
-    """Children do not get as far as to read what they were given, which is more than a pipe holds."""
+    """Children do not get as far as to read what they were given, which is more than a pipe
+    holds."""
     with running({"import_s": 1_000.0, "padding": "x" * 100_000, "grace_s": 0.2}) as program:
         program.wait_for("importing")
         program.signal_group(signal.SIGINT)
@@ -272,11 +297,16 @@ def test_ctrl_c_ends_a_start_that_is_stuck() -> None:
 
 @pytest.mark.parametrize("death_signal", ["cleared", "refused"])
 def test_children_without_a_death_signal_do_not_outlive_a_killed_parent(death_signal: str) -> None:
-    """A change of credentials clears PR_SET_PDEATHSIG, a sandbox refuses it: then their pipe ties them to their parent,
-    and the kernel sees to it, for they cannot do anything themselves while they are stopped."""
+    """A change of credentials clears PR_SET_PDEATHSIG, a sandbox refuses it: then their pipe ties
+    them to their parent, and the kernel sees to it, for they cannot do anything themselves while
+    they are stopped."""
     with running({"death_signal": death_signal, "stubborn": True, "samplers": 2}) as program:
         program.wait_for("learning")
-        children = [pid for pid in program.everyone() if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+        children = [
+            pid
+            for pid in program.everyone()
+            if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()
+        ]
         assert len(children) == 4
         for pid in children:
             os.kill(pid, signal.SIGSTOP)
@@ -288,7 +318,11 @@ def test_a_fork_of_a_killed_parent_does_not_keep_children_alive() -> None:
     """It has no copy of what ties them to their parent."""
     with running({"death_signal": "cleared", "forks": True}) as program:
         program.wait_for("learning")
-        children = [pid for pid in program.everyone() if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+        children = [
+            pid
+            for pid in program.everyone()
+            if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()
+        ]
         assert len(children) == 3
         program.process.kill()
         until_now(lambda: not program.everyone() & set(children), GONE_WITHIN_S)
@@ -324,11 +358,15 @@ areplay.run(main())
 
 @pytest.mark.parametrize("closes_later", [False, True])
 def test_a_program_without_standard_streams_keeps_its_memory_to_itself(closes_later: bool) -> None:
-    """Its memory may get the number of standard output, but not in a child, where `print` would write into it."""
+    """Its memory may get the number of standard output, but not in a child, where `print` would
+    write into it."""
     code = WITHOUT_STREAMS.format(closes_later=closes_later)
     start = 'exec "$@"' if closes_later else 'exec "$@" <&- >&- 2>&-'
     command = ["sh", "-c", start, "sh", sys.executable, "-c", code]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path]),
+    }
     assert subprocess.run(command, env=environment, timeout=60.0).returncode == 0
 
 
@@ -338,7 +376,8 @@ def test_a_thread_ends_a_child_where_the_kernel_does_not() -> None:
     command = [
         sys.executable,
         "-c",
-        f"from areplay._processes.launcher import end_with; print(1, flush=True); end_with({reader})",
+        "from areplay._processes.launcher import end_with; print(1, flush=True); "
+        f"end_with({reader})",
     ]
     with subprocess.Popen(command, pass_fds=[reader], stdout=subprocess.PIPE) as child:
         os.close(reader)

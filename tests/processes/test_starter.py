@@ -1,4 +1,5 @@
-"""Children are started by a thread: the learner's loop goes on meanwhile, and whatever happens, none is left."""
+"""Children are started by a thread: the learner's loop goes on meanwhile, and whatever happens,
+none is left."""
 
 from __future__ import annotations
 
@@ -76,7 +77,8 @@ async def test_the_loop_goes_on_while_a_successor_is_started(gate: Gate) -> None
 
 
 async def test_cancelled_while_a_child_is_started_it_is_killed_and_reaped(gate: Gate) -> None:
-    """The start cannot be called off, so what it started is brought to its end; no child and no thread is left."""
+    """The start cannot be called off, so what it started is brought to its end; no child and no
+    thread is left."""
     before, threads_before = children(), threads()
     async with areplay.Replay(SPEC, 1_000) as replay:
         stream = replay.batches(batch_size=8)
@@ -108,7 +110,9 @@ async def test_cancelled_while_it_is_started_a_child_is_still_watched(gate: Gate
     thread.shutdown()
 
 
-async def test_a_thread_that_cannot_be_had_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_thread_that_cannot_be_had_is_a_typed_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """No child, and no descriptor of one, is left."""
 
     def refuse(thread: threading.Thread) -> None:
@@ -120,7 +124,11 @@ async def test_a_thread_that_cannot_be_had_is_a_typed_error(monkeypatch: pytest.
     async with areplay.Replay(SPEC, 1_000) as replay:
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", refuse)
-            with pytest.raises(areplay.SamplerFailed, match=r"ResourceUnavailable.*can't start new thread"):
+            with pytest.raises(
+                areplay.SamplerFailed,
+                match=r"ResourceUnavailable.*can't start new "
+                r"thread",
+            ):
                 await replay.batches(batch_size=8).__aenter__()
         async with replay.batches(batch_size=8) as batches:
             assert batches.statistics().samplers_alive == 1
@@ -130,8 +138,12 @@ async def test_the_thread_lives_as_long_as_its_children() -> None:
     """They would die with it; afterwards it is gone."""
     async with areplay.Replay(SPEC, 1_000) as replay:
         async with replay.batches(batch_size=8):
-            assert [thread.name for thread in threading.enumerate() if thread.name.startswith(STARTER)]
-        assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(STARTER)]
+            assert [
+                thread.name for thread in threading.enumerate() if thread.name.startswith(STARTER)
+            ]
+        assert not [
+            thread.name for thread in threading.enumerate() if thread.name.startswith(STARTER)
+        ]
 
 
 class Stuck:
@@ -149,11 +161,18 @@ def large_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("large_command_line")
 async def test_a_start_that_is_stuck_before_the_arguments_are_read_ends_in_time() -> None:
-    """No thread waits until a child reads: `start_timeout_s` counts for each of several, whatever their size."""
+    """No thread waits until a child reads: `start_timeout_s` counts for each of several, whatever
+    their size."""
     before = children()
     async with areplay.Replay(SPEC, 1_000) as replay:
-        actors = replay.actors(workers.tell_size, 2, args=(Stuck(), bytes(5_000_000)), start_timeout_s=0.5)
-        with pytest.raises(areplay.ActorFailed, match=r"did not say READY within start_timeout_s = 0\.5 s"):
+        actors = replay.actors(
+            workers.tell_size, 2, args=(Stuck(), bytes(5_000_000)), start_timeout_s=0.5
+        )
+        with pytest.raises(
+            areplay.ActorFailed,
+            match=r"did not say READY within start_timeout_s = "
+            r"0\.5 s",
+        ):
             await actors.__aenter__()
         assert children() == before
 
@@ -163,7 +182,9 @@ async def test_a_start_that_is_stuck_can_be_cancelled() -> None:
     """At once, and nothing is left."""
     before = children()
     async with areplay.Replay(SPEC, 1_000) as replay:
-        actors = replay.actors(workers.tell_size, 2, args=(Stuck(), bytes(5_000_000)), start_timeout_s=1_000.0)
+        actors = replay.actors(
+            workers.tell_size, 2, args=(Stuck(), bytes(5_000_000)), start_timeout_s=1_000.0
+        )
         opening = asyncio.create_task(actors.__aenter__())
         await until(lambda: len(children() - before) == 2)
         opening.cancel()
@@ -188,7 +209,9 @@ async def test_arguments_that_do_not_pickle_leave_nothing() -> None:
     """The error names them; no child, no descriptor and no memory file is left."""
     async with areplay.Replay(SPEC, 1_000) as replay:
         with pytest.raises(areplay.ActorFailed, match=r"could not be started.*cannot pickle"):
-            await replay.actors(workers.tell_size, 1, args=(bytes(100_000), threading.Lock())).__aenter__()
+            await replay.actors(
+                workers.tell_size, 1, args=(bytes(100_000), threading.Lock())
+            ).__aenter__()
 
 
 def _pid_of_a_sampler(batches: areplay.Batches) -> int:

@@ -1,4 +1,5 @@
-"""Reading while writing: a writer that laps the ring as fast as it can never makes a batch with a torn row."""
+"""Reading while writing: a writer that laps the ring as fast as it can never makes a batch with a
+torn row."""
 
 from __future__ import annotations
 
@@ -46,9 +47,12 @@ class Names:
 async def lap(replay: areplay.Replay, chunk_rows: int, names: Names) -> None:
     """Write without a pause, from this process, until cancelled."""
     width = replay.spec["payload"].shape[0]
-    chunks = [rows(OWNER, os.getpid(), k * chunk_rows, (k + 1) * chunk_rows, width) for k in range(23)]
+    chunks = [
+        rows(OWNER, os.getpid(), k * chunk_rows, (k + 1) * chunk_rows, width) for k in range(23)
+    ]
     for chunk in itertools.cycle(chunks):
-        names.record(await replay.extend(chunk), chunk["number"])  # no turn of the loop between the two
+        # no turn of the loop between the two
+        names.record(await replay.extend(chunk), chunk["number"])
         await asyncio.sleep(0)
 
 
@@ -75,14 +79,16 @@ def laps(replay: areplay.Replay) -> int:
     ("payload", "capacity", "block_rows", "chunk_rows", "enough"),
     [
         pytest.param(16, 512, 128, 96, ENOUGH_ROWS, id="small-rows"),
-        pytest.param(512, 512, 128, 128, ENOUGH_ROWS // 4, id="large-rows"),  # a block takes long to be written
+        # a block takes long to be written
+        pytest.param(512, 512, 128, 128, ENOUGH_ROWS // 4, id="large-rows"),
     ],
 )
 async def test_no_row_is_torn_while_the_owner_laps_the_ring(
     payload: int, capacity: int, block_rows: int, chunk_rows: int, enough: int
 ) -> None:
-    """Two samplers, a ring of four blocks, a writer without a pause: of a million rows none is torn and none is another
-    than its index names, and rows were in fact overwritten while they were copied."""
+    """Two samplers, a ring of four blocks, a writer without a pause: of a million rows none is torn
+    and none is another than its index names, and rows were in fact overwritten while they were
+    copied."""
     seen = bad = wrong = 0
     async with (
         areplay.Replay(spec(payload), capacity, block_rows=block_rows) as replay,
@@ -90,19 +96,27 @@ async def test_no_row_is_torn_while_the_owner_laps_the_ring(
         replay.batches(batch_size=128, samplers=2, prefetch=8) as batches,
     ):
         async for batch in batches:
-            bad, wrong, seen = bad + torn(batch), wrong + names.wrong(batch), seen + len(batch.indices)
+            bad, wrong, seen = (
+                bad + torn(batch),
+                wrong + names.wrong(batch),
+                seen + len(batch.indices),
+            )
             if seen >= enough:
                 break
         redrawn, lapped_count = batches.statistics().rows_redrawn, laps(replay)
-    print(f"owner: {bad} torn, {wrong} wrong of {seen:,} rows; {redrawn:,} redrawn, {lapped_count:,} laps")
+    print(
+        f"owner: {bad} torn, {wrong} wrong of {seen:,} rows; {redrawn:,} redrawn, "
+        f"{lapped_count:,} laps"
+    )
     assert bad == wrong == 0
     assert redrawn > 0, "the race was run"
     assert lapped_count > 100
 
 
 async def test_no_row_is_torn_while_an_actor_laps_the_ring() -> None:
-    """The same with an actor as the writer. It is the only one, so that numbers follow indices at a fixed distance, or
-    one that grows by a block when that is left alone; a later lap's row in an earlier one's place would be nearer."""
+    """The same with an actor as the writer. It is the only one, so that numbers follow indices at a
+    fixed distance, or one that grows by a block when that is left alone; a later lap's row in an
+    earlier one's place would be nearer."""
     seen = bad = 0
     nearest, farthest = [], []
     async with (
@@ -127,8 +141,9 @@ async def test_no_row_is_torn_while_an_actor_laps_the_ring() -> None:
 
 
 async def test_no_row_is_torn_that_the_learner_copies_itself() -> None:
-    """Its only sampler stands still, so the learner fills its batches, against the thread that writes an actor's rows;
-    they are whole, and rows were in fact overwritten while they were copied."""
+    """Its only sampler stands still, so the learner fills its batches, against the thread that
+    writes an actor's rows; they are whole, and rows were in fact overwritten while they were
+    copied."""
     seen = bad = 0
     async with (
         areplay.Replay(SPEC, 2_048, block_rows=64) as replay,
@@ -148,7 +163,10 @@ async def test_no_row_is_torn_that_the_learner_copies_itself() -> None:
             after = batches.statistics()
         finally:
             os.kill(sampler, signal.SIGCONT)
-        own, redrawn = after.filled_by_learner - before.filled_by_learner, after.rows_redrawn - before.rows_redrawn
+        own, redrawn = (
+            after.filled_by_learner - before.filled_by_learner,
+            after.rows_redrawn - before.rows_redrawn,
+        )
     print(f"learner: {bad} torn of {seen:,} rows; {redrawn:,} redrawn")
     assert bad == 0
     assert own >= seen // 256 - 4, "what the sampler had filled before"
@@ -156,10 +174,13 @@ async def test_no_row_is_torn_that_the_learner_copies_itself() -> None:
 
 
 async def test_a_sampler_stopped_in_mid_copy_delivers_nothing_stale() -> None:
-    """SIGSTOP a sampler between its copying and its check, lap the ring, SIGCONT: what changed is drawn anew."""
+    """SIGSTOP a sampler between its copying and its check, lap the ring, SIGCONT: what changed is
+    drawn anew."""
     async with areplay.Replay(SPEC, 1_000, block_rows=50) as replay:
         await replay.extend(rows(OWNER, 0, 0, 1_000))
-        async with replay.batches(workers.StopsItself(at_copy=3), batch_size=64, prefetch=4) as batches:
+        async with replay.batches(
+            workers.StopsItself(at_copy=3), batch_size=64, prefetch=4
+        ) as batches:
             (member,) = batches._supervisor.workers  # type: ignore[union-attr]
             assert member.child is not None
             pid = member.child.pid
@@ -177,18 +198,27 @@ async def test_a_sampler_stopped_in_mid_copy_delivers_nothing_stale() -> None:
 
 
 async def test_a_slow_reader_gets_its_rows_under_the_lock() -> None:
-    """Drawing and copying that take longer than the ring lasts: after some rounds the sampler locks a block, which the
-    writer leaves alone for a lap, so that batches come all the same, of rows that are what their indices name."""
+    """Drawing and copying that take longer than the ring lasts: after some rounds the sampler locks
+    a block, which the writer leaves alone for a lap, so that batches come all the same, of rows
+    that are what their indices name."""
     async with areplay.Replay(SPEC, 512, block_rows=16) as replay, lapped(replay, 64) as names:
         slow = replay.batches(
-            workers.SlowRows(0.01), batch_size=4, prefetch=2, selector=workers.SlowUniform(0.0002), timeout_s=60.0
+            workers.SlowRows(0.01),
+            batch_size=4,
+            prefetch=2,
+            selector=workers.SlowUniform(0.0002),
+            timeout_s=60.0,
         )
         async with slow as batches:
             at = laps(replay)
 
             def is_enough() -> bool:
                 now = batches.statistics()
-                return now.batches_delivered >= 6 and now.rows_redrawn >= 8 * 4 and laps(replay) > at + 10
+                return (
+                    now.batches_delivered >= 6
+                    and now.rows_redrawn >= 8 * 4
+                    and laps(replay) > at + 10
+                )
 
             def look(batch: areplay.Batch) -> None:
                 assert torn(batch) == names.wrong(batch) == 0
@@ -200,13 +230,15 @@ async def test_a_slow_reader_gets_its_rows_under_the_lock() -> None:
 async def test_nobody_steals_the_lock_of_a_stopped_reader(
     end: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A sampler stopped while it holds a block: writers go around that block and say who holds it, lap after lap; when
-    it goes on its batch is whole, when it is killed the lock is free."""
+    """A sampler stopped while it holds a block: writers go around that block and say who holds it,
+    lap after lap; when it goes on its batch is whole, when it is killed the lock is free."""
     async with areplay.Replay(SPEC, 512, block_rows=16) as replay:
         enough = tmp_path / "enough"
         async with (
             lapped(replay, 64) as names,
-            replay.batches(workers.StopsAtOne(0.01, enough), batch_size=2, prefetch=2, timeout_s=30.0) as batches,
+            replay.batches(
+                workers.StopsAtOne(0.01, enough), batch_size=2, prefetch=2, timeout_s=30.0
+            ) as batches,
         ):
             (member,) = batches._supervisor.workers  # type: ignore[union-attr]
             assert member.child is not None
@@ -223,7 +255,9 @@ async def test_nobody_steals_the_lock_of_a_stopped_reader(
             assert [place for place in range(32) if not _can_lock(replay, place)] == held
             assert len(held) == 1
             assert len(replay) == _rows_there(replay), "rows that cannot be drawn are not counted"
-            assert f"block {held[0]} is held by process {pid}, left for another lap" in caplog.messages
+            assert (
+                f"block {held[0]} is held by process {pid}, left for another lap" in caplog.messages
+            )
             os.kill(pid, signal.SIGKILL if end == "is killed" else signal.SIGCONT)
             for _ in range(3):
                 batch = await anext(batches)

@@ -1,4 +1,5 @@
-"""Waits: backpressure both ways, each wait with an end, and a word about who waits for whom if it takes long."""
+"""Waits: backpressure both ways, each wait with an end, and a word about who waits for whom if it
+takes long."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
 
 
 async def test_an_actor_whose_rows_nobody_takes_gets_inbox_full_and_can_go_on() -> None:
-    """While the coordinator is held up, add and flush end after add_timeout_s with the counts in their text, nothing is
-    handed in twice or lost, and when rows are taken again all goes on."""
+    """While the coordinator is held up, add and flush end after add_timeout_s with the counts in
+    their text, nothing is handed in twice or lost, and when rows are taken again all goes on."""
     async with areplay.Replay(SPEC, 10_000) as replay:
         async with replay.actors(
             workers.report_full_inbox, 1, args=(3_000,), inbox_rows=16, add_timeout_s=0.3
@@ -34,8 +35,8 @@ async def test_an_actor_whose_rows_nobody_takes_gets_inbox_full_and_can_go_on() 
             await actors.wait()
             first = str(reports[0].values["error"])
             assert first == (
-                "actor 0 waits for the coordinator: 16 of 16 rows of its inbox are not yet taken; the "
-                "learner may be slower than its limiter or selector allows; "
+                "actor 0 waits for the coordinator: 16 of 16 rows of its inbox are not yet taken; "
+                "the learner may be slower than its limiter or selector allows; "
                 "gave up after 0.3 s, raise add_timeout_s to wait longer"
             )
         (stored,) = lives(replay).values()
@@ -51,40 +52,56 @@ async def test_inbox_full_that_nobody_catches_ends_the_actor_with_that_text() ->
             await until(lambda: len(replay) > 50 or actors.alive == 0)
             (pid,) = (record.pid for record in actors.statistics())
             with replay._registry:
-                await until(lambda: not os.path.exists(f"/proc/{pid}") or not actors.statistics()[0].is_alive)
-            with pytest.raises(areplay.ActorFailed, match=r"InboxFull: actor 0 waits for the coordinator: 16 of 16"):
+                await until(
+                    lambda: (
+                        not os.path.exists(f"/proc/{pid}") or not actors.statistics()[0].is_alive
+                    )
+                )
+            with pytest.raises(
+                areplay.ActorFailed,
+                match=r"InboxFull: actor 0 waits for the "
+                r"coordinator: 16 of 16",
+            ):
                 await actors.wait()
             handed_in = actors.statistics()[0].rows
         assert list(lives(replay).values()) == [handed_in]
 
 
 async def test_a_learner_that_blocks_its_loop_holds_nobody_up() -> None:
-    """Rows come in while the learner's loop is blocked: the coordinator does not live on that loop."""
+    """Rows come in while the learner's loop is blocked: the coordinator does not live on that
+    loop."""
     async with (
         areplay.Replay(SPEC, 1_000_000) as replay,
         replay.actors(workers.hand_in_until_stopped, 1, inbox_rows=64) as actors,
     ):
         await until(lambda: actors.statistics()[0].rows > 0)
         before, deadline = replay.statistics().rows_inserted, time.monotonic() + 20.0
-        while replay.statistics().rows_inserted < before + 640:  # ten inboxes full, and no turn of the loop
+        # ten inboxes full, and no turn of the loop
+        while replay.statistics().rows_inserted < before + 640:
             assert time.monotonic() < deadline
             time.sleep(0.005)  # noqa: ASYNC251
 
 
 async def test_waiting_for_a_first_batch_ends_with_the_counts() -> None:
-    """timeout_s of batches() and of get(): WaitTimeout says how many rows there are, how many it takes, and who is
-    alive; the stream is usable after it."""
+    """timeout_s of batches() and of get(): WaitTimeout says how many rows there are, how many it
+    takes, and who is alive; the stream is usable after it."""
     async with (
         areplay.Replay(SPEC, 10_000) as replay,
         replay.batches(timeout_s=0.3, min_size_to_sample=1_000) as batches,
     ):
-        with pytest.raises(areplay.WaitTimeout, match=r"0 of 1,000 rows.*0 actors alive, no row.*gave up after 0.3 s"):
+        with pytest.raises(
+            areplay.WaitTimeout,
+            match=r"0 of 1,000 rows.*0 actors alive, no "
+            r"row.*gave up after 0.3 s",
+        ):
             await anext(batches)
         await replay.extend(rows(OWNER, 1, 0, 812))
         with pytest.raises(areplay.WaitTimeout, match=r"812 of 1,000 rows.*gave up after 0.05 s"):
             await batches.get(0.05)
         assert batches.statistics().learner_waits == 2
-        assert batches.statistics().learner_waited_s >= 0.35 - 0.002, "each may end a tick of the loop's clock early"
+        assert batches.statistics().learner_waited_s >= 0.35 - 0.002, (
+            "each may end a tick of the loop's clock early"
+        )
         await replay.extend(rows(OWNER, 1, 812, 1_000))
         assert (await batches.get(30.0))["number"].shape == (256,)
 
@@ -107,7 +124,8 @@ async def test_waiting_while_all_slots_are_held_says_so() -> None:
 async def test_a_long_wait_of_the_learner_is_warned_of(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """After WARN_AFTER_S, and at growing distances, a warning says who waits for whom and why; not before."""
+    """After WARN_AFTER_S, and at growing distances, a warning says who waits for whom and why; not
+    before."""
     monkeypatch.setattr(waiting, "WARN_AFTER_S", 0.2)
     monkeypatch.setattr(waiting, "_LOOK_AGAIN_S", 0.1)
     async with (
@@ -126,7 +144,11 @@ async def test_a_long_wait_of_the_learner_is_warned_of(
     assert warnings[0].startswith(
         "learner waits: 812 of 1,000 rows needed by min_size_to_sample; 0 actors alive, last row "
     )
-    assert all(record.levelname == "WARNING" for record in caplog.records if record.getMessage() in warnings)
+    assert all(
+        record.levelname == "WARNING"
+        for record in caplog.records
+        if record.getMessage() in warnings
+    )
 
 
 async def test_a_learner_with_batches_is_not_warned(
@@ -152,7 +174,8 @@ def _warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 async def test_a_full_queue_holds_the_samplers_up() -> None:
-    """Nobody takes batches: the samplers fill what there is and then sleep, using no processor time."""
+    """Nobody takes batches: the samplers fill what there is and then sleep, using no processor
+    time."""
     async with areplay.Replay(SPEC, 10_000) as replay:
         await replay.extend(rows(OWNER, 1, 0, 100))
         async with replay.batches(batch_size=8, prefetch=4) as batches:

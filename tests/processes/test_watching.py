@@ -1,4 +1,5 @@
-"""Running programs with real actors and samplers, looked at from outside by the command `areplay`."""
+"""Running programs with real actors and samplers, looked at from outside by the command
+`areplay`."""
 
 from __future__ import annotations
 
@@ -63,12 +64,19 @@ def areplay_command(*arguments: str, program: str = "") -> subprocess.CompletedP
     return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60.0)
 
 
-def test_top_tells_scripts_what_a_program_does_whose_learner_blocks(program: subprocess.Popen[str]) -> None:
-    """One document: each process by its number, rows that come in, and the learner that takes nothing."""
+def test_top_tells_scripts_what_a_program_does_whose_learner_blocks(
+    program: subprocess.Popen[str],
+) -> None:
+    """One document: each process by its number, rows that come in, and the learner that takes
+    nothing."""
     done = areplay_command("top", str(program.pid), "--once", "--json", "--interval", "0.3")
     assert (done.returncode, done.stderr) == (0, "")
     document = json.loads(done.stdout)
-    assert (document["format"], document["version"], document["pid"]) == ("areplay replay", 1, program.pid)
+    assert (document["format"], document["version"], document["pid"]) == (
+        "areplay replay",
+        1,
+        program.pid,
+    )
     assert str(PROGRAM) in document["argv"]
     assert document["versions"]["areplay"] == areplay.__version__
     assert [field["name"] for field in document["spec"]["fields"]] == ["obs", "step"]
@@ -80,7 +88,12 @@ def test_top_tells_scripts_what_a_program_does_whose_learner_blocks(program: sub
     for child in processes:
         assert child["is_alive"] and not child["has_failed"] and child["last_failure"] is None
         assert parent_of(child["pid"]) == program.pid
-    assert (stream["batch_size"], stream["prefetch"], stream["batches_delivered"], stream["lent"]) == (8, 4, 1, 1)
+    assert (
+        stream["batch_size"],
+        stream["prefetch"],
+        stream["batches_delivered"],
+        stream["lent"],
+    ) == (8, 4, 1, 1)
     assert stream["limiter"]["samples_per_insert"] == 4.0
     rows = statistics["capacity_rows"] + sum(actor["inbox_rows"] for actor in statistics["actors"])
     least_bytes = rows * statistics["row_bytes"] + stream["slots_bytes"]
@@ -92,44 +105,94 @@ def test_top_tells_scripts_what_a_program_does_whose_learner_blocks(program: sub
 
 
 def test_top_shows_people_the_same(program: subprocess.Popen[str]) -> None:
-    """A picture with bars, in lines of at most 100 columns, without colours where there is no terminal."""
+    """A picture with bars, in lines of at most 100 columns, without colours where there is no
+    terminal."""
     done = areplay_command("top", "--once", "--interval", "0.05", str(program.pid))
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout
-    for word in ("ring", "queue", "limiter", "actor 0", "actor 1", "sampler 0", "alive", str(program.pid)):
+    for word in (
+        "ring",
+        "queue",
+        "limiter",
+        "actor 0",
+        "actor 1",
+        "sampler 0",
+        "alive",
+        str(program.pid),
+    ):
         assert word in done.stdout, word
     assert max(map(len, done.stdout.splitlines())) <= 100
 
 
-def test_top_without_rich_tells_scripts_and_says_what_is_missing(program: subprocess.Popen[str]) -> None:
+def test_top_without_rich_tells_scripts_and_says_what_is_missing(
+    program: subprocess.Popen[str],
+) -> None:
     """JSON needs nothing; the picture names the extra."""
     without = "import sys; sys.modules['rich'] = None"
     options = ("top", str(program.pid), "--once", "--interval", "0.05")
-    assert json.loads(areplay_command(*options, "--json", program=without).stdout)["pid"] == program.pid
+    assert (
+        json.loads(areplay_command(*options, "--json", program=without).stdout)["pid"]
+        == program.pid
+    )
     done = areplay_command(*options, program=without)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "pip install '.[cli]'` in a clone of areplay" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        "pip install '.[cli]'` in a clone of areplay" in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
 def test_ctrl_c_ends_top_quietly(program: subprocess.Popen[str]) -> None:
     """With the exit status that shells give it. What it wrote are whole documents, one a line."""
-    command = [sys.executable, "-m", "areplay", "top", str(program.pid), "--json", "--interval", "0.02"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as top:
+    command = [
+        sys.executable,
+        "-m",
+        "areplay",
+        "top",
+        str(program.pid),
+        "--json",
+        "--interval",
+        "0.02",
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as top:
         assert top.stdout is not None and top.stderr is not None
-        assert json.loads(top.stdout.readline())["pid"] == json.loads(top.stdout.readline())["pid"] == program.pid
+        assert (
+            json.loads(top.stdout.readline())["pid"]
+            == json.loads(top.stdout.readline())["pid"]
+            == program.pid
+        )
         top.send_signal(signal.SIGINT)
-        assert all(json.loads(line) for line in top.stdout)  # by the reader that may have read ahead
+        # by the reader that may have read ahead
+        assert all(json.loads(line) for line in top.stdout)
         assert (top.wait(WATCHDOG_S), top.stderr.read()) == (130, "")
 
 
 def test_top_ends_with_the_replay() -> None:
-    """Several replays are listed, to choose from; one that is closed is said to be, and the status is 0."""
+    """Several replays are listed, to choose from; one that is closed is said to be, and the status
+    is 0."""
     with running(replays=2, actors=0) as process:
         done = areplay_command("top", str(process.pid), "--once")
         assert (done.returncode, done.stdout) == (2, "")
-        assert f"{process.pid}.0" in done.stderr and f"{process.pid}.1" in done.stderr and "say which" in done.stderr
-        command = [sys.executable, "-m", "areplay", "top", f"{process.pid}.1", "--json", "--interval", "0.02"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as top:
+        assert (
+            f"{process.pid}.0" in done.stderr
+            and f"{process.pid}.1" in done.stderr
+            and "say which" in done.stderr
+        )
+        command = [
+            sys.executable,
+            "-m",
+            "areplay",
+            "top",
+            f"{process.pid}.1",
+            "--json",
+            "--interval",
+            "0.02",
+        ]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as top:
             assert top.stdout is not None
             assert json.loads(top.stdout.readline())["statistics"]["actors"] == []
             process.communicate(timeout=WATCHDOG_S)
@@ -148,12 +211,15 @@ def test_nothing_is_left_of_a_program_that_was_killed() -> None:
     with running(actors=0) as process:
         assert [address for address in running_replays() if address.pid == process.pid]
         process.kill()
-        until_now(lambda: not [address for address in running_replays() if address.pid == process.pid])
+        until_now(
+            lambda: not [address for address in running_replays() if address.pid == process.pid]
+        )
 
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])
 async def test_statistics_may_be_taken_from_any_thread() -> None:
-    """While groups and streams come and go, children die, and rows and batches flow: never an error, never nonsense."""
+    """While groups and streams come and go, children die, and rows and batches flow: never an
+    error, never nonsense."""
     errors: list[BaseException] = []
     looks, is_over = 0, False
 
@@ -164,7 +230,9 @@ async def test_statistics_may_be_taken_from_any_thread() -> None:
                 now = replay.statistics()
                 assert 0 <= now.rows <= now.capacity_rows
                 assert all(0 <= actor.waiting_rows <= actor.inbox_rows for actor in now.actors)
-                assert all(0 <= stream.ready <= stream.slots or not stream.slots for stream in now.batches)
+                assert all(
+                    0 <= stream.ready <= stream.slots or not stream.slots for stream in now.batches
+                )
                 looks += 1
                 time.sleep(0.0005)
             except Closed:
@@ -183,7 +251,9 @@ async def test_statistics_may_be_taken_from_any_thread() -> None:
         ):
             async with (
                 replay.actors(workers.hand_in_until_stopped, 1, args=(0.001,)) as actors,
-                replay.batches(batch_size=8, prefetch=4, selector=selector, limiter=limiter) as batches,
+                replay.batches(
+                    batch_size=8, prefetch=4, selector=selector, limiter=limiter
+                ) as batches,
             ):
                 for k in range(20):
                     await anext(batches)
@@ -199,7 +269,8 @@ async def test_statistics_may_be_taken_from_any_thread() -> None:
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])
 async def test_the_end_of_a_child_is_kept_until_the_next() -> None:
-    """Which process, how, and why; the actor is alive again. What a sampler has filled is counted over its lives."""
+    """Which process, how, and why; the actor is alive again. What a sampler has filled is counted
+    over its lives."""
     async with (
         areplay.Replay(SPEC, 500) as replay,
         replay.actors(workers.hand_in_until_stopped, 2, args=(0.001,)),
@@ -216,7 +287,10 @@ async def test_the_end_of_a_child_is_kept_until_the_next() -> None:
 
         def are_back() -> bool:
             now = replay.statistics()
-            return all(child.is_alive and child.restarts == 1 for child in (now.actors[1], now.batches[0].samplers[0]))
+            return all(
+                child.is_alive and child.restarts == 1
+                for child in (now.actors[1], now.batches[0].samplers[0])
+            )
 
         await until(are_back)
         now = replay.statistics()

@@ -1,7 +1,8 @@
-"""A program to be looked at from outside: `python watched.py '{options}'`. What it is told on standard input it does.
+"""A program to be looked at from outside: `python watched.py '{options}'`. What it is told on
+standard input it does.
 
-Prints a line when it takes batches. Then its learner may block, until there is a line on its standard input; the end of
-that lets it end. Without actors it is just open.
+Prints a line when it takes batches. Then its learner may block, until there is a line on its
+standard input; the end of that lets it end. Without actors it is just open.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ async def act(actor: areplay.Actor) -> None:
 async def main() -> None:
     """Take batches until standard input ends."""
     async with AsyncExitStack() as stack:
-        replays = [await stack.enter_async_context(areplay.Replay(SPEC, 5_000)) for _ in range(OPTIONS["replays"])]
+        replays = [
+            await stack.enter_async_context(areplay.Replay(SPEC, 5_000))
+            for _ in range(OPTIONS["replays"])
+        ]
         if not OPTIONS["actors"]:
             print("waiting", flush=True)
             await asyncio.to_thread(sys.stdin.read)
@@ -39,7 +43,9 @@ async def main() -> None:
         await stack.enter_async_context(replays[0].actors(act, OPTIONS["actors"]))
         limiter = areplay.SamplesPerInsert(4.0, min_size_to_sample=10)
         batches = await stack.enter_async_context(
-            replays[0].batches(batch_size=8, samplers=OPTIONS["samplers"], prefetch=4, limiter=limiter)
+            replays[0].batches(
+                batch_size=8, samplers=OPTIONS["samplers"], prefetch=4, limiter=limiter
+            )
         )
         await anext(batches)
         print("learning", flush=True)

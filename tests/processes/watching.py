@@ -1,4 +1,5 @@
-"""Looking at the machine from outside the library: processes, descriptors, threads, and waiting for a condition."""
+"""Looking at the machine from outside the library: processes, descriptors, threads, and waiting for
+a condition."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import areplay
 
-WATCHDOG_S = 30.0  # how long a condition may take on a busy machine before a test gives up; never a promise
+# how long a condition may take on a busy machine before a test gives up; never a promise
+WATCHDOG_S = 30.0
 
 
 async def let_turn() -> None:
@@ -66,7 +68,8 @@ def until_now(condition: Callable[[], object], within: float = WATCHDOG_S, what:
 
 
 def parent_of(pid: int) -> int | None:
-    """The parent of a process, `None` if there is no such process or only what is left of it (a zombie)."""
+    """The parent of a process, `None` if there is no such process or only what is left of it (a
+    zombie)."""
     try:
         state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
     except OSError:
@@ -80,7 +83,8 @@ def is_running(pid: int) -> bool:
 
 
 def state_of(pid: int) -> str:
-    """The letter that the kernel gives the state of a process, such as T if it is stopped; empty if it is gone."""
+    """The letter that the kernel gives the state of a process, such as T if it is stopped; empty if
+    it is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
@@ -92,18 +96,23 @@ def _pids() -> list[int]:
 
 
 def children() -> set[int]:
-    """The children of this process, zombies included, without multiprocessing's resource tracker."""
+    """The children of this process, zombies included, without multiprocessing's resource
+    tracker."""
     tracker = getattr(resource_tracker._resource_tracker, "_pid", None)
     found = set()
     for pid in _pids():
         with suppress(OSError):
-            if int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) == os.getpid():
+            if (
+                int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+                == os.getpid()
+            ):
                 found.add(pid)
     return found - {tracker}
 
 
 def marked(mark: str) -> set[int]:
-    """All running processes that have `mark` in the environment they were started with, whoever their parent is."""
+    """All running processes that have `mark` in the environment they were started with, whoever
+    their parent is."""
     found = set()
     for pid in _pids():
         with suppress(OSError):
@@ -123,7 +132,11 @@ def descriptors() -> dict[int, str]:
 
 def threads() -> set[str]:
     """The names of this process's threads, but for the main one and idle ones of executors."""
-    return {t.name for t in threading.enumerate() if t is not threading.main_thread() and "asyncio_" not in t.name}
+    return {
+        t.name
+        for t in threading.enumerate()
+        if t is not threading.main_thread() and "asyncio_" not in t.name
+    }
 
 
 def shared_memory_bytes() -> int:

@@ -1,4 +1,5 @@
-"""What runs in the children: actors that hand in the oracle's rows and misbehave in every way, and a slow item."""
+"""What runs in the children: actors that hand in the oracle's rows and misbehave in every way, and
+a slow item."""
 
 from __future__ import annotations
 
@@ -60,7 +61,9 @@ async def hand_in_until_stopped(actor: areplay.Actor, pause_s: float = 0.0) -> N
             await asyncio.sleep(pause_s)
 
 
-async def hand_in_chunks_until_stopped(actor: areplay.Actor, chunk: int = 40, pause_s: float = 0.001) -> None:
+async def hand_in_chunks_until_stopped(
+    actor: areplay.Actor, chunk: int = 40, pause_s: float = 0.001
+) -> None:
     """Rows by `extend` for as long as it may."""
     number = 0
     while not actor.stopping:
@@ -301,7 +304,8 @@ async def report_full_inbox(actor: areplay.Actor, count: int) -> None:
 
 
 async def steps_when_told(actor: areplay.Actor, count: int) -> None:
-    """Single steps of one episode, once weights were published; then nothing until it is stopped."""
+    """Single steps of one episode, once weights were published; then nothing until it is
+    stopped."""
     while not actor.stopping and actor.weights.version < 1:  # noqa: ASYNC110  it is about shared memory
         await asyncio.sleep(0.005)
     for number in range(count):
@@ -312,7 +316,8 @@ async def steps_when_told(actor: areplay.Actor, count: int) -> None:
 
 
 class Remembered:
-    """Draws among the rows whose indices it was given, whether they are there or not; in one way or another wrong."""
+    """Draws among the rows whose indices it was given, whether they are there or not; in one way or
+    another wrong."""
 
     def __init__(self, indices: list[int], way: str = "") -> None:
         self.indices, self.way = np.array(indices), way
@@ -379,9 +384,11 @@ class StopsItself(areplay.Rows):
 
 
 class StopsAtOne(SlowRows):
-    """Slow rows that stop the process each time that a single one is to be copied, until a file says that it is enough.
+    """Slow rows that stop the process each time that a single one is to be copied, until a file
+    says that it is enough.
 
-    A single row is copied under its block's lock, or, now and then, when it is the only one of its batch that is left.
+    A single row is copied under its block's lock, or, now and then, when it is the only one of its
+    batch that is left.
     """
 
     def __init__(self, seconds: float, enough: Path) -> None:
@@ -414,7 +421,8 @@ async def tell_weights_and_raise(actor: areplay.Actor) -> None:
 
 
 async def watch_weights(actor: areplay.Actor, enough: int = 1) -> None:
-    """Look at the weights all the time; tell when it has seen enough versions, and what it saw by the last of them."""
+    """Look at the weights all the time; tell when it has seen enough versions, and what it saw by
+    the last of them."""
     before, seen, back, torn = -1, 0, 0, 0
     while not actor.stopping:
         version, arrays = actor.weights.latest()
@@ -430,7 +438,10 @@ async def watch_weights(actor: areplay.Actor, enough: int = 1) -> None:
 
 async def have_actors(actor: areplay.Actor) -> None:
     """A replay and an actor of its own, inside an actor."""
-    async with areplay.Replay(SPEC, 1_000) as replay, replay.actors(hand_in_until_stopped, 1, args=(0.01,)) as inner:
+    async with (
+        areplay.Replay(SPEC, 1_000) as replay,
+        replay.actors(hand_in_until_stopped, 1, args=(0.01,)) as inner,
+    ):
         actor.report(inner=inner.statistics()[0].pid)
         while not actor.stopping:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -453,8 +464,9 @@ async def hand_in_and_fail(actor: areplay.Actor, count: int) -> None:
 
 
 async def hang(actor: areplay.Actor, way: str, folder: str) -> None:
-    """Actor 0 hangs, in its first reset, or in a step after ten rows, which blocks its loop or only waits; with a
-    folder only the first time. The others go on, and so do those who come after it."""
+    """Actor 0 hangs, in its first reset, or in a step after ten rows, which blocks its loop or only
+    waits; with a folder only the first time. The others go on, and so do those who come after
+    it."""
     once = Path(folder) / "hung"
     if actor.index == 0 and not (folder and once.exists()):
         if folder:
@@ -497,7 +509,8 @@ async def return_and_end_late(actor: areplay.Actor, folder: str, seconds: float)
 
 
 async def return_and_leave_a_task(actor: areplay.Actor, way: str) -> None:
-    """Ten rows, and a task that ends in that way when it is cancelled: by itself, not at all, or with the process."""
+    """Ten rows, and a task that ends in that way when it is cancelled: by itself, not at all, or
+    with the process."""
 
     async def stay() -> None:
         try:
@@ -525,7 +538,8 @@ def _write_late(folder: str, seconds: float) -> None:
 
 
 async def raise_and_not_end(actor: areplay.Actor, folder: str) -> None:
-    """Raises the first time, and a thread keeps its interpreter from ending; the next one returns."""
+    """Raises the first time, and a thread keeps its interpreter from ending; the next one
+    returns."""
     if not (Path(folder) / "raised").exists():
         (Path(folder) / "raised").touch()
         threading.Thread(target=time.sleep, args=(1_000.0,)).start()
@@ -569,7 +583,8 @@ async def block(actor: areplay.Actor) -> None:
 
 
 async def start_a_program(actor: areplay.Actor) -> None:
-    """Reports its exit code, and how many descriptors it could have, beside the standard streams."""
+    """Reports its exit code, and how many descriptors it could have, beside the standard
+    streams."""
     code = subprocess.run(["sh", "-c", "exit 3"], check=False).returncode  # noqa: ASYNC221
     numbers = [int(name) for name in os.listdir("/proc/self/fd")]
     inheritable = 0

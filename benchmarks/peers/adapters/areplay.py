@@ -1,4 +1,5 @@
-"""areplay: actors, the coordinator, one sampler, a queue of batches; the learner with `async for`."""
+"""areplay: actors, the coordinator, one sampler, a queue of batches; the learner with
+`async for`."""
 
 from __future__ import annotations
 
@@ -29,12 +30,15 @@ async def push(actor: areplay.Actor, switch: Switch, work: Work) -> None:
 
 
 class Areplay(Side):
-    """Its event loop stands still between two turns; actors, coordinator and sampler have loops of their own."""
+    """Its event loop stands still between two turns; actors, coordinator and sampler have loops of
+    their own."""
 
     packages = ("areplay", "numpy", "uvloop")
     choices = (
-        "areplay: one sampler process; a learner that finds no batch ready fills one itself, as it does by default.",
-        "areplay: batches as numpy views; whoever computes with torch or jax calls `batch.torch()` or `batch.jax()`.",
+        "areplay: one sampler process; a learner that finds no batch ready fills one itself, as it "
+        "does by default.",
+        "areplay: batches as numpy views; whoever computes with torch or jax calls `batch.torch()` "
+        "or `batch.jax()`.",
     )
 
     def __init__(self) -> None:
@@ -59,16 +63,22 @@ class Areplay(Side):
             await self._open(work)
             self._work = work
         if producers:
-            await self._actors.enter_async_context(self._replay.actors(push, producers, args=(self.switch, work)))
+            await self._actors.enter_async_context(
+                self._replay.actors(push, producers, args=(self.switch, work))
+            )
 
     async def _open(self, work: Work) -> None:
         self._errors = np.random.default_rng(0).random(work.batch_size)
         spec, chunk = areplay.Spec(**work.fields), work.columns(FILL_ROWS)
-        self._replay = await self._all.enter_async_context(areplay.Replay(spec, capacity=work.capacity, seed=0))
+        self._replay = await self._all.enter_async_context(
+            areplay.Replay(spec, capacity=work.capacity, seed=0)
+        )
         for _ in range(-(-self._replay.capacity_rows // FILL_ROWS)):
             await self._replay.extend(chunk)
         selector = areplay.Prioritized(0.6, 0.4) if work.is_prioritized else areplay.Uniform()
-        stream = self._replay.batches(areplay.Rows(), work.batch_size, prefetch=work.prefetch, selector=selector)
+        stream = self._replay.batches(
+            areplay.Rows(), work.batch_size, prefetch=work.prefetch, selector=selector
+        )
         self._batches = await self._all.enter_async_context(stream)
         (await self._batches.get(timeout_s=WAIT_S)).release()
 

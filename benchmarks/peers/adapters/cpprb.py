@@ -17,7 +17,12 @@ FILL_ROWS = 256
 
 def push(switch: Switch, number: int, buffer: Any, work: Work) -> None:
     """A producer process."""
-    produce(switch, number, work.chunk_rows, partial(buffer.add, **work.columns(work.chunk_rows, number)))
+    produce(
+        switch,
+        number,
+        work.chunk_rows,
+        partial(buffer.add, **work.columns(work.chunk_rows, number)),
+    )
 
 
 class Cpprb(Side):
@@ -25,8 +30,8 @@ class Cpprb(Side):
 
     packages = ("cpprb", "numpy")
     choices = (
-        "cpprb: its in-process classes when nobody writes, and the `MP` ones, which are slower, only beside producer "
-        "processes.",
+        "cpprb: its in-process classes when nobody writes, and the `MP` ones, which are slower, "
+        "only beside producer processes.",
         "cpprb: rows are added in whole chunks, one call each.",
     )
 
@@ -39,7 +44,9 @@ class Cpprb(Side):
     def prepare(self, work: Work, producers: int) -> None:
         """See `Side.prepare`."""
         self.end_producers()
-        name = f"{'MP' if producers else ''}{'Prioritized' if work.is_prioritized else ''}ReplayBuffer"
+        name = (
+            f"{'MP' if producers else ''}{'Prioritized' if work.is_prioritized else ''}ReplayBuffer"
+        )
         if (work, name) != self._kind:
             self._buffer = None  # its memory first, then that of the next
             self._buffer, self._kind = filled(work, name), (work, name)
@@ -63,7 +70,10 @@ def filled(work: Work, name: str) -> Any:
     settings: dict[str, Any] = {"ctx": spawn} if name.startswith("MP") else {}
     if work.is_prioritized:
         settings["alpha"] = 0.6
-    fields = {field: {"shape": shape or 1, "dtype": dtype} for field, (shape, dtype) in work.fields.items()}
+    fields = {
+        field: {"shape": shape or 1, "dtype": dtype}
+        for field, (shape, dtype) in work.fields.items()
+    }
     buffer, chunk = getattr(cpprb, name)(work.capacity, fields, **settings), work.columns(FILL_ROWS)
     for _ in range(-(-work.capacity // FILL_ROWS)):
         buffer.add(**chunk)

@@ -1,4 +1,5 @@
-"""Reverb: a server in the learner's process, a dataset that the learner reads, writers in processes of their own."""
+"""Reverb: a server in the learner's process, a dataset that the learner reads, writers in processes
+of their own."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ class Writer:
         columns = work.columns(rows, seed)
         self._rows = [{name: column[at] for name, column in columns.items()} for at in range(rows)]
         length = SMALL_ROWS if work.row_bytes <= SMALL_ROW_BYTES else 1
-        self._writer = reverb.Client(address).trajectory_writer(num_keep_alive_refs=length, validate_items=False)
+        self._writer = reverb.Client(address).trajectory_writer(
+            num_keep_alive_refs=length, validate_items=False
+        )
         for name in columns:
             self._writer.configure((name,), num_keep_alive_refs=length, max_chunk_length=length)
 
@@ -37,7 +40,9 @@ class Writer:
         writer = self._writer
         for row in self._rows:
             writer.append(row)
-            writer.create_item(TABLE, 1.0, {name: column[-1] for name, column in writer.history.items()})
+            writer.create_item(
+                TABLE, 1.0, {name: column[-1] for name, column in writer.history.items()}
+            )
         writer.flush(block_until_num_items=len(self._rows))
 
     def end(self) -> None:
@@ -58,14 +63,14 @@ class Reverb(Side):
 
     packages = ("dm-reverb", "tensorflow", "numpy")
     choices = (
-        "Reverb: the server lives in the learner's process, so that sampling needs no connection; producers are client "
-        "processes.",
-        "Reverb: `TrajectoryDataset` with two batches in flight, batched and prefetched, read by `as_numpy_iterator`, "
-        "which hands out TensorFlow's memory.",
-        "Reverb: an item a row, squeezed. Sixteen CartPole rows are compressed together: one writer alone inserted 1.3 "
-        "to 3 times as many then, and the learner got about as many batches. Larger rows are compressed one by one, so "
-        "that a sampled row decompresses no other: with sixteen 3 kB rows together the wait behind steps was twice as "
-        "long or more.",
+        "Reverb: the server lives in the learner's process, so that sampling needs no connection; "
+        "producers are client processes.",
+        "Reverb: `TrajectoryDataset` with two batches in flight, batched and prefetched, read by "
+        "`as_numpy_iterator`, which hands out TensorFlow's memory.",
+        "Reverb: an item a row, squeezed. Sixteen CartPole rows are compressed together: one "
+        "writer alone inserted 1.3 to 3 times as many then, and the learner got about as many "
+        "batches. Larger rows are compressed one by one, so that a sampled row decompresses no "
+        "other: with sixteen 3 kB rows together the wait behind steps was twice as long or more.",
         "Reverb: writers do not validate, and may have one chunk under way.",
     )
 
@@ -92,7 +97,9 @@ class Reverb(Side):
 
     def update(self) -> None:
         """See `Side.update`."""
-        self._client.mutate_priorities(TABLE, dict(zip(self._keys.tolist(), self._errors, strict=True)))
+        self._client.mutate_priorities(
+            TABLE, dict(zip(self._keys.tolist(), self._errors, strict=True))
+        )
 
     def close(self) -> None:
         """See `Side.close`."""
@@ -107,11 +114,15 @@ class Reverb(Side):
             self._server.stop()
         table = reverb.Table(
             TABLE,
-            sampler=reverb.selectors.Prioritized(0.6) if work.is_prioritized else reverb.selectors.Uniform(),
+            sampler=reverb.selectors.Prioritized(0.6)
+            if work.is_prioritized
+            else reverb.selectors.Uniform(),
             remover=reverb.selectors.Fifo(),
             max_size=work.capacity,
             rate_limiter=reverb.rate_limiters.MinSize(work.batch_size),
-            signature={name: tf.TensorSpec(shape, dtype) for name, (shape, dtype) in work.fields.items()},
+            signature={
+                name: tf.TensorSpec(shape, dtype) for name, (shape, dtype) in work.fields.items()
+            },
         )
         self._server = reverb.Server([table])
         self._address = f"localhost:{self._server.port}"

@@ -1,8 +1,9 @@
 """rlpyt's scheme: written anew after its source, since it is on no package index.
 
-Its asynchronous replay: one buffer in shared memory behind a lock for many readers or one writer. Actors fill two
-arrays in turn; for each of them a process copies what is in it into the buffer, under the write lock, while the actor
-fills the other one. The learner samples under the read lock, and updates priorities under the write lock.
+Its asynchronous replay: one buffer in shared memory behind a lock for many readers or one writer.
+Actors fill two arrays in turn; for each of them a process copies what is in it into the buffer,
+under the write lock, while the actor fills the other one. The learner samples under the read lock,
+and updates priorities under the write lock.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class Shared:
         self.columns: Columns = {}
         for name, (shape, dtype) in self._fields.items():
             count = self._rows * math.prod(shape)
-            self.columns[name] = np.frombuffer(memory, dtype, count, offset).reshape(self._rows, *shape)
+            self.columns[name] = np.frombuffer(memory, dtype, count, offset).reshape(
+                self._rows, *shape
+            )
             offset += self._bytes(name)
 
     def __del__(self) -> None:
@@ -56,7 +59,8 @@ class Shared:
 
 
 class ReadersOrWriter:
-    """Any number of readers or one writer; the first reader takes the write lock, the last one gives it back."""
+    """Any number of readers or one writer; the first reader takes the write lock, the last one
+    gives it back."""
 
     def __init__(self) -> None:
         self.write_lock, self._read_lock = spawn.Lock(), spawn.Lock()
@@ -83,7 +87,9 @@ class Buffer:
         self._rows, self._next = Shared(work.fields, work.capacity), spawn.RawValue("l")
         self.lock = ReadersOrWriter()
         self._leaves = 1 << (work.capacity - 1).bit_length()
-        self._tree = Shared({"sums": ((), "float64")}, 2 * self._leaves if work.is_prioritized else 1)
+        self._tree = Shared(
+            {"sums": ((), "float64")}, 2 * self._leaves if work.is_prioritized else 1
+        )
 
     def append(self, chunk: Columns) -> None:
         """Write rows at the cursor."""
@@ -98,14 +104,19 @@ class Buffer:
             if self._is_prioritized:
                 self._set(np.arange(at, at + count) % self._capacity, np.ones(count))
 
-    def sample(self, batch_size: int, rng: np.random.Generator) -> tuple[Columns, np.ndarray[Any, Any]]:
+    def sample(
+        self, batch_size: int, rng: np.random.Generator
+    ) -> tuple[Columns, np.ndarray[Any, Any]]:
         """A batch, and where its rows are."""
         with self.lock:
             if self._is_prioritized:
                 places, chances = self._draw(rng.random(batch_size))
             else:
                 places = rng.integers(0, self._capacity, batch_size)
-            batch = {name: column.take(places, 0, mode="clip") for name, column in self._rows.columns.items()}
+            batch = {
+                name: column.take(places, 0, mode="clip")
+                for name, column in self._rows.columns.items()
+            }
         if self._is_prioritized:
             weights = (1.0 / chances) ** BETA
             batch["weights"] = (weights / weights.max()).astype(np.float32)
@@ -125,7 +136,9 @@ class Buffer:
             nodes = nodes >> 1
             np.add.at(sums, nodes, changes)
 
-    def _draw(self, shares: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    def _draw(
+        self, shares: np.ndarray[Any, Any]
+    ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         sums = self._tree.columns["sums"]
         targets, nodes = shares * sums[1], np.ones(len(shares), np.int64)
         while nodes[0] < self._leaves:
@@ -138,7 +151,8 @@ class Buffer:
 
 
 class Handover:
-    """Two arrays that an actor fills in turn, each with a process that copies it into the buffer."""
+    """Two arrays that an actor fills in turn, each with a process that copies it into the
+    buffer."""
 
     def __init__(self, work: Work) -> None:
         self.arrays = [Shared(work.fields, work.chunk_rows) for _ in range(2)]
@@ -176,11 +190,12 @@ class Rlpyt(Side):
 
     packages = ("numpy",)
     choices = (
-        "rlpyt's scheme: the library is not on PyPI, so this is its asynchronous replay written anew after its source, "
-        "in numpy and in one file: one shared buffer, a lock for many readers or one writer, two arrays that are "
-        "filled in turn and two processes that copy them in, and a tree of sums that is adjusted by `np.add.at`.",
-        "rlpyt's scheme: each actor has two arrays and two copying processes of its own, where in rlpyt all share "
-        "them; rows are gathered by one `take` a field.",
+        "rlpyt's scheme: the library is not on PyPI, so this is its asynchronous replay written "
+        "anew after its source, in numpy and in one file: one shared buffer, a lock for many "
+        "readers or one writer, two arrays that are filled in turn and two processes that copy "
+        "them in, and a tree of sums that is adjusted by `np.add.at`.",
+        "rlpyt's scheme: each actor has two arrays and two copying processes of its own, where in "
+        "rlpyt all share them; rows are gathered by one `take` a field.",
     )
 
     def __init__(self) -> None:
@@ -201,7 +216,8 @@ class Rlpyt(Side):
                 self._buffer.append(chunk)
         self._batch_size = work.batch_size
         self._errors = self._rng.random(work.batch_size)
-        self._handovers = [Handover(work) for _ in range(producers)]  # kept: semaphores go with their owner
+        # kept: semaphores go with their owner
+        self._handovers = [Handover(work) for _ in range(producers)]
         self._copiers = [
             spawn.Process(target=copy_chunks, args=(handover, half, self._buffer), daemon=True)
             for handover in self._handovers
@@ -221,7 +237,8 @@ class Rlpyt(Side):
         self._buffer.update(self._places, self._errors)
 
     def end_producers(self) -> None:
-        """See `Side.end_producers`; then end the copying processes, none of which holds the lock by then."""
+        """See `Side.end_producers`; then end the copying processes, none of which holds the lock by
+        then."""
         super().end_producers()
         if self._copiers:
             with self._buffer.lock.write_lock:

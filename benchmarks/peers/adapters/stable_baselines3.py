@@ -19,12 +19,14 @@ class StableBaselines3(Side):
 
     packages = ("stable_baselines3", "torch", "numpy")
     choices = (
-        "Stable-Baselines3: its rows always have a second observation, so an observation of the works without one is "
-        "split into two halves; a row has the same bytes.",
-        "Stable-Baselines3: a chunk is one step of a vector of as many environments, one `add` call.",
-        "Stable-Baselines3: without any sharing between processes; producers are threads that take a lock for each "
-        "`add`, and the learner for each `sample`. A learner that added the rows itself got 0.8 to 1.2 times as many "
-        "CartPole batches flat out, and waited 1.0 to 1.7 times as long behind steps.",
+        "Stable-Baselines3: its rows always have a second observation, so an observation of the "
+        "works without one is split into two halves; a row has the same bytes.",
+        "Stable-Baselines3: a chunk is one step of a vector of as many environments, one `add` "
+        "call.",
+        "Stable-Baselines3: without any sharing between processes; producers are threads that take "
+        "a lock for each `add`, and the learner for each `sample`. A learner that added the rows "
+        "itself got 0.8 to 1.2 times as many CartPole batches flat out, and waited 1.0 to 1.7 "
+        "times as long behind steps.",
         "Stable-Baselines3: `handle_timeout_termination=False`, the cheaper way.",
     )
 
@@ -64,7 +66,14 @@ def one_step(work: Work) -> tuple[Any, ...]:
         half = work.obs_shape[0] // 2
         obs, next_obs = chunk["obs"][:, :half].copy(), chunk["obs"][:, half:].copy()
     done = np.zeros(work.chunk_rows, np.bool_)
-    return obs, next_obs, chunk["action"].astype(np.int64), chunk["reward"], done, [{}] * work.chunk_rows
+    return (
+        obs,
+        next_obs,
+        chunk["action"].astype(np.int64),
+        chunk["reward"],
+        done,
+        [{}] * work.chunk_rows,
+    )
 
 
 def filled(work: Work, step: tuple[Any, ...]) -> ReplayBuffer:
