@@ -4,13 +4,16 @@ cancelled one."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import select
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+import uvloop
 from kit import cancel_at_every_tick, ticks, until
 
 from areplay._processes import waiter as waiter_module
@@ -695,3 +698,44 @@ async def test_no_thread_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ResourceUnavailable, match="can't start new thread"):
         await in_thread("areplay-test", lambda: done.append(1))
     assert not done
+
+
+# Loops that were stopped and dropped without being closed.
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize("is_first", ["the doorbell's descriptor", "the loop"])
+@pytest.mark.filterwarnings("ignore:unclosed event loop:ResourceWarning")
+def test_a_dropped_loop_keeps_no_doorbell(
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+    is_first: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A task sleeps in it, and it never turns again: the doorbell's memory is free, also if its
+    descriptor was closed before the loop was collected. uvloop frees no loop that was not
+    closed."""
+    scene = Scene()
+    memory = weakref.ref(scene.word)
+
+    def run(scene: Scene) -> None:
+        loop = new_loop()
+        task = loop.create_task(scene.wait())
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+        while not scene.is_armed:
+            loop.run_until_complete(asyncio.sleep(0))
+
+    gc.disable()
+    try:
+        # not the main one, whose signals uvloop watches
+        thread = threading.Thread(target=run, args=(scene,))
+        thread.start()
+        thread.join()
+        if is_first == "the doorbell's descriptor":
+            scene.event.close()
+        del thread, scene
+    finally:
+        gc.enable()
+    for _ in range(3):  # what finalizers have held meanwhile is of the next round
+        gc.collect()
+    assert memory() is None
+    assert not caplog.records

@@ -32,7 +32,7 @@ from areplay._base import forks
 from areplay._base.episode_links import NEXT_OFFSET
 from areplay._ingest.admission import Admission, steps_among
 from areplay._ingest.inbox import Inbox
-from areplay._processes.waiter import Waiter, in_thread, run_to_completion
+from areplay._processes.waiter import Waiter, in_thread, poll, run_to_completion
 from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
@@ -48,6 +48,8 @@ _CHUNKS_AN_INBOX = 4
 time."""
 _LEAST_WAITING_ROWS = 4
 """So many may wait in each inbox, however many inboxes share what a limiter lets wait."""
+_LOOK_AGAIN_S = 0.1
+"""How late a caller may notice that the coordinator failed before it did what it was asked."""
 
 
 class _Feed:
@@ -111,9 +113,11 @@ class Coordinator:
         self._ending = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
         self._thread: threading.Thread | None = None
-        self._started: concurrent.futures.Future[None] | None = None
-        # the thread, for whatever reason
-        self._ended: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._is_begun = False
+        self._start_error: ResourceUnavailable | None = None
+        # Flags, not concurrent futures, which would keep the loops of all that ever waited.
+        self._has_started = False  # its loop runs, or could not be had
+        self._has_ended = False  # the thread, for whatever reason
         self._is_stopped = False
         self._origin = forks.current
         self._may_wait: int | None = None  # rows in all inboxes together, as it was said last
@@ -135,9 +139,11 @@ class Coordinator:
         """
         if self._is_stopped:
             raise Closed("this replay")
-        if self._started is None:
-            self._started = self._begin()
-        await run_to_completion(asyncio.wrap_future(self._started))
+        if not self._is_begun:
+            self._begin()
+        await poll(lambda is_late: self._has_started)
+        if self._start_error is not None:
+            raise self._start_error
         if self.failure is not None:
             raise Stalled(
                 f"rows cannot be taken any more, the coordinator has failed: {self.failure}"
@@ -206,9 +212,9 @@ class Coordinator:
         self._registry.keep_nothing()
         self._admission.lift()
         thread, self._thread = self._thread, None
-        if thread is None or self._started is None:
+        if thread is None:
             return
-        await asyncio.wait({asyncio.wrap_future(self._started)})
+        await poll(lambda is_late: self._has_started)
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # its loop is closed: it has failed
                 self._loop.call_soon_threadsafe(self._ending.set)
@@ -236,7 +242,7 @@ class Coordinator:
         begun: list[concurrent.futures.Future[None]] = []
 
         def is_detached() -> bool:
-            if self.failure is not None or self._ended.done() or self._loop is None:
+            if self.failure is not None or self._has_ended or self._loop is None:
                 return True
             if not begun:
                 work = self._detach(inbox)
@@ -249,21 +255,19 @@ class Coordinator:
 
         return is_detached
 
-    def _begin(self) -> concurrent.futures.Future[None]:
-        """Start the thread; done when its loop runs."""
-        started: concurrent.futures.Future[None] = concurrent.futures.Future()
-        thread = threading.Thread(
-            target=self._run, args=(started,), name="areplay-coordinator", daemon=True
-        )
+    def _begin(self) -> None:
+        """Start the thread."""
+        self._is_begun = True
+        thread = threading.Thread(target=self._run, name="areplay-coordinator", daemon=True)
         try:
             thread.start()
         except RuntimeError as error:
-            started.set_exception(
-                ResourceUnavailable("starting a thread", "the coordinator", str(error))
+            self._start_error = ResourceUnavailable(
+                "starting a thread", "the coordinator", str(error)
             )
+            self._has_started = True
         else:
             self._thread = thread
-        return started
 
     async def _in_thread(self, work: Coroutine[Any, Any, None]) -> None:
         """Run `work` on the coordinator's loop, to its end even if cancelled meanwhile."""
@@ -276,27 +280,29 @@ class Coordinator:
         except RuntimeError:  # its loop has just closed, by a failure that is reported elsewhere
             work.close()
             return
-        # A loop that is failing at this moment may never run it: then the end of its thread ends
-        # the wait.
-        either = {done, asyncio.wrap_future(self._ended)}
-        await run_to_completion(asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED))
+        await run_to_completion(self._wait_done(done))
         if done.done() and not done.cancelled():
             done.result()
 
+    async def _wait_done(self, work: asyncio.Future[None]) -> None:
+        """Wait for work in the thread, or for the thread's end: a loop that fails may not do it."""
+        while not work.done() and not self._has_ended:
+            await asyncio.wait({work}, timeout=_LOOK_AGAIN_S)
+
     # What follows runs in the coordinator's thread.
 
-    def _run(self, started: concurrent.futures.Future[None]) -> None:
+    def _run(self) -> None:
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(self._main(started))
+                runner.run(self._main())
         except BaseException as error:
             # of the task group: its first error made the others end
             while isinstance(error, BaseExceptionGroup):
                 error = error.exceptions[0]
             self.failure = error
-            if not started.done():
-                started.set_exception(
-                    ResourceUnavailable("starting an event loop", "the coordinator", str(error))
+            if not self._has_started:
+                self._start_error = ResourceUnavailable(
+                    "starting an event loop", "the coordinator", str(error)
                 )
                 return
             logger.exception("the coordinator failed; no more rows come in")
@@ -304,13 +310,14 @@ class Coordinator:
                 feed.writer.close()
             self._on_failure()
         finally:
-            self._ended.set_result(None)
+            self._has_started = True
+            self._has_ended = True
 
-    async def _main(self, started: concurrent.futures.Future[None]) -> None:
+    async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as group:
             self._group = group
-            started.set_result(None)
+            self._has_started = True
             await self._ending.wait()
             for feed in list(self._feeds.values()):
                 await self._detach(feed.inbox)

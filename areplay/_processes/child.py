@@ -140,37 +140,53 @@ class Remains:
 
     Attributes:
         is_launching: whether the starter's thread is at it.
+        is_reaped: whether the process is gone.
         is_gone: whether nothing is left.
     """
 
     def __init__(self) -> None:
-        self.is_launching = self.is_gone = False
+        self.is_launching = self.is_reaped = self.is_gone = False
         self.pidfd = -1
         self.socket: socket.socket | None = None
         self.process: aiomultiprocess.Process | None = None
 
-    def let_go(self) -> bool:
+    def end(self) -> bool:
         """Kill and reap it: whether that is done. Never waits: call it again until it is.
 
-        In any thread, after `Child.give_up`, or when there is no `Child` any more.
+        In any thread. The descriptors stay open, so the loop may still watch them.
         """
         if self.is_launching:
             return False
-        popen: Any = None if self.process is None else self.process.aio_process._popen
-        if self.pidfd >= 0:
-            try:
-                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-            except PermissionError:
-                popen.cut_lifeline()
-            poll = select.poll()
-            poll.register(self.pidfd, select.POLLIN)
-            if not poll.poll(0):
-                return False
-            with contextlib.suppress(OSError):  # ECHILD: others have reaped it
-                os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)
-            self.pidfd = -1
+        if self.pidfd < 0 or self.is_reaped:
+            return True
+        try:
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        except PermissionError:
+            self._popen.cut_lifeline()
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        if not poll.poll(0):
+            return False
+        with contextlib.suppress(OSError):  # ECHILD: others have reaped it
+            os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)
+        self.is_reaped = True
+        return True
+
+    @property
+    def _popen(self) -> Any:
+        return None if self.process is None else self.process.aio_process._popen
+
+    def let_go(self) -> bool:
+        """`end` it, then close its descriptors: whether that is done. Call it again until it is.
+
+        In any thread, after `Child.give_up`, or when there is no `Child` any more.
+        """
+        if not self.end():
+            return False
+        popen = self._popen
+        self.pidfd = -1
         if not self.is_gone:
             self.is_gone = True
             if self.socket is not None:
@@ -221,6 +237,8 @@ class Child:
         self._is_given_up = False
         self.remains = Remains()
         self._loop: asyncio.AbstractEventLoop | None = None
+        # descriptors that the loop watches, by number: the reaper may have closed them
+        self._watched: list[int] = []
         forks.register(self)
 
     def after_fork(self) -> None:
@@ -324,15 +342,16 @@ class Child:
         return self.exit
 
     def give_up(self) -> None:
-        """Let the loop hear of it no more, for good; `Remains` is left. On that loop, or when it is
-        closed."""
+        """Let the loop hear of it no more, for good; `Remains` is left.
+
+        Call it on that loop, or when the loop is closed or garbage.
+        """
         self._is_given_up = True
         loop, self._loop = self._loop, None
         if loop is None or loop.is_closed():
             return
-        for descriptor in (self._pidfd, -1 if self._socket is None else self._socket.fileno()):
-            if descriptor >= 0:
-                loop.remove_reader(descriptor)
+        for descriptor in self._watched:
+            loop.remove_reader(descriptor)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal, if the process is still there.
@@ -364,8 +383,10 @@ class Child:
             return
         assert self._socket is not None
         loop = self._loop = asyncio.get_running_loop()
+        self._watched = [self._socket.fileno()]
         loop.add_reader(self._socket.fileno(), self._on_message)
         if self._pidfd >= 0:
+            self._watched.append(self._pidfd)
             loop.add_reader(self._pidfd, self._on_exit)
         else:
             loop.call_soon(self._on_exit)

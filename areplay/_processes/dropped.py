@@ -12,6 +12,10 @@ nothing. It puts the object's `Holdings` into a queue:
                                                             (left out if it      descriptors
                                                             is closed)
 
+A loop that was stopped may never turn again. The reaper then ends the children at once, and the
+rest follows when the loop turns, is closed, or is collected: what it watches refers to it
+(`Supervisor.__del__`), and no step does.
+
 A descriptor is closed only after its loop has stopped watching it: a loop that goes on would watch
 the next file that gets the number, and libuv ends the process where it cannot.
 
@@ -90,6 +94,8 @@ class Holdings:
         self._watchers: list[weakref.ref[Watcher]] = []
         self._unwatched: list[Watcher] = []  # which the steps may be about
         self._steps: list[Callable[[], bool | None]] = []
+        self._at_once: list[Callable[[], bool]] = []
+        self._turning: weakref.ref[Loop] | None = None  # the loop whose next turn goes on with it
         self._has_no_loop = self._is_announced = False
         self._reaper = _reaper
         self._finalizer: weakref.finalize[[], object] | None = None
@@ -145,6 +151,13 @@ class Holdings:
         """
         self._steps.extend(steps)
 
+    def push_at_once(self, step: Callable[[], bool]) -> None:
+        """Add a step for a loop that stands still and still watches.
+
+        The reaper calls it again and again until it returns True.
+        """
+        self._at_once.append(step)
+
     def watched(self, watcher: Watcher) -> None:
         """Before the steps, let its loop stop watching. Referred to weakly: tasks that wait may
         hold the owner."""
@@ -182,16 +195,21 @@ class Holdings:
 
     def advance(self) -> bool:
         """Let go what can be let go now; False if some of it takes time. In the reaper's thread."""
+        turning = self._turning  # the loop may forget it meanwhile
+        if turning is not None and not self._has_no_loop:
+            return self._advance_at_once(turning())
         while self._watchers:
             watcher = self._watchers[-1]()
             loop = None if watcher is None or self._has_no_loop else watcher.loop
             if loop is not None and not loop.is_closed():
                 turn = _Turn(self)
+                self._turning = weakref.ref(loop)  # before the loop can call it
                 try:
                     loop.call_soon_threadsafe(turn)
-                    return True  # it comes back
+                    return False
                 except RuntimeError:  # closed meanwhile
                     turn.forget()
+                    self._turning = None
             self._watchers.pop()
             if watcher is not None:
                 self._unwatched.append(watcher)
@@ -204,6 +222,14 @@ class Holdings:
         self._unwatched.clear()
         self.is_done = True
         return True
+
+    def _advance_at_once(self, loop: Loop | None) -> bool:
+        """Whether there is nothing to do until the loop turns: one that runs may be stopped."""
+        if loop is None or loop.is_running():
+            return False
+        # A step that is not done must not keep the reaper from the ones after it.
+        results = [self._try(step) for step in self._at_once]
+        return False not in results
 
     def announce(self) -> None:
         """Say so, once."""
@@ -258,12 +284,14 @@ class _Turn:
         if holdings is not None and os.getpid() == holdings._pid:
             here = asyncio.get_running_loop()
             holdings._unwatch(lambda loop: loop is here)
+            holdings._turning = None
             holdings._reaper.put(holdings)
 
     def __del__(self) -> None:
         holdings, self._holdings = self._holdings, None
         if holdings is not None and os.getpid() == holdings._pid:
             holdings._has_no_loop = True
+            holdings._turning = None
             holdings._reaper.put(holdings)
 
 

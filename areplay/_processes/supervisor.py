@@ -161,8 +161,10 @@ class Supervisor:
         started: list[asyncio.Future[None]] = [loop.create_future() for _ in self.workers]
         self._keeper = asyncio.create_task(self._keep(started), name=f"areplay {self.kind}s")
         drop_quietly(self._keeper)  # with its loop: then the reaper sees to the children
+        # Not `self`: a stopped loop of libuv's would keep it by this callback for ever.
+        starter = self._starter
         # all are reaped, and it has no work
-        self._keeper.add_done_callback(lambda keeper: self._starter.shutdown())
+        self._keeper.add_done_callback(lambda keeper: starter.shutdown())
         try:
             await asyncio.gather(*started)
         except GeneratorExit:  # this task is destroyed with its loop, and cannot wait
@@ -232,6 +234,10 @@ class Supervisor:
         dropped."""
         remains, starter = self._remains, self._starter
 
+        def end_children() -> bool:
+            are_gone = [each.end() for each in remains]
+            return all(are_gone)
+
         def let_go() -> bool:
             gone = [each.let_go() for each in remains]
             if all(gone):
@@ -239,6 +245,7 @@ class Supervisor:
             return all(gone)
 
         holdings.push(let_go)
+        holdings.push_at_once(end_children)
         holdings.watched(self)
 
     @property
@@ -247,13 +254,23 @@ class Supervisor:
         return self._loop
 
     def unwatch(self) -> None:
-        """Start no more children, and let the loop hear of them no more. On that loop, or when it
-        is closed."""
+        """Start no more children, and let the loop hear of them no more.
+
+        Call it on that loop, or when the loop is closed or garbage.
+        """
         for member in self.workers:
             if member.child is not None:
                 member.child.give_up()
         if self._keeper is not None:
             cancel_if_open(self._keeper)
+
+    def __del__(self) -> None:
+        """Leave the loop. A loop that watches a child holds this, so both are garbage by now.
+
+        uvloop never frees a loop that was not closed. What such a loop still watched would keep
+        our memory.
+        """
+        self.unwatch()
 
     async def _all_ended(self) -> bool:
         assert self._keeper is not None

@@ -42,6 +42,7 @@ class Waiter:
     def __init__(self, bell: Doorbell) -> None:
         self._bell = bell
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._watched = -1  # the doorbell's descriptor, by number: the reaper may have closed it
         self._asleep: set[asyncio.Future[None]] = set()
         self._waiters = 0
         self._origin = forks.current
@@ -120,8 +121,7 @@ class Waiter:
     def wake(self) -> None:
         """Let every waiter look at its condition again. Call it on the loop of the waiters."""
         for future in self._asleep:
-            if not future.done():
-                future.set_result(None)
+            _finish(future)
 
     def close(self) -> None:
         """Stop watching the doorbell; waiters look once more. Call it before the doorbell's
@@ -131,29 +131,29 @@ class Waiter:
         """
         loop, self._loop = self._loop, None
         if loop is not None and not loop.is_closed() and self._origin is forks.current:
-            loop.remove_reader(self._bell.event.descriptor)
+            loop.remove_reader(self._watched)
             self.wake()
+
+    def __del__(self) -> None:
+        """Leave a loop that is garbage, too: see `Supervisor.__del__`."""
+        self.close()
 
     async def _sleep(self, loop: asyncio.AbstractEventLoop, until: float) -> None:
         future: asyncio.Future[None] = loop.create_future()
         self._asleep.add(future)
-        timer = loop.call_at(until, self._end_nap, future)
+        timer = loop.call_at(until, _finish, future)
         try:
             await future
         finally:
             timer.cancel()
             self._asleep.discard(future)
 
-    @staticmethod
-    def _end_nap(future: asyncio.Future[None]) -> None:
-        if not future.done():
-            future.set_result(None)
-
     def _attach(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._loop is not loop:
             self._loop = loop
+            self._watched = self._bell.event.descriptor
             leave_to_parent(loop)
-            loop.add_reader(self._bell.event.descriptor, self._on_ring)
+            loop.add_reader(self._watched, self._on_ring)
 
     def _on_ring(self) -> None:
         self._bell.event.clear()
@@ -185,6 +185,11 @@ async def run_to_completion(work: Coroutine[Any, Any, T] | asyncio.Future[T]) ->
     if not task.cancelled() and (failure := task.exception()) is not None:
         raise failure from cancelled
     raise cancelled
+
+
+def _finish(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,13 +238,16 @@ async def in_thread(
         ResourceUnavailable: no thread can be started. The work has not begun.
         BaseException: what `work` raised.
     """
-    loop, origin = asyncio.get_running_loop(), forks.current
-    done: asyncio.Future[Outcome[T]] = loop.create_future()
+    loop = asyncio.get_running_loop()
+    origin = forks.current
+    done: asyncio.Future[None] = loop.create_future()
+    # Not in `done`: a loop that is stopped now would keep an error, its frames and their memory.
+    outcomes: list[Outcome[T]] = []
 
     def run() -> None:
-        outcome = outcome_of(work)
+        outcomes.append(outcome_of(work))
         with contextlib.suppress(RuntimeError):  # the loop is closed, and its tasks with it
-            loop.call_soon_threadsafe(done.set_result, outcome)
+            loop.call_soon_threadsafe(_finish, done)
 
     thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), name=name)
     try:
@@ -261,7 +269,7 @@ async def in_thread(
                 on_cancel()
             raise
     thread.join()  # which only has to return: after that nothing holds what it has worked on
-    outcome = done.result()
+    outcome = outcomes.pop()
     try:
         if cancelled is None:
             return outcome.result()

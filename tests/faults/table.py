@@ -360,7 +360,7 @@ ROWS = {
     ),
     28: Row(
         "replays, streams, groups dropped without close, in any thread, in the middle of a call, "
-        "at interpreter exit",
+        "at interpreter exit; their event loop running, closed, or stopped for ever",
         "collected: children ended, descriptors, threads, mappings back; a warning names what was "
         "dropped",
         (
@@ -370,6 +370,8 @@ ROWS = {
             "tests/faults/test_dropped.py::test_a_dropped_stream_leaves_its_replay_to_others",
             "tests/faults/test_dropped.py::test_a_coroutine_that_is_destroyed_lets_go",
             "tests/faults/test_dropped.py::test_no_loop_is_needed",
+            "tests/faults/test_dropped.py::test_a_loop_that_was_stopped_in_another_thread_keeps_nothing",
+            "tests/test_waiter.py::test_a_dropped_loop_keeps_no_doorbell",
             "tests/faults/test_dropped.py::test_a_learner_that_waits_is_dropped_with_its_loop",
             "tests/faults/test_dropped.py::test_at_the_end_of_the_interpreter",
             "tests/faults/test_dropped.py",

@@ -10,8 +10,9 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from tests.faults.storm import Resources
 from tests.forked import fork
 from tests.processes import workers
 from tests.processes.oracle import OWNER, SPEC, row, rows, torn
-from tests.processes.watching import children, is_running, threads, until, until_now
+from tests.processes.watching import children, descriptors, is_running, threads, until, until_now
 
 both_loops = pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 DROPS = 20
@@ -367,6 +368,73 @@ def test_no_loop_is_needed(
     del loop
     until_now(nothing_held)
     assert [each for each in caplog.records if each.name == "asyncio"] == []
+
+
+def run_and_stop(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None]) -> None:
+    """Do the work in a thread in which the loop runs, as a library has one, then stop the loop and
+    end the thread."""
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    asyncio.run_coroutine_threadsafe(work, loop).result()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+
+
+@pytest.fixture
+def dropped_loops() -> Iterator[None]:
+    """Closes what uvloop leaves of a loop that was dropped without being closed, which libuv never
+    frees."""
+    before = descriptors()
+    yield
+    for descriptor, name in descriptors().items():
+        if before.get(descriptor) != name:
+            os.close(descriptor)
+
+
+def left_by_a_stopped_loop(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> int:
+    """Count the descriptors that a loop without areplay leaves: none of asyncio, and those of
+    libuv."""
+    resource_tracker.ensure_running()  # its pipe is of the process
+    run_and_stop(new_loop(), asyncio.sleep(0))
+    before = Resources.now().descriptors
+    run_and_stop(new_loop(), asyncio.sleep(0))
+    return Resources.now().descriptors - before
+
+
+@both_loops
+@pytest.mark.parametrize("then", ["goes with it", "goes later", "turns again", "is closed"])
+@pytest.mark.usefixtures("dropped_loops")
+@pytest.mark.filterwarnings("ignore:unclosed event loop:ResourceWarning")
+def test_a_loop_that_was_stopped_in_another_thread_keeps_nothing(
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+    then: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its thread has ended, and another one drops everything. The children end at once, whatever
+    becomes of the loop; descriptors, mappings and threads go when it turns, is closed, or goes with
+    them or after them."""
+    left_by_loop = left_by_a_stopped_loop(new_loop) if "goes" in then else 0
+    before = Resources.now()
+    before.descriptors += left_by_loop
+    loops = [new_loop()]
+    opened = Opened()
+    run_and_stop(loops[0], opened.open(tmp_path))
+    assert children()
+    if then == "goes with it":
+        opened.loop = loops.pop()  # type: ignore[attr-defined]
+        opened.itself = opened  # type: ignore[attr-defined]
+    del opened
+    gc.collect()
+    until_now(lambda: not children())
+    if then == "turns again":
+        loops[0].run_until_complete(asyncio.sleep(0))
+        until_now(lambda: not threads())
+    if then in ("turns again", "is closed"):
+        loops[0].close()
+    loops.clear()
+    until_now(lambda: Resources.now().left_over(before) == [])
+    assert [each for each in caplog.records if each.levelno > logging.WARNING] == []
 
 
 @pytest.mark.parametrize("run", [areplay.run, asyncio.run, uvloop.run])
