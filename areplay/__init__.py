@@ -12,6 +12,7 @@ In short::
 from areplay._checkpoint.service import Checkpoints
 from areplay._ingest.actor_group import Actors
 from areplay._ingest.reports import Report
+from areplay._processes.runner import run
 from areplay._sampling.batch_plan import Epochs, Fifo
 from areplay._storage.windows import Window, Windows
 from areplay.actor import Actor
@@ -50,7 +51,6 @@ from areplay.items.transform import Transform
 from areplay.items.transitions import Transitions
 from areplay.limiters import MinSize, SamplesPerInsert
 from areplay.replay import Replay
-from areplay.runner import run
 from areplay.selectors.prioritized import Prioritized
 from areplay.selectors.selector import Selector
 from areplay.selectors.uniform import Uniform

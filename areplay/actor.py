@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from areplay._base import forks
-from areplay._base.arrays import detached, own_columns
+from areplay._base.arrays import Array, Columns, detached, own_columns
 from areplay._base.validation import NO_PRIORITY, one_priority, plain_scalar, priority_column
 from areplay._ingest.actor_group import ActorFunction
 from areplay._ingest.episodes import Episodes
@@ -24,7 +24,7 @@ from areplay._ingest.reports import Scalar
 from areplay._processes.child import READY, REPORT, Channel
 from areplay._processes.waiter import Waiter, YieldTimer
 from areplay.errors import Closed, InboxFull, WaitTimeout, WouldBlock
-from areplay.spec import Array, Columns, Spec
+from areplay.spec import Spec
 from areplay.weights import Weights
 
 logger = logging.getLogger(__name__)

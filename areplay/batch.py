@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from areplay._base import forks
+from areplay._base.arrays import Array, Indices
 from areplay._sampling.batch_memory import BatchArrays
-from areplay._storage.registry import Indices
 from areplay.errors import BatchReleased
-from areplay.spec import Array
 
 if TYPE_CHECKING:
     import jax

@@ -27,7 +27,6 @@ from areplay._base.hooks import HookRaised, guarded, text_of
 from areplay._base.identity import identity
 from areplay._base.validation import optional_seconds
 from areplay._ingest.admission import Admission, steps_in
-from areplay._processes.child import DESCRIPTORS_A_CHILD, DESCRIPTORS_TO_START
 from areplay._processes.dropped import Holdings, InOrder, Once, notice, unless_gone
 from areplay._processes.supervisor import Supervisor, SupervisorOptions
 from areplay._processes.waiter import (
@@ -51,7 +50,11 @@ from areplay._sampling.sampler import (
 )
 from areplay._sampling.slots import FILLING, LENT, READY, Slots
 from areplay._sampling.stream_records import ProducerState, StreamState
-from areplay._shm.resource_limits import check_descriptors
+from areplay._shm.resource_limits import (
+    DESCRIPTORS_A_CHILD,
+    DESCRIPTORS_TO_START,
+    check_descriptors,
+)
 from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay.batch import Batch, unpin

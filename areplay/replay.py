@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from areplay._base import forks
+from areplay._base.arrays import Indices
 from areplay._base.hooks import guarded, text_of
 from areplay._base.validation import (
     flag,
@@ -49,7 +50,7 @@ from areplay._shm.resource_limits import check_memory
 from areplay._status.held import Held
 from areplay._storage.block_sizes import default_block_rows, finest_block_rows
 from areplay._storage.priorities import PriorityTables
-from areplay._storage.registry import Indices, WriterRegistry
+from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import MIN_BLOCKS, Ring
 from areplay.actor import run_actor
 from areplay.batch import Batch

@@ -20,11 +20,19 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from areplay._base import episode_links as links
-from areplay._base.arrays import KINDS, Refusal, as_array, exactly, shown, told, torch_tensor_in
-from areplay._base.arrays import Array as Array
+from areplay._base.arrays import (
+    KINDS,
+    Array,
+    Columns,
+    Refusal,
+    as_array,
+    exactly,
+    shown,
+    told,
+    torch_tensor_in,
+)
 from areplay.errors import SpecMismatch
 
-Columns = Mapping[str, Array]
 Nested = Any
 """A `(shape, dtype)`, or a dict of name to Nested."""
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 import areplay
+from areplay._base.arrays import Indices
 from areplay._storage.priorities import Masses, Priorities
-from areplay._storage.registry import Indices
 from areplay._storage.ring import Ring
 from areplay.selectors.selector import weigh
 from benchmarks.flows import wait_rows

@@ -26,7 +26,6 @@ ROOMS = [
     "metrics",
     "__init__",
     "replay",
-    "runner",
     "_status",
     "_checkpoint",
     "batches",
@@ -49,7 +48,6 @@ ROOMS = [
 """The strata, from the top: a room imports from lower ones only. A folder is one room."""
 KNOW_EVENT_LOOPS = {
     "replay",
-    "runner",
     "actor",
     "batches",
     "_checkpoint.service",
@@ -59,6 +57,7 @@ KNOW_EVENT_LOOPS = {
     "_processes.child",
     "_processes.dropped",
     "_processes.event_loops",
+    "_processes.runner",
     "_processes.supervisor",
     "_processes.waiter",
     "_sampling.sampler",

@@ -1,4 +1,4 @@
-"""Tests of `_processes.failpoints`, with a copy of the module that would kill somebody else."""
+"""Tests of `_base.failpoints`, with a copy of the module that would kill somebody else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from areplay._processes import failpoints as failpoints
+from areplay._base import failpoints as failpoints
 
 
 class Killed(Exception):

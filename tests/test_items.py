@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import areplay
+from areplay._base.arrays import Array
 from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
@@ -18,7 +19,7 @@ from areplay._storage.windows import Window, Windows
 from areplay.items import item as items
 from areplay.items.item import BatchFields, Fields, FieldView
 from areplay.items.rows import Rows
-from areplay.spec import Array, Spec
+from areplay.spec import Spec
 
 SPEC = Spec(
     obs=((2, 3), "uint8"), reward=((), "float32"), done=((), "bool"), z=((1,), "complex128")

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from kit import cancel_at_every_tick, memory_descriptors, ticks, until
 
+from areplay._base.arrays import Mask
 from areplay._ingest import local_writer as local_writer_module
 from areplay._ingest.admission import Admission
 from areplay._ingest.local_writer import LocalWriter
 from areplay._processes import waiter as waiter_module
-from areplay._storage.registry import Mask, WriterRegistry
+from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
 from areplay.errors import Closed, ResourceUnavailable, SpecMismatch, Stalled

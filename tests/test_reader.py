@@ -12,20 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+from areplay._base.arrays import Array, Indices
 from areplay._ingest.episodes import Episodes
 from areplay._sampling import reader as reader_module
 from areplay._sampling.batch_memory import BatchArrays
 from areplay._sampling.reader import ROUNDS_WITHOUT_LOCK, Reader
 from areplay._storage import ring as ring_module
 from areplay._storage import stream_writer as writer_module
-from areplay._storage.registry import Indices, WriterRegistry
+from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
 from areplay._storage.windows import Window, Windows
 from areplay.items.item import BatchFields, Fields
 from areplay.items.rows import Rows
 from areplay.selectors.uniform import Uniform
-from areplay.spec import Array, Spec
+from areplay.spec import Spec
 
 SPEC = Spec(a=((), "int64"), b=((2,), "float32"))
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from areplay._base.arrays import Mask
 from areplay._shm.range_locks import BlockLocks
-from areplay._storage.registry import Mask, Watcher, WriterRegistry
+from areplay._storage.registry import Watcher, WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
 from areplay.spec import Spec

@@ -17,6 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+Indices = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+Columns = Mapping[str, Array]
 
 # bool, signed, unsigned, float, complex: fixed size and no pointers, so bytes can be shared
 KINDS = "biufc"

@@ -34,8 +34,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from areplay._base.arrays import Array, Indices
 from areplay._checkpoint.manifest import MANIFEST, allocated, opened, read_manifest
-from areplay._storage.registry import Blocks, Indices
+from areplay._storage.registry import Blocks
 from areplay._storage.ring import Ring
 from areplay.errors import (
     CheckpointDamaged,
@@ -44,7 +45,7 @@ from areplay.errors import (
     ResourceUnavailable,
     WouldBlock,
 )
-from areplay.spec import Array, Spec
+from areplay.spec import Spec
 
 TABLE = np.dtype(
     [

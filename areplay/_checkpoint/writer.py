@@ -35,6 +35,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from areplay._base import forks
+from areplay._base.arrays import Array, Indices, Mask
+from areplay._base.failpoints import failpoint
 from areplay._checkpoint.manifest import (
     FORMAT,
     MANIFEST,
@@ -46,10 +48,9 @@ from areplay._checkpoint.manifest import (
     manifest_checksum,
 )
 from areplay._checkpoint.reader import TABLE, CancelToken, Checkpoint, Progress, block_name
-from areplay._processes.failpoints import failpoint
 from areplay._shm.range_locks import BlockLocks
 from areplay._storage.priorities import Priorities
-from areplay._storage.registry import Indices, Mask, WriterRegistry
+from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay.errors import (
     CheckpointBusy,
@@ -58,7 +59,6 @@ from areplay.errors import (
     CheckpointMismatch,
     CheckpointMissing,
 )
-from areplay.spec import Array
 from areplay.statistics import SaveResult
 
 logger = logging.getLogger(__name__)

@@ -16,15 +16,20 @@ from typing import Any
 import numpy as np
 
 from areplay._base import forks
-from areplay._ingest.inbox import DESCRIPTORS_AN_INBOX, Inbox, Inboxes, waiting_rows
+from areplay._ingest.inbox import Inbox, Inboxes, waiting_rows
 from areplay._ingest.quiet import Quiet, QuietOptions
 from areplay._ingest.reports import Report, Scalar
-from areplay._processes.child import DESCRIPTORS_A_CHILD, DESCRIPTORS_TO_START, Body
+from areplay._processes.child import Body
 from areplay._processes.dropped import Holdings, InOrder, notice, unless_gone
 from areplay._processes.event_loops import drop_quietly
 from areplay._processes.supervisor import Supervisor, SupervisorOptions
 from areplay._processes.waiter import ended, opened, run_to_completion
-from areplay._shm.resource_limits import check_descriptors
+from areplay._shm.resource_limits import (
+    DESCRIPTORS_A_CHILD,
+    DESCRIPTORS_AN_INBOX,
+    DESCRIPTORS_TO_START,
+    check_descriptors,
+)
 from areplay.errors import ActorFailed, Closed
 from areplay.spec import Spec
 from areplay.statistics import ActorStatistics, Wait

@@ -19,13 +19,13 @@ from typing import NamedTuple
 import numpy as np
 
 from areplay._base import forks
+from areplay._base.arrays import Columns
 from areplay._base.episode_links import NEXT_OFFSET
 from areplay._shm.doorbell import Doorbell, EventFd
 from areplay._shm.layout import WORDS_A_LINE, int64_word
 from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay.limiters import SamplesPerInsert
-from areplay.spec import Columns
 
 
 class Admitted(NamedTuple):

@@ -44,7 +44,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from areplay._base.arrays import Refusal, as_array, shown
+from areplay._base.arrays import Array, Columns, Refusal, as_array, shown
 from areplay._base.episode_links import (
     GAP,
     MAX_ENVIRONMENTS,
@@ -57,7 +57,7 @@ from areplay._base.episode_links import (
 from areplay._ingest.observation_memory import HandedIn, ObservationMemory
 from areplay._ingest.vector_links import VectorLinks
 from areplay.errors import SpecMismatch
-from areplay.spec import Array, Columns, Field, Spec
+from areplay.spec import Field, Spec
 
 AUTORESET_MODES = ("NextStep", "SameStep", "Disabled")
 

@@ -37,21 +37,21 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from areplay._base.arrays import Array
 from areplay._base.debug import check_step
-from areplay._processes.failpoints import failpoint
+from areplay._base.failpoints import failpoint
 from areplay._shm.doorbell import Doorbell, EventFd
 from areplay._shm.layout import WORDS_A_LINE, Layout, int64_word
 from areplay._shm.memory_order import fence, order
 from areplay._shm.segment import Segment
 from areplay.errors import WouldBlock
-from areplay.spec import Array, RowWriter, Spec
+from areplay.spec import RowWriter, Spec
 
 # tens of milliseconds at 20,000 Atari rows a second, and still small beside the ring
 _TARGET_BYTES = 16 << 20
 _MAX_ROWS = 8_192
 _MIN_ROWS = 16
 _WORDS, _MAY_WAIT = 9, 8  # how many, and which of them
-DESCRIPTORS_AN_INBOX = 3  # two doorbells, and the block locks of the coordinator for it
 
 
 def default_inbox_rows(spec: Spec) -> int:

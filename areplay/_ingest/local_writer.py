@@ -20,16 +20,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from areplay._base import forks
-from areplay._base.arrays import detached, own_columns
+from areplay._base.arrays import Array, Columns, Indices, detached, own_columns
 from areplay._base.validation import NO_PRIORITY, one_priority, priority_column
 from areplay._ingest.admission import Admission, Admitted, steps_among
 from areplay._ingest.episodes import Episodes
 from areplay._processes.waiter import Waiter, outcome_of, run_to_completion
-from areplay._storage.registry import Indices, WriterRegistry
+from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
 from areplay.errors import Closed, ResourceUnavailable, Stalled, WouldBlock
-from areplay.spec import Array, Columns
 from areplay.statistics import Wait
 
 _INLINE_BYTES = 4 << 20  # what `extend` writes on the loop; more is written in a thread meanwhile

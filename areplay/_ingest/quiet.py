@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from areplay._processes.process_state import is_stopped
+from areplay._base.process_state import is_stopped
 
 _LOOKS = 4  # within the shorter of the two limits, so that a limit is exceeded by a quarter at most
 _LONGEST_PAUSE_S = 1.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from areplay._base.arrays import Array
 from areplay._base.episode_links import (
     GAP,
     NEXT_OFFSET,
@@ -17,7 +18,6 @@ from areplay._base.episode_links import (
     episodes_of,
     first_step_ids,
 )
-from areplay.spec import Array
 
 
 class VectorLinks:

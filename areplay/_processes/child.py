@@ -51,8 +51,8 @@ import aiomultiprocess.core
 import uvloop
 
 from areplay._base import forks
+from areplay._base.failpoints import disarm
 from areplay._processes.event_loops import leave_to_parent
-from areplay._processes.failpoints import disarm
 from areplay._processes.launcher import Launcher, tie_to_parent
 from areplay._processes.waiter import Outcome, outcome_of, run_to_completion
 from areplay.errors import ResourceUnavailable
@@ -65,10 +65,6 @@ _MAX_MESSAGE_BYTES = 64 << 10  # well below what a socket's buffer takes whole
 _REAP_AGAIN_S = 0.05  # a debugger that is attached to a child gets its exit code first
 _MAX_REAPS = 40
 _CODE_FOR_MULTIPROCESSING = 255  # of a child whose exit code is unknown, as in its forkserver
-# in the parent: its socket, its pidfd and the pipe whose end is the parent's
-DESCRIPTORS_A_CHILD = 3
-# while one is being started, beside those: pipes, a segment, an event loop
-DESCRIPTORS_TO_START = 16
 
 Body = Callable[..., Awaitable[None]]
 

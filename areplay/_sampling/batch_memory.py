@@ -9,9 +9,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from areplay._storage.registry import Indices
+from areplay._base.arrays import Array, Indices
 from areplay.items.item import BatchFields, FieldView
-from areplay.spec import Array
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,12 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from areplay._base import forks
+from areplay._base.arrays import Indices, Mask
 from areplay._base.hooks import text_of
 from areplay._base.identity import identity
 from areplay._base.validation import flag, whole_number
 from areplay._sampling.completion_log import CompletionLog
-from areplay._storage.registry import Indices, Mask, WriterRegistry
+from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.windows import Window
 from areplay.errors import EndOfEpochs, Stalled

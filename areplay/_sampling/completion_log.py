@@ -28,15 +28,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from areplay._base import forks
+from areplay._base.arrays import Array, Indices, Mask
 from areplay._base.episode_links import NEXT_OFFSET, PREV_OFFSET
 from areplay._shm.layout import WORDS_A_LINE, Layout, int64_word
 from areplay._shm.memory_order import order
 from areplay._shm.segment import Segment
-from areplay._storage.registry import Indices, Mask, Watcher, WriterRegistry
+from areplay._storage.registry import Watcher, WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.window_search import WindowFinder
 from areplay._storage.windows import Window
-from areplay.spec import Array
 
 _NO_HOP = 1 << 40  # more than any ring has rows: nothing has told yet how far the next step is
 

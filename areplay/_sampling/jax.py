@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from areplay._base.arrays import Array
 from areplay._sampling.batch_memory import BatchArrays
 from areplay.errors import MissingDependency
-from areplay.spec import Array
 
 if TYPE_CHECKING:
     import jax

@@ -18,11 +18,11 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from areplay._processes.failpoints import failpoint
+from areplay._base.arrays import Array, Indices
+from areplay._base.failpoints import failpoint
 from areplay._sampling.batch_memory import BatchArrays
 from areplay._sampling.batch_plan import PlannedSelector
 from areplay._shm.range_locks import BlockLocks
-from areplay._storage.registry import Indices
 from areplay._storage.ring import Ring
 from areplay._storage.window_search import WindowFinder
 from areplay._storage.windows import Windows
@@ -31,7 +31,6 @@ from areplay.items.transform import Transform
 from areplay.selectors.prioritized import BUILT_IN, Prioritized, PrioritizedRest
 from areplay.selectors.selector import Selector, checked_draw, weigh
 from areplay.selectors.uniform import Uniform
-from areplay.spec import Array
 
 ROUNDS_WITHOUT_LOCK = 8
 

@@ -39,7 +39,7 @@ from __future__ import annotations
 import numpy as np
 
 from areplay._base.debug import check_step, poison
-from areplay._processes.failpoints import failpoint
+from areplay._base.failpoints import failpoint
 from areplay._sampling.batch_memory import BatchArrays
 from areplay._shm.doorbell import Doorbell, EventFd
 from areplay._shm.layout import WORDS_A_LINE, Layout, int64_view, int64_word

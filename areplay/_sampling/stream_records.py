@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from areplay._storage.registry import Indices, Mask
+from areplay._base.arrays import Indices, Mask
 
 
 @dataclass(frozen=True, slots=True)

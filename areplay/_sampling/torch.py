@@ -25,10 +25,10 @@ from weakref import WeakSet
 
 import numpy as np
 
+from areplay._base.arrays import Array
 from areplay._sampling.batch_memory import BatchArrays
 from areplay.errors import MissingDependency
 from areplay.items.item import FieldView
-from areplay.spec import Array
 
 if TYPE_CHECKING:
     import torch

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import DTypeLike
 
+from areplay._base.arrays import Array
 from areplay.errors import LayoutMismatch
-from areplay.spec import Array
 
 CACHE_LINE_BYTES = 64
 WORDS_A_LINE = CACHE_LINE_BYTES // 8

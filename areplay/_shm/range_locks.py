@@ -24,8 +24,8 @@ import os
 import struct
 
 from areplay._base import forks
+from areplay._base.arrays import Array
 from areplay.errors import ResourceUnavailable
-from areplay.spec import Array
 
 _FLOCK = struct.Struct("@hhqqi4x")  # l_type, l_whence, (padding), l_start, l_len, l_pid
 _F_OFD_GETLK, _F_OFD_SETLK = 36, 37

@@ -13,6 +13,13 @@ from pathlib import Path
 
 from areplay.errors import DescriptorLimitExceeded, MemoryLimitExceeded
 
+# in the parent of a child: its socket, its pidfd and the pipe whose end is the parent's
+DESCRIPTORS_A_CHILD = 3
+# while a child is being started, beside those: pipes, a segment, an event loop
+DESCRIPTORS_TO_START = 16
+# two doorbells, and the block locks of the coordinator for it
+DESCRIPTORS_AN_INBOX = 3
+
 
 def check_memory(what: str, parts: dict[str, int], root: Path = Path("/")) -> None:
     """Raise `MemoryLimitExceeded` if the bytes in `parts` are together more than is available."""

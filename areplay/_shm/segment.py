@@ -26,10 +26,10 @@ from multiprocessing import reduction
 from typing import Any
 
 from areplay._base import forks
+from areplay._base.arrays import Array
 from areplay._shm.layout import Layout
 from areplay._shm.resource_limits import check_memory
 from areplay.errors import Closed, ResourceUnavailable
-from areplay.spec import Array
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from areplay._processes.process_state import is_stopped
+from areplay._base.process_state import is_stopped
 from areplay._status.server import FORMAT, MAX_ANSWER_BYTES, PIECE_BYTES, REST_MS, VERSION, peer_of
 from areplay.errors import Closed, ResourceUnavailable, StatusUnavailable
 

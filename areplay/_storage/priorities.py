@@ -37,14 +37,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from areplay._base import forks
+from areplay._base.arrays import Array, Indices, Mask
 from areplay._base.episode_links import NEXT_OFFSET
 from areplay._shm.layout import Layout
 from areplay._shm.memory_order import order
 from areplay._shm.segment import Segment
-from areplay._storage.registry import Indices, Mask, Watcher, WriterRegistry
+from areplay._storage.registry import Watcher, WriterRegistry
 from areplay._storage.ring import Ring
 from areplay.errors import AreplayError
-from areplay.spec import Array
 
 logger = logging.getLogger(__name__)
 

@@ -16,19 +16,15 @@ from collections.abc import Callable, Collection
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from areplay._base import forks
+from areplay._base.arrays import Array, Indices, Mask
 from areplay._storage.block_sizes import (
     FEW_STREAMS,
     MAX_SHARE_UNUSED,
     fitting_block_rows,
     most_streams,
 )
-from areplay.spec import Array
-
-Indices = NDArray[np.int64]
-Mask = NDArray[np.bool_]
 
 logger = logging.getLogger(__name__)
 

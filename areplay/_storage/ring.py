@@ -46,12 +46,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from areplay._base import debug
+from areplay._base.arrays import Columns, Indices, Mask
 from areplay._shm.layout import WORDS_A_LINE, Layout, int64_word
 from areplay._shm.memory_order import order
 from areplay._shm.range_locks import BlockLocks
 from areplay._shm.segment import Segment
-from areplay._storage.registry import Blocks, Indices, Mask
-from areplay.spec import Columns, Spec
+from areplay._storage.registry import Blocks
+from areplay.spec import Spec
 
 logger = logging.getLogger(__name__)
 

@@ -14,13 +14,14 @@ from collections.abc import Mapping
 import numpy as np
 
 from areplay._base import debug
-from areplay._processes.failpoints import failpoint
+from areplay._base.arrays import Array, Columns, Indices
+from areplay._base.failpoints import failpoint
 from areplay._shm.memory_order import fence, order
 from areplay._shm.range_locks import BlockLocks
-from areplay._storage.registry import Indices, WriterRegistry
+from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay.errors import WouldBlock
-from areplay.spec import Array, Columns, RowWriter
+from areplay.spec import RowWriter
 
 logger = logging.getLogger(__name__)
 

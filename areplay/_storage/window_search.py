@@ -9,12 +9,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from areplay._base.arrays import Array, Indices, Mask
 from areplay._base.episode_links import NEXT_OFFSET, PREV_OFFSET, STEP_ID, numbers_of
 from areplay._shm.memory_order import order
-from areplay._storage.registry import Indices, Mask
 from areplay._storage.ring import Ring
 from areplay._storage.windows import ARRAYS, Window, Windows
-from areplay.spec import Array
 
 
 class WindowFinder:

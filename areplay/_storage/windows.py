@@ -20,11 +20,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from areplay._base.arrays import Array, Indices, Mask
 from areplay._base.episode_links import NEXT_OFFSET, STEP_ID, numbers_of
 from areplay._base.validation import flag, whole_number
-from areplay._storage.registry import Indices, Mask
 from areplay._storage.ring import Ring
-from areplay.spec import Array
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,11 @@ from pathlib import Path
 import numpy as np
 
 import areplay
-from areplay._ingest.inbox import DESCRIPTORS_AN_INBOX
-from areplay._processes.child import DESCRIPTORS_A_CHILD, DESCRIPTORS_TO_START
 from areplay._shm.range_locks import BlockLocks
 from areplay._shm.resource_limits import (
+    DESCRIPTORS_A_CHILD,
+    DESCRIPTORS_AN_INBOX,
+    DESCRIPTORS_TO_START,
     available_memory,
     memory_limits,
     process_limit,

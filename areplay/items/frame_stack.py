@@ -7,9 +7,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from areplay._base.arrays import Array
 from areplay._base.episode_links import Numbers
 from areplay._base.validation import whole_number
-from areplay.spec import Array, Spec
+from areplay.spec import Spec
 
 PADS = ("first", "zero")
 

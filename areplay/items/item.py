@@ -32,8 +32,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from areplay._base.arrays import Array
 from areplay._storage.windows import Window, Windows
-from areplay.spec import Array, Spec, as_field
+from areplay.spec import Spec, as_field
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from areplay._base.arrays import Array
 from areplay._storage.windows import Window, Windows
 from areplay.items.item import Fields
-from areplay.spec import Array, Spec
+from areplay.spec import Spec
 
 
 class Rows:

@@ -7,11 +7,12 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
+from areplay._base.arrays import Array
 from areplay._base.validation import flag, whole_number
 from areplay._storage.windows import Window, Windows
 from areplay.items.frame_stack import Stacks
 from areplay.items.item import Fields, FieldView
-from areplay.spec import Array, Spec
+from areplay.spec import Spec
 
 MAX_STEPS = 100_000
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from areplay._base.arrays import Array
 from areplay.items.item import BatchFields, Item
-from areplay.spec import Array, Field, Spec, as_field
+from areplay.spec import Field, Spec, as_field
 
 Function = Callable[[Mapping[str, Array], Mapping[str, Array], np.random.Generator], object]
 

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import numpy as np
 
 from areplay._base import forks
+from areplay._base.arrays import Indices
 from areplay._base.hooks import text_of
 from areplay._base.validation import fraction
 from areplay._storage.priorities import Masses, Priorities
-from areplay._storage.registry import Indices
 from areplay._storage.ring import Ring
 from areplay.selectors.selector import Selector
 from areplay.selectors.uniform import Uniform

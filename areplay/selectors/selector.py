@@ -39,8 +39,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from areplay._base.arrays import Indices
 from areplay._storage.priorities import Masses
-from areplay._storage.registry import Indices
 from areplay._storage.ring import Ring
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from areplay._base.arrays import Indices
 from areplay._storage.priorities import Masses
-from areplay._storage.registry import Indices
 from areplay._storage.ring import Ring
 
 

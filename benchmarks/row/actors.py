@@ -10,9 +10,12 @@ import time
 from dataclasses import dataclass
 
 import areplay
-from areplay._ingest.inbox import DESCRIPTORS_AN_INBOX
-from areplay._processes.child import DESCRIPTORS_A_CHILD, DESCRIPTORS_TO_START
-from areplay._shm.resource_limits import available_memory
+from areplay._shm.resource_limits import (
+    DESCRIPTORS_A_CHILD,
+    DESCRIPTORS_AN_INBOX,
+    DESCRIPTORS_TO_START,
+    available_memory,
+)
 from benchmarks.flows import wait_rows
 from benchmarks.harness.figures import Figure
 from benchmarks.harness.machine import own_cpu_s

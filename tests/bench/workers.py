@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import areplay
+from areplay._base.arrays import Array
 from areplay._storage.windows import Windows
-from areplay.spec import Array
 from benchmarks.harness.panels import Panel, Series, waits_panel
 
 PANELS = (

@@ -21,8 +21,8 @@ from kit import memory_descriptors, until
 
 import areplay
 from areplay import Replay
+from areplay._base.arrays import Array
 from areplay._storage.windows import Windows
-from areplay.spec import Array
 
 SPEC = areplay.Spec(x=((64,), "float32"))
 X = np.arange(64 * 400, dtype=np.float32).reshape(400, 64)

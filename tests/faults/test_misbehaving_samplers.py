@@ -13,8 +13,8 @@ from collections.abc import Mapping
 import pytest
 
 import areplay
+from areplay._base.arrays import Array
 from areplay._storage.windows import Windows
-from areplay.spec import Array
 from tests.processes import workers
 from tests.processes.oracle import OWNER, SPEC, rows, torn
 from tests.processes.watching import is_running, until_now

@@ -23,6 +23,7 @@ from models.episode_oracle import Lane, Oracle
 from models.episode_world import MODES, PLAIN, Player
 from models.parts import machine_in_parts
 
+from areplay._base.arrays import Columns
 from areplay._ingest.episodes import Episodes
 from areplay._sampling.completion_log import CompletionLog
 from areplay._storage.registry import WriterRegistry
@@ -30,7 +31,6 @@ from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
 from areplay._storage.window_search import WindowFinder
 from areplay._storage.windows import Window
-from areplay.spec import Columns
 
 
 def done(work: Coroutine[Any, Any, Any]) -> None:

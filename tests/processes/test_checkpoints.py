@@ -29,7 +29,7 @@ PROGRAM = textwrap.dedent(
     """
     import asyncio, sys
     import areplay
-    from areplay._processes import failpoints
+    from areplay._base import failpoints
     from tests.processes.oracle import OWNER, SPEC, rows
 
     async def main(path):

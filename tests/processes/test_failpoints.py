@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import areplay
-from areplay._storage.registry import Indices
+from areplay._base.arrays import Indices
 
 from . import workers
 from .oracle import OWNER, SPEC, check_ledgers, ledgers, rows, torn

@@ -14,8 +14,9 @@ import pytest
 
 import areplay
 from areplay import Replay
+from areplay._base.arrays import Array
 from areplay._storage.windows import Windows
-from areplay.spec import Array, Spec
+from areplay.spec import Spec
 
 pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
 

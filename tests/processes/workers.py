@@ -19,10 +19,9 @@ from typing import Any
 import numpy as np
 
 import areplay
-from areplay._storage.registry import Indices
+from areplay._base.arrays import Array, Indices
 from areplay._storage.ring import Ring
 from areplay._storage.windows import Windows
-from areplay.spec import Array
 
 from .oracle import SPEC, Ledger, row, rows
 
