@@ -12,7 +12,8 @@ from areplay._ingest.episodes import Episodes
 from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
-from areplay._storage.window_search import WindowFinder, _Walk
+from areplay._storage.window_search import WindowFinder
+from areplay._storage.window_walk import Walk
 from areplay._storage.windows import Window, Windows
 from areplay.spec import Spec
 
@@ -93,7 +94,7 @@ def test_guessing_and_walking_find_the_same(
     rows = scene.committed()
     found = WindowFinder(scene.ring, window).find(rows)
     steps = rows[scene.ring.columns["steps.next_offset"][scene.ring.positions(rows)] > 0]
-    walk = _Walk(scene.ring, window, steps)
+    walk = Walk(scene.ring, window, steps)
     walk.forward()
     walk.back()
     assert found.indices.tolist() == steps[walk.valid].tolist()

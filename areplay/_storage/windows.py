@@ -2,20 +2,17 @@
 
 A window is valid if its row is a step, and each step that it needs is there: `forward` rows after
 it, or all up to the final observation if the episode ends before; `back` rows before it, or all
-since the episode's beginning. What is not yet written, was overwritten, or will never be written
-(its actor died) makes it invalid, never shorter.
+since the episode's beginning. A row that is not yet written, was overwritten, or will never be
+written (its actor died) makes the window invalid, never shorter.
 
-Nearly all windows lie in one block, in which the distance from row to row is the same, and no
-episode ends in them: guess where their rows are, and look whether the rows there are the ones
-(their moments tell). Most of the others reach into one neighbouring block, or end with their
-episode: guess with that in mind. What is left, where distances vary or blocks are short, is walked
-row by row along the links. All of it for many windows at once, and for rows that may change
-meanwhile: whoever copies them checks `Windows.unchanged` after that.
+Rows may change while a window is copied: a reader checks `Windows.unchanged` after the copy.
+`areplay._storage.window_search` finds windows.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +57,20 @@ class Window:
         return self.back + 1 + self.forward
 
 
+class Elsewhere(NamedTuple):
+    """Rows of windows that lie in other blocks than the row that the item is drawn by.
+
+    A window is whole if its drawn row and these rows are.
+
+    Attributes:
+        items: (n,) the numbers of the items; an item occurs once a row.
+        indices: (n,) int64, of the rows.
+    """
+
+    items: NDArray[np.intp]
+    indices: Indices
+
+
 class Windows:
     """The windows of B items, W = back + 1 + forward rows each.
 
@@ -73,6 +84,8 @@ class Windows:
         columns: field name -> array of shape `(capacity_rows, *shape)`: the whole ring. Other
             processes write to it.
         spec: of the rows.
+        elsewhere: the rows in other blocks than that of the drawn row; None if there are no such
+            rows.
     """
 
     def __init__(
@@ -84,11 +97,18 @@ class Windows:
         behind: Indices,
         ahead: Indices,
         probabilities: NDArray[np.float64],
+        elsewhere: Elsewhere | None = None,
     ) -> None:
-        self._ring, self.back, self.columns, self.spec = ring, back, ring.columns, ring.spec
-        self.indices, self.positions, self.behind, self.ahead = indices, positions, behind, ahead
+        self._ring = ring
+        self.back = back
+        self.columns = ring.columns
+        self.spec = ring.spec
+        self.indices = indices
+        self.positions = positions
+        self.behind = behind
+        self.ahead = ahead
         self.probabilities = probabilities
-        self._elsewhere: tuple[NDArray[np.intp], Indices] | None = None
+        self.elsewhere = elsewhere
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -128,27 +148,25 @@ class Windows:
         return taken
 
     def changed(self) -> NDArray[np.intp]:
-        """Which items, by their numbers, have a row that is not what it was any more. Call it after
-        copying.
+        """The numbers of the items of which a row has changed. Call it after copying.
 
         One look for all of them, if no writer has come so far; good for windows of rows that were
         committed.
         """
         all_current = self._ring.all_current
         if all_current(self.indices) and (
-            self._elsewhere is None or all_current(self._elsewhere[1])
+            self.elsewhere is None or all_current(self.elsewhere.indices)
         ):
-            return _NONE
+            return _NO_ITEMS
         return np.flatnonzero(~self.unchanged())
 
     def unchanged(self) -> Mask:
-        """(B,) bool: of which items all rows are still those that they were. Call it after
-        copying."""
-        whole = self._ring.unchanged(self.indices)
-        if self._elsewhere is not None:
-            items, indices = self._elsewhere
-            whole[items[~self._ring.committed(indices)]] = False
-        return whole
+        """(B,) bool: whether all rows of an item are still the same. Call it after copying."""
+        is_whole = self._ring.unchanged(self.indices)
+        if self.elsewhere is not None:
+            is_there = self._ring.committed(self.elsewhere.indices)
+            is_whole[self.elsewhere.items[~is_there]] = False
+        return is_whole
 
     def blocks(self) -> list[int]:
         """The places of the blocks in which the rows are, in ascending order."""
@@ -157,53 +175,73 @@ class Windows:
     def places(self) -> tuple[NDArray[np.intp], Indices]:
         """`(items, places)`: the place of each block that an item needs, beside the number of the
         item."""
-        items, indices = np.arange(len(self)), self.indices
-        if self._elsewhere is not None:
-            items, indices = (
-                np.concatenate([items, self._elsewhere[0]]),
-                np.concatenate([indices, self._elsewhere[1]]),
-            )
+        items = np.arange(len(self))
+        indices = self.indices
+        if self.elsewhere is not None:
+            items = np.concatenate([items, self.elsewhere.items])
+            indices = np.concatenate([indices, self.elsewhere.indices])
         return items, indices // self._ring.block_rows % self._ring.blocks
 
     def part(self, start: int, stop: int) -> Windows:
-        """Those of the items from `start` to `stop`."""
+        """The items from `start` to `stop`; their arrays are views."""
         if start == 0 and stop >= len(self):
             return self
-        part = slice(start, stop)
-        positions, probabilities = self.positions[part], self.probabilities[part]
-        behind, ahead = self.behind[part], self.ahead[part]
-        some = Windows(
-            self._ring, self.back, self.indices[part], positions, behind, ahead, probabilities
+        elsewhere = None
+        if self.elsewhere is not None:
+            items, indices = self.elsewhere
+            is_inside = (items >= start) & (items < stop)
+            elsewhere = Elsewhere(items[is_inside] - start, indices[is_inside])
+        return self._selected(slice(start, stop), elsewhere)
+
+    def where(self, is_chosen: Mask) -> Windows:
+        """The items for which `is_chosen`, (B,) bool, is true."""
+        if is_chosen.all():
+            return self
+        elsewhere = None
+        if self.elsewhere is not None:
+            items, indices = self.elsewhere
+            numbers = np.cumsum(is_chosen) - 1
+            stays = is_chosen[items]
+            elsewhere = Elsewhere(numbers[items[stays]], indices[stays])
+        return self._selected(is_chosen, elsewhere)
+
+    def _selected(self, which: slice | Mask, elsewhere: Elsewhere | None) -> Windows:
+        return Windows(
+            self._ring,
+            self.back,
+            self.indices[which],
+            self.positions[which],
+            self.behind[which],
+            self.ahead[which],
+            self.probabilities[which],
+            elsewhere,
         )
-        if self._elsewhere is not None:
-            items, indices = self._elsewhere
-            inside = (items >= start) & (items < stop)
-            some._elsewhere = items[inside] - start, indices[inside]
-        return some
 
     @classmethod
     def joined(cls, parts: list[Windows]) -> Windows:
-        """All of them, one after the other."""
+        """The items of all parts, one part after the other. There is at least one part."""
         if len(parts) == 1:
             return parts[0]
-        first = parts[0]
-        joined = cls(
-            first._ring,
-            first.back,
-            *(np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS),
+        starts = np.cumsum([0, *map(len, parts)]).tolist()
+        outside = [
+            (part.elsewhere.items + start, part.elsewhere.indices)
+            for part, start in zip(parts, starts, strict=False)
+            if part.elsewhere is not None
+        ]
+        elsewhere = None
+        if outside:
+            items, indices = zip(*outside, strict=True)
+            elsewhere = Elsewhere(np.concatenate(items), np.concatenate(indices))
+        return cls(
+            parts[0]._ring,
+            parts[0].back,
+            np.concatenate([part.indices for part in parts]),
+            np.concatenate([part.positions for part in parts]),
+            np.concatenate([part.behind for part in parts]),
+            np.concatenate([part.ahead for part in parts]),
+            np.concatenate([part.probabilities for part in parts]),
+            elsewhere,
         )
-        items, indices, start = [], [], 0
-        for part in parts:
-            if part._elsewhere is not None:
-                items.append(part._elsewhere[0] + start)
-                indices.append(part._elsewhere[1])
-            start += len(part)
-        if items:
-            joined._elsewhere = np.concatenate(items), np.concatenate(indices)
-        return joined
 
 
-_NONE = np.empty(0, np.intp)
-
-
-ARRAYS = ("indices", "positions", "behind", "ahead", "probabilities")
+_NO_ITEMS = np.empty(0, np.intp)
