@@ -143,68 +143,73 @@ def one_priority(value: Any) -> float:
 def priority_values(
     values: Any, count: int, max_mean_mix: float = 0.9, mask: Any = None
 ) -> NDArray[np.float64]:
-    """(count,) float64 of as many finite numbers, or of the errors of as many sequences, (count,
-    T).
+    """The priorities of `count` items, (count,) float64.
+
+    Args:
+        values: (count,) finite numbers, or the errors of as many sequences, (count, T).
+        max_mean_mix: the share of a sequence's largest error; the rest is the share of their mean
+            (R2D2, Kapturowski et al. 2019, section 2.3).
+        mask: (count, T) bool, which of the errors count; all by default.
 
     Raises:
-        SpecMismatch: they are none, or a whole number among them is none of float64.
+        SpecMismatch: `values` are no such numbers, float64 cannot hold one of them, or `mask` does
+            not fit them.
     """
-    expected = f"finite numbers of shape ({count},), or ({count}, T) of sequences"
-    array = as_array(values)
-    if isinstance(array, Refusal):
-        raise SpecMismatch(
-            "priorities", expected, array.got, array.remedy or "give one number an item"
-        )
-    if (
-        array.dtype.kind not in "iuf"
-        or array.ndim not in (1, 2)
-        or len(array) != count
-        or array.size < count
-    ):
-        raise SpecMismatch(
-            "priorities",
-            expected,
-            f"shape {array.shape} of {array.dtype}",
-            "give one number an item",
-        )
-    if array.dtype != np.float64:
-        given, float64 = array, exactly(array, np.dtype(np.float64))
-        if float64 is None:
-            remedy = "convert them yourself, for example .astype('float64')"
-            raise SpecMismatch(
-                "priorities", expected, f"{given.dtype} that float64 cannot hold", remedy
-            )
-        array = float64
+    array = _priority_array(values, count)
     if array.ndim == 1 and mask is not None:
-        raise SpecMismatch(
-            "mask",
-            "errors of shape (B, T) beside it",
-            f"priorities of shape {array.shape}",
-            "leave it out",
-        )
-    counts = np.ones(array.shape, np.bool_) if mask is None else as_array(mask)
-    if isinstance(counts, Refusal):
-        raise SpecMismatch(
-            "mask",
-            f"shape {array.shape} of bool",
-            counts.got,
-            counts.remedy or "pass batch['mask']",
-        )
-    if counts.shape != array.shape or counts.dtype != np.bool_:
-        got = f"shape {counts.shape} of {counts.dtype}"
-        raise SpecMismatch("mask", f"shape {array.shape} of bool", got, "pass batch['mask']")
+        got = f"priorities of shape {array.shape}"
+        raise SpecMismatch("mask", "errors of shape (B, T) beside it", got, "leave it out")
+    counts = np.ones(array.shape, np.bool_) if mask is None else _error_mask(mask, array.shape)
     if mask is not None:
         array = np.where(counts, array, 0.0)
     if not np.logical_and.reduce(np.isfinite(array), axis=None):
-        raise SpecMismatch(
-            "priorities", expected, "NaN or infinity", "look at the loss that they come from"
-        )
+        remedy = "look at the loss that they come from"
+        raise SpecMismatch("priorities", _priorities_of(count), "NaN or infinity", remedy)
     if array.ndim == 1 or count == 0:
         return array.reshape(count)
     errors = np.abs(array) * counts
     means: NDArray[np.float64] = errors.sum(axis=1) / np.maximum(counts.sum(axis=1), 1)
     mixed: NDArray[np.float64] = max_mean_mix * errors.max(axis=1) + (1 - max_mean_mix) * means
     return mixed
+
+
+def _priorities_of(count: int) -> str:
+    return f"finite numbers of shape ({count},), or ({count}, T) of sequences"
+
+
+def _priority_array(values: Any, count: int) -> NDArray[np.float64]:
+    """`values` as float64, (count,) or (count, T)."""
+    expected = _priorities_of(count)
+    remedy = "give one number an item"
+    array = as_array(values)
+    if isinstance(array, Refusal):
+        raise SpecMismatch("priorities", expected, array.got, array.remedy or remedy)
+    is_number = array.dtype.kind in "iuf"
+    has_shape = array.ndim in (1, 2) and len(array) == count <= array.size
+    if not is_number or not has_shape:
+        got = f"shape {array.shape} of {array.dtype}"
+        raise SpecMismatch("priorities", expected, got, remedy)
+    if array.dtype == np.float64:
+        return array
+    converted = exactly(array, np.dtype(np.float64))
+    if converted is None:
+        got = f"{array.dtype} that float64 cannot hold"
+        remedy = "convert them yourself, for example .astype('float64')"
+        raise SpecMismatch("priorities", expected, got, remedy)
+    return converted
+
+
+def _error_mask(mask: Any, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """`mask` as an array of that shape."""
+    expected = f"shape {shape} of bool"
+    remedy = "pass batch['mask']"
+    counts = as_array(mask)
+    if isinstance(counts, Refusal):
+        raise SpecMismatch("mask", expected, counts.got, counts.remedy or remedy)
+    if counts.shape != shape or counts.dtype != np.bool_:
+        got = f"shape {counts.shape} of {counts.dtype}"
+        raise SpecMismatch("mask", expected, got, remedy)
+    return counts
 
 
 def priority_column(
