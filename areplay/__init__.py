@@ -9,6 +9,7 @@ In short::
                 learn(batch["obs"], batch["action"], batch["reward"])
 """
 
+from areplay._base.field import Field
 from areplay._checkpoint.service import Checkpoints
 from areplay._ingest.actor_group import Actors
 from areplay._ingest.reports import Report
@@ -54,7 +55,7 @@ from areplay.replay import Replay
 from areplay.selectors.prioritized import Prioritized
 from areplay.selectors.selector import Selector
 from areplay.selectors.uniform import Uniform
-from areplay.spec import Field, Spec
+from areplay.spec import Spec
 from areplay.statistics import (
     ActorStatistics,
     BatchesStatistics,

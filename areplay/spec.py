@@ -1,121 +1,24 @@
-"""The spec: which fields a row has, and the check that data fits them.
+"""The spec: the fields of a row, and the check that rows have them.
 
-Rule: data is stored bit for bit or refused. A value is refused if its shape differs or if its dtype
-could lose information; plain Python numbers, lists of them and single numbers of numpy or torch
-have no dtype of their own worth keeping, so they are judged by value instead. Whole numbers are
-always judged by value where a float or complex field takes them: numpy calls a cast from int64 to
-float64 safe, and rounds above 2^53. Nothing is broadcast, nothing is dropped, nothing is guessed.
-
-Knows nothing of where rows are stored.
+`areplay._base.field` checks the values of a field. Knows nothing of where rows are stored.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 from numpy.typing import DTypeLike
 
 from areplay._base import episode_links as links
-from areplay._base.arrays import (
-    KINDS,
-    Array,
-    Columns,
-    Refusal,
-    as_array,
-    exactly,
-    shown,
-    told,
-    torch_tensor_in,
-)
+from areplay._base.arrays import Array, shown
+from areplay._base.field import Field, as_field
 from areplay.errors import SpecMismatch
 
 Nested = Any
 """A `(shape, dtype)`, or a dict of name to Nested."""
 
 _KEYWORD = "priority"  # of `add`, beside the fields of a row
-_INTEGER_SCALARS = (
-    int,
-    np.int8,
-    np.int16,
-    np.int32,
-    np.int64,
-    np.uint8,
-    np.uint16,
-    np.uint32,
-    np.uint64,
-)
-
-
-@dataclass(frozen=True)
-class Field:
-    """One named part of a row: `shape` without the row axis, and a native numpy dtype."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of this field in one row."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    def __str__(self) -> str:
-        return f"shape {self.shape} of {self.dtype.name}"
-
-    def convert(
-        self, value: object, rows: tuple[int, ...] = (), *, by_value: bool = False
-    ) -> Array:
-        """`value` as an array of shape `(*rows, *shape)` and exactly this dtype; no copy if it is
-        one already.
-
-        Args:
-            by_value: judge an array by its values too, as if each were a number of its own.
-
-        Raises:
-            SpecMismatch: it is no array, its shape differs, or its dtype could lose information.
-        """
-        shape = rows + self.shape
-        given = value if type(value) is np.ndarray else as_array(value)
-        if isinstance(given, Refusal):
-            raise self._mismatch(shape, given.got, given.remedy)
-        if given.shape != shape:
-            raise self._mismatch(
-                shape, f"shape {given.shape}", "nothing is broadcast or reshaped for you"
-            )
-        if given.dtype == self.dtype and given.dtype.isnative:
-            return given
-        kind = given.dtype.kind
-        if by_value or given.shape == () or isinstance(value, (list, tuple)):
-            converted = exactly(given, self.dtype)
-        elif (
-            not given.dtype.isnative
-            or kind not in KINDS
-            or not np.can_cast(given.dtype, self.dtype, "safe")
-        ):
-            converted = None
-        elif kind in "iu" and self.dtype.kind in "fc":
-            converted = exactly(given, self.dtype)
-        else:
-            converted = given.astype(self.dtype)
-        if converted is not None:
-            return converted
-        order = "" if given.dtype.isnative else " in foreign byte order"
-        change = (
-            f".to(torch.{self.dtype.name})"
-            if torch_tensor_in(value) is not None
-            else f".astype({self.dtype.name!r})"
-        )
-        raise self._mismatch(
-            shape, f"{given.dtype.name}{order}", f"convert it yourself, for example {change}"
-        )
-
-    def _mismatch(self, shape: tuple[int, ...], got: str, remedy: str = "") -> SpecMismatch:
-        remedy = remedy or "give an array of that shape"
-        return SpecMismatch(self.name, f"shape {shape} of {self.dtype.name}", got, remedy)
 
 
 class Spec(Mapping[str, Field]):
@@ -368,115 +271,12 @@ class Spec(Mapping[str, Field]):
         return f"Spec{steps}({fields})"
 
 
-class RowWriter:
-    """Writes checked single rows into the columns of a `Spec`: the fast way in, for one row at a
-    time."""
-
-    def __init__(self, spec: Spec, columns: Columns) -> None:
-        self._spec = spec
-        self._fields = [
-            # The columns' dtype objects, since one that was unpickled with the spec is not numpy's
-            # own.
-            (
-                name,
-                columns[name],
-                field.shape,
-                columns[name].dtype,
-                *_scalars_taken_as_they_are(field),
-            )
-            for name, field in spec.items()
-        ]
-        self._count = len(self._fields)
-
-    def write(self, at: int, row: Mapping[str, Any]) -> None:
-        """Write `row` into position `at` of each column.
-
-        If it raises, some fields of position `at` may have been written: the caller has not
-        published the row yet.
-
-        Raises:
-            SpecMismatch: a field is missing or extra, or has the wrong shape or dtype.
-        """
-        if len(row) != self._count:
-            self._spec.check_names(row)
-        for name, column, shape, dtype, types, low, high in self._fields:
-            try:
-                value = row[name]
-            except KeyError:
-                self._spec.check_names(row)
-                raise
-            kind = type(value)
-            if (kind in types and low <= value <= high) or (
-                kind is np.ndarray and value.dtype is dtype and value.shape == shape
-            ):
-                column[at] = value
-            else:
-                column[at] = self._spec[name].convert(value)
-
-
-def _scalars_taken_as_they_are(field: Field) -> tuple[frozenset[type], Any, Any]:
-    """The scalar types and the range that need no further look; whatever lies outside goes through
-    `convert`."""
-    if field.shape != () or field.dtype.kind == "c":
-        return frozenset(), 0, 0
-    if field.dtype.kind == "b":
-        return frozenset({bool, np.bool_}), False, True
-    if field.dtype.kind == "f":
-        largest = float(np.finfo(field.dtype).max)
-        return frozenset({float, np.float64, field.dtype.type}), -largest, largest
-    return (
-        frozenset(_INTEGER_SCALARS),
-        int(np.iinfo(field.dtype).min),
-        int(np.iinfo(field.dtype).max),
-    )
-
-
 def _is_a_keyword(name: str) -> ValueError:
     return ValueError(
         f"field {name!r}: add(priority=...) is an argument of its own, what Prioritized begins "
         "with for the row, so the field could never be handed in; give it another name, such as "
         "'td_error'"
     )
-
-
-def as_field(name: str, given: object) -> Field:
-    """The field that `given`, a `(shape, dtype)` or another field, describes.
-
-    Raises:
-        ValueError: it describes none that could be stored.
-    """
-    if isinstance(given, Field):
-        return replace(given, name=name)
-    try:
-        shape, dtype_like = cast(tuple[tuple[int, ...], DTypeLike], given)
-        axes = tuple(shape)
-    except Exception:  # whatever an object raises that is gone through as if it were a tuple
-        raise ValueError(
-            f"field {name!r} must be (shape, dtype), such as ((4,), 'float32'), got {shown(given)}"
-        ) from None
-    if any(isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1 for n in axes):
-        raise ValueError(
-            f"field {name!r}: each axis must be a whole number of at least 1, got "
-            f"shape {shown(shape)}"
-        )
-    try:
-        dtype = np.dtype(dtype_like)
-    except Exception as error:
-        raise ValueError(f"field {name!r}: {told(error)}; use a name such as 'float32'") from None
-    if dtype.kind not in KINDS:
-        raise ValueError(
-            f"field {name!r}: {dtype} cannot be shared; use a bool, integer, float or complex dtype"
-        )
-    if not dtype.isnative:
-        raise ValueError(
-            f"field {name!r}: {dtype.str} is in foreign byte order; use "
-            f"{dtype.newbyteorder('=').str}"
-        )
-    if dtype.itemsize > 16 or dtype.char in "gG":
-        raise ValueError(
-            f"field {name!r}: {dtype} differs between machines; use float64 or complex128"
-        )
-    return Field(name, tuple(int(n) for n in axes), dtype)
 
 
 def _flat(name: str, nested: Nested) -> dict[str, tuple[tuple[int, ...], DTypeLike]]:

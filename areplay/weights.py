@@ -21,11 +21,11 @@ import numpy as np
 
 from areplay._base import forks
 from areplay._base.arrays import Array, Refusal, as_array
+from areplay._base.field import Field
 from areplay._shm.layout import WORDS_A_LINE, Layout, int64_word
 from areplay._shm.memory_order import fence, order
 from areplay._shm.segment import Segment
 from areplay.errors import SpecMismatch
-from areplay.spec import Field
 
 _COPIES = 3
 _ROUNDS = 3  # of copying in vain, before a reader is content with the whole version that it has

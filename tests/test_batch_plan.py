@@ -19,6 +19,7 @@ from models.episode_world import MODES, Player
 from models.episode_world import PLAIN as WORLD
 
 import areplay
+from areplay._base.field import Field
 from areplay._ingest import local_writer as local_writer
 from areplay._sampling.batch_memory import BatchArrays
 from areplay._sampling.batch_plan import BatchPlan, Epochs, Fifo, PlannedSelector
@@ -28,7 +29,7 @@ from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
 from areplay._storage.windows import Window
 from areplay.items.item import BatchFields
-from areplay.spec import Field, Spec
+from areplay.spec import Spec
 
 PLAIN = Spec(number=((), "int64"))
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from kit import FailsAt, descriptors_pass_by_pickle, open_descriptors
 
+from areplay._base.field import Field
 from areplay._sampling import slots as slots_module
 from areplay._sampling.batch_memory import BatchArrays
 from areplay._sampling.slots import FILLING, FREE, LENT, READY, Slots
 from areplay.errors import ResourceUnavailable
 from areplay.items.item import BatchFields
-from areplay.spec import Field
 
 FIELDS = {
     "obs": Field("obs", (3,), np.dtype("float32")),

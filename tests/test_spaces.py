@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from areplay._base.field import Field
 from areplay._base.spaces import env_fields
 from areplay.errors import AreplayError, MissingDependency
-from areplay.spec import Field
 
 BOX = spaces.Box(-1, 1, (3,), np.float32)
 

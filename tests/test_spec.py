@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from areplay._base.field import Field
+from areplay._storage.row_writer import RowWriter
 from areplay.errors import SpecMismatch
-from areplay.spec import Field, RowWriter, Spec
+from areplay.spec import Spec
 
 NATIVE = [
     "bool",

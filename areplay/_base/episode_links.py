@@ -3,22 +3,35 @@
 A stream may hold the rows of many environments, a step of each in turn, so the next row of an
 episode is not the next row of the stream. Each row therefore carries
 
-    moment   int64   `episode << 32 | number`: which episode of its stream, and which step of it,
-                     from 0. Two episodes that are in a stream at the same time never have the same
-                     number; a step's row and the next row of its episode have moments that differ
-                     by 1, and no other rows do.
-    ahead    int16   how many rows of the stream further on the next row of its environment is.
-                     Negative in a row that holds a final observation: there the next row is that of
-                     another episode, `-ahead` rows on.
-    back     int16   how many rows of the stream before the previous row of its episode is; 0 if
-                     there is none.
+    step_id       int64   `episode << 32 | number`: the episode of its stream, and the step of that
+                          episode, from 0. Two episodes that are in a stream at the same time have
+                          different numbers. The step ids of a step's row and of the next row of its
+                          episode differ by 1; those of no other two rows do.
+    next_offset   int16   the next row of its environment is that many rows of the stream further
+                          on. Negative in a row that holds a final observation: there the next row
+                          is that of another episode, `-next_offset` rows on.
+    prev_offset   int16   the previous row of its episode is that many rows of the stream before;
+                          0 if the row is the first of its episode.
+
+One environment, with an episode of three steps (f holds its final observation):
+
+    row           0    1    2    f    3    4
+    step_id      e,0  e,1  e,2  e,3 e+1,0 ...
+    next_offset   1    1    1   -1    1    1
+    prev_offset   0    1    1    1    0    1
+
+A vector of two environments A and B, a row of each in turn:
+
+    row           A0   B0   A1   B1   A2   B2
+    next_offset   2    2    2    2    2    2
+    prev_offset   0    0    2    2    2    2
 
 They are written with the row, before it is published, and never changed: an actor knows where it
 will put the next row when it puts one. A row whose successor was never written (its actor died)
 points behind the end of its stream.
 
-An episode of which the beginning was not stored (rows got lost before it) is numbered from `GAP`,
-so that nobody takes its first row for a first observation.
+The steps of an episode whose beginning was not stored (rows got lost before it) are numbered from
+`GAP`, so that a reader does not take its first row for a first observation.
 """
 
 from __future__ import annotations
@@ -44,23 +57,23 @@ Numbers = NDArray[np.int64]
 
 
 def first_step_id(episode: int, number: int = 0) -> int:
-    """The moment of a step of that episode; episodes are counted modulo 2^31."""
+    """The id of a step of that episode; episodes are counted modulo 2^31."""
     return (episode & _EPISODE_MASK) << _NUMBER_BITS | number
 
 
 def first_step_ids(episodes: Numbers, number: int = 0) -> Numbers:
     """The same for an array of episodes."""
-    moments: Numbers = (episodes & _EPISODE_MASK) << _NUMBER_BITS | number
-    return moments
+    step_ids: Numbers = (episodes & _EPISODE_MASK) << _NUMBER_BITS | number
+    return step_ids
 
 
-def numbers_of(moments: Numbers) -> Numbers:
-    """Which step of its episode each is, from 0; from `GAP` if the beginning is not known."""
-    numbers: Numbers = moments & _NUMBER_MASK
+def numbers_of(step_ids: Numbers) -> Numbers:
+    """The number of each step in its episode, from 0; from `GAP` if the beginning is not known."""
+    numbers: Numbers = step_ids & _NUMBER_MASK
     return numbers
 
 
-def episodes_of(moments: Numbers) -> Numbers:
-    """Which episode of its stream each belongs to."""
-    episodes: Numbers = moments >> _NUMBER_BITS
+def episodes_of(step_ids: Numbers) -> Numbers:
+    """The episode of its stream to which each belongs."""
+    episodes: Numbers = step_ids >> _NUMBER_BITS
     return episodes

@@ -44,8 +44,9 @@ from areplay._shm.doorbell import Doorbell, EventFd
 from areplay._shm.layout import WORDS_A_LINE, Layout, int64_word
 from areplay._shm.memory_order import fence, order
 from areplay._shm.segment import Segment
+from areplay._storage.row_writer import RowWriter
 from areplay.errors import WouldBlock
-from areplay.spec import RowWriter, Spec
+from areplay.spec import Spec
 
 # tens of milliseconds at 20,000 Atari rows a second, and still small beside the ring
 _TARGET_BYTES = 16 << 20

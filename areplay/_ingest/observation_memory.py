@@ -14,6 +14,7 @@ Knows nothing of episodes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,9 @@ HandedIn = Mapping[str, tuple[Any, bytes | None]]
 """The observations of a step by name: `(as the caller gave it, its bytes at that time)`, or `None`
 for the bytes of a large one that was not copied. Empty if `next_obs` vouches for those of the next
 step."""
+
+
+NOTHING_HANDED: HandedIn = MappingProxyType({})
 
 
 class ObservationMemory:

@@ -21,8 +21,8 @@ from areplay._base.episode_links import (
 
 
 class VectorLinks:
-    """Where the next row of each of L environments belongs: the moments, and which row before it is
-    linked to it."""
+    """Where the next row of each of L environments belongs: its step id, and the row before it that
+    is linked to it."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -79,9 +79,8 @@ class VectorLinks:
         count, which = self.count, np.flatnonzero(ended)
         extra, ranks = len(which), np.arange(len(which))
         next_offset = np.full(count + extra, count + extra)
-        next_offset[which] = (
-            count - which + ranks
-        )  # to the row of the final observation, and from there to the next step
+        # To the row of the final observation, and from there to the next step.
+        next_offset[which] = count - which + ranks
         next_offset[count:] = -(extra - ranks + which)
         prev_offset = np.where(self.begins, 0, self.stride)
         step_ids = self.step_ids

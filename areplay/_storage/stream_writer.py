@@ -20,8 +20,8 @@ from areplay._shm.memory_order import fence, order
 from areplay._shm.range_locks import BlockLocks
 from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
+from areplay._storage.row_writer import RowWriter
 from areplay.errors import WouldBlock
-from areplay.spec import RowWriter
 
 logger = logging.getLogger(__name__)
 

@@ -33,8 +33,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from areplay._base.arrays import Array
+from areplay._base.field import as_field
 from areplay._storage.windows import Window, Windows
-from areplay.spec import Spec, as_field
+from areplay.spec import Spec
 
 
 @dataclass(frozen=True)

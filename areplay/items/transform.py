@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from areplay._base.arrays import Array
+from areplay._base.field import Field, as_field
 from areplay.items.item import BatchFields, Item
-from areplay.spec import Field, Spec, as_field
+from areplay.spec import Spec
 
 Function = Callable[[Mapping[str, Array], Mapping[str, Array], np.random.Generator], object]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from areplay.spec import as_field
+from areplay._base.field import as_field
 from benchmarks.workloads import Workload
 
 SYNTAX = "NAME=SHAPE:DTYPE, such as obs=4x84x84:uint8 or action=:int64"

@@ -14,9 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from kit import descriptors_pass_by_pickle
 from models.parts import machine_in_parts
 
+from areplay._base.field import Field
 from areplay._sampling.slots import FILLING, FREE, LENT, READY, Slots
 from areplay.items.item import BatchFields
-from areplay.spec import Field
 
 FIELDS = {"x": Field("x", (), np.dtype("int64"))}
 
