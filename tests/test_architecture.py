@@ -62,7 +62,7 @@ KNOW_EVENT_LOOPS = {
     "_processes.waiter",
     "_sampling.sampler",
     "_status.held",
-    "cli.checks",
+    "cli.trial",
 }
 """All others are plain synchronous code: decisions are made there, and waited for here."""
 EXTRAS = {

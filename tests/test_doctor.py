@@ -24,9 +24,9 @@ from kit import open_descriptors
 from test_resource_limits import GIB, Machine
 
 import areplay
-from areplay.cli import checks as checks
-from areplay.cli import doctor, main
-from areplay.cli.checks import Finding, findings
+from areplay.cli import doctor, kernel_checks, machine_checks, main, software_checks, trial
+from areplay.cli.checks import findings
+from areplay.cli.finding import Finding, Result
 from tests.processes.watching import children
 
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -107,7 +107,7 @@ def finding_of(name: str, root: Path = Path("/")) -> Finding:
 @pytest.fixture
 def no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     """Starting processes takes its time, and is tried elsewhere."""
-    monkeypatch.setattr(checks, "trial", lambda: Finding("Trial", "actor to batch", "ok", "", ""))
+    monkeypatch.setattr(trial, "result", lambda: Result("ok", "", ""))
 
 
 @pytest.mark.parametrize("name", KERNEL)
@@ -139,17 +139,17 @@ def test_this_machine_has_what_the_other_tests_need(name: str) -> None:
         ("locks of open files", replace(fcntl, "fcntl", fcntl_without(37)), "Invalid argument"),
         (
             "locks of open files",
-            replace(checks, "BlockLocks", Locks(iter([True] * 4))),
+            replace(kernel_checks, "BlockLocks", Locks(iter([True] * 4))),
             "a lock was had twice",
         ),
         (
             "locks of open files",
-            replace(checks, "BlockLocks", Locks(iter([False]))),
+            replace(kernel_checks, "BlockLocks", Locks(iter([False]))),
             "a free lock could not be had",
         ),
         (
             "locks of open files",
-            replace(checks, "BlockLocks", Locks(iter([True, True, False, False]))),
+            replace(kernel_checks, "BlockLocks", Locks(iter([True, True, False, False]))),
             "a lock outlived its holder",
         ),
         ("pidfd", refuse(os, "pidfd_open"), "Function not implemented"),
@@ -160,7 +160,7 @@ def test_this_machine_has_what_the_other_tests_need(name: str) -> None:
             "a child's death was not seen",
         ),
         ("eventfd", refuse(os, "eventfd"), "Function not implemented"),
-        ("eventfd", replace(os, "eventfd_write", lambda *_: None), "nobody was woken"),
+        ("eventfd", replace(os, "eventfd_write", lambda *_: None), "no process was woken"),
         (
             "parent death signal",
             replace(ctypes, "CDLL", lambda *_, **__: NoDeathSignal(-1)),
@@ -188,10 +188,10 @@ def test_without_it_areplay_cannot_run(
     """The finding is "fail", says what the kernel said and what it is needed for; exit status 1,
     and no trial."""
     before = open_descriptors()
-    if name == "eventfd" and value == "nobody was woken":
+    if name == "eventfd" and value == "no process was woken":
         monkeypatch.setattr(select, "select", lambda *_: ([], [], []))
     missing(monkeypatch)
-    monkeypatch.setattr(checks, "trial", lambda: pytest.fail("it was tried all the same"))
+    monkeypatch.setattr(trial, "result", lambda: pytest.fail("it was tried all the same"))
     status = main(["doctor", "--json"])
     monkeypatch.undo()
     document = json.loads(capsys.readouterr().out)
@@ -209,9 +209,9 @@ def test_without_it_areplay_cannot_run(
 @pytest.mark.parametrize(
     ("name", "missing"),
     [
-        ("abstract sockets", refuse(checks, "listening_socket", errno.EPERM)),
-        ("abstract sockets", replace(checks, "running_replays", list)),
-        ("populating memory", replace(checks, "_MADV_POPULATE_WRITE", 9_999)),
+        ("abstract sockets", refuse(kernel_checks, "listening_socket", errno.EPERM)),
+        ("abstract sockets", replace(kernel_checks, "running_replays", list)),
+        ("populating memory", replace(kernel_checks, "_MADV_POPULATE_WRITE", 9_999)),
         ("cores", replace(os, "sched_getaffinity", lambda pid: {0})),
         ("file descriptors", replace(resource, "getrlimit", lambda which: (256, 4_096))),
     ],
@@ -230,24 +230,27 @@ def test_without_it_areplay_runs_with_a_restriction(
 def test_memory_and_its_limits(tmp_path: Path) -> None:
     """The least of host and cgroups, of either version; unknown, little, and none."""
     machine = Machine(tmp_path)
-    assert checks.memory(tmp_path).status == "warn"
-    assert checks.control_groups(tmp_path).value == "none, no limit"
+    assert machine_checks.memory(tmp_path).status == "warn"
+    assert machine_checks.control_groups(tmp_path).value == "none, no limit"
     machine.has_memory(16 * GIB)
-    assert (checks.memory(tmp_path).status, checks.memory(tmp_path).value) == ("ok", "16.0 GiB")
+    assert (machine_checks.memory(tmp_path).status, machine_checks.memory(tmp_path).value) == (
+        "ok",
+        "16.0 GiB",
+    )
     machine.is_in("0::/user")
     machine.v2("/user", 4 * GIB, 1 * GIB)
-    assert checks.memory(tmp_path).value == "3.0 GiB"
-    assert checks.control_groups(tmp_path).value == "v2, 4.0 GiB"
+    assert machine_checks.memory(tmp_path).value == "3.0 GiB"
+    assert machine_checks.control_groups(tmp_path).value == "v2, 4.0 GiB"
     machine.v2("/user", 4 * GIB, 4 * GIB - (300 << 20))
-    found = checks.memory(tmp_path)
+    found = machine_checks.memory(tmp_path)
     assert (found.status, found.value) == ("warn", "300.0 MiB") and "memory.max" in found.meaning
     machine.v2("/user", "max", GIB)
-    assert checks.control_groups(tmp_path).value == "v2, no limit"
+    assert machine_checks.control_groups(tmp_path).value == "v2, no limit"
     machine.is_in("4:memory:/job", "0::/")
     machine.v1("/job", 2 * GIB, GIB)
-    assert checks.control_groups(tmp_path).value == "v1, 2.0 GiB"
+    assert machine_checks.control_groups(tmp_path).value == "v1, 2.0 GiB"
     machine.v1("/job", 9_223_372_036_854_771_712, GIB)
-    assert checks.control_groups(tmp_path).value == "v1, no limit"
+    assert machine_checks.control_groups(tmp_path).value == "v1, no limit"
 
 
 def write(root: Path, path: str, text: str) -> None:
@@ -263,8 +266,14 @@ def test_processors_and_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(
         resource, "getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     )
-    assert (checks.cores(tmp_path).status, checks.cores(tmp_path).value) == ("ok", "4 of 8")
-    assert (checks.processes(tmp_path).status, checks.processes(tmp_path).value) == (
+    assert (machine_checks.cores(tmp_path).status, machine_checks.cores(tmp_path).value) == (
+        "ok",
+        "4 of 8",
+    )
+    assert (
+        machine_checks.processes(tmp_path).status,
+        machine_checks.processes(tmp_path).value,
+    ) == (
         "ok",
         "no limit",
     )
@@ -273,25 +282,31 @@ def test_processors_and_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     write(tmp_path, "sys/fs/cgroup/cpu.max", "max 100000\n")
     write(tmp_path, "sys/fs/cgroup/user/pids.max", "100\n")
     write(tmp_path, "sys/fs/cgroup/user/pids.current", "60\n")
-    assert (checks.cores(tmp_path).status, checks.cores(tmp_path).value) == (
+    assert (machine_checks.cores(tmp_path).status, machine_checks.cores(tmp_path).value) == (
         "warn",
         "4 of 8, quota 1.5",
     )
-    assert (checks.processes(tmp_path).status, checks.processes(tmp_path).value) == ("warn", "40")
+    assert (
+        machine_checks.processes(tmp_path).status,
+        machine_checks.processes(tmp_path).value,
+    ) == ("warn", "40")
     write(tmp_path, "proc/self/cgroup", "5:cpu,cpuacct:/job\n6:pids:/job\n")
     write(tmp_path, "sys/fs/cgroup/cpu/job/cpu.cfs_quota_us", "300000\n")
     write(tmp_path, "sys/fs/cgroup/cpu/job/cpu.cfs_period_us", "100000\n")
-    assert (checks.cores(tmp_path).status, checks.cores(tmp_path).value) == (
+    assert (machine_checks.cores(tmp_path).status, machine_checks.cores(tmp_path).value) == (
         "ok",
         "4 of 8, quota 3",
     )
     write(tmp_path, "sys/fs/cgroup/cpu/job/cpu.cfs_quota_us", "-1\n")
-    assert checks.cores(tmp_path).value == "4 of 8"
+    assert machine_checks.cores(tmp_path).value == "4 of 8"
     monkeypatch.setattr(os, "geteuid", lambda: 1_000)
     monkeypatch.setattr(resource, "getrlimit", lambda which: (500, 500))
-    assert (checks.processes(tmp_path).status, checks.processes(tmp_path).value) == ("ok", "500")
+    assert (
+        machine_checks.processes(tmp_path).status,
+        machine_checks.processes(tmp_path).value,
+    ) == ("ok", "500")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert checks.processes(tmp_path).value == "no limit", "root has none of that kind"
+    assert machine_checks.processes(tmp_path).value == "no limit", "root has none of that kind"
 
 
 def test_without_proc_nothing_is_known_and_nothing_breaks(
@@ -299,9 +314,9 @@ def test_without_proc_nothing_is_known_and_nothing_breaks(
 ) -> None:
     """In a sandbox that does not mount it: a check is a finding, whatever it finds."""
     monkeypatch.setattr(resource, "getrlimit", lambda which: (1_024, 4_096))
-    found = checks.descriptors(tmp_path)
+    found = machine_checks.descriptors(tmp_path)
     assert (found.status, found.value) == ("warn", "1,024") and "/proc" in found.meaning
-    monkeypatch.setattr(checks, "trial", lambda: Finding("Trial", "actor to batch", "ok", "", ""))
+    monkeypatch.setattr(trial, "result", lambda: Result("ok", "", ""))
     names = [finding.name for finding in findings(tmp_path)]
     assert names == [finding.name for finding in findings()]
 
@@ -318,26 +333,32 @@ def test_a_death_is_seen_where_sigchld_is_ignored() -> None:
 
 def test_descriptors_are_enough_for_so_many_actors(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as can be started in fact; and who may raise the limit."""
-    limit = open_descriptors() + checks.DESCRIPTORS_TO_START + 6 * 20 + 5
+    limit = open_descriptors() + machine_checks.DESCRIPTORS_TO_START + 6 * 20 + 5
     monkeypatch.setattr(resource, "getrlimit", lambda which: (limit, limit))
-    found = checks.descriptors(Path("/"))
+    found = machine_checks.descriptors(Path("/"))
     assert found.meaning == "enough for 20 actors; root can raise it"
     monkeypatch.setattr(resource, "getrlimit", lambda which: (limit, limit + 1))
-    assert checks.descriptors(Path("/")).meaning == "enough for 20 actors; `ulimit -n` raises it"
+    assert (
+        machine_checks.descriptors(Path("/")).meaning
+        == "enough for 20 actors; `ulimit -n` raises it"
+    )
     monkeypatch.setattr(
         resource, "getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     )
-    assert checks.descriptors(Path("/")).status == "ok"
+    assert machine_checks.descriptors(Path("/")).status == "ok"
 
 
 def test_what_does_not_matter_is_said_not_to(tmp_path: Path) -> None:
     """/dev/shm of any size, and huge pages or none."""
-    assert (checks.shared_memory(tmp_path).status, checks.shared_memory(tmp_path).value) == (
+    assert (
+        machine_checks.shared_memory(tmp_path).status,
+        machine_checks.shared_memory(tmp_path).value,
+    ) == (
         "ok",
         "none",
     )
-    assert "not used" in checks.shared_memory(Path("/")).meaning
-    assert checks.huge_pages(tmp_path).value == "none"
+    assert "not used" in machine_checks.shared_memory(Path("/")).meaning
+    assert machine_checks.huge_pages(tmp_path).value == "none"
     for chosen, word in (
         ("never", "4 KiB"),
         ("advise", "4 KiB"),
@@ -346,7 +367,7 @@ def test_what_does_not_matter_is_said_not_to(tmp_path: Path) -> None:
     ):
         line = "always within_size advise never deny force".replace(chosen, f"[{chosen}]")
         write(tmp_path, "sys/kernel/mm/transparent_hugepage/shmem_enabled", line)
-        found = checks.huge_pages(tmp_path)
+        found = machine_checks.huge_pages(tmp_path)
         assert (found.status, found.value) == ("ok", chosen) and word in found.meaning
 
 
@@ -359,7 +380,7 @@ def test_versions_are_compared_with_what_is_needed(
     """By their numbers, not as text; one that is missing is a failure, and so is an old Python."""
     real = metadata.version
     monkeypatch.setattr(metadata, "version", lambda each: found if each == name else real(each))
-    assert {each.name: each.status for each in checks.versions()}[name] == status
+    assert {each: result.status for each, result in software_checks.versions()}[name] == status
 
     def missing(each: str) -> str:
         if each == name:
@@ -367,22 +388,22 @@ def test_versions_are_compared_with_what_is_needed(
         return real(each)
 
     monkeypatch.setattr(metadata, "version", missing)
-    assert {each.name: (each.status, each.value) for each in checks.versions()}[name] == (
+    assert {each: result[:2] for each, result in software_checks.versions()}[name] == (
         "fail",
         "missing",
     )
-    monkeypatch.setattr(checks.platform, "python_version", lambda: "3.9.18")
-    assert {each.name: each.status for each in checks.versions()}["python"] == "fail"
+    monkeypatch.setattr(software_checks.platform, "python_version", lambda: "3.9.18")
+    assert {each: result.status for each, result in software_checks.versions()}["python"] == "fail"
 
 
 def test_extras_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the line that brings them."""
     monkeypatch.setattr(
-        checks.importlib.util,
+        software_checks.importlib.util,
         "find_spec",
         lambda name: None if name in ("jax", "rich") else object(),
     )
-    found = checks.extras()
+    found = software_checks.extras()
     assert (found.status, found.value) == ("ok", "3 of 5")
     assert found.meaning == "pip install '.[jax,cli]' in a clone"
 
@@ -395,7 +416,7 @@ def test_a_trial_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
         raise areplay.ActorFailed("actor 0", 17, 1, 0, "Traceback\nImportError: no such thing")
 
     monkeypatch.setattr(areplay, "run", fail)
-    found = checks.trial()
+    found = trial.result()
     assert (found.status, found.value, found.meaning) == (
         "fail",
         "ActorFailed",
@@ -423,7 +444,7 @@ def test_people_get_a_line_a_finding(
 ) -> None:
     """None is wrapped at 100 columns, with rich and without; the verdict comes last."""
     monkeypatch.setattr("areplay.cli.terminal.has_rich", lambda: has_rich)
-    monkeypatch.setattr(checks, "memory_limits", lambda root: iter(()))
+    monkeypatch.setattr(machine_checks, "memory_limits", lambda root: iter(()))
     found = list(findings())
     assert main(["doctor"]) == 0
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import io
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import pytest
 
 pytest.importorskip("rich")
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from test_statistics import WHOLE
 
 import areplay
@@ -24,7 +25,7 @@ from areplay._status.client import fetch_report, running_replays
 from areplay.cli import main, top
 from areplay.cli import terminal as terminal
 from areplay.cli.picture import command_of, picture
-from areplay.cli.top import rates
+from areplay.cli.rates import rates
 from areplay.errors import Closed, StatusUnavailable
 
 SPEC = areplay.Spec(x=((), "int64"))
@@ -48,10 +49,15 @@ def answer(**changes: Any) -> dict[str, Any]:
 
 def shown(now: dict[str, Any], before: dict[str, Any] | None = None, width: int = 100) -> str:
     """The picture as text."""
-    console = Console(width=width, file=open(os.devnull, "w"), record=True)  # noqa: SIM115
-    with console.file:
-        console.print(picture(now, rates(now, before or now)))
-    return "\n".join(line.rstrip() for line in console.export_text().splitlines())
+    text = shown_by(picture(now, rates(now, before or now)), width)
+    return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def shown_by(part: RenderableType, width: int = 100) -> str:
+    """What rich prints of it, without the last end of line."""
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(part)
+    return console.export_text().removesuffix("\n")
 
 
 def test_rates_are_differences_by_the_replays_clock() -> None:
@@ -100,7 +106,7 @@ def test_the_picture_shows_the_state_in_lines_that_fit() -> None:
         text,
     )
     assert re.search(r"checkpoint +30\.0 s ago +5\.0 kB in 300 ms; 2 saves, 1 failed", text)
-    assert re.search(r"limiter +█+.* holds nobody +8 a step: 2,000 in, 8,012 out", text)
+    assert re.search(r"limiter +█+.* holds neither +8 a step: 2,000 in, 8,012 out", text)
     assert re.search(r"actor 0 +17 +alive +1 +0\.0 rows/s +100 rows +█▌ +inbox 3", text)
     assert re.search(r"sampler 0 +18 +alive +0 +0\.0 batches/s +107 batches +████ +8 ready", text)
     assert re.search(r"learner +waits 1\.5 s +for rows", text)
@@ -224,9 +230,7 @@ def test_an_empty_replay_has_a_picture_too() -> None:
     """Nothing is divided by nothing."""
     saves = areplay.SavesStatistics(0, 0, 0, None, "", 0.0, "", 0.0)
     text = shown(answer(rows=0, actors=(), batches=(), waits=(), saves=saves))
-    assert (
-        "0 rows" in text and "checkpoint" not in text and "nobody waits longer than 100 ms" in text
-    )
+    assert "0 rows" in text and "checkpoint" not in text and "no wait is longer than 100 ms" in text
     assert "none yet" in shown(answer(saves=dataclasses.replace(saves, failures=1)))
 
 
@@ -249,14 +253,19 @@ def test_what_comes_from_elsewhere_cannot_move_the_cursor() -> None:
 
 def test_bars_are_exact_to_an_eighth() -> None:
     """And stay within their width, whatever the share."""
-    assert [terminal.bar(share, 4) for share in (0, 0.5, 1, 2, -1)] == [
-        "    ",
-        "██  ",
-        "████",
-        "████",
-        "    ",
-    ]
-    assert terminal.bar(1 / 32, 4) == "▏   " and terminal.bar(13 / 32, 4) == "█▋  "
+    drawn = {
+        share: shown_by(terminal.gauge(share, "cyan", 4))
+        for share in (0, 1 / 32, 13 / 32, 0.5, 1, 2, -1)
+    }
+    assert drawn == {
+        0: "    ",
+        1 / 32: "▏   ",
+        13 / 32: "█▋  ",
+        0.5: "██  ",
+        1: "████",
+        2: "████",
+        -1: "    ",
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
-"""The command `areplay`: what it understands, and which of its parts answers.
+"""The command `areplay`: its subcommands and their options.
 
-Each part is a module of this folder with a function `add_to(subparsers)`, which adds a parser and
-sets its default `run` to a function of the parsed arguments that returns the exit status. Only here
-is anything printed.
+Each subcommand is a module of this folder with a function `add_to(subparsers)`. That adds a parser
+and sets its default `run` to a function, which takes the parsed arguments and returns the exit
+status. No other folder of the package prints.
 """
 
 from __future__ import annotations
@@ -17,23 +17,19 @@ import areplay
 from areplay.cli import doctor, inspect, top
 from areplay.errors import AreplayError
 
-COMMANDS = (
-    doctor,
-    top,
-    inspect,
-)
+COMMANDS = (doctor, top, inspect)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; its exit status. Ctrl-C ends it quietly, with 130."""
+    """Run one command and return its exit status: 130 after Ctrl-C, without a traceback."""
     try:
         parsed = parser().parse_args(arguments)
         status: int = parsed.run(parsed)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    except BrokenPipeError:  # whoever read the output has seen enough
-        # or Python would complain at its end
+    except BrokenPipeError:  # the program that reads the output has seen enough
+        # Otherwise Python would complain when it flushes standard output at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except AreplayError as error:
@@ -43,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """All commands and their options."""
+    """Make the parser of all commands and their options."""
     whole = argparse.ArgumentParser(
         "areplay", description="Experience replay for one big machine: the tools."
     )

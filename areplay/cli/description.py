@@ -1,9 +1,8 @@
-"""Descriptions: whether what a replay says of itself has the shape that is shown. See
-docs/observing.md.
+"""Descriptions: checking the shape of a replay's answer before `areplay top` shows it.
 
-Another program may have taken the name of a replay, or the replay be of another version, so nothing
-of an answer is used before it was looked at. The shape is that of `areplay.statistics`. More than
-is expected is no fault.
+Another program may have taken the name of a replay, or the replay may be of another version. So
+each field is checked before it is used. The shape is that of `areplay.statistics`; additional
+fields are no fault. See docs/observing.md.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from areplay.statistics import Statistics
 
 Answer = dict[str, Any]
 
-# fields that a replay of an earlier version does not have
+# Fields that a replay of an earlier version does not have.
 _LATER = {"filled_by_learner", "quiet_s"}
-# what something is divided by
+# Least values of fields that others are divided by.
 _LEAST = {"capacity_rows": 1, "inbox_rows": 1, "prefetch": 1, "error_buffer": 1e-9}
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 _SHOWN_CHARACTERS = 40
@@ -31,7 +30,7 @@ _SHOWN_CHARACTERS = 40
 
 @dataclass(frozen=True)
 class _Description:
-    """The fields of an answer that are shown."""
+    """The fields of an answer that `areplay top` shows."""
 
     pid: int
     argv: tuple[str, ...]
@@ -42,48 +41,38 @@ class _Description:
 
 
 def checked(answer: Answer, what: str) -> Answer:
-    """The answer, if it has that shape.
+    """Return the answer if it has that shape.
 
     Raises:
-        StatusUnavailable: it has not.
+        StatusUnavailable: it has another shape.
     """
     fault = _fault(answer, _Description, "")
     if fault:
+        reason = f"what it says is no description of a replay that can be shown: {fault}"
         remedy = "use the `areplay top` of its version; or some other program has taken its name"
-        raise StatusUnavailable(
-            what, f"what it says is no description of a replay that can be shown: {fault}", remedy
-        )
+        raise StatusUnavailable(what, reason, remedy)
     return answer
 
 
 def _fault(value: Any, kind: Any, where: str) -> str:
-    """Where `value` is not of that kind, and how; "" if it is."""
+    """Say where and how `value` differs from the type `kind`; "" if it does not differ."""
     if dataclasses.is_dataclass(kind):
         return _fault_of_record(value, kind, where)
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin is types.UnionType or origin is typing.Union:
-        return (
-            ""
-            if value is None
-            else _fault(value, next(one for one in inner if one is not type(None)), where)
-        )
+    inner = typing.get_args(kind)
+    origin = typing.get_origin(kind)
+    if origin in (types.UnionType, typing.Union):
+        (present,) = (one for one in inner if one is not type(None))
+        return "" if value is None else _fault(value, present, where)
     if origin is tuple:
         if not isinstance(value, list):
             return _unlike(value, "a list", where)
-        return next(
-            (
-                fault
-                for k, one in enumerate(value)
-                if (fault := _fault(one, inner[0], f"{where}[{k}]"))
-            ),
-            "",
-        )
+        faults = (_fault(one, inner[0], f"{where}[{k}]") for k, one in enumerate(value))
+        return next(filter(None, faults), "")
     if origin is dict:
         if not isinstance(value, dict):
             return _unlike(value, "an object", where)
-        return next(
-            (fault for one in value.values() if (fault := _fault(one, inner[1], f"{where}.*"))), ""
-        )
+        faults = (_fault(one, inner[1], f"{where}.*") for one in value.values())
+        return next(filter(None, faults), "")
     is_kind = type(value) in (int, float) if kind is float else type(value) is kind
     return "" if is_kind else _unlike(value, _NAMES[kind], where)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import areplay
 from areplay.cli import checks as checks
 from areplay.cli import terminal as terminal
-from areplay.cli.checks import FAIL, WARN, Finding
+from areplay.cli.finding import FAIL, OK, WARN, Finding
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -33,46 +33,49 @@ def add_to(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Look at everything, and show it as it is found."""
+    """Make all checks, and show each finding as soon as it is there."""
     found: list[Finding] = []
-
-    def each() -> Iterator[Finding]:
-        for finding in checks.findings():
-            found.append(finding)
-            yield finding
-
+    findings = _recorded(checks.findings(), found)
     if arguments.json:
-        terminal.write_json(report(each()))
+        terminal.write_json(report(findings))
     elif terminal.has_rich():
         console = terminal.console("areplay doctor")
-        for part in parts(each()):
+        for part in parts(findings):
             console.print(part)
     else:
-        lines = (
-            (terminal.MARKS[each.status], each.name, each.value, each.meaning) for each in each()
-        )
-        terminal.write(lines, (1, _NAME, _VALUE, 0))
+        for finding in findings:
+            mark = terminal.MARKS[finding.status]
+            words = (mark, finding.name, finding.value, finding.meaning)
+            terminal.write_columns(words, (1, _NAME, _VALUE, 0))
         print(verdict(found))
-    return 1 if any(finding.status == FAIL for finding in found) else 0
+    return 1 if _failed(found) else 0
+
+
+def _recorded(findings: Iterable[Finding], found: list[Finding]) -> Iterator[Finding]:
+    for finding in findings:
+        found.append(finding)
+        yield finding
+
+
+def _failed(findings: list[Finding]) -> list[str]:
+    return [finding.name for finding in findings if finding.status == FAIL]
 
 
 def report(findings: Iterable[Finding]) -> dict[str, object]:
-    """All of it, ready for JSON."""
+    """Put all findings into a document for JSON."""
     found = list(findings)
     return {
         "format": "areplay doctor",
         "version": 1,
         "areplay": areplay.__version__,
         "time_s": time.time(),
-        "is_fit": not any(finding.status == FAIL for finding in found),
+        "is_fit": not _failed(found),
         "findings": [dataclasses.asdict(finding) for finding in found],
     }
 
 
 def parts(findings: Iterable[Finding]) -> Iterator[RenderableType]:
-    """What there is to see, part by part."""
-    from rich.padding import Padding
-    from rich.table import Table
+    """Yield what rich prints: a heading for each section, a line for each finding, the verdict."""
     from rich.text import Text
 
     found: list[Finding] = []
@@ -80,30 +83,34 @@ def parts(findings: Iterable[Finding]) -> Iterator[RenderableType]:
         if not found or found[-1].section != finding.section:
             yield Text(("\n" if found else "") + finding.section, "bold")
         found.append(finding)
-        style = terminal.STYLES[finding.status]
-        line = Table.grid(padding=(0, 2, 0, 0))
-        line.add_column(width=1)
-        line.add_column(width=_NAME)
-        line.add_column(width=_VALUE)
-        line.add_column()
-        line.add_row(
-            Text(terminal.MARKS[finding.status], style),
-            Text(finding.name),
-            Text(terminal.clean(finding.value), style if finding.status != checks.OK else "cyan"),
-            Text(terminal.clean(finding.meaning), "dim" if finding.status == checks.OK else ""),
-        )
-        yield Padding(line, (0, 0, 0, 1))
-    is_fit = not any(each.status == FAIL for each in found)
-    yield Text("\n" + verdict(found), "bold green" if is_fit else terminal.STYLES[FAIL])
+        yield _line(finding)
+    yield Text("\n" + verdict(found), terminal.STYLES[FAIL] if _failed(found) else "bold green")
+
+
+def _line(finding: Finding) -> RenderableType:
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    style = terminal.STYLES[finding.status]
+    value = Text(terminal.clean(finding.value), style)
+    meaning = Text(terminal.clean(finding.meaning))
+    if finding.status == OK:
+        value.style = "cyan"
+        meaning.style = "dim"
+    line = Table.grid(padding=(0, 2, 0, 0))
+    for width in (1, _NAME, _VALUE, None):
+        line.add_column(width=width)
+    line.add_row(Text(terminal.MARKS[finding.status], style), Text(finding.name), value, meaning)
+    return Padding(line, (0, 0, 0, 1))
 
 
 def verdict(findings: list[Finding]) -> str:
-    """In one sentence."""
-    missing = [finding.name for finding in findings if finding.status == FAIL]
+    """Say in one sentence whether areplay can run here."""
+    missing = _failed(findings)
     if missing:
         return f"areplay cannot run here: {', '.join(missing)}"
     warnings = sum(finding.status == WARN for finding in findings)
-    restrictions = {0: "", 1: ", with the restriction above"}.get(
-        warnings, f", with {warnings} restrictions, see above"
-    )
-    return f"areplay can run here{restrictions}"
+    if warnings > 1:
+        return f"areplay can run here, with {warnings} restrictions, see above"
+    return "areplay can run here" + (", with the restriction above" if warnings else "")

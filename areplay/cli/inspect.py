@@ -1,5 +1,4 @@
-"""`areplay inspect CHECKPOINT`: what is in a checkpoint, and whether it is still as it was
-written."""
+"""`areplay inspect CHECKPOINT`: what a checkpoint contains, and whether it is damaged."""
 
 from __future__ import annotations
 
@@ -14,6 +13,7 @@ from typing import Any
 from areplay._checkpoint.manifest import OWN_FILES
 from areplay._checkpoint.reader import Checkpoint
 from areplay.cli import terminal as terminal
+from areplay.cli.summary import lines
 from areplay.errors import CheckpointDamaged
 from areplay.spec import Spec
 
@@ -40,7 +40,7 @@ def add_to(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Read it and show it."""
+    """Read the checkpoint and show it."""
     checkpoint = Checkpoint(arguments.checkpoint)
     damages: list[CheckpointDamaged] | None = None
     if arguments.verify:
@@ -54,11 +54,30 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if damages else 0
 
 
+def show(document: dict[str, Any]) -> None:
+    """Print the description as text, with colours if rich is installed."""
+    if not terminal.has_rich():
+        for line in lines(document):
+            terminal.write_columns((line.label, line.text), (_LABEL, 0))
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(width=_LABEL)
+    grid.add_column()
+    for line in lines(document):
+        grid.add_row(Text(line.label, "dim"), Text(line.text, line.style))
+    terminal.console("areplay inspect").print(grid)
+
+
 def verified(
     checkpoint: Checkpoint, on_progress: Callable[[int, int], None] | None
 ) -> tuple[Checkpoint, list[CheckpointDamaged]]:
-    """The checkpoint that was read, and its damages. If a save replaces it meanwhile, the new one
-    is read."""
+    """Read all files of a checkpoint: the checkpoint that was read, and its damages.
+
+    If a save replaces the checkpoint meanwhile, the new one is read.
+    """
     while True:
         damages = list(checkpoint.damages(on_progress))
         if not damages:
@@ -70,135 +89,52 @@ def verified(
 
 
 def description(checkpoint: Checkpoint, damages: list[CheckpointDamaged] | None) -> dict[str, Any]:
-    """All that there is to say of it, ready for JSON."""
-    manifest, table = checkpoint.manifest, checkpoint.table
-    names = {name: size for name, size, _ in checkpoint.files()}
-    blocks_bytes = checkpoint.size_bytes
+    """Describe a checkpoint, ready for JSON.
+
+    Args:
+        damages: of the files that were read; None if the files were not read.
+    """
+    sizes = {name: size for name, size, _ in checkpoint.files()}
     return {
         "format": "areplay inspect",
         "version": 1,
         "path": os.path.abspath(checkpoint.path),
+        **_origin(checkpoint),
+        **_rows(checkpoint),
+        "row_bytes": checkpoint.spec.row_bytes,
+        "spec": _fields(checkpoint.spec),
+        "is_steps": checkpoint.spec.is_steps,
+        "priorities": _priorities(checkpoint),
+        "streams": _streams(checkpoint),
+        "bytes": _bytes(checkpoint, sizes),
+        "files": len(sizes) + 1,
+        "left_over": _left_over(checkpoint.path, sizes),
+        "is_verified": damages is not None,
+        "damages": [{"file": damage.file, "what": damage.what} for damage in damages or []],
+    }
+
+
+def _origin(checkpoint: Checkpoint) -> dict[str, Any]:
+    manifest = checkpoint.manifest
+    return {
         "checkpoint_version": manifest["version"],
         "id": checkpoint.id,
         "save": manifest["save"],
         "saved_at_s": manifest["time"],
         "age_s": time.time() - manifest["time"],
+    }
+
+
+def _rows(checkpoint: Checkpoint) -> dict[str, Any]:
+    table = checkpoint.table
+    return {
         "rows": int(table["rows"].sum()),
         "capacity_rows": checkpoint.capacity_rows,
         "rows_inserted": checkpoint.counters["rows_inserted"],
         "blocks": len(table),
         "block_rows": checkpoint.block_rows,
         "row_streams": len(set(table["stream"].tolist())),
-        "row_bytes": checkpoint.spec.row_bytes,
-        "spec": _fields(checkpoint.spec),
-        "is_steps": checkpoint.spec.is_steps,
-        "priorities": [
-            {"exponent": each["exponent"], "largest": each["largest"]}
-            for each in manifest["masses"]
-        ],
-        "streams": [
-            {
-                **{key: stream[key] for key in ("what", "batches_delivered", "limiter")},
-                "is_fifo": bool(stream["delivered"]),
-            }
-            for stream in checkpoint.streams
-        ],
-        "bytes": {
-            "blocks": blocks_bytes,
-            "tables": sum(names.values()) - blocks_bytes,
-            "manifest": checkpoint.manifest_bytes,
-            "total": sum(names.values()) + checkpoint.manifest_bytes,
-        },
-        "files": len(names) + 1,
-        "left_over": _left_over(checkpoint.path, names),
-        "is_verified": damages is not None,
-        "damages": [{"file": damage.file, "what": damage.what} for damage in damages or []],
     }
-
-
-def show(document: dict[str, Any]) -> None:
-    """As text, with colours if there is rich."""
-    lines = list(_lines(document))
-    if terminal.has_rich():
-        from rich.table import Table
-        from rich.text import Text
-
-        grid = Table.grid(padding=(0, 2, 0, 0))
-        grid.add_column(width=_LABEL)
-        grid.add_column()
-        for label, text, style in lines:
-            grid.add_row(Text(label, "dim"), Text(text, style))
-        terminal.console("areplay inspect").print(grid)
-    else:
-        terminal.write(((label, text) for label, text, _ in lines), (_LABEL, 0))
-
-
-def _lines(document: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Label, text and style of each line."""
-    size, bytes_ = terminal.size, document["bytes"]
-    saved = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(document["saved_at_s"]))
-    age = terminal.span(max(0.0, document["age_s"]))
-    yield "checkpoint", terminal.clean(document["path"]), "bold"
-    yield (
-        "saved",
-        f"{saved}, {age} ago, save number {document['save']}, format "
-        f"{document['checkpoint_version']}",
-        "",
-    )
-    so_far = f"{document['rows_inserted']:,} since the start"
-    yield (
-        "rows",
-        f"{document['rows']:,} of capacity {document['capacity_rows']:,}; {so_far}",
-        "cyan",
-    )
-    yield (
-        "blocks",
-        f"{document['blocks']:,} of {document['block_rows']:,} rows, of "
-        f"{document['row_streams']:,} streams",
-        "",
-    )
-    rest = bytes_["tables"] + bytes_["manifest"]
-    yield (
-        "on disk",
-        f"{size(bytes_['total'])} in {document['files']:,} files: rows {size(bytes_['blocks'])}, "
-        f"the rest {size(rest)}",
-        "",
-    )
-    kind = "steps of episodes, with links between them" if document["is_steps"] else "plain rows"
-    yield "a row", f"{document['row_bytes']:,} bytes, {kind}", ""
-    width = max(len(field["name"]) for field in document["spec"])
-    for field in document["spec"]:
-        shape = f"({', '.join(map(str, field['shape']))}{',' if len(field['shape']) == 1 else ''})"
-        yield "", f"{terminal.clean(field['name']):{width}}  {field['dtype']} {shape}", ""
-    for each in document["priorities"]:
-        yield "priorities", f"exponent {each['exponent']:g}, largest {each['largest']:g}", ""
-    for stream in document["streams"]:
-        yield (
-            "stream of batches",
-            f"{terminal.clean(stream['what'])}: {stream['batches_delivered']:,} delivered",
-            "",
-        )
-        if stream["limiter"]:
-            counts = ", ".join(f"{key} {value:g}" for key, value in stream["limiter"].items())
-            yield "", f"limiter: {counts}", "dim"
-    if document["left_over"]:
-        count, left = len(document["left_over"]), sum(document["left_over"].values())
-        files = "1 file" if count == 1 else f"{count:,} files"
-        yield (
-            "left over",
-            f"{files} of a save that goes on or was cut off, {size(left)}; the next one clears up",
-            "yellow",
-        )
-    for damage in document["damages"]:
-        yield (
-            "damaged",
-            f"{terminal.clean(damage['file'])} {terminal.clean(damage['what'])}",
-            "bold red",
-        )
-    if not document["is_verified"]:
-        yield "verified", "the manifest and the table of blocks; --verify reads everything", "dim"
-    elif not document["damages"]:
-        yield "verified", "every file is as it was written", "green"
 
 
 def _fields(spec: Spec) -> list[dict[str, Any]]:
@@ -213,21 +149,43 @@ def _fields(spec: Spec) -> list[dict[str, Any]]:
     ]
 
 
-def _left_over(path: str, names: dict[str, int]) -> dict[str, int]:
-    """Files in the directory that are named like a checkpoint's and do not belong to it, and their
-    sizes."""
+def _priorities(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    keys = ("exponent", "largest")
+    return [{key: masses[key] for key in keys} for masses in checkpoint.manifest["masses"]]
+
+
+def _streams(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    keys = ("what", "batches_delivered", "limiter")
+    return [
+        {**{key: stream[key] for key in keys}, "is_fifo": bool(stream["delivered"])}
+        for stream in checkpoint.streams
+    ]
+
+
+def _bytes(checkpoint: Checkpoint, sizes: dict[str, int]) -> dict[str, int]:
+    files = sum(sizes.values())
+    return {
+        "blocks": checkpoint.size_bytes,
+        "tables": files - checkpoint.size_bytes,
+        "manifest": checkpoint.manifest_bytes,
+        "total": files + checkpoint.manifest_bytes,
+    }
+
+
+def _left_over(path: str, sizes: dict[str, int]) -> dict[str, int]:
+    """Sizes of the files that are named like a checkpoint's and do not belong to this one."""
     found = {}
     with os.scandir(path) as entries:
         for entry in entries:
-            if OWN_FILES.fullmatch(entry.name) and entry.name not in names:
-                with suppress(FileNotFoundError):  # a save that goes on has just deleted it
+            if OWN_FILES.fullmatch(entry.name) and entry.name not in sizes:
+                with suppress(FileNotFoundError):  # a running save has just deleted it
                     found[entry.name] = entry.stat().st_size
     return found
 
 
 @contextmanager
 def progress(is_quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """What shows how far the reading is: a bar on a terminal, nothing elsewhere."""
+    """Show how far the reading is, by a bar on a terminal; yield what to call with that."""
     if is_quiet or not sys.stderr.isatty() or not terminal.has_rich():
         yield None
         return

@@ -1,8 +1,7 @@
-"""Showing: how the commands put things on the screen. What is shown is theirs.
+"""The terminal: how the commands print.
 
-rich draws, if it is there (extra `cli`); what needs no live display is plain text without it.
-Nothing that comes from another process or a file reaches the terminal with control characters in
-it.
+rich prints if the extra `cli` is installed. Without it, commands that need no live display print
+plain text. Text of another process or of a file reaches the terminal without control characters.
 """
 
 from __future__ import annotations
@@ -10,70 +9,75 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from areplay.errors import MissingDependency
 
 if TYPE_CHECKING:
+    from rich.bar import Bar
     from rich.console import Console
 
 STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 MARKS = {"ok": "✓", "warn": "!", "fail": "✗"}
+LABEL = 10
+"""Columns of a label in the picture."""
 WIDTH = 100
-"""Columns, where there is no terminal that has some."""
-_SHADES = " ▏▎▍▌▋▊▉█"
+"""Columns, if standard output is not a terminal."""
 
 
 def console(feature: str) -> Console:
-    """rich's console.
+    """Make rich's console.
 
     Raises:
-        MissingDependency: there is none.
+        MissingDependency: rich is not installed.
     """
     if not has_rich():
         raise MissingDependency(feature, "cli")
     from rich.console import Console
 
     class Plain(Console):
-        def on_broken_pipe(self) -> None:  # where rich would end with status 1
-            raise BrokenPipeError
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich would end the process with status 1
 
     return Plain(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
 
 
 def has_rich() -> bool:
-    """Whether there is something to draw with."""
+    """Whether rich is installed."""
     return importlib.util.find_spec("rich") is not None
 
 
-def write(lines: Iterable[tuple[str, ...]], widths: tuple[int, ...]) -> None:
-    """Plain lines in columns, for want of rich."""
-    for line in lines:
-        print(
-            "  ".join(f"{word:{width}}" for word, width in zip(line, widths, strict=True)).rstrip()
-        )
+def write_columns(words: tuple[str, ...], widths: tuple[int, ...]) -> None:
+    """Print the words of one line in columns, where rich is missing."""
+    columns = (f"{word:{width}}" for word, width in zip(words, widths, strict=True))
+    print("  ".join(columns).rstrip())
 
 
 def write_json(document: Mapping[str, Any], *, indent: int | None = 1) -> None:
-    """One document on standard output."""
+    """Print one document."""
     print(json.dumps(document, indent=indent), flush=True)
 
 
 def clean(text: str) -> str:
-    """The text without what could move a cursor or change a colour."""
+    """Replace the characters that could move a cursor or change a colour."""
     return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)
 
 
-def bar(share: float, width: int) -> str:
-    """A bar that is filled that far, to an eighth of a character."""
-    eighths = round(min(max(share, 0.0), 1.0) * width * 8)
-    full, rest = divmod(eighths, 8)
-    return ("█" * full + (_SHADES[rest] if rest else "")).ljust(width)
+def gauge(share: float, colour: str, width: int) -> Bar:
+    """Draw a bar that is filled to `share`, from 0 to 1."""
+    from rich.bar import Bar
+
+    return Bar(1.0, 0.0, share, width=width, color=colour, bgcolor="grey27")
+
+
+def per_s(rate: float) -> str:
+    """Write a rate for people, with a decimal if it is below 100."""
+    return f"{rate:,.1f}" if rate < 100 else f"{rate:,.0f}"
 
 
 def size(count_bytes: float) -> str:
-    """A size for people, in decimal units."""
+    """Write a size for people, in decimal units."""
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count_bytes >= scale:
             return f"{count_bytes / scale:.1f} {unit}"
@@ -81,7 +85,7 @@ def size(count_bytes: float) -> str:
 
 
 def span(seconds: float) -> str:
-    """A time for people."""
+    """Write a length of time for people."""
     if seconds < 1e-3:
         return f"{seconds * 1e6:.0f} us"
     if seconds < 1:

@@ -1,7 +1,6 @@
-"""`areplay top [REPLAY]`: look at a running replay of the same user. It is asked, and does not feel
-it.
+"""`areplay top [REPLAY]`: look at a running replay of the same user.
 
-Rates are differences between two looks, over the replay's own clock.
+The replay's status server answers; its actors, samplers and learner do not notice.
 """
 
 from __future__ import annotations
@@ -10,17 +9,22 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from areplay._status.client import ReplayAddress, fetch_report, running_replays
 from areplay.cli import terminal as terminal
 from areplay.cli.description import checked
 from areplay.cli.picture import Answer, command_of, picture
+from areplay.cli.rates import rates
 from areplay.cli.terminal import span
 from areplay.errors import Closed, StatusUnavailable
 
-_NEW_STREAM: Answer = {"batches_delivered": 0, "learner_waited_s": 0.0, "samplers": []}
-_NONE, _SEVERAL = 1, 2  # exit statuses
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# Exit statuses.
+_NO_REPLAY = 1
+_SEVERAL_REPLAYS = 2
 
 
 def add_to(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -53,57 +57,60 @@ def add_to(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 def run(arguments: argparse.Namespace) -> int:
     """Find the replay, and show it again and again."""
-    if not arguments.json:
-        console = terminal.console("areplay top")  # or say at once that it is missing
+    # Made first: without rich this raises before any replay is asked.
+    console = None if arguments.json else terminal.console("areplay top")
     running = running_replays()
-    found = [
-        address for address in running if arguments.replay in (None, str(address.pid), str(address))
-    ]
+    found = [address for address in running if _is_meant(address, arguments.replay)]
     if not found:
-        which = (
-            f"no replay {arguments.replay} of this user"
-            if arguments.replay
-            else "no replay of this user"
-        )
-        print(f"areplay top: {which} is running here", file=sys.stderr)
+        which = f"no replay {arguments.replay or ''}".rstrip()
+        _complain(f"{which} of this user is running here")
         _list(running)
-        return _NONE
+        return _NO_REPLAY
     if len(found) > 1:
-        print(
-            "areplay top: several replays are running, say which: areplay top PID", file=sys.stderr
-        )
+        _complain("several replays are running, say which: areplay top PID")
         _list(found)
-        return _SEVERAL
+        return _SEVERAL_REPLAYS
     looks = _Looks(found[0], arguments.interval, 1 if arguments.once else None)
     try:
-        if arguments.json:
-            for answer, before in looks:
-                terminal.write_json(
-                    {**answer, "rates": rates(answer, before)}, indent=1 if arguments.once else None
-                )
-        elif arguments.once or not console.is_terminal:
-            for answer, before in looks:
-                console.print(picture(answer, rates(answer, before)))
-        else:
-            _show_live(console, looks)
+        _show(looks, console, arguments.once)
     except Closed:
         too_early = "" if looks.taken else ", before there was anything to show"
-        print(
-            f"areplay top: replay {found[0]} is closed, or its process has ended{too_early}",
-            file=sys.stderr,
-        )
-    return 0 if looks.taken else _NONE
+        _complain(f"replay {found[0]} is closed, or its process has ended{too_early}")
+    return 0 if looks.taken else _NO_REPLAY
+
+
+def _is_meant(address: ReplayAddress, replay: str | None) -> bool:
+    return replay in (None, str(address.pid), str(address))
+
+
+def _complain(text: str) -> None:
+    print(f"areplay top: {text}", file=sys.stderr)
+
+
+def _show(looks: _Looks, console: Console | None, is_once: bool) -> None:
+    """Show each look: as JSON if there is no console, as a picture, or as a live picture."""
+    if console is None:
+        for now, before in looks:
+            document = {**now, "rates": rates(now, before)}
+            terminal.write_json(document, indent=1 if is_once else None)
+    elif is_once or not console.is_terminal:
+        for now, before in looks:
+            console.print(picture(now, rates(now, before)))
+    else:
+        _show_live(console, looks)
 
 
 class _Looks:
-    """What the replay says now, and what it said an interval before; again and again.
+    """Pairs of answers: the newest one, and the one an interval before.
 
     Attributes:
-        taken: such pairs so far.
+        taken: how many pairs were yielded.
     """
 
     def __init__(self, address: ReplayAddress, interval_s: float, count: int | None) -> None:
-        self._post, self._interval_s, self._count = address, interval_s, count
+        self._address = address
+        self._interval_s = interval_s
+        self._count = count
         self.taken = 0
 
     def __iter__(self) -> Iterator[tuple[Answer, Answer]]:
@@ -116,21 +123,21 @@ class _Looks:
             before = now
 
     def _look(self) -> Answer:
-        return checked(fetch_report(self._post), f"replay {self._post}")
+        return checked(fetch_report(self._address), f"replay {self._address}")
 
 
-def _show_live(console: Any, looks: _Looks) -> None:
+def _show_live(console: Console, looks: _Looks) -> None:
     from rich.live import Live
 
     with Live(
         "one moment", console=console, auto_refresh=False, screen=True, vertical_overflow="crop"
     ) as live:
-        for answer, before in looks:
-            live.update(picture(answer, rates(answer, before)), refresh=True)
+        for now, before in looks:
+            live.update(picture(now, rates(now, before)), refresh=True)
 
 
 def _list(found: list[ReplayAddress]) -> None:
-    """Which replays there are, to choose from."""
+    """Print the replays to choose from."""
     for address in found:
         try:
             answer = checked(fetch_report(address, timeout_s=1.0), f"replay {address}")
@@ -155,52 +162,3 @@ def _seconds(text: str) -> float:
             f"expected a number of seconds from 0.01 to 86400, got {text!r}"
         )
     return seconds
-
-
-def rates(answer: Answer, before: Answer) -> dict[str, Any]:
-    """Rows in and batches out a second between two looks: of the whole, of each actor and of each
-    stream."""
-    now, then = answer["statistics"], before["statistics"]
-    seconds: float = max(answer["uptime_s"] - before["uptime_s"], 1e-9)
-    actors = {(actor["group"], actor["index"]): actor["rows"] for actor in then["actors"]}
-    streams = {stream["number"]: stream for stream in then["batches"]}
-
-    def rate(count: float, earlier: float) -> float:
-        return max(0.0, count - earlier) / seconds
-
-    def of_actor(actor: Answer) -> dict[str, Any]:
-        place = actor["group"], actor["index"]
-        return {
-            "group": place[0],
-            "index": place[1],
-            "rows_per_s": rate(actor["rows"], actors.get(place, 0)),
-        }
-
-    def of_stream(stream: Answer) -> dict[str, Any]:
-        earlier = streams.get(stream["number"], _NEW_STREAM)
-        filled = {sampler["index"]: sampler["batches_filled"] for sampler in earlier["samplers"]}
-        batches_per_s = rate(stream["batches_delivered"], earlier["batches_delivered"])
-        return {
-            "number": stream["number"],
-            "batches_per_s": batches_per_s,
-            "items_per_s": batches_per_s * stream["batch_size"],
-            "waiting_share": min(
-                1.0, rate(stream["learner_waited_s"], earlier["learner_waited_s"])
-            ),
-            "samplers": [
-                {
-                    "index": sampler["index"],
-                    "batches_per_s": rate(
-                        sampler["batches_filled"], filled.get(sampler["index"], 0)
-                    ),
-                }
-                for sampler in stream["samplers"]
-            ],
-        }
-
-    return {
-        "seconds": seconds,
-        "rows_per_s": rate(now["rows_inserted"], then["rows_inserted"]),
-        "actors": [of_actor(actor) for actor in now["actors"]],
-        "batches": [of_stream(stream) for stream in now["batches"]],
-    }

@@ -22,7 +22,7 @@ from areplay._status.client import fetch_report, running_replays
 from areplay.cli import checks as checks
 from areplay.cli import doctor
 from areplay.cli.picture import picture
-from areplay.cli.top import rates
+from areplay.cli.rates import rates
 
 HERE = Path(__file__).parent
 EXAMPLE = HERE.parent.parent / "examples" / "cartpole.py"
