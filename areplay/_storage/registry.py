@@ -97,8 +97,8 @@ class WriterRegistry:
             nothing.
         reserved: how many places are promised to a writer.
         streams: those that are not ended, each with the place of its open block, -1 if it has none.
-        on_priorities: called, before the watchers, with priorities of rows that were written, while
-            nobody keeps any.
+        on_priorities: called with the priorities of rows that are about to be written, while no
+            watcher keeps any.
         ended: of streams that ended and left a block in part empty, the index of its first row and
             how many rows are empty in it; oldest first.
         has_given_size: whether the user has said how large blocks are.

@@ -78,6 +78,8 @@ class StreamWriter:
         ring, registry = self._ring, self._registry
         written: list[Indices] = []
         done = start
+        if priorities is not None and (on_priorities := registry.on_priorities) is not None:
+            on_priorities(priorities[start:stop])
         while done < stop:
             try:
                 place = self._lock_open_block()
@@ -92,8 +94,6 @@ class StreamWriter:
                 debug.seal(ring, ring.spec, ring.columns, at, n)
                 first = self._publish(place, n)
                 part = None if priorities is None else priorities[done : done + n]
-                if part is not None and (on_priorities := registry.on_priorities) is not None:
-                    on_priorities(part)
                 for watcher in registry.watchers:
                     watcher.written(at, n, part)
                 if place in registry.left:  # the ring passed it by while we wrote
@@ -245,7 +245,7 @@ class StreamWriter:
                 if serial >= ring.next_serial[0] - ring.blocks:
                     return place
                 self._locks.release(place)
-        self.seal()
+            self.seal()  # a full block was sealed when its last row was published
         return self._lock_new_block()
 
     def _lock_new_block(self) -> int:
@@ -255,7 +255,7 @@ class StreamWriter:
             # a ring of which every block is held: few blocks, and writers in each
             if attempt % ring.blocks == 0:
                 time.sleep(_ALL_HELD_S)
-            with self._registry:
+            with self._registry.lock:
                 serial, skipped = self._next_serial()
             for left in skipped:
                 self._tell_left(left)
@@ -272,7 +272,7 @@ class StreamWriter:
                 self._locks.release(place)
             # A reader copies under the lock, or another writer is in it: leave it for another lap,
             # wait for nobody.
-            with self._registry:
+            with self._registry.lock:
                 is_new = self._leave(place)
             if is_new:
                 self._tell_left(place)
@@ -287,7 +287,7 @@ class StreamWriter:
         # -1 before anything else changes: a reader that copied before or during what follows will
         # see it. The fence is for the non-temporal stores of a large copy, which could overtake
         # this one.
-        with self._registry:
+        with self._registry.lock:
             if place in self._registry.left:
                 self._registry.left.remove(place)
             else:
