@@ -41,6 +41,11 @@ _TURN_BYTES_S = 100e6
 _TURN_S = 0.002
 
 
+# a call whose arrays have so many bytes waits for room so long before it copies them and suspends
+_DEAR_BYTES = 256 << 10
+_BLOCKED_S = 0.001
+
+
 class Actor:
     """The way from an environment into the replay. Handed to the coroutine function given to
     `Replay.actors`.
@@ -316,14 +321,35 @@ class Actor:
             self._check_process()
         for start in range(0, rows, self._inbox.inbox_rows):
             stop = min(rows, start + self._inbox.inbox_rows)
-            while True:
-                try:
-                    self._inbox.extend(columns, start, stop, priorities)
-                    break
-                except WouldBlock:
-                    if given is not None:
-                        columns, given = own_columns(columns, given), None
-                    await self._wait_room(stop - start)
+            while not self._put_columns(columns, start, stop, priorities):
+                if given is not None:
+                    if self._has_room_soon(stop - start):
+                        continue
+                    columns, given = own_columns(columns, given), None
+                await self._wait_room(stop - start)
+
+    def _put_columns(
+        self, columns: Columns, start: int, stop: int, priorities: Array | None
+    ) -> bool:
+        try:
+            self._inbox.extend(columns, start, stop, priorities)
+        except WouldBlock:
+            return False
+        return True
+
+    def _has_room_soon(self, rows: int) -> bool:
+        """Whether there is room for rows that would have to be copied if the call suspended.
+
+        Blocks the loop for a moment, as the copy would. At full speed room comes in that time. The
+        copy would cost throughput: the coordinator needs the memory's bandwidth and the cache, too.
+        """
+        inbox = self._inbox
+        if rows * self._row_bytes < _DEAR_BYTES:
+            return False
+        inbox.request_flush()
+        with inbox.waiting():
+            self._room.block_until(lambda: inbox.room >= rows or inbox.is_stopping, _BLOCKED_S)
+        return inbox.room >= rows
 
     async def _wait_room(self, rows: int) -> None:
         if self._inbox.room < rows:

@@ -461,10 +461,10 @@ class Replay(Checkpointed, Held):
     ) -> Coroutine[Any, Any, Indices]:
         """Write n rows from this process, all or none; their indices, (n,) int64.
 
-        Waits as `add` does, until all of them may be written. More than a few megabytes are written
-        off the loop.
+        Waits as `add` does, until all of them may be written. More than 16 MiB are written off the
+        loop.
 
-        The rows get the values that the columns hold when the call begins to run: so columns of 4
+        The rows get the values that the columns hold when the call begins to run: so columns of 16
         MiB to 1 GiB are copied first (0.1 s a GiB), unless they are read-only or converted; larger
         ones are written on the loop. Cancelled before the copy begins: none were written;
         meanwhile: all of them, and the cancellation is delivered after that. (If a stream with

@@ -8,18 +8,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from kit import cancel_at_every_tick, other_task, ticks, until
 
+from areplay import actor as actor_module
 from areplay._ingest.inbox import Inboxes
 from areplay._processes import waiter as waiter_module
 from areplay._processes.child import REPORT
 from areplay.actor import Actor
-from areplay.errors import InboxFull, SpecMismatch, WaitTimeout
+from areplay.errors import Closed, InboxFull, SpecMismatch, WaitTimeout
 from areplay.spec import Spec
 from areplay.weights import Weights
 
@@ -186,13 +188,65 @@ async def test_more_rows_than_an_inbox_has_go_in_by_pieces(scene: Scene) -> None
     await task
 
 
-@pytest.mark.parametrize("held_by", ["a full inbox", "a turn of the loop"])
+def when_it_waits(scene: Scene, work: Callable[[], object]) -> threading.Thread:
+    """A thread that does its work as soon as the actor waits for room."""
+
+    def run() -> None:
+        while not scene.coordinator.waited_s:
+            pass
+        work()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+async def test_many_bytes_are_not_copied_for_room_that_comes_soon(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call does not suspend, so that the caller cannot change its arrays before the end."""
+    monkeypatch.setattr(actor_module, "_DEAR_BYTES", 3 * SPEC.row_bytes)
+    monkeypatch.setattr(actor_module, "_BLOCKED_S", 1_000.0)
+    scene.actor._turns.period_s = 1_000.0
+    await scene.fill()
+    taking = when_it_waits(scene, scene.take)
+    with pytest.raises(StopIteration):
+        scene.actor.extend(columns(4, 3)).send(None)
+    taking.join()
+    await scene.actor.extend(columns(7, 1))
+    task = asyncio.create_task(scene.actor.extend(columns(8, 2)))  # of fewer bytes
+    await scene.asleep(task)
+    assert scene.take() == [4, 5, 6, 7]
+    await task
+    assert scene.take() == [8, 9]
+
+
+async def test_an_actor_that_is_asked_to_stop_waits_no_longer_for_room_that_comes_soon(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call suspends, and raises as it does whenever there is no room."""
+    monkeypatch.setattr(actor_module, "_DEAR_BYTES", 0)
+    monkeypatch.setattr(actor_module, "_BLOCKED_S", 1_000.0)
+    scene.actor._turns.period_s = 1_000.0
+    await scene.fill()
+    stopping = when_it_waits(scene, scene.coordinator.stop)
+    with pytest.raises(Closed, match="asked to stop"):
+        await scene.actor.extend(columns(4, 3))
+    stopping.join()
+    assert scene.take() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "held_by", ["a full inbox", "an inbox that gets no room soon", "a turn of the loop"]
+)
 @pytest.mark.parametrize("how", ["add", "extend", "more than an inbox"])
 async def test_what_the_arrays_held_when_the_call_began_is_handed_in(
-    scene: Scene, held_by: str, how: str
+    scene: Scene, held_by: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever is written to them while it waits."""
-    if held_by == "a full inbox":
+    if held_by == "an inbox that gets no room soon":
+        monkeypatch.setattr(actor_module, "_DEAR_BYTES", 0)
+    if held_by != "a turn of the loop":
         scene.actor._turns.period_s = 1_000.0
         await scene.fill()
     else:

@@ -10,6 +10,7 @@ import select
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -325,6 +326,67 @@ async def test_wake_lets_every_waiter_look_again(scene: Scene) -> None:
     scene.sleeper.wake()
     scene.sleeper.wake()
     await asyncio.gather(*tasks)
+
+
+# Waiter.block_until
+
+
+@contextmanager
+def another_thread(scene: Scene, work: Callable[[], None]) -> Iterator[None]:
+    """Meanwhile a thread does its work, as soon as the doorbell is armed."""
+
+    def run() -> None:
+        while not scene.is_armed:
+            pass
+        work()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    yield
+    thread.join()
+
+
+def test_a_ring_ends_a_wait_that_does_not_suspend(scene: Scene) -> None:
+    """Without an event loop; the doorbell is disarmed, and its descriptor not readable."""
+    with another_thread(scene, scene.ring):
+        assert scene.sleeper.block_until(scene.look, LONG_S)
+    assert not scene.is_armed
+    assert not select.select([scene.event.descriptor], [], [], 0)[0]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.01])
+def test_a_wait_that_does_not_suspend_ends_after_its_time(scene: Scene, seconds: float) -> None:
+    """The caller is told that nothing came, and the doorbell disarmed."""
+    assert not scene.sleeper.block_until(scene.look, seconds)
+    assert not scene.is_armed
+
+
+async def test_a_wait_that_does_not_suspend_takes_no_ring_from_a_coroutine(scene: Scene) -> None:
+    """A coroutine waits on the same doorbell. It is woken by a ring that came meanwhile, and by one
+    that comes after."""
+    seen: set[str] = set()
+    tasks = [
+        asyncio.create_task(scene.sleeper.wait(lambda name=name: name in seen, None))
+        for name in ("meanwhile", "after")
+    ]
+    await asleep(scene, tasks[1])
+
+    def ring_twice() -> None:
+        seen.add("meanwhile")
+        scene.ringer.notify()
+        while select.select([scene.event.descriptor], [], [], 0)[0] or not scene.is_armed:
+            pass  # until the ring is noticed
+        scene.ring()
+
+    with another_thread(scene, ring_twice):
+        assert scene.sleeper.block_until(scene.look, LONG_S)
+    async with asyncio.timeout(20):
+        await tasks[0]
+    assert scene.is_armed and not tasks[1].done()
+    seen.add("after")
+    scene.ringer.notify()
+    await tasks[1]
+    assert not scene.is_armed
 
 
 async def test_closing_lets_waiters_look_once_more_and_stops_watching(scene: Scene) -> None:

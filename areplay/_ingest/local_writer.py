@@ -31,10 +31,12 @@ from areplay._storage.stream_writer import StreamWriter
 from areplay.errors import Closed, ResourceUnavailable, Stalled, WouldBlock
 from areplay.statistics import Wait
 
-_INLINE_BYTES = 4 << 20  # what `extend` writes on the loop; more is written in a thread meanwhile
-# So much is copied first, at some 10 GB/s, since the caller may write to its arrays while the
-# thread reads them. Beyond it a second copy may be more memory than there is: it is written on the
-# loop.
+# `extend` writes up to so many bytes on the loop. A thread writes more. The caller may change its
+# arrays meanwhile, so they are copied before, on the loop: for 7 MB that takes the loop 0.6 ms,
+# where writing them takes 0.3 ms (measured on 2 cores of an EPYC: page faults of the new memory).
+_INLINE_BYTES = 16 << 20
+# Up to so many bytes are copied, at some 10 GB/s. Of more bytes, a copy may be more memory than
+# there is: they are written on the loop.
 _COPIED_BYTES = 1 << 30
 
 

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import contextvars
 import logging
+import select
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -104,6 +105,29 @@ class Waiter:
                 if is_ready() or loop.time() >= until:
                     return
                 await self._sleep(loop, until)
+        finally:
+            self._waiters -= 1
+            if self._waiters == 0:
+                self._bell.disarm()
+
+    def block_until(self, is_ready: Callable[[], bool], seconds: float) -> bool:
+        """Wait without suspending, for `seconds` at most; whether `is_ready()` in the end.
+
+        Blocks the event loop. It is for callers that could not suspend without paying about
+        `seconds` of work first.
+        """
+        until = time.monotonic() + seconds
+        ring = select.poll()
+        ring.register(self._bell.event.descriptor, select.POLLIN)
+        self._waiters += 1
+        try:
+            while True:
+                self._bell.arm()
+                left_s = until - time.monotonic()
+                if is_ready() or left_s <= 0:
+                    return is_ready()
+                if ring.poll(1e3 * left_s):
+                    self._on_ring()  # it may have been meant for a coroutine that waits as well
         finally:
             self._waiters -= 1
             if self._waiters == 0:
