@@ -275,23 +275,23 @@ def test_the_reason_is_that_of_as_many_steps_as_wait(admission: Admission) -> No
     keeper = Keeper()
     admission._ring_guard.keep(keeper)
     assert admission.reason(4, lacks_blocks=False) == admission.reason(4) == ""
-    assert "still needed by <Keeper>; the learner" in admission.reason(4, lacks_blocks=True)
+    assert "still needed by Fifo(); the learner" in admission.reason(4, lacks_blocks=True)
     keeper.keeps = True
-    assert "still needed by <Keeper>; the learner" in admission.reason(4)
+    assert "still needed by Fifo(); the learner" in admission.reason(4)
     assert admission.reason(5).startswith("SamplesPerInsert"), "which comes first"
 
 
 class Keeper:
     """Needs all of two blocks, or none of them."""
 
-    keeps = False
+    keeps, name = False, "Fifo()"
 
     def kept(self) -> Any:
         """Which are needed."""
         return np.full(2, self.keeps)
 
     def __repr__(self) -> str:
-        return "<Keeper>"
+        return "<no word for users>"
 
 
 def test_closing_gives_the_descriptors_back() -> None:

@@ -21,6 +21,7 @@ from models.episode_world import PLAIN as WORLD
 import areplay
 from areplay._base.field import Field
 from areplay._ingest import local_writer as local_writer
+from areplay._ingest.admission import Admission
 from areplay._sampling.batch_memory import BatchArrays
 from areplay._sampling.batch_plan import BatchPlan, Epochs, Fifo, PlannedSelector
 from areplay._sampling.slots import Slots
@@ -589,3 +590,16 @@ async def test_a_large_extend_is_whole_although_a_keeper_comes_in_between(
             await asyncio.sleep(0)
         assert len(await extending) == 60
         assert seen == list(range(seen[0], seen[0] + len(seen)))
+
+
+def test_writers_that_wait_are_told_of_the_selector_that_needs_the_rows(scene: Scene) -> None:
+    """By the name that the user gave, since `statistics().waits` shows it."""
+    admission = Admission(scene.registry)
+    scene.begun(Fifo(), 3)
+    scene.begun(Fifo(2), 3)
+    scene.begun(Epochs(None, drop_last=True), 3)
+    assert admission.reason(1, lacks_blocks=True) == (
+        "the blocks hold rows that are still needed by Fifo(), Fifo(2), "
+        "Epochs(None, drop_last=True); the learner has to take a batch"
+    )
+    admission.close()

@@ -97,7 +97,7 @@ class Scene:
 
     def log(self, *, goes_on: bool = True, **window: Any) -> CompletionLog:
         """One that has begun, and keeps what it needs."""
-        log = CompletionLog(self.ring, Window(**window))
+        log = CompletionLog(self.ring, Window(**window), "Fifo()")
         self._logs.append(log)
         self.registry.keep(log)
         log.begin(self.registry, goes_on=goes_on)
@@ -200,7 +200,7 @@ def test_rows_written_while_it_begins_are_taken_in_once(
     once, in order."""
     stream = plain.stream()
     stream.rows(1)
-    log = CompletionLog(plain.ring, Window())
+    log = CompletionLog(plain.ring, Window(), "Fifo()")
     plain.registry.keep(log)
     watch, told = plain.registry.watch, []
     late: Any = Watcher()

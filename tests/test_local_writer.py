@@ -31,6 +31,8 @@ STEPS = Spec.steps(obs=((), "float32"), action=((), "int64"))
 class StreamState:
     """A keeper of as many places as the test says."""
 
+    name = "Fifo()"
+
     def __init__(self, blocks: int) -> None:
         self.places = np.zeros(blocks, np.bool_)
 
@@ -430,7 +432,7 @@ async def test_rows_wait_while_all_blocks_are_kept() -> None:
     task = asyncio.create_task(scene.own.extend(columns(6, 3), None))
     await asleep(task, scene)
     assert scene.untouched() == before, "the open block might be taken away before it is written to"
-    assert "rows that are still needed by <" in scene.own.waits()[0].reason
+    assert "rows that are still needed by Fifo();" in scene.own.waits()[0].reason
     scene.keeper.places[2] = False
     scene.admission.notify()
     assert (await task).tolist() == [6, 7, 16]

@@ -276,6 +276,8 @@ def test_rows_of_a_block_that_was_left_for_a_lap_are_not_drawn(scene: Scene) -> 
     one."""
 
     class First:
+        name = "Fifo()"
+
         def kept(self) -> np.ndarray:
             return np.arange(8) == 0
 

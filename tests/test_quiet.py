@@ -106,6 +106,7 @@ def test_the_cause_tells_a_first_reset_from_a_step() -> None:
     assert "first reset" in scene.quiet.cause(scene.counts)
     for knob in ("restart_after_s=", "quiet_s"):
         assert knob in scene.quiet.cause(scene.counts)
+    assert "environment" not in scene.quiet.cause(scene.counts, has_returned=True)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ class Keeps(Watcher):
     """Keeps the blocks in the places that the test says, and, if it `grows`, those that are written
     to."""
 
+    name = "Fifo()"
+
     def __init__(self, *places: int, grows: bool) -> None:
         self.places, self._grows = set(places), grows
 

@@ -129,3 +129,23 @@ def test_memory_that_no_field_of_the_batch_needs_is_not_in_the_slots() -> None:
     one, scratch = areplay.Transform(halved, obs=((4, 3), "float32")).split(item)
     assert scratch == {} and "frames:obs" in one.stored and list(one.views) == ["next_obs"]
     assert repr(both) == "Transform(halved, obs, next_obs)"
+
+
+def named_as_parameters(
+    batch: Mapping[str, Any], out: Mapping[str, Any], rng: np.random.Generator
+) -> None:
+    """Fields that are called like the parameters of `Transform`."""
+    out["function"][:] = batch["action"]
+    out["self"][:] = batch["action"] + 1
+
+
+async def test_fields_may_have_any_name() -> None:
+    """Also those of the parameters of `Transform`."""
+    number = ((), "int64")
+    transform = areplay.Transform(named_as_parameters, function=number, self=number)
+    async with areplay.Replay(SPEC, 64, seed=1) as replay:
+        await filled(replay)
+        batch = replay.sample(8, transform=transform)
+    assert batch["function"].tolist() == batch["action"].tolist()
+    assert batch["self"].tolist() == (batch["action"] + 1).tolist()
+    assert repr(transform) == "Transform(named_as_parameters, function, self)"

@@ -22,7 +22,7 @@ from areplay._ingest.reports import Report, Scalar
 from areplay._processes.child import Body
 from areplay._processes.dropped import Holdings, InOrder, notice, unless_gone
 from areplay._processes.event_loops import drop_quietly
-from areplay._processes.supervisor import Supervisor, SupervisorOptions
+from areplay._processes.supervisor import Supervisor, SupervisorOptions, Worker
 from areplay._processes.waiter import ended, opened, run_to_completion
 from areplay._shm.resource_limits import (
     DESCRIPTORS_A_CHILD,
@@ -297,8 +297,7 @@ class Actors:
         if record.waited_s and record.waiting_rows:
             return waiting_rows(self._inbox[record.index]), record.waited_s
         if record.quiet_s:
-            cause = self._quiet[record.index].cause(self._counts(record.index))
-            return f"it has handed in nothing: {cause}", record.quiet_s
+            return f"it has handed in nothing: {self._cause_of_quiet(member)}", record.quiet_s
         failure = member.failure
         if failure is not None and self._closing is None:
             *_, why = failure.details.strip().splitlines() or [""]
@@ -326,19 +325,21 @@ class Actors:
                     "actor %d (pid %d) hands in again after %.0f s", member.index, pid, lasted_s
                 )
             if acts:
-                self._act_on_quiet(self._supervisor, member.index, quiet, now, counts)
+                self._act_on_quiet(member, quiet, now)
 
-    def _act_on_quiet(
-        self, supervisor: Supervisor, index: int, quiet: Quiet, now: float, counts: int
-    ) -> None:
+    def _cause_of_quiet(self, member: Worker) -> str:
+        has_returned = member.child is not None and member.child.has_returned
+        counts = self._counts(member.index)
+        return self._quiet[member.index].cause(counts, has_returned=has_returned)
+
+    def _act_on_quiet(self, member: Worker, quiet: Quiet, now: float) -> None:
         if quiet.is_due(now):
-            cause, lasts_s = quiet.cause(counts), quiet.lasts_s(now, counts)
             logger.warning(
                 "actor %d (pid %d) has handed in nothing for %.0f s: %s",
-                index,
+                member.index,
                 quiet.pid,
-                lasts_s,
-                cause,
+                quiet.lasts_s(now, self._counts(member.index)),
+                self._cause_of_quiet(member),
             )
         overdue_s = quiet.overdue_s(now)
         if not overdue_s:
@@ -352,8 +353,9 @@ class Actors:
         else:
             return
         limit = self._quiet_options.restart_after_s
-        supervisor.restart(
-            index,
+        assert self._supervisor is not None
+        self._supervisor.restart(
+            member.index,
             f"it handed in nothing for {overdue_s:.1f} s (restart_after_s = {limit:g})",
             number,
         )

@@ -203,7 +203,7 @@ class Admission:
                 )
         keepers = self._ring_guard.keepers
         if keepers and (not self._ring_guard.has_place() if lacks_blocks is None else lacks_blocks):
-            needed = ", ".join(map(repr, keepers))
+            needed = ", ".join(keeper.name for keeper in keepers)
             return (
                 f"the blocks hold rows that are still needed by {needed}; the learner has to "
                 "take a batch"

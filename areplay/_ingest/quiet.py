@@ -100,10 +100,19 @@ class Quiet:
             return 0.0
         return now - seen[1]
 
-    def cause(self, counts: int) -> str:
-        """Why nothing may come, and what the user can do."""
+    def cause(self, counts: int, *, has_returned: bool = False) -> str:
+        """Why nothing may come, and what the user can do.
+
+        Args:
+            has_returned: whether the actor's function has, while its process goes on.
+        """
         if is_stopped(self.pid):
             return f"its process is stopped; `kill -CONT {self.pid}` lets it go on"
+        if has_returned:
+            return (
+                "its function has returned, but a task that it started does not end though it was "
+                "cancelled; end such tasks before you return"
+            )
         what = "its environment may hang"
         if counts == self._counts_at_start:
             what = "it has been ready for so long, its first reset may be slow or hang"

@@ -122,7 +122,8 @@ class _Signals:
         try:
             self._handler_of_runner(number, frame)
         except KeyboardInterrupt:
-            self._loop.call_soon_threadsafe(self._leave)
+            if not self._is_left:  # who kept this handler may call it when the loop is closed
+                self._loop.call_soon_threadsafe(self._leave)
             raise
 
     def _leave(self) -> None:

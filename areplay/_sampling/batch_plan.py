@@ -38,16 +38,17 @@ class BatchPlan:
 
     Args:
         batch_size: items a batch.
+        name: of the selector, for messages.
     """
 
     takes_in = True
     """Whether rows that come later belong to it."""
 
     def __init__(
-        self, ring: Ring, registry: WriterRegistry, window: Window, batch_size: int
+        self, ring: Ring, registry: WriterRegistry, window: Window, batch_size: int, name: str
     ) -> None:
         self.batch_size = batch_size
-        self.log = CompletionLog(ring, window)
+        self.log = CompletionLog(ring, window, name)
         self._registry: WriterRegistry | None = registry
 
     def begin(self, without: Callable[[Indices], Mask] | None = None) -> None:
@@ -243,7 +244,7 @@ class Fifo:
         seeds: np.random.SeedSequence,
     ) -> BatchPlan:
         """See `PlannedSelector`."""
-        return _InOrder(ring, registry, window, batch_size, self.max_times_sampled)
+        return _InOrder(ring, registry, window, batch_size, repr(self), self.max_times_sampled)
 
     def __repr__(self) -> str:
         return "Fifo()" if self.max_times_sampled == 1 else f"Fifo({self.max_times_sampled})"
@@ -285,7 +286,8 @@ class Epochs:
         seeds: np.random.SeedSequence,
     ) -> BatchPlan:
         """See `PlannedSelector`."""
-        return _Shuffled(ring, registry, window, batch_size, self.epochs, self.drop_last, seeds)
+        options = self.epochs, self.drop_last
+        return _Shuffled(ring, registry, window, batch_size, repr(self), *options, seeds)
 
     def __repr__(self) -> str:
         return (
@@ -297,9 +299,15 @@ class _InOrder(BatchPlan):
     """As the log goes, each batch `times` times."""
 
     def __init__(
-        self, ring: Ring, registry: WriterRegistry, window: Window, batch_size: int, times: int
+        self,
+        ring: Ring,
+        registry: WriterRegistry,
+        window: Window,
+        batch_size: int,
+        name: str,
+        times: int,
     ) -> None:
-        super().__init__(ring, registry, window, batch_size)
+        super().__init__(ring, registry, window, batch_size, name)
         self._times = times
 
     def batch(self, number: int) -> Indices | None:
@@ -327,11 +335,12 @@ class _Shuffled(BatchPlan):
         registry: WriterRegistry,
         window: Window,
         batch_size: int,
+        name: str,
         epochs: int | None,
         drop_last: bool,
         seeds: np.random.SeedSequence,
     ) -> None:
-        super().__init__(ring, registry, window, batch_size)
+        super().__init__(ring, registry, window, batch_size, name)
         self._epochs, self._drop_last, self._seeds = epochs, drop_last, seeds
         self._order: tuple[int, Indices] = -1, np.empty(0, np.int64)  # of the epoch of that number
 

@@ -56,11 +56,16 @@ class _Stream:
 
 
 class CompletionLog(Watcher):
-    """The items of such windows in a ring. Pickles into a sampler that is being spawned."""
+    """The items of such windows in a ring. Pickles into a sampler that is being spawned.
+
+    Args:
+        name: of the selector that hands the items out, for messages.
+    """
 
     needs_blocks = True
 
-    def __init__(self, ring: Ring, window: Window) -> None:
+    def __init__(self, ring: Ring, window: Window, name: str) -> None:
+        self.name = name
         self._ring, self._window = ring, window
         layout = Layout(
             "completion log",

@@ -79,6 +79,11 @@ class Watcher:
 class Keeper(Protocol):
     """Who needs blocks to stay."""
 
+    @property
+    def name(self) -> str:
+        """What the user calls it, for messages: a selector, as "Fifo()"."""
+        ...
+
     def kept(self) -> Mask:
         """(blocks,) bool: in which places they may not be recycled."""
         ...

@@ -27,13 +27,13 @@ class Transform:
 
     Args:
         function: one that can be imported, at the top level of its module.
-        fields: `(shape, dtype)` of one item's value, as in a `Spec`. At least one.
+        fields: `(shape, dtype)` of one item's value, as in a `Spec`. At least one, of any name.
 
     Raises:
         ValueError, TypeError: no function, or no such fields.
     """
 
-    def __init__(self, /, function: Function, **fields: tuple[tuple[int, ...], Any]) -> None:
+    def __init__(self, function: Function, /, **fields: tuple[tuple[int, ...], Any]) -> None:
         if not callable(function):
             raise TypeError(f"Transform needs a function(batch, out, rng), got {function!r}")
         if not fields:

@@ -196,7 +196,7 @@ class CompletionLogMachine(RuleBasedStateMachine):
             self.queues[which].drain()
         ever = {number for queue in self.queues for stream in queue.streams for number in stream}
         self.gone = ever - self.there()
-        self.log = CompletionLog(self.ring, window)
+        self.log = CompletionLog(self.ring, window, "Fifo()")
         self.registry.keep(self.log)
         self.log.begin(self.registry, goes_on=True)
         self.read()

@@ -65,6 +65,20 @@ async def test_a_first_reset_that_hangs_is_told_apart(caplog: pytest.LogCaptureF
         assert named(replay, "first reset") == ["actor 0"]
 
 
+async def test_an_actor_that_has_returned_and_lives_on_is_told_apart(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A task of its own is the cause, and no environment."""
+    async with (
+        areplay.Replay(SPEC, 1_000) as replay,
+        replay.actors(workers.leave_a_task_that_does_not_end, 1, quiet_s=0.2, grace_s=0.2),
+    ):
+        said = "its function has returned, but a task that it started does not end"
+        await until(lambda: warnings(caplog, said))
+        assert named(replay, said) == ["actor 0"]
+        assert not warnings(caplog, "environment")
+
+
 @pytest.mark.parametrize("way", ["step", "wait"])
 async def test_a_quiet_actor_is_restarted(
     way: str, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -159,6 +159,19 @@ def test_what_handled_ctrl_c_before_does_so_again(handler: Any) -> None:
         signal.signal(signal.SIGINT, before)
 
 
+def test_ctrl_c_is_raised_by_a_handler_that_outlives_its_run() -> None:
+    """A handler of the user's may pass it on to the one that it found, whose loop is closed."""
+    found: list[Any] = []
+
+    async def main() -> None:
+        found.append(signal.getsignal(signal.SIGINT))
+
+    areplay.run(main())
+    with pytest.raises(KeyboardInterrupt) as raised:
+        found[0](signal.SIGINT, None)
+    assert raised.value.__context__ is None
+
+
 @pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN, lambda number, frame: None])
 def test_what_handled_sigterm_before_does_so_again(handler: Any) -> None:
     """A program can be ended after `run` as before it; a handler that the coroutine itself sets

@@ -462,6 +462,19 @@ async def hand_in_and_fail(actor: areplay.Actor, count: int) -> None:
     raise RuntimeError("this actor has failed")
 
 
+async def leave_a_task_that_does_not_end(actor: areplay.Actor) -> None:
+    """Hand in ten rows and return; a task stays, whatever becomes of it."""
+
+    async def stay() -> None:
+        while True:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(1_000.0)
+
+    actor.left = asyncio.create_task(stay())  # type: ignore[attr-defined]
+    for number in range(10):
+        await actor.add(**row(actor.index, os.getpid(), number))
+
+
 async def hang(actor: areplay.Actor, way: str, folder: str) -> None:
     """Actor 0 hangs, in its first reset, or in a step after ten rows, which blocks its loop or only
     waits; with a folder only the first time. The others go on, and so do those who come after
