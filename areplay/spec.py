@@ -18,7 +18,11 @@ from areplay.errors import SpecMismatch
 Nested = Any
 """A `(shape, dtype)`, or a dict of name to Nested."""
 
+Fields = dict[str, tuple[tuple[int, ...], DTypeLike]]
+"""Name of a field -> its `(shape, dtype)`."""
+
 _KEYWORD = "priority"  # of `add`, beside the fields of a row
+_FLAGS: Fields = {"terminated": ((), "bool"), "truncated": ((), "bool")}
 
 
 class Spec(Mapping[str, Field]):
@@ -75,43 +79,21 @@ class Spec(Mapping[str, Field]):
             ValueError: as for `Spec(...)`, or an extra has a name that means something else.
         """
         for name in extras:
-            if name.split(".")[0] == _KEYWORD:
-                raise _is_a_keyword(name)
-            if name in ("terminated", "truncated") or name.split(".")[0] in (
-                "obs",
-                "action",
-                "next_obs",
-                "final_obs",
-            ):
-                raise ValueError(
-                    f"field {name!r} of a step is areplay's own; give the extra another name"
-                )
-        observations, actions = _flat("obs", obs), _flat("action", action)
+            _check_extra(name)
+        observations = _flat("obs", obs)
+        actions = _flat("action", action)
         reward = _flat("reward", extras.pop("reward", ((), "float32")))
-        others: dict[str, tuple[tuple[int, ...], DTypeLike]] = {}
-        for name, given in extras.items():
-            others |= _flat(name, given)
-        flags: dict[str, tuple[tuple[int, ...], DTypeLike]] = {
-            "terminated": ((), "bool"),
-            "truncated": ((), "bool"),
-        }
-        fields = observations | actions | reward | flags | others
-        if len(fields) < len(observations) + len(actions) + len(reward) + len(flags) + len(
-            others
-        ) or set(reward) != {"reward"}:
-            raise ValueError(
-                "two fields of a step have the same name, or reward has several, in "
-                f"{', '.join(fields)}"
-            )
+        others = [_flat(name, given) for name, given in extras.items()]
+        fields = _joined([observations, actions, reward, _FLAGS, *others])
+        if reward.keys() != {"reward"}:
+            raise _same_name(fields)
         for name in fields:
             if name in links.FIELDS:
                 raise ValueError(f"field {name!r} of a step is areplay's own; give it another name")
         spec = cls(**fields)
-        spec.observations, spec.actions, spec.extras = (
-            tuple(observations),
-            tuple(actions),
-            tuple(others),
-        )
+        spec.observations = tuple(observations)
+        spec.actions = tuple(actions)
+        spec.extras = tuple(name for other in others for name in other)
         spec.rows = cls(**fields, **links.FIELDS)
         return spec
 
@@ -279,7 +261,29 @@ def _is_a_keyword(name: str) -> ValueError:
     )
 
 
-def _flat(name: str, nested: Nested) -> dict[str, tuple[tuple[int, ...], DTypeLike]]:
+def _check_extra(name: str) -> None:
+    """Raise `ValueError` if an extra of a step has a name that means something else."""
+    first = name.split(".")[0]
+    if first == _KEYWORD:
+        raise _is_a_keyword(name)
+    if name in _FLAGS or first in ("obs", "action", "next_obs", "final_obs"):
+        raise ValueError(f"field {name!r} of a step is areplay's own; give the extra another name")
+
+
+def _joined(groups: list[Fields]) -> Fields:
+    """The fields of all groups; `ValueError` if two of them have the same name."""
+    fields = {name: given for group in groups for name, given in group.items()}
+    if len(fields) < sum(map(len, groups)):
+        raise _same_name(fields)
+    return fields
+
+
+def _same_name(fields: Fields) -> ValueError:
+    names = ", ".join(fields)
+    return ValueError(f"two fields of a step have the same name, or reward has several, in {names}")
+
+
+def _flat(name: str, nested: Nested) -> Fields:
     """The fields of a nested description, with dotted names."""
     if not isinstance(nested, Mapping):
         return {name: nested}
@@ -287,7 +291,7 @@ def _flat(name: str, nested: Nested) -> dict[str, tuple[tuple[int, ...], DTypeLi
         raise ValueError(
             f"field {name!r} is an empty dict; leave it out, or give it a (shape, dtype)"
         )
-    fields: dict[str, tuple[tuple[int, ...], DTypeLike]] = {}
+    fields: Fields = {}
     for key, inner in nested.items():
         if not isinstance(key, str) or not key or "." in key:
             raise ValueError(

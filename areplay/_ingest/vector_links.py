@@ -74,39 +74,43 @@ class VectorLinks:
     def link_finals(
         self, rows: dict[str, Array], finals: dict[str, Array], ended: NDArray[np.bool_]
     ) -> tuple[dict[str, Array], VectorLinks]:
-        """The linked rows of a step and the final observations after them; what comes after
-        that."""
-        count, which = self.count, np.flatnonzero(ended)
-        extra, ranks = len(which), np.arange(len(which))
-        next_offset = np.full(count + extra, count + extra)
-        # To the row of the final observation, and from there to the next step.
+        """The linked rows of a step with the final observations behind them; the links after it.
+
+        With four environments of which 1 and 3 end, rows are six, and the next step begins behind
+        them:
+
+            row           0    1    2    3    f1   f3 |  0'
+            next_offset   6    3    6    2    -3   -4
+        """
+        which = np.flatnonzero(ended)
+        count = self.count
+        total = count + len(which)
+        ranks = np.arange(len(which))
+        next_offset = np.full(total, total)
+        # From a step that ends to its final observation, and from there to the next step.
         next_offset[which] = count - which + ranks
-        next_offset[count:] = -(extra - ranks + which)
+        next_offset[count:] = -(len(which) - ranks + which)
         prev_offset = np.where(self.begins, 0, self.stride)
         step_ids = self.step_ids
-        if extra:
+        if len(which):
             prev_offset = np.concatenate([prev_offset, next_offset[which]])
             step_ids = np.concatenate([step_ids, step_ids[which] + 1])
-            rows = {
-                name: np.concatenate(
-                    [
-                        column,
-                        finals[name]
-                        if name in finals
-                        else np.zeros((extra, *column.shape[1:]), column.dtype),
-                    ]
-                )
-                for name, column in rows.items()
-            }
-        rows |= {
-            STEP_ID: step_ids,
-            NEXT_OFFSET: next_offset.astype(np.int16),
-            PREV_OFFSET: prev_offset.astype(np.int16),
-        }
+            rows = {name: _behind(rows[name], finals.get(name), len(which)) for name in rows}
+        rows[STEP_ID] = step_ids
+        rows[NEXT_OFFSET] = next_offset.astype(np.int16)
+        rows[PREV_OFFSET] = prev_offset.astype(np.int16)
         after = VectorLinks(count)
-        after.begins, after.stride = ended, count + extra
+        after.begins = ended
+        after.stride = total
         after.step_ids = np.where(ended, self._next_episodes(0), self.step_ids + 1)
         return rows, after
 
     def _next_episodes(self, number: int) -> NDArray[np.int64]:
         return first_step_ids(episodes_of(self.step_ids) + self.count, number)
+
+
+def _behind(column: Array, finals: Array | None, count: int) -> Array:
+    """A column with `count` more values behind it: of final observations, or zeros."""
+    if finals is None:
+        finals = np.zeros((count, *column.shape[1:]), column.dtype)
+    return np.concatenate([column, finals])
