@@ -21,8 +21,9 @@ from areplay._ingest.actor_group import ActorFunction
 from areplay._ingest.episodes import Episodes
 from areplay._ingest.inbox import Inbox, Inboxes, waiting_rows
 from areplay._ingest.reports import Scalar
+from areplay._processes.backoff import YieldTimer
 from areplay._processes.child import READY, REPORT, Channel
-from areplay._processes.waiter import Waiter, YieldTimer
+from areplay._processes.waiter import Waiter
 from areplay.errors import Closed, InboxFull, WaitTimeout, WouldBlock
 from areplay.spec import Spec
 from areplay.weights import Weights

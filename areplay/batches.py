@@ -27,18 +27,12 @@ from areplay._base.hooks import HookRaised, guarded, text_of
 from areplay._base.identity import identity
 from areplay._base.validation import optional_seconds
 from areplay._ingest.admission import Admission, steps_in
+from areplay._processes.backoff import YieldTimer, poll
+from areplay._processes.completion import in_thread, run_to_completion
 from areplay._processes.dropped import Holdings, InOrder, Once, notice, unless_gone
+from areplay._processes.opening import deliver, ended, opened
 from areplay._processes.supervisor import Supervisor, SupervisorOptions
-from areplay._processes.waiter import (
-    Waiter,
-    YieldTimer,
-    deliver,
-    ended,
-    in_thread,
-    opened,
-    poll,
-    run_to_completion,
-)
+from areplay._processes.waiter import Waiter
 from areplay._sampling.batch_plan import BatchPlan, Fifo, PlannedSelector
 from areplay._sampling.inline_sampler import RELEASE, InlineSampler, may_fill
 from areplay._sampling.sampler import (

@@ -38,9 +38,10 @@ from areplay._ingest.coordinator import Coordinator
 from areplay._ingest.inbox import default_inbox_rows
 from areplay._ingest.local_writer import LocalWriter
 from areplay._ingest.quiet import QuietOptions
+from areplay._processes.completion import in_thread, run_to_completion
 from areplay._processes.dropped import Holdings, InOrder, notice, unless_gone
+from areplay._processes.opening import ended, opened
 from areplay._processes.supervisor import supervisor_options
-from areplay._processes.waiter import ended, in_thread, opened, run_to_completion
 from areplay._sampling.batch_memory import BatchArrays
 from areplay._sampling.batch_plan import BatchPlan, LocalBatchPlan, PlannedSelector
 from areplay._sampling.reader import Reader

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from kit import ticks, until
 
-from areplay._processes import waiter as waiter_module
+from areplay._processes import backoff
 from areplay._processes.child import READY as SAID_READY
 from areplay._sampling import reader as reader_module
 from areplay._sampling.sampler import batches_at_once, run_sampler
@@ -136,7 +136,7 @@ async def test_a_sampler_naps_anew_after_each_batch(
 ) -> None:
     """Before it goes to sleep at its doorbell, where to wake it costs the learner a system call."""
     naps: list[float] = []
-    monkeypatch.setattr(waiter_module.time, "sleep", naps.append)
+    monkeypatch.setattr(backoff.time, "sleep", naps.append)
     scene.slots.open_gate()
     scene.start()
     word = scene.slots._segment.arrays["words"][3 + 1]

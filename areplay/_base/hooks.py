@@ -4,7 +4,7 @@ A hook is `on_progress`, `on_prefault`, a schedule, or a method of an item or se
 user's. Rule: what a hook raises reaches the caller, whatever it is. Between the hook and the door
 it travels as a `HookRaised`, which no handler of ours takes for an error of its own: an `OSError`
 of `on_progress` is no full disk, a `Closed` of it closes nothing.
-`areplay._processes.waiter.deliver` unwraps it at the door.
+`areplay._processes.opening.deliver` unwraps it at the door.
 """
 
 from __future__ import annotations

@@ -25,9 +25,10 @@ from areplay._base.validation import optional_rate, seconds
 from areplay._checkpoint.manifest import MANIFEST
 from areplay._checkpoint.reader import CancelToken, Checkpoint, Progress
 from areplay._checkpoint.writer import Save, Snapshot
+from areplay._processes.completion import in_thread, run_to_completion
 from areplay._processes.dropped import Holdings, cancel_if_open
 from areplay._processes.event_loops import drop_quietly
-from areplay._processes.waiter import deliver, delivered, in_thread, run_to_completion
+from areplay._processes.opening import deliver, delivered
 from areplay._sampling.stream_records import StreamState
 from areplay._storage.priorities import Priorities
 from areplay._storage.registry import WriterRegistry

@@ -20,10 +20,11 @@ from areplay._ingest.inbox import Inbox, Inboxes, waiting_rows
 from areplay._ingest.quiet import Quiet, QuietOptions
 from areplay._ingest.reports import Report, Scalar
 from areplay._processes.child import Body
+from areplay._processes.completion import run_to_completion
 from areplay._processes.dropped import Holdings, InOrder, notice, unless_gone
 from areplay._processes.event_loops import drop_quietly
+from areplay._processes.opening import ended, opened
 from areplay._processes.supervisor import Supervisor, SupervisorOptions, Worker
-from areplay._processes.waiter import ended, opened, run_to_completion
 from areplay._shm.resource_limits import (
     DESCRIPTORS_A_CHILD,
     DESCRIPTORS_AN_INBOX,

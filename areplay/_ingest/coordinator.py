@@ -32,7 +32,9 @@ from areplay._base import forks
 from areplay._base.episode_links import NEXT_OFFSET
 from areplay._ingest.admission import Admission, steps_among
 from areplay._ingest.inbox import Inbox
-from areplay._processes.waiter import Waiter, in_thread, poll, run_to_completion
+from areplay._processes.backoff import poll
+from areplay._processes.completion import in_thread, run_to_completion
+from areplay._processes.waiter import Waiter
 from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter

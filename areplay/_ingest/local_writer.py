@@ -24,7 +24,8 @@ from areplay._base.arrays import Array, Columns, Indices, detached, own_columns
 from areplay._base.validation import NO_PRIORITY, one_priority, priority_column
 from areplay._ingest.admission import Admission, Admitted, steps_among
 from areplay._ingest.episodes import Episodes
-from areplay._processes.waiter import Waiter, outcome_of, run_to_completion
+from areplay._processes.completion import outcome_of, run_to_completion
+from areplay._processes.waiter import Waiter
 from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter

@@ -52,9 +52,9 @@ import uvloop
 
 from areplay._base import forks
 from areplay._base.failpoints import disarm
+from areplay._processes.completion import Outcome, outcome_of, run_to_completion
 from areplay._processes.event_loops import leave_to_parent
 from areplay._processes.launcher import Launcher, tie_to_parent
-from areplay._processes.waiter import Outcome, outcome_of, run_to_completion
 from areplay.errors import ResourceUnavailable
 
 logger = logging.getLogger(__name__)

@@ -12,9 +12,10 @@ import logging
 
 import numpy as np
 
+from areplay._processes.backoff import SleepBackoff, YieldTimer
 from areplay._processes.child import READY, Channel
 from areplay._processes.supervisor import Supervisor
-from areplay._processes.waiter import SleepBackoff, Waiter, YieldTimer
+from areplay._processes.waiter import Waiter
 from areplay._sampling.batch_plan import BatchPlan, PlannedSelector
 from areplay._sampling.reader import Reader
 from areplay._sampling.slots import Slots

@@ -396,8 +396,8 @@ ROWS = {
         "the caller gets it; nothing hangs, nothing is left, the next call works",
         (
             "tests/faults/test_hooks.py",
-            "tests/test_waiter.py::test_whatever_work_in_a_thread_raises_is_raised",
-            "tests/test_waiter.py::test_work_in_a_thread_ends_before_its_cancelled_caller_goes_on",
+            "tests/test_completion.py::test_whatever_work_in_a_thread_raises_is_raised",
+            "tests/test_completion.py::test_work_in_a_thread_ends_before_its_cancelled_caller_goes_on",
         ),
     ),
     31: Row(
