@@ -27,6 +27,7 @@ from areplay._base.hooks import HookRaised, guarded, text_of
 from areplay._base.identity import identity
 from areplay._base.validation import optional_seconds
 from areplay._ingest.admission import Admission, steps_in
+from areplay._ingest.rate_controller import RateController, buffer_steps, checked_replacement
 from areplay._processes.backoff import YieldTimer, poll
 from areplay._processes.completion import in_thread, run_to_completion
 from areplay._processes.dropped import Holdings, InOrder, Once, notice, unless_gone
@@ -56,7 +57,7 @@ from areplay.errors import ActorFailed, Closed, EndOfEpochs, SamplerFailed, Stal
 from areplay.items.item import Item
 from areplay.items.rows import Rows
 from areplay.items.transform import Transform, batch_fields
-from areplay.limiters import MinSize, SamplesPerInsert
+from areplay.limiters import Limiter, SamplesPerInsert
 from areplay.selectors.prioritized import BUILT_IN, items_of
 from areplay.selectors.selector import Selector
 from areplay.statistics import BatchesStatistics, Wait
@@ -96,7 +97,7 @@ class Batches(AsyncIterator[Batch]):
         samplers: int,
         inline_sampling: bool,
         prefetch: int,
-        limiter: MinSize,
+        limiter: Limiter,
         batch_plan: Callable[[], BatchPlan] | None,
         admission: Admission,
         seeds: Callable[[int, int], np.random.SeedSequence],
@@ -122,11 +123,11 @@ class Batches(AsyncIterator[Batch]):
             timeout_s,
             options,
         )
-        self._limiter = limiter if isinstance(limiter, SamplesPerInsert) else None
+        self._limiter = limiter
+        self._rate: RateController | None = None  # while the limiter holds writers back
         self._new_batch_plan, self._admission = batch_plan, admission
         self._batch_plan: BatchPlan | None = None
         self._has_begun = False  # whether they have taken in what was there
-        self._is_limited = False  # by our limiter, which is ours from then on
         self._holdings = Holdings(f"a stream of batches of {self.what}")
         self._actor_failure: ActorFailed | None = None
         # Seconds of waits that are over, and since when the others last: in one, since others may
@@ -214,17 +215,17 @@ class Batches(AsyncIterator[Batch]):
 
     async def _begin_pacing(self) -> None:
         """From now on writers wait for the learner, as limiter and selector want."""
-        if self._limiter is not None:
+        if isinstance(self._limiter, SamplesPerInsert):
             # What waits in inboxes now comes in first. Else the limiter would let it in step by
             # step, and rows made later would queue behind a quarter of an inbox of each actor.
-            buffer_steps = self._limiter.buffer_steps_for(self._batch_size)
-            self._admission.announce(buffer_steps)
+            steps = buffer_steps(self._limiter, self._batch_size)
+            self._admission.announce(steps)
             try:
                 if self._admission.take_waiting is not None:
                     await self._admission.take_waiting()
                 self._begin_limiting(self._limiter)
             finally:
-                self._admission.withdraw(buffer_steps)
+                self._admission.withdraw(steps)
         if self._new_batch_plan is not None:
             self._batch_plan = self._new_batch_plan()
             self._holdings.push(self._batch_plan.close)
@@ -242,15 +243,13 @@ class Batches(AsyncIterator[Batch]):
 
     def _begin_limiting(self, limiter: SamplesPerInsert) -> None:
         steps = steps_in(self._ring, self._min_size)
-        limiter.open(
-            self._batch_size, steps, notice(self._on_limiter_changed), self._admission.lock
-        )
-        self._is_limited = True
-        self._holdings.push(partial(self._admission.end, limiter))
-        kept = self._resumed.limiter if self._resumed is not None else None
-        if kept is not None and limiter.resume(kept) and limiter.has_begun:
+        rate = RateController(limiter, self._batch_size, steps, self._admission.lock)
+        state = self._resumed.limiter if self._resumed is not None else None
+        if state is not None and rate.resume(state) and rate.has_begun:
             self._min_size = 1  # its first batch was handed out before the checkpoint
-        self._admission.add(limiter)
+        self._holdings.push(partial(self._admission.remove, rate))
+        self._rate = rate
+        self._admission.add(rate)
 
     def _begin_batch_plan(self, batch_plan: BatchPlan) -> None:
         resumed = self._resumed
@@ -275,23 +274,18 @@ class Batches(AsyncIterator[Batch]):
             if self._resumed is None
             else (self._resumed.limiter, self._resumed.is_over)
         )
-        if self._limiter is not None and self._slots is not None:
-            limiter = self._limiter.kept()
+        if self._rate is not None:
+            limiter = self._rate.state()
         if self._batch_plan is not None and self._batch_plan.takes_in and self._has_begun:
             is_over = partial(self._batch_plan.log.is_over, self._batch_plan.log.released)
         return StreamState(self.what, self._delivered_before + self._delivered, limiter, is_over)
 
     def _end_pacing(self) -> None:
-        if self._limiter is not None and self._is_limited:
-            self._is_limited = False
-            self._admission.end(self._limiter)
+        if self._rate is not None:
+            self._admission.remove(self._rate)
         if self._batch_plan is not None:
             self._batch_plan.close()
         self._admission.changed()
-
-    def _on_limiter_changed(self) -> None:
-        self._admission.changed()
-        self.look_again()
 
     async def __aexit__(
         self,
@@ -371,6 +365,37 @@ class Batches(AsyncIterator[Batch]):
         except HookRaised as raised:
             deliver(raised)
 
+    @property
+    def limiter(self) -> Limiter:
+        """The limiter that holds now; set it to change the ratio or the buffer while the stream
+        runs.
+
+        The new buffer holds at once. The new ratio holds for what is inserted from then on; before
+        the first batch also for the first `min_size_to_sample` rows. `statistics().limiter` has the
+        counts.
+
+        Raises:
+            TypeError: when set: it is no `SamplesPerInsert`, or the stream was made without one.
+            ValueError: when set: learner and actors could wait for each other for ever, or
+                `min_size_to_sample` is another one. Nothing has changed.
+            Closed: when set: the context was left.
+        """
+        self._check_process()
+        return self._limiter
+
+    @limiter.setter
+    def limiter(self, limiter: Limiter) -> None:
+        self._check_process()
+        if self.is_closed or self._closing is not None:
+            raise Closed("this stream of batches")
+        if self._rate is None:
+            checked_replacement(self._limiter, limiter, self._batch_size)
+        else:
+            self._rate.replace(limiter)
+            self._admission.changed()
+            self.look_again()
+        self._limiter = limiter
+
     def statistics(self) -> BatchesStatistics:
         """The state of the queue at this moment. From any thread."""
         self._check_process()
@@ -397,9 +422,7 @@ class Batches(AsyncIterator[Batch]):
             learner_waits=self._waits,
             learner_waited_s=waited_s + sum(present),
             peak_learner_wait_s=max(self._peak_wait_s, *present, 0.0),
-            limiter=self._limiter.statistics()
-            if self._limiter is not None and self._is_limited
-            else None,
+            limiter=None if self._rate is None or self.is_closed else self._rate.statistics(),
             items_left=self._batch_plan.items_left(self._delivered)
             if self._batch_plan is not None
             else None,
@@ -432,7 +455,7 @@ class Batches(AsyncIterator[Batch]):
     def may_let_rows_in(self) -> bool:
         """Whether it holds writers back, by its limiter or selector, and a learner could take a
         batch and let some go on; or it is only being opened or closed."""
-        if self._slots is None or self.is_closed or not (self.delivers or self._is_limited):
+        if self._slots is None or self.is_closed or not (self.delivers or self._rate is not None):
             return False
         if self._closing is not None or self.is_beginning or not self._needs_rows():
             return True
@@ -452,7 +475,7 @@ class Batches(AsyncIterator[Batch]):
     def may_find_items(self) -> bool:
         """Whether items may be found without more rows though there are no items now: with other
         priorities, or by a user's selector."""
-        if self._slots is None or self.is_closed or not self._is_limited:
+        if self._slots is None or self.is_closed or self._rate is None:
             return False
         return type(self._selector) not in BUILT_IN or bool(getattr(self._selector, "obstacle", ""))
 
@@ -468,7 +491,7 @@ class Batches(AsyncIterator[Batch]):
         if slots is None:
             return
         if slots.is_open:
-            if self._limiter is not None or self._batch_plan is not None:
+            if self._rate is not None or self._batch_plan is not None:
                 with self._gate_guard:
                     if not self.is_closed:
                         slots.learner_bell.notify()
@@ -528,7 +551,7 @@ class Batches(AsyncIterator[Batch]):
 
     @property
     def _may_sample(self) -> bool:
-        return self._limiter is None or self._limiter.can_sample
+        return self._rate is None or self._rate.can_sample
 
     def _fill(self) -> int | None:
         """Take the learner's own slot, filled now, if it may."""
@@ -552,11 +575,11 @@ class Batches(AsyncIterator[Batch]):
                 self._give_back[slot]()
                 raise HookRaised(_SCHEDULE, error) from error
         self._delivered += 1
-        if self._limiter is not None:
-            self._limiter.sample()
+        if self._rate is not None:
+            self._rate.sample()
         if self._batch_plan is not None:
             self._batch_plan.on_delivered(self._delivered)
-        if self._limiter is not None or self._batch_plan is not None:
+        if self._rate is not None or self._batch_plan is not None:
             self._admission.notify()
         return slot
 
@@ -661,11 +684,11 @@ class Batches(AsyncIterator[Batch]):
                 f"learner waits: {rows:,} of {self._min_size:,} rows needed by "
                 f"min_size_to_sample; {alive}"
             )
-        if self._limiter is not None and not self._limiter.can_sample:
-            seen = self._limiter.statistics()
+        if self._rate is not None and not self._rate.can_sample:
+            seen = self._rate.statistics()
             return (
-                f"learner waits: {self._limiter.inserts_missing:,} steps are missing until the "
-                f"next batch, by {self._limiter!r}: {seen.inserts:,} steps inserted, "
+                f"learner waits: {self._rate.inserts_missing:,} steps are missing until the "
+                f"next batch, by {self._rate!r}: {seen.inserts:,} steps inserted, "
                 f"{seen.samples:,} items handed out; {alive}"
             )
         if self._batch_plan is not None and not self._batch_plan.has_batch(self._delivered):

@@ -59,7 +59,7 @@ from areplay.batches import Batches
 from areplay.errors import Closed, SpecMismatch, Stalled
 from areplay.items.item import Item
 from areplay.items.transform import Transform
-from areplay.limiters import MinSize
+from areplay.limiters import Limiter
 from areplay.selectors.prioritized import BUILT_IN, items_of
 from areplay.selectors.selector import Selector
 from areplay.spec import Spec
@@ -338,7 +338,7 @@ class Replay(Checkpointed, Held):
         prefetch: int = 16,
         selector: Selector | PlannedSelector | None = None,
         transform: Transform | None = None,
-        limiter: MinSize | None = None,
+        limiter: Limiter | None = None,
         min_size_to_sample: int | None = None,
         timeout_s: float | None = None,
         max_restarts: int | None = 3,

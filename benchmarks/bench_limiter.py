@@ -131,6 +131,11 @@ async def rest(actor: areplay.Actor, rows: int) -> None:
         await asyncio.sleep(0.05)
 
 
+def _is_held(batches: areplay.Batches) -> bool:
+    limiter = batches.statistics().limiter
+    return limiter is not None and limiter.holds_learner
+
+
 async def _held_learner(options: Options) -> float:
     """Share of a core that the learner's process takes while it waits for rows, with the
     coordinator's thread."""
@@ -144,7 +149,7 @@ async def _held_learner(options: Options) -> float:
             for seconds in (WAIT_S, options.seconds):
                 before, start = time.process_time(), time.perf_counter()
                 with contextlib.suppress(areplay.WaitTimeout):
-                    while not limiter.statistics().holds_learner or seconds == options.seconds:
+                    while not _is_held(batches) or seconds == options.seconds:
                         (await batches.get(timeout_s=seconds)).release()
     return (time.process_time() - before) / (time.perf_counter() - start)
 

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from areplay._base.episode_links import NEXT_OFFSET
 from areplay._ingest.admission import Admission, steps_among, steps_in
 from areplay._ingest.coordinator import Coordinator
 from areplay._ingest.inbox import Inboxes
+from areplay._ingest.rate_controller import RateController
 from areplay._processes import waiter as waiter_module
 from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
@@ -31,17 +33,16 @@ from areplay.spec import Spec
 
 def limiter(
     buffer: float, ratio: float = 1.0, batch_size: int = 1, min_size: int = 1
-) -> SamplesPerInsert:
+) -> RateController:
     """One whose stream was opened when `min_size` rows were there: its room is `buffer / ratio`
     steps."""
-    made = SamplesPerInsert(ratio, min_size, buffer)
-    made.open(batch_size, min_size, lambda: None)
-    return made
+    option = SamplesPerInsert(ratio, min_size, buffer)
+    return RateController(option, batch_size, min_size, nullcontext())
 
 
-def inserted(limiter: SamplesPerInsert) -> int:
+def inserted(limiter: RateController) -> int:
     """Steps since the stream was opened."""
-    return limiter.statistics().inserts - limiter.min_size_to_sample
+    return limiter.statistics().inserts - limiter.limiter.min_size_to_sample
 
 
 def columns(rows: str) -> dict[str, np.ndarray[Any, Any]]:
@@ -231,7 +232,7 @@ def rung(admission: Admission) -> list[bool]:
     [
         Admission.notify,
         Admission.lift,
-        lambda admission: admission.remove(SamplesPerInsert(1.0, 1)),
+        lambda admission: admission.remove(limiter(5.0)),
     ],
     ids=["ring", "lift", "remove"],
 )
@@ -389,7 +390,7 @@ async def test_a_stream_ends_at_the_tail_that_a_dead_actor_left(scene: Scene) ->
         await scene.coordinator.settle(scene.inbox[0])
         await scene.hand_in(0, rows)
     assert scene.inbox[0].used == 7 and scene.ring.rows_inserted[0] == 4
-    scene.limiter.error_buffer = 100.0
+    scene.limiter.replace(SamplesPerInsert(1.0, 1, 100.0))
     scene.admission.notify()
     await until(lambda: scene.inbox[0].used == 0)
     assert scene.streams() == [[(0, n) for n in range(a, b)] for a, b in ((0, 6), (6, 9), (9, 11))]
@@ -457,8 +458,7 @@ async def test_more_may_wait_while_there_is_much_room(scene: Scene) -> None:
     await scene.coordinator.detach(scene.inbox[0])
     await scene.coordinator.attach(scene.inbox[0], "actor 0", is_elastic=True)
     scene.admission.remove(scene.limiter)
-    wide = SamplesPerInsert(1.0, 20, 2.5)
-    wide.open(1, 0, lambda: None)
+    wide = RateController(SamplesPerInsert(1.0, 20, 2.5), 1, 0, nullcontext())
     scene.admission.add(wide)
     seen = [scene.inbox[0].may_wait]
     for _ in range(22):

@@ -105,23 +105,6 @@ HIDDEN = {
         "on_delivered",
         "without",
     },
-    "SamplesPerInsert": {
-        *(
-            "buffer_steps",
-            "buffer_steps_for",
-            "can_ever_insert",
-            "can_sample",
-            "check",
-            "close",
-            "has_begun",
-            "insert",
-            "inserts_missing",
-            "kept",
-            "open",
-            "resume",
-        ),
-        *("room", "sample"),
-    },
     "Actors": {"failure_to_raise", "inbox_bytes", "waits"},
     "Batches": {
         *(

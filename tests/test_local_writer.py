@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from areplay._base.arrays import Mask
 from areplay._ingest import local_writer as local_writer_module
 from areplay._ingest.admission import Admission
 from areplay._ingest.local_writer import LocalWriter
+from areplay._ingest.rate_controller import RateController
 from areplay._processes import waiter as waiter_module
 from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
@@ -52,9 +54,8 @@ class Scene:
             Admission(registry),
         )
         self.told = 0
-        self.limiter = SamplesPerInsert(1.0, 1, 4.0)
+        self.limiter = RateController(SamplesPerInsert(1.0, 1, 4.0), 2, 0, nullcontext())
         if limits:
-            self.limiter.open(2, 0, lambda: None)
             self.admission.add(self.limiter)
         self.keeper = StreamState(4)
         if keeps:
@@ -318,7 +319,7 @@ async def test_a_step_cancelled_while_it_waits_changes_nothing() -> None:
 async def test_a_final_observation_needs_no_room() -> None:
     """By add, by extend, and in a vector: steps are counted."""
     scene = Scene(STEPS)
-    scene.limiter.error_buffer = 8.0  # room for nine
+    scene.limiter.replace(SamplesPerInsert(1.0, 1, 8.0))  # room for nine
     await scene.own.add(step(0, ends=True), None)
     assert (scene.inserted, scene.limiter.statistics().inserts) == (2, 1)
     obs, is_end = np.arange(1, 5).astype(np.float32), np.array([False, True, False, True])
@@ -333,7 +334,7 @@ async def test_a_final_observation_needs_no_room() -> None:
     assert (scene.inserted, scene.limiter.statistics().inserts) == (8, 5)
     await scene.close()
     scene = Scene(STEPS)
-    scene.limiter.error_buffer = 8.0
+    scene.limiter.replace(SamplesPerInsert(1.0, 1, 8.0))
     pair = np.zeros(2, np.float32)
     vector = {"obs": pair, "action": np.zeros(2, np.int64), "reward": pair, "next_obs": pair}
     vector |= {"terminated": np.ones(2, np.bool_), "truncated": np.zeros(2, np.bool_)}
@@ -409,8 +410,7 @@ async def test_more_rows_than_the_buffer_can_ever_take_are_refused(keeps: bool) 
 async def test_before_the_first_batch_min_size_rows_go_in_at_once() -> None:
     """Though later so many would be refused."""
     scene = Scene(limits=False)
-    scene.limiter = SamplesPerInsert(1.0, 20, 4.0)
-    scene.limiter.open(2, 0, lambda: None)
+    scene.limiter = RateController(SamplesPerInsert(1.0, 20, 4.0), 2, 0, nullcontext())
     scene.admission.add(scene.limiter)
     await scene.own.extend(columns(0, 24), None)
     assert scene.limiter.room == 0

@@ -105,6 +105,12 @@ def plain_scalar(name: str, value: object) -> float | int | str | bool:
     raise TypeError(f"{name} {what}")
 
 
+def set_checked(option: object, **values: object) -> None:
+    """Put checked values into a frozen dataclass, from its `__post_init__`."""
+    for name, value in values.items():
+        object.__setattr__(option, name, value)
+
+
 def row_indices(indices: object) -> NDArray[np.int64]:
     """(B,) int64, if they are whole numbers, else `ValueError`."""
     names = as_array(indices)

@@ -1,10 +1,10 @@
 """Admission: whether rows may be written now, for all the writers of one replay.
 
-Two things hold writers back: rate limiters (`areplay.limiters`), which count steps, and selectors
-that deliver each item (`areplay._sampling.batch_plan`), which keep blocks from being recycled
-(`areplay._storage.ring`). Whoever is held back waits on a doorbell of the thread that it lives in:
-the coordinator's, or the owner's loop. They are rung by the learner's loop when it took a batch,
-when a stream of batches ends, and when a limiter was changed.
+Two things hold writers back. Rate controllers (`areplay._ingest.rate_controller`) count steps.
+Selectors that deliver each item (`areplay._sampling.batch_plan`) keep blocks from being recycled
+(`areplay._storage.ring`). A writer that is held back waits on a doorbell of its thread: the
+coordinator's, or the owner's loop. The learner's loop rings both when it took a batch, when a
+stream of batches ends, and when a limiter was replaced.
 
 Nothing here is shared between processes. `lock` makes the look at the limiters and the count of
 what they let pass one step, for the two threads that write.
@@ -21,18 +21,18 @@ import numpy as np
 from areplay._base import forks
 from areplay._base.arrays import Columns
 from areplay._base.episode_links import NEXT_OFFSET
+from areplay._ingest.rate_controller import RateController
 from areplay._shm.doorbell import Doorbell, EventFd
 from areplay._shm.layout import WORDS_A_LINE, int64_word
 from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
-from areplay.limiters import SamplesPerInsert
 
 
 class Admitted(NamedTuple):
     """Steps that may be written, and the limiters that have counted them."""
 
     steps: int
-    by: tuple[SamplesPerInsert, ...]
+    by: tuple[RateController, ...]
 
 
 class Admission:
@@ -41,7 +41,7 @@ class Admission:
     def __init__(self, ring_guard: WriterRegistry) -> None:
         self._ring_guard = ring_guard
         self.lock = forks.register_lock(threading.Lock())
-        self._limiters: tuple[SamplesPerInsert, ...] = ()
+        self._limiters: tuple[RateController, ...] = ()
         self._is_lifted = False
         # called when limiters or keepers have changed
         self.on_change: Callable[[], None] = _nothing
@@ -55,7 +55,7 @@ class Admission:
             Doorbell(event, int64_word(words, k)) for k, event in enumerate(self._events)
         )
 
-    def add(self, limiter: SamplesPerInsert) -> None:
+    def add(self, limiter: RateController) -> None:
         """Let that one hold writers back as well."""
         with self.lock:
             self._limiters = (*self._limiters, limiter)
@@ -74,16 +74,11 @@ class Admission:
         self._announced = tuple(announced)
         self.on_change()
 
-    def remove(self, limiter: SamplesPerInsert) -> None:
+    def remove(self, limiter: RateController) -> None:
         """Let it hold nobody back any more."""
         with self.lock:
             self._limiters = tuple(other for other in self._limiters if other is not limiter)
         self.changed()
-
-    def end(self, limiter: SamplesPerInsert) -> None:
-        """`remove` it, and let another stream have it."""
-        self.remove(limiter)
-        limiter.close()
 
     def lift(self) -> None:
         """Hold nobody back from now on: the replay closes."""
@@ -132,7 +127,7 @@ class Admission:
         return min(limits, default=None)
 
     @property
-    def limiters(self) -> tuple[SamplesPerInsert, ...]:
+    def limiters(self) -> tuple[RateController, ...]:
         """Those that hold writers back now."""
         return () if self._is_lifted else self._limiters
 

@@ -11,13 +11,14 @@ from typing import Any
 
 from areplay._base.hooks import text_of
 from areplay._base.validation import whole_number
+from areplay._ingest.rate_controller import check_limiter
 from areplay._sampling.batch_plan import PlannedSelector
 from areplay._storage.windows import Window
 from areplay.items.item import Item
 from areplay.items.rows import Rows
 from areplay.items.transform import Transform, batch_fields
 from areplay.items.transitions import Transitions
-from areplay.limiters import MinSize, SamplesPerInsert
+from areplay.limiters import Limiter, MinSize, SamplesPerInsert
 from areplay.selectors.selector import Selector
 from areplay.selectors.uniform import Uniform
 from areplay.spec import Spec
@@ -79,13 +80,13 @@ def checked_item(
 
 
 def checked_limiter(
-    limiter: MinSize | None,
+    limiter: Limiter | None,
     min_size_to_sample: int | None,
     batch_size: int,
     capacity_rows: int,
     item: Item,
     selector: Selector | PlannedSelector,
-) -> MinSize:
+) -> Limiter:
     """As given or by default, if it can be had with such batches."""
     if limiter is None:
         limiter = MinSize(1 if min_size_to_sample is None else min_size_to_sample)
@@ -93,7 +94,7 @@ def checked_limiter(
         raise ValueError(
             f"min_size_to_sample is given twice: {min_size_to_sample!r} and in {limiter!r}"
         )
-    if not isinstance(limiter, MinSize):
+    if not isinstance(limiter, (MinSize, SamplesPerInsert)):
         raise TypeError(f"limiter must be a SamplesPerInsert or MinSize, got {text_of(limiter)}")
     whole_number("min_size_to_sample", limiter.min_size_to_sample, at_most=capacity_rows)
     if isinstance(limiter, SamplesPerInsert):
@@ -102,7 +103,7 @@ def checked_limiter(
                 f"{text_of(selector)} delivers each item a fixed number of times, so {limiter!r} "
                 f"would hold one side for ever; leave the limiter out, or pass MinSize"
             )
-        limiter.check(batch_size, item.window.rows)
+        check_limiter(limiter, batch_size, item.window.rows)
     return limiter
 
 

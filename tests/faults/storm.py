@@ -75,7 +75,7 @@ class Kind:
     capacity: int
     inbox_rows: int | None = None
     selector: Callable[[], Any] = areplay.Uniform
-    limiter: Callable[[], areplay.MinSize | None] = lambda: None
+    limiter: Callable[[], areplay.SamplesPerInsert | None] = lambda: None
     needs_all: bool = False  # the learner waits for each of the children, not for any sampler
 
 

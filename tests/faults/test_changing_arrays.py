@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 import areplay
 from areplay._ingest import local_writer as local_writer
+from areplay._ingest.rate_controller import RateController
 from areplay._storage.stream_writer import StreamWriter
 from tests.processes.watching import until
 
@@ -128,8 +130,8 @@ async def test_a_call_that_waits_stores_what_its_arrays_held_when_it_began(
     expected = await expected_of(spec, make(), is_extend)
     async with areplay.Replay(spec, 64) as replay:
         replay_mode(replay)
-        limiter = areplay.SamplesPerInsert(1.0, 1, 4.0)
-        limiter.open(2, 0, lambda: None)  # as a stream of batches does
+        option = areplay.SamplesPerInsert(1.0, 1, 4.0)
+        limiter = RateController(option, 2, 0, nullcontext())  # as a stream of batches makes one
         replay._admission.add(limiter)
         assert replay._local_writer is not None
         replay._local_writer._why_hopeless = lambda: ""  # the test is the learner

@@ -69,15 +69,21 @@ class Learner:
     ) -> None:
         self.ratio, self.batch_size, self.min_size = ratio, batch_size, min_size
         self.buffer = (batch_size + ratio) / 2 + slack
-        self.limiter = areplay.SamplesPerInsert(float(ratio), min_size, float(self.buffer))
-        self.batches: Batches = replay.batches(
-            batch_size=batch_size, prefetch=2, limiter=self.limiter
-        )
+        limiter = areplay.SamplesPerInsert(float(ratio), min_size, float(self.buffer))
+        self.batches: Batches = replay.batches(batch_size=batch_size, prefetch=2, limiter=limiter)
         self.seen = rows  # written, of the whole replay, at the last look
         self.inserts = min(rows, min_size)
         self.error = ratio * (self.inserts - min_size)
         self.delivered = 0
         self.task: asyncio.Task[None] | None = None
+
+    def change(self, *, ratio: Fraction | None = None, buffer: Fraction | None = None) -> None:
+        """Another ratio or buffer, the other one as it is."""
+        self.batches.limiter = areplay.SamplesPerInsert(
+            float(self.ratio if ratio is None else ratio),
+            self.min_size,
+            float(self.buffer if buffer is None else buffer),
+        )
 
     def look(self, rows: int) -> None:
         """At the rows that were written: at every instant there was room for all of them."""
@@ -231,7 +237,8 @@ class LimiterMachine(RuleBasedStateMachine):
             while not self.is_at_rest():  # noqa: ASYNC110  about another thread
                 await asyncio.sleep(0.0005)
         for learner in self.learners:
-            seen = learner.limiter.statistics()
+            seen = learner.batches.statistics().limiter
+            assert seen is not None
             assert (seen.inserts, seen.samples) == (
                 learner.inserts,
                 learner.delivered * learner.batch_size,
@@ -366,9 +373,9 @@ class LimiterMachine(RuleBasedStateMachine):
             return  # see test_rate: a bug counts rows again, by the new ratio
         if 2 * learner.buffer < learner.batch_size + ratio:
             with pytest.raises(ValueError, match="for ever"):
-                learner.limiter.samples_per_insert = float(ratio)
+                learner.change(ratio=ratio)
         else:
-            learner.limiter.samples_per_insert = float(ratio)
+            learner.change(ratio=ratio)
             if learner.delivered == 0:
                 learner.error = ratio * (learner.inserts - learner.min_size)
             learner.ratio = ratio
@@ -382,9 +389,9 @@ class LimiterMachine(RuleBasedStateMachine):
         learner = data.draw(st.sampled_from(self.learners))
         if 2 * buffer < learner.batch_size + learner.ratio:
             with pytest.raises(ValueError, match="for ever"):
-                learner.limiter.error_buffer = float(buffer)
+                learner.change(buffer=buffer)
         else:
-            learner.limiter.error_buffer = float(buffer)
+            learner.change(buffer=buffer)
             learner.buffer = buffer
         self.run(self.rest())
 

@@ -431,10 +431,9 @@ async def test_options_can_be_changed_at_run_time(monkeypatch: pytest.MonkeyPatc
     """A larger buffer lets held actors go on, a new ratio holds for what comes, a refused one
     changes nothing."""
     monkeypatch.setattr(waiting, "_LOOK_AGAIN_S", 1_000.0)  # who is held is woken by the change
-    each = limiter()
     async with (
         areplay.Replay(SPEC, 100_000) as replay,
-        replay.batches(batch_size=BATCH_SIZE, limiter=each) as batches,
+        replay.batches(batch_size=BATCH_SIZE, limiter=limiter()) as batches,
         replay.actors(workers.hand_in_until_stopped, 2, inbox_rows=16),
     ):
 
@@ -447,17 +446,17 @@ async def test_options_can_be_changed_at_run_time(monkeypatch: pytest.MonkeyPatc
         await has_inserted(steps)
         (await batches.get(30.0)).release()
         await has_inserted(steps := steps + int(BATCH_SIZE / RATIO))
-        each.error_buffer = 2 * BUFFER
+        batches.limiter = limiter(buffer=2 * BUFFER)
         await has_inserted(steps := steps + int(BUFFER / RATIO))
         with pytest.raises(ValueError, match="for ever"):
-            each.samples_per_insert = 1_000.0
+            batches.limiter = limiter(1_000.0, buffer=2 * BUFFER)
         assert the_limiter(replay).error == 2 * BUFFER
-        each.samples_per_insert = 0.5
+        batches.limiter = limiter(0.5, buffer=2 * BUFFER)
         assert the_limiter(replay).error == 2 * BUFFER
         for _ in range(20):
             (await batches.get(30.0)).release()
         await has_inserted(steps := steps + 20 * BATCH_SIZE * 2)
-        each.samples_per_insert = 100.0
+        batches.limiter = limiter(100.0, buffer=2 * BUFFER)
         for _ in range(13):  # room for a hundred samples, and so for one step
             (await batches.get(30.0)).release()
         await has_inserted(steps + 1)
@@ -468,19 +467,20 @@ async def test_a_learner_that_is_held_goes_on_when_the_buffer_is_raised(
 ) -> None:
     """It need not be asked twice, nor look again by itself."""
     monkeypatch.setattr(waiting, "_LOOK_AGAIN_S", 1_000.0)
-    async with areplay.Replay(SPEC, 10_000) as replay:
-        each = limiter()
-        async with replay.batches(batch_size=BATCH_SIZE, limiter=each) as batches:
-            await replay.extend(rows(OWNER, 1, 0, 1))
-            for _ in range(4):
-                (await batches.get(30.0)).release()
-            task = asyncio.create_task(batches.get())
-            await until(lambda: replay.statistics().waits != ())
-            await asyncio.sleep(0.01)
-            assert not task.done()
-            each.error_buffer = BUFFER + BATCH_SIZE
-            async with asyncio.timeout(30):
-                (await task).release()
+    async with (
+        areplay.Replay(SPEC, 10_000) as replay,
+        replay.batches(batch_size=BATCH_SIZE, limiter=limiter()) as batches,
+    ):
+        await replay.extend(rows(OWNER, 1, 0, 1))
+        for _ in range(4):
+            (await batches.get(30.0)).release()
+        task = asyncio.create_task(batches.get())
+        await until(lambda: replay.statistics().waits != ())
+        await asyncio.sleep(0.01)
+        assert not task.done()
+        batches.limiter = limiter(buffer=BUFFER + BATCH_SIZE)
+        async with asyncio.timeout(30):
+            (await task).release()
 
 
 async def test_a_long_wait_of_actors_is_warned_of_once_for_all(
@@ -531,19 +531,52 @@ async def test_a_limiter_serves_one_stream_after_the_other() -> None:
             await replay.extend(rows(OWNER, 1, 0, 500))
 
 
-async def test_a_limiter_of_another_stream_is_refused_and_goes_on() -> None:
-    """The stream that has it is limited as before."""
+async def test_streams_of_one_limiter_count_for_themselves() -> None:
+    """Each is limited by its own batches; the limiter stays as it was made."""
     async with areplay.Replay(SPEC, 10_000) as replay:
         each = limiter()
-        first, second = (replay.batches(batch_size=BATCH_SIZE, limiter=each) for _ in range(2))
-        async with first:
-            with pytest.raises(ValueError, match="limits another stream"):
-                replay.batches(batch_size=BATCH_SIZE, limiter=each)
-            with pytest.raises(ValueError, match="limits another stream"):
-                await second.__aenter__()
-            with pytest.raises(ValueError, match="at once do not fit"):
-                await replay.extend(rows(OWNER, 1, 0, 500))
-            assert replay.statistics().rows_inserted == 0
+        async with (
+            replay.batches(batch_size=BATCH_SIZE, limiter=each) as first,
+            replay.batches(batch_size=BATCH_SIZE, limiter=each) as second,
+        ):
+            await replay.extend(rows(OWNER, 1, 0, HELD_AT))
+            (await first.get(30.0)).release()
+            first.limiter = limiter(buffer=2 * BUFFER)
+            one, other = (stream.statistics().limiter for stream in (first, second))
+            assert one is not None and other is not None
+            assert (one.samples, one.holds_writers) == (BATCH_SIZE, False)
+            assert (other.samples, other.holds_writers) == (0, True)
+            assert (one.error_buffer, other.error_buffer) == (2 * BUFFER, BUFFER)
+            assert second.limiter == each == limiter()
+
+
+async def test_a_limiter_can_be_replaced_from_when_the_stream_is_made_until_it_is_closed() -> None:
+    """Only by one of the same `min_size_to_sample`, and none where there was none: a refused one
+    changes nothing."""
+    async with areplay.Replay(SPEC, 10_000) as replay:
+        batches = replay.batches(batch_size=BATCH_SIZE, limiter=limiter())
+        larger = limiter(buffer=2 * BUFFER)
+        batches.limiter = larger
+        async with batches:
+            await replay.extend(rows(OWNER, 1, 0, HELD_AT + int(BUFFER / RATIO)))
+            assert the_limiter(replay).holds_writers
+            others: list[tuple[Any, type[Exception], str]] = [
+                (areplay.MinSize(1), TypeError, "SamplesPerInsert"),
+                (None, TypeError, "SamplesPerInsert"),
+                (areplay.SamplesPerInsert(RATIO, 7), ValueError, "min_size_to_sample=1 cannot"),
+                (limiter(buffer=1.0), ValueError, "for ever"),
+            ]
+            for other, error, said in others:
+                with pytest.raises(error, match=said):
+                    batches.limiter = other
+                assert batches.limiter is larger
+                assert the_limiter(replay).error_buffer == 2 * BUFFER
+        with pytest.raises(areplay.Closed):
+            batches.limiter = limiter()
+        async with replay.batches(batch_size=BATCH_SIZE, min_size_to_sample=3) as unlimited:
+            assert unlimited.limiter == areplay.MinSize(3)
+            with pytest.raises(TypeError, match="place of another"):
+                unlimited.limiter = larger
 
 
 async def test_two_groups_of_actors_are_told_apart() -> None:
@@ -575,7 +608,8 @@ async def test_a_step_is_one_insert_whenever_it_came(min_size: int, tmp_path: Pa
         async with replay.batches(batch_size=4, limiter=made):
             if after:
                 await add(replay)
-            return made.statistics().inserts, made.statistics().error
+            seen = the_limiter(replay)
+            return seen.inserts, seen.error
 
     async with areplay.Replay(spec, 1_024) as replay:
         assert await counted(replay, after=True) == (10, 10.0 - min_size)

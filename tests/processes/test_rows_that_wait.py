@@ -96,14 +96,15 @@ async def test_what_may_wait_follows_limiters_that_come_change_and_go() -> None:
         AsyncExitStack() as stack,
     ):
         await until(lambda: len(replay) > 1_000)
-        pace = limiter()
-        one = await stack.enter_async_context(replay.batches(batch_size=BATCH_SIZE, limiter=pace))
+        one = await stack.enter_async_context(
+            replay.batches(batch_size=BATCH_SIZE, limiter=limiter())
+        )
         await learn_until(
             one, lambda: all(record.waited_s > 0.05 for record in actors.statistics())
         )
         await all_wait(actors)
         assert max(waiting(actors)) <= 16
-        pace.error_buffer = 200.0
+        one.limiter = limiter(200.0)
         await until(lambda: waiting(actors) == [100, 100])
         other = await stack.enter_async_context(
             replay.batches(batch_size=BATCH_SIZE, limiter=limiter(64.0))
