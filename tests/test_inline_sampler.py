@@ -175,7 +175,8 @@ def test_its_search_and_its_draws_are_short() -> None:
         )
         ring = Ring(spec, 4, 4)
         own = InlineSampler(ring, scene.slots, item, Uniform(), np.random.SeedSequence(0), 8)
-        assert own._reader._most_at_once == at_once and own._reader._most_drawn == 4
+        assert own._reader._most_at_once == at_once
+        assert own._reader._search._limits.most_drawn == 4
         own.close()
         ring.segment.close()
     scene.close()

@@ -16,6 +16,7 @@ from areplay._base.arrays import Array, Indices
 from areplay._ingest.episodes import Episodes
 from areplay._sampling import reader as reader_module
 from areplay._sampling.batch_memory import BatchArrays
+from areplay._sampling.item_search import SearchLimits
 from areplay._sampling.reader import ROUNDS_WITHOUT_LOCK, Reader
 from areplay._storage import ring as ring_module
 from areplay._storage import stream_writer as writer_module
@@ -68,7 +69,7 @@ class Scene:
             rng,
             most_at_once=most_at_once,
         )
-        reader._is_ours = reader._is_ours or after_the_draw
+        reader._search._is_ours = reader._search._is_ours or after_the_draw
         return reader
 
     def is_free(self, block: int) -> bool:
@@ -296,10 +297,15 @@ def test_a_search_with_a_limit_is_given_up(scene: Scene) -> None:
 
     for limit, wanted in ((4, range(64, 65)), (None, range(200, 100_000))):
         reader = Reader(
-            scene.ring, scene.locks, Rows(), Barren(), np.random.default_rng(0), most_drawn=limit
+            scene.ring,
+            scene.locks,
+            Rows(),
+            Barren(),
+            np.random.default_rng(0),
+            limits=SearchLimits(most_drawn=limit),
         )
-        find = reader._finder.find
-        reader._finder.find = lambda rows, chances, find=find: find(rows[:0])  # type: ignore[method-assign]
+        find = reader._search._finder.find
+        reader._search._finder.find = lambda rows, chances, find=find: find(rows[:0])  # type: ignore[method-assign]
         drawn.clear()
         assert not reader.fill(batch(3))
         assert sum(drawn) in wanted
@@ -452,9 +458,16 @@ def test_a_search_without_success_ends_when_the_sampler_is_to_stop(
     stops_after = 1 + ROUNDS_WITHOUT_LOCK + 3 if is_locked else 3
     rng = np.random.default_rng(7)
     reader = Reader(
-        scene.ring, scene.locks, Rows(), Endless(), rng, gives_up=lambda: draws >= stops_after
+        scene.ring,
+        scene.locks,
+        Rows(),
+        Endless(),
+        rng,
+        limits=SearchLimits(gives_up=lambda: draws >= stops_after),
     )
-    reader._is_ours = is_locked  # then row 0 is taken for one that was there when it was drawn
+    reader._search._is_ours = (
+        is_locked  # then row 0 is taken for one that was there when it was drawn
+    )
     assert not reader.fill(batch(1))
     assert draws == stops_after
     scene.others.release(0)

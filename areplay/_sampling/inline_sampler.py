@@ -19,6 +19,7 @@ import time
 import numpy as np
 
 from areplay._sampling.batch_plan import PlannedSelector
+from areplay._sampling.item_search import SearchLimits
 from areplay._sampling.reader import Reader
 from areplay._sampling.slots import LENT, Slots
 from areplay._storage.ring import Ring
@@ -84,8 +85,9 @@ class InlineSampler:
         self._slots, self._locks = slots, ring.block_locks()
         rng = np.random.default_rng(seeds)
         at_once = most_at_once if item.window.rows == 1 else 1  # long windows take long to find
+        limits = SearchLimits(most_drawn=_MOST_DRAWN)
         self._reader = Reader(
-            ring, self._locks, item, selector, rng, most_at_once=at_once, most_drawn=_MOST_DRAWN
+            ring, self._locks, item, selector, rng, most_at_once=at_once, limits=limits
         )
         self.filled = 0
         self._has_begun, self._rest_until_s = False, 0.0

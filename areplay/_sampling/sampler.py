@@ -17,6 +17,7 @@ from areplay._processes.child import READY, Channel
 from areplay._processes.supervisor import Supervisor
 from areplay._processes.waiter import Waiter
 from areplay._sampling.batch_plan import BatchPlan, PlannedSelector
+from areplay._sampling.item_search import SearchLimits
 from areplay._sampling.reader import Reader
 from areplay._sampling.slots import Slots
 from areplay._storage.ring import Ring
@@ -57,7 +58,7 @@ async def run_sampler(
         rng,
         transform,
         most_at_once=at_once,
-        gives_up=lambda: slots.is_stopping,
+        limits=SearchLimits(gives_up=lambda: slots.is_stopping),
     )
     freed, naps, turns = Waiter(slots.sampler_bells[index]), SleepBackoff(), YieldTimer(_TURN_S)
     channel.send(READY)
