@@ -11,7 +11,7 @@ In short::
 
 from areplay._base.field import Field
 from areplay._checkpoint.service import Checkpoints
-from areplay._ingest.actor_group import Actors
+from areplay._ingest.actors import Actors
 from areplay._ingest.reports import Report
 from areplay._processes.runner import run
 from areplay._sampling.batch_plan import Epochs, Fifo

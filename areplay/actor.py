@@ -17,15 +17,14 @@ import numpy as np
 from areplay._base import forks
 from areplay._base.arrays import Array, Columns, detached, own_columns
 from areplay._base.validation import NO_PRIORITY, one_priority, plain_scalar, priority_column
-from areplay._ingest.actor_group import ActorFunction
+from areplay._ingest.actor_config import ActorConfig
 from areplay._ingest.episodes import Episodes
-from areplay._ingest.inbox import Inbox, Inboxes, waiting_rows
+from areplay._ingest.inbox import waiting_rows
 from areplay._ingest.reports import Scalar
 from areplay._processes.backoff import YieldTimer
 from areplay._processes.child import READY, REPORT, Channel
 from areplay._processes.waiter import Waiter
 from areplay.errors import Closed, InboxFull, WaitTimeout, WouldBlock
-from areplay.spec import Spec
 from areplay.weights import Weights
 
 logger = logging.getLogger(__name__)
@@ -58,23 +57,18 @@ class Actor:
         rng: numpy generator, seeded likewise.
     """
 
-    def __init__(
-        self,
-        channel: Channel,
-        spec: Spec,
-        inbox: Inbox,
-        index: int,
-        seeds: np.random.SeedSequence,
-        weights: Weights | None,
-        add_timeout_s: float | None,
-    ) -> None:
-        self.index = index
-        self.seed = int(seeds.generate_state(1)[0])
-        self.rng = np.random.default_rng(seeds)
-        self._channel, self._spec, self._inbox, self._weights = channel, spec, inbox, weights
-        self._add_timeout_s = add_timeout_s
+    def __init__(self, channel: Channel, config: ActorConfig) -> None:
+        spec = config.inboxes.spec
+        self.index = config.index
+        self.seed = int(config.seeds.generate_state(1)[0])
+        self.rng = np.random.default_rng(config.seeds)
+        self._channel = channel
+        self._spec = spec
+        self._inbox = config.inboxes.inbox(config.index)
+        self._weights = config.program.weights
+        self._add_timeout_s = config.program.add_timeout_s
         self._episodes = Episodes(spec) if spec.is_steps else None
-        self._room = Waiter(inbox.room_bell)
+        self._room = Waiter(self._inbox.room_bell)
         self._turns = YieldTimer(_TURN_S)
         self._row_bytes = spec.row_bytes
         self._origin = forks.current
@@ -382,22 +376,13 @@ def _length(columns: Columns) -> int:
     return len(next(iter(columns.values())))
 
 
-async def run_actor(
-    channel: Channel,
-    function: ActorFunction,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    inboxes: Inboxes,
-    index: int,
-    seeds: np.random.SeedSequence,
-    weights: Weights | None,
-    add_timeout_s: float | None,
-) -> None:
-    """What an actor's process runs."""
-    actor = Actor(channel, inboxes.spec, inboxes.inbox(index), index, seeds, weights, add_timeout_s)
+async def run_actor(channel: Channel, config: ActorConfig) -> None:
+    """Run the user's coroutine function. The main function of an actor's process."""
+    actor = Actor(channel, config)
+    program = config.program
     channel.send(READY)
     try:
-        await function(actor, *args, **kwargs)
+        await program.function(actor, *program.args, **program.kwargs)
     except Closed:
         if not actor.stopping:
             raise

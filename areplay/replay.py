@@ -32,12 +32,19 @@ from areplay._base.validation import (
 from areplay._checkpoint.reader import CancelToken, Checkpoint
 from areplay._checkpoint.service import Checkpointed, Saver
 from areplay._checkpoint.writer import Snapshot
-from areplay._ingest.actor_group import ActorFunction, Actors
+from areplay._ingest.actor_config import (
+    ActorFunction,
+    ActorGroupConfig,
+    actor_program,
+    inbox_options,
+    raises_failures,
+)
+from areplay._ingest.actor_group import ActorGroup
+from areplay._ingest.actors import Actors
 from areplay._ingest.admission import Admission
 from areplay._ingest.coordinator import Coordinator
-from areplay._ingest.inbox import default_inbox_rows
 from areplay._ingest.local_writer import LocalWriter
-from areplay._ingest.quiet import QuietOptions
+from areplay._ingest.quiet import quiet_options
 from areplay._processes.completion import in_thread, run_to_completion
 from areplay._processes.dropped import Holdings, InOrder, notice, unless_gone
 from areplay._processes.opening import ended, opened
@@ -45,7 +52,7 @@ from areplay._processes.supervisor import supervisor_options
 from areplay._sampling.batch_memory import BatchArrays
 from areplay._sampling.batch_plan import BatchPlan, LocalBatchPlan, PlannedSelector
 from areplay._sampling.reader import Reader
-from areplay._sampling.requests import check_actors, check_sendable, checked_item, checked_limiter
+from areplay._sampling.requests import check_sendable, checked_item, checked_limiter
 from areplay._sampling.standstill import Standstill
 from areplay._shm.resource_limits import check_memory
 from areplay._status.held import Held
@@ -285,48 +292,30 @@ class Replay(Checkpointed, Held):
             ValueError, TypeError: an option is not what it should be.
         """
         ring = self._opened()
-        check_actors(function, args, weights, on_failure)
-        is_elastic = inbox_rows is None
-        if inbox_rows is None:
-            inbox_rows = default_inbox_rows(self.spec)
-        # an episode's last step and its final observation go in together
-        least_rows = 2 if self.spec.is_steps else 1
-        group = self._next_number()
+        program = actor_program(function, args, kwargs, weights, add_timeout_s)
+        number = self._next_number()
+        config = ActorGroupConfig(
+            number=number,
+            seeds=self._seeds(_ACTORS, number),
+            spec=self.spec,
+            body=run_actor,
+            program=program,
+            count=whole_number("count", count, at_most=10_000),
+            inbox=inbox_options(self.spec, inbox_rows),
+            supervisor=supervisor_options(max_restarts, start_timeout_s, grace_s),
+            quiet=quiet_options(quiet_s, restart_after_s),
+            raises=raises_failures(on_failure),
+        )
+        self._registry.warn_of_streams(ring, config.count)
         self._groups.leave_out(lambda other: other.is_closed)  # and so frees their memory
-        coordinator, entropy = self._coordinator_now(), self._entropy
-        count = whole_number("count", count, at_most=10_000)
-        self._registry.warn_of_streams(ring, count)
-        actors = Actors(
-            run_actor,
-            function,
-            tuple(args),
-            dict(kwargs or {}),
-            self.spec,
-            count,
-            whole_number("inbox_rows", inbox_rows, at_least=least_rows, at_most=1 << 30),
-            lambda index, run: np.random.SeedSequence(
-                entropy, spawn_key=(_ACTORS, group, index, run)
-            ),
-            weights,
-            optional_seconds("add_timeout_s", add_timeout_s),
-            supervisor_options(max_restarts, start_timeout_s, grace_s),
-            QuietOptions(
-                optional_seconds("quiet_s", quiet_s),
-                optional_seconds("restart_after_s", restart_after_s),
-            ),
-            on_failure == "raise",
-            attach=lambda inbox, index: coordinator.attach(
-                inbox, f"actor {index}", is_elastic=is_elastic
-            ),
-            settle=coordinator.settle,
-            detach=coordinator.detach,
-            detaching=coordinator.detaching,
+        group = ActorGroup(
+            config,
+            self._coordinator_now(),
             on_change=notice(self._on_change),
             check_open=self._opened,
-            number=group,
         )
-        self._groups.append(actors)
-        return actors
+        self._groups.append(group)
+        return Actors(group)
 
     def batches(
         self,

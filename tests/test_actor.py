@@ -17,6 +17,7 @@ import pytest
 from kit import cancel_at_every_tick, other_task, ticks, until
 
 from areplay import actor as actor_module
+from areplay._ingest.actor_config import ActorConfig, ActorProgram
 from areplay._ingest.inbox import Inboxes
 from areplay._processes import waiter as waiter_module
 from areplay._processes.child import REPORT
@@ -42,15 +43,29 @@ class Channel:
         return self.has_room
 
 
+def config(
+    inboxes: Inboxes,
+    index: int = 0,
+    timeout_s: float | None = None,
+    weights: Weights | None = None,
+    key: tuple[int, ...] = (1, 0, 3, 0),
+) -> ActorConfig:
+    """What an actor's process gets; the program is not run."""
+
+    async def program(actor: Actor) -> None: ...
+
+    seeds = np.random.SeedSequence(5, spawn_key=key)
+    return ActorConfig(ActorProgram(program, (), {}, weights, timeout_s), inboxes, index, seeds)
+
+
 class Scene:
     """An actor with an inbox of four rows, and the coordinator's side of that."""
 
     def __init__(self, timeout_s: float | None = None, weights: Weights | None = None) -> None:
-        self.inboxes = Inboxes(SPEC, 1, 4)
-        self.coordinator = self.inboxes.inbox(0)
+        self.inboxes = Inboxes(SPEC, 4, 4)
+        self.coordinator = self.inboxes.inbox(3)
         self.channel = Channel()
-        inbox, seeds = self.inboxes.inbox(0), np.random.SeedSequence(5, spawn_key=(1, 0, 3, 0))
-        self.actor = Actor(self.channel, SPEC, inbox, 3, seeds, weights, timeout_s)  # type: ignore[arg-type]
+        self.actor = Actor(self.channel, config(self.inboxes, 3, timeout_s, weights))  # type: ignore[arg-type]
 
     async def fill(self) -> None:
         """Rows 0 to 3 are in the inbox, and there is no room."""
@@ -153,7 +168,7 @@ async def test_a_field_may_have_the_name_of_a_methods_first_argument() -> None:
     """A row's values are named as its spec says."""
     spec = Spec(self=((), "int64"))
     inboxes = Inboxes(spec, 1, 4)
-    actor = Actor(Channel(), spec, inboxes.inbox(0), 0, np.random.SeedSequence(5), None, None)  # type: ignore[arg-type]
+    actor = Actor(Channel(), config(inboxes))  # type: ignore[arg-type]
     await actor.add(self=7)
     assert inboxes.inbox(0).peek()[0]["self"][0] == 7
     inboxes.close()
@@ -270,9 +285,9 @@ async def test_a_vectors_arrays_may_change_while_it_waits_for_room() -> None:
     """Its values are those of the call, as they are of a step of one environment."""
     spec = Spec.steps(obs=((2,), "float32"), action=((), "int64"))
     inboxes = Inboxes(spec, 1, 4)
-    coordinator, seeds = inboxes.inbox(0), np.random.SeedSequence(5)
+    coordinator = inboxes.inbox(0)
     for axes in ((2,), ()):
-        actor = Actor(Channel(), spec, inboxes.inbox(0), 0, seeds, None, None)  # type: ignore[arg-type]
+        actor = Actor(Channel(), config(inboxes))  # type: ignore[arg-type]
         actor._turns.period_s = 1_000.0
 
         def step(axes: tuple[int, ...] = axes) -> dict[str, Any]:
@@ -308,7 +323,7 @@ async def test_a_vector_of_which_a_step_may_not_fit_is_refused_at_the_first_step
     spec = Spec.steps(obs=((), "float32"), action=((), "int64"))
     inboxes = Inboxes(spec, 1, 8)
     for count in (fits + 1, fits):
-        actor = Actor(Channel(), spec, inboxes.inbox(0), 0, np.random.SeedSequence(5), None, None)  # type: ignore[arg-type]
+        actor = Actor(Channel(), config(inboxes))  # type: ignore[arg-type]
         actor.autoreset_mode = mode
         given = {"obs": np.zeros(count), "action": np.zeros(count, int), "reward": np.zeros(count)}
         given |= {"terminated": np.ones(count, bool), "truncated": np.zeros(count, bool)}
@@ -511,9 +526,8 @@ def test_seeds_are_the_same_for_the_same_sequence_and_no_other() -> None:
     """An int of 32 bits and a generator, both from the one sequence."""
 
     def made(*key: int) -> tuple[int, int, list[int]]:
-        inboxes = Inboxes(SPEC, 1, 4)
-        seeds = np.random.SeedSequence(5, spawn_key=key)
-        actor = Actor(Channel(), SPEC, inboxes.inbox(0), 3, seeds, None, None)  # type: ignore[arg-type]
+        inboxes = Inboxes(SPEC, 4, 4)
+        actor = Actor(Channel(), config(inboxes, 3, key=key))  # type: ignore[arg-type]
         inboxes.close()
         return actor.index, actor.seed, actor.rng.integers(0, 1 << 60, 4).tolist()
 

@@ -387,7 +387,7 @@ async def test_a_stream_ends_at_the_tail_that_a_dead_actor_left(scene: Scene) ->
     none leave none."""
     await scene.hand_in(0, 6)
     for rows in (3, 0, 0, 2):
-        await scene.coordinator.settle(scene.inbox[0])
+        await scene.coordinator.mark_stream_end(scene.inbox[0])
         await scene.hand_in(0, rows)
     assert scene.inbox[0].used == 7 and scene.ring.rows_inserted[0] == 4
     scene.limiter.replace(SamplesPerInsert(1.0, 1, 100.0))

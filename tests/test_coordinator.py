@@ -196,7 +196,7 @@ async def test_what_a_dead_actor_left_is_taken_and_its_stream_ended(
     monkeypatch.setattr(coordinator_module, "BATCHING_DELAY_S", 1_000.0)
     await scene.coordinator.attach(scene.inbox[0], "actor 0")
     scene.hand_in(0, 3)
-    await scene.coordinator.settle(scene.inbox[0])
+    await scene.coordinator.mark_stream_end(scene.inbox[0])
     assert scene.rows_of(0) == [0, 1, 2]
     scene.hand_in(0, 4)
     await until(lambda: scene.inserted == 7)
@@ -218,7 +218,7 @@ async def test_detaching_takes_all_and_then_nothing_more(scene: Scene) -> None:
     scene.hand_in(1, 9)
     await until(lambda: scene.inserted == 18)
     await scene.coordinator.detach(scene.inbox[0])
-    await scene.coordinator.settle(scene.inbox[0])
+    await scene.coordinator.mark_stream_end(scene.inbox[0])
     await scene.coordinator.detach(scene.inbox[2])
     assert (scene.rows_of(0), scene.inbox[0].used) == (list(range(9)), 9)
 
@@ -236,7 +236,7 @@ async def test_stopping_takes_all_rows_of_all_inboxes(
     assert [scene.rows_of(k) for k in range(3)] == [list(range(2 + k)) for k in range(3)]
     assert "areplay-coordinator" not in [thread.name for thread in threading.enumerate()]
     await scene.coordinator.stop()
-    await scene.coordinator.settle(scene.inbox[0])
+    await scene.coordinator.mark_stream_end(scene.inbox[0])
     await scene.coordinator.detach(scene.inbox[0])
     with pytest.raises(Closed):
         await scene.coordinator.attach(scene.inbox[0], "actor 0")
@@ -247,7 +247,7 @@ async def test_a_coordinator_that_was_never_needed_has_no_thread(scene: Scene) -
     """Without actors there is nothing to stop."""
     names = [thread.name for thread in threading.enumerate()]
     assert "areplay-coordinator" not in names
-    await scene.coordinator.settle(scene.inbox[0])
+    await scene.coordinator.mark_stream_end(scene.inbox[0])
     await scene.coordinator.detach(scene.inbox[0])
     await scene.coordinator.stop()
 
@@ -304,7 +304,7 @@ async def test_a_failure_is_kept_and_announced(
     assert scene.inbox[0].used == 8, "taken only if written"
     assert memory_descriptors() == descriptors, "the writers' locks were given back"
     async with asyncio.timeout(10):
-        await scene.coordinator.settle(scene.inbox[0])
+        await scene.coordinator.mark_stream_end(scene.inbox[0])
         await scene.coordinator.detach(scene.inbox[1])
         with pytest.raises(Stalled, match="the coordinator has failed: no"):
             await scene.coordinator.attach(scene.inbox[2], "actor 2")

@@ -105,7 +105,6 @@ HIDDEN = {
         "on_delivered",
         "without",
     },
-    "Actors": {"failure_to_raise", "inbox_bytes", "waits"},
     "Batches": {
         *(
             "delivers",

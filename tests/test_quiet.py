@@ -4,6 +4,7 @@ test's."""
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
@@ -124,3 +125,35 @@ def test_looks_are_as_frequent_as_the_shorter_limit_needs(
     scene.look(after_s=1_000.0)
     assert (scene.lasts_s > 0) == scene.quiet.is_due(scene.now) == (quiet_s is not None)
     assert (scene.quiet.overdue_s(scene.now) > 0) == (restart_after_s is not None)
+
+
+def test_a_process_gets_sigterm_once_and_sigkill_when_its_grace_is_over() -> None:
+    """No signal before restart_after_s. Then SIGTERM; SIGKILL after 1 s, or grace_s if shorter."""
+    for grace_s, killed_after_s in ((5.0, 1.0), (0.5, 0.5)):
+        scene = Scene(restart_after_s=5.0)
+        scene.look()
+        sent = []
+        for _ in range(32):
+            scene.look(after_s=0.25)
+            number = scene.quiet.signal_due(scene.now, grace_s)
+            if number is not None:
+                sent.append((scene.now - 100.0, number))
+        first_kill = 5.0 + killed_after_s
+        assert sent[0] == (5.0, signal.SIGTERM)
+        kills = [5.25 + k / 4 for k in range(12) if 5.25 + k / 4 >= first_kill]
+        assert sent[1:] == [(at_s, signal.SIGKILL) for at_s in kills]
+
+
+def test_a_process_that_hands_in_again_gets_no_signal() -> None:
+    """Also between SIGTERM and SIGKILL; without restart_after_s it never gets one."""
+    scene = Scene(restart_after_s=5.0)
+    scene.look()
+    scene.look(after_s=6.0)
+    assert scene.quiet.signal_due(scene.now, 1.0) == signal.SIGTERM
+    scene.look(after_s=0.5, more=1)
+    scene.look(after_s=1.0)
+    assert scene.quiet.signal_due(scene.now, 1.0) is None
+    endless = Scene()
+    endless.look()
+    endless.look(after_s=1_000.0)
+    assert endless.quiet.signal_due(endless.now, 1.0) is None

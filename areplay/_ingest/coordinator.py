@@ -152,13 +152,13 @@ class Coordinator:
             )
         await self._in_thread(self._attach(inbox, name, is_elastic))
 
-    async def settle(self, inbox: Inbox) -> None:
+    async def mark_stream_end(self, inbox: Inbox) -> None:
         """End the stream behind all that a dead actor left: what comes next is another. Does
         nothing if detached.
 
         What may be written now is, the rest in its turn.
         """
-        await self._in_thread(self._settle(inbox))
+        await self._in_thread(self._mark_stream_end(inbox))
 
     async def detach(self, inbox: Inbox) -> None:
         """Take all that is there, end the stream, and stop reading. Does nothing if it is detached
@@ -334,7 +334,7 @@ class Coordinator:
             self._serve(feed), name=f"areplay coordinator of {name}"
         )
 
-    async def _settle(self, inbox: Inbox) -> None:
+    async def _mark_stream_end(self, inbox: Inbox) -> None:
         feed = self._feeds.get(id(inbox))
         if feed is not None:
             feed.stream_ends.append(inbox.rows_put)

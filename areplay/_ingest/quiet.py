@@ -8,17 +8,20 @@ An actor is quiet while it runs, is ready, and neither count moves. It is excuse
 learner's side holds it (it waits for room in its inbox, or for its rows to be taken), while its
 process starts, and once it was asked to end.
 
-Decisions only: `areplay.actor` looks, warns and restarts.
+Decisions only: `areplay._ingest.quiet_watch` looks, warns and restarts.
 """
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
 
 from areplay._base.process_state import is_stopped
+from areplay._base.validation import optional_seconds
 
 _LOOKS = 4  # within the shorter of the two limits, so that a limit is exceeded by a quarter at most
 _LONGEST_PAUSE_S = 1.0
+_GRACE_S = 1.0  # at most, from SIGTERM to SIGKILL
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,14 @@ class QuietOptions:
         return min(_LONGEST_PAUSE_S, min(limits) / _LOOKS) if limits else None
 
 
+def quiet_options(quiet_s: float | None, restart_after_s: float | None) -> QuietOptions:
+    """The options as users pass them; `ValueError` if one is wrong."""
+    return QuietOptions(
+        optional_seconds("quiet_s", quiet_s),
+        optional_seconds("restart_after_s", restart_after_s),
+    )
+
+
 class Quiet:
     """What was seen of one actor. The loop of the learner writes; any thread may ask `lasts_s`.
 
@@ -48,7 +59,7 @@ class Quiet:
         self.pid = 0
         self.asked_at: float | None = None
         self._options = options
-        # the counts and since when they stand; one tuple, for threads
+        # The counts, and since when they stand still. One tuple: other threads read it.
         self._seen: tuple[int, float] | None = None
         self._warn_after_s = options.quiet_s
         self._counts_at_start = 0
@@ -58,11 +69,16 @@ class Quiet:
         self._counts_at_start = counts
 
     def look(self, now: float, pid: int, counts: int, *, is_excused: bool) -> float:
-        """See the counts of a process at the monotonic second `now`; for how long it was quiet
-        before they moved."""
+        """See the counts of a process at the monotonic second `now`.
+
+        Returns:
+            The seconds for which the actor was quiet before its counts moved; 0.0 if they did not
+            move since the last look.
+        """
         lasted_s = 0.0
         if pid != self.pid:
-            self.pid, self.asked_at = pid, None
+            self.pid = pid
+            self.asked_at = None
             self._begin(now, counts)
         elif self._seen is None or self._seen[0] != counts or is_excused:
             if self._seen is not None and self._seen[0] != counts:
@@ -75,30 +91,44 @@ class Quiet:
     def lasts_s(self, now: float, counts: int) -> float:
         """Seconds for which the actor has been quiet, from `quiet_s` on; 0.0 before, and if the
         counts have moved."""
-        seen, quiet_s = self._seen, self._options.quiet_s
-        if seen is None or quiet_s is None or seen[0] != counts or now - seen[1] < quiet_s:
+        seen = self._seen
+        if seen is None or seen[0] != counts:
             return 0.0
-        return now - seen[1]
+        return _beyond(self._options.quiet_s, now - seen[1])
 
     def is_due(self, now: float) -> bool:
         """Whether to warn: after `quiet_s`, and each time that twice as long has passed."""
-        if (
-            self._seen is None
-            or self._warn_after_s is None
-            or now - self._seen[1] < self._warn_after_s
-        ):
+        if self._seen is None or self._warn_after_s is None:
             return False
-        while now - self._seen[1] >= self._warn_after_s:
+        lasts_s = now - self._seen[1]
+        if lasts_s < self._warn_after_s:
+            return False
+        while lasts_s >= self._warn_after_s:
             self._warn_after_s *= 2
         return True
 
     def overdue_s(self, now: float) -> float:
         """Seconds for which it has been quiet, if that is longer than `restart_after_s`; else
         0.0."""
-        seen, restart_after_s = self._seen, self._options.restart_after_s
-        if seen is None or restart_after_s is None or now - seen[1] < restart_after_s:
+        if self._seen is None:
             return 0.0
-        return now - seen[1]
+        return _beyond(self._options.restart_after_s, now - self._seen[1])
+
+    def signal_due(self, now: float, grace_s: float) -> signal.Signals | None:
+        """The signal to send at the monotonic second `now`, for its process to be restarted; None
+        to send no signal.
+
+        SIGTERM first: where only the coroutine waits it runs its `finally`, which closes the
+        environment. It does nothing to a loop that is blocked, nor to a process that is stopped.
+        """
+        if not self.overdue_s(now):
+            return None
+        if self.asked_at is None:
+            self.asked_at = now
+            return signal.SIGTERM
+        if now - self.asked_at >= min(_GRACE_S, grace_s):
+            return signal.SIGKILL
+        return None
 
     def cause(self, counts: int, *, has_returned: bool = False) -> str:
         """Why nothing may come, and what the user can do.
@@ -122,4 +152,12 @@ class Quiet:
         )
 
     def _begin(self, now: float, counts: int) -> None:
-        self._seen, self._warn_after_s = (counts, now), self._options.quiet_s
+        self._seen = (counts, now)
+        self._warn_after_s = self._options.quiet_s
+
+
+def _beyond(limit_s: float | None, seconds: float) -> float:
+    """`seconds` from `limit_s` on; 0.0 below it, and without a limit."""
+    if limit_s is None or seconds < limit_s:
+        return 0.0
+    return seconds

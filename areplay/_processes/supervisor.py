@@ -80,6 +80,11 @@ class Worker:
     restarted_for: str = ""
 
     @property
+    def pid(self) -> int:
+        """The pid of its present or last child; 0 before the first."""
+        return 0 if self.child is None else self.child.pid
+
+    @property
     def is_stopped(self) -> bool:
         """Whether its child is stopped, by a signal or a debugger."""
         return self.is_alive and self.child is not None and is_stopped(self.child.pid)

@@ -5,9 +5,7 @@ A wrong one is a `ValueError` or `TypeError` that says what is allowed, before a
 
 from __future__ import annotations
 
-import inspect
 import pickle
-from typing import Any
 
 from areplay._base.hooks import text_of
 from areplay._base.validation import whole_number
@@ -22,27 +20,6 @@ from areplay.limiters import Limiter, MinSize, SamplesPerInsert
 from areplay.selectors.selector import Selector
 from areplay.selectors.uniform import Uniform
 from areplay.spec import Spec
-from areplay.weights import Weights
-
-
-def check_actors(function: Any, args: Any, weights: Any, on_failure: Any) -> None:
-    """Refuse what cannot be run in the processes of actors."""
-    if not inspect.iscoroutinefunction(function):
-        raise TypeError(f"actors need a coroutine function (async def), got {function!r}")
-    try:
-        pickle.dumps(function)
-    except Exception as error:
-        raise ValueError(
-            f"{function!r} cannot reach another process, define it at module level: {error}"
-        ) from None
-    if isinstance(args, (str, bytes)):
-        raise TypeError(
-            f"args must be a tuple of arguments, such as ({args!r},), got a {type(args).__name__}"
-        )
-    if weights is not None and not isinstance(weights, Weights):
-        raise TypeError(f"weights must be an areplay.Weights, got {type(weights).__name__}")
-    if on_failure not in ("go on", "raise"):
-        raise ValueError(f"on_failure must be 'go on' or 'raise', got {on_failure!r}")
 
 
 def checked_item(

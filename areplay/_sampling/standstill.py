@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from areplay._ingest.actor_group import Actors
+from areplay._ingest.actor_group import ActorGroup
 from areplay._ingest.admission import Admission
 from areplay._ingest.coordinator import Coordinator
 from areplay._ingest.local_writer import LocalWriter
@@ -72,7 +72,7 @@ class Standstill:
         coordinator: Coordinator,
         streams: Callable[[], Iterable[Stream]],
         local: Callable[[], Iterable[LocalBatchPlan]],
-        groups: Callable[[], Iterable[Actors]],
+        groups: Callable[[], Iterable[ActorGroup]],
     ) -> None:
         self._ring, self._registry, self._admission = ring, registry, admission
         self._local_writer, self._coordinator = local_writer, coordinator

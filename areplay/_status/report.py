@@ -18,7 +18,7 @@ from typing import Any
 
 from areplay._base import forks
 from areplay._checkpoint.service import Saver
-from areplay._ingest.actor_group import Actors
+from areplay._ingest.actor_group import ActorGroup
 from areplay._ingest.admission import Admission
 from areplay._ingest.coordinator import Coordinator
 from areplay._ingest.local_writer import LocalWriter
@@ -48,7 +48,7 @@ class Observed(ABC):
         super().__init__()
         self._priorities: dict[float, Priorities] = {}
         self._updated = self._stale = 0  # priorities
-        self._groups: Living[Actors] = Living()  # the user's: those that are dropped leave
+        self._groups: Living[ActorGroup] = Living()  # the user's: those that are dropped leave
         self._streams: Living[Batches] = Living()
         self._saver: Saver | None = None  # these while it is open
         self._coordinator: Coordinator | None = None

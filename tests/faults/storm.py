@@ -52,7 +52,13 @@ import areplay
 from areplay._processes import supervisor as supervisor
 from areplay._processes.supervisor import Worker
 from tests.processes.oracle import SPEC, torn
-from tests.processes.watching import children, shared_memory_bytes, threads, until_now
+from tests.processes.watching import (
+    children,
+    running_actors,
+    shared_memory_bytes,
+    threads,
+    until_now,
+)
 
 from . import workers
 
@@ -274,13 +280,14 @@ class Round:
                     max_restarts=_LIMIT,
                 ) as actors,
             ):
-                assert actors._supervisor is not None and batches._supervisor is not None
-                places = actors._supervisor.workers + batches._supervisor.workers
+                assert batches._supervisor is not None
+                actor_places = running_actors(actors)._supervisor.workers
+                places = actor_places + batches._supervisor.workers
                 held = len(os.listdir("/proc/self/fd"))
                 async with asyncio.TaskGroup() as group:
                     learner = group.create_task(self._learn(replay, batches))
                     watcher = group.create_task(
-                        self._watch(actors._supervisor.workers, batches._supervisor.workers)
+                        self._watch(actor_places, batches._supervisor.workers)
                     )
                     await self._strike(places)
                     await self._until(

@@ -25,7 +25,15 @@ from tests.faults.storm import Resources
 from tests.forked import fork
 from tests.processes import workers
 from tests.processes.oracle import OWNER, SPEC, row, rows, torn
-from tests.processes.watching import children, descriptors, is_running, threads, until, until_now
+from tests.processes.watching import (
+    children,
+    descriptors,
+    is_running,
+    running_actors,
+    threads,
+    until,
+    until_now,
+)
 
 both_loops = pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 DROPS = 20
@@ -207,7 +215,7 @@ async def test_a_dropped_stream_leaves_its_replay_to_others(
     await until(lambda: sampler not in children())
     assert replay.statistics().batches == ()
     await until(lambda: replay.statistics().rows_inserted > 5_000, what="more than it would let in")
-    inbox = opened.actors._inbox[0]
+    inbox = running_actors(opened.actors)._inbox[0]
     del opened.actors
     await until(lambda: actor not in children())
     await until(
@@ -518,8 +526,8 @@ def test_closing_that_is_destroyed_is_finished_by_the_reaper(
     task = loop.create_task(live(opened))
     while not (
         hasattr(opened, "actors")
-        and opened.actors._supervisor
-        and opened.actors._supervisor._stopping.is_set()
+        and opened.actors._group._running
+        and running_actors(opened.actors)._supervisor._stopping.is_set()
     ):
         loop.run_until_complete(asyncio.sleep(0.001))
     loop.close()
@@ -659,7 +667,7 @@ async def test_a_forked_child_that_drops_lets_nothing_go() -> None:
     opened.actors = await opened.replay.actors(
         workers.hand_in_until_stopped, args=(0.001,)
     ).__aenter__()
-    held, holdings = [opened], opened.actors._holdings
+    held, holdings = [opened], opened.actors._group._holdings
     before = children()
     pid = fork()
     if pid == 0:

@@ -265,7 +265,7 @@ class LimiterMachine(RuleBasedStateMachine):
     def die(self, k: int) -> None:
         """And have a successor."""
         if self.is_attached[k]:
-            self.run(self.coordinator.settle(self.inbox[k]))
+            self.run(self.coordinator.mark_stream_end(self.inbox[k]))
             self.life[k] += 1
             self.run(self.rest())
 

@@ -20,7 +20,7 @@ from areplay._processes.supervisor import Supervisor
 
 from . import workers
 from .oracle import OWNER, SPEC, lives, rows
-from .watching import is_running, until
+from .watching import is_running, running_actors, until
 
 pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
 
@@ -172,8 +172,7 @@ async def test_a_debugger_that_is_told_first_does_not_make_the_loop_spin(
         areplay.Replay(SPEC, 1_000) as replay,
         replay.actors(workers.hand_in_until_stopped, 1) as actors,
     ):
-        assert actors._supervisor is not None
-        child = actors._supervisor.workers[0].child
+        child = running_actors(actors)._supervisor.workers[0].child
         assert child is not None
         os.kill(child.pid, signal.SIGKILL)
         asyncio.get_running_loop().call_later(0.2, is_told.set)
@@ -262,8 +261,7 @@ async def test_a_second_cancellation_kills_one_that_ends_late(tmp_path: Path) ->
         )
         await actors.__aenter__()
         await actors.wait()
-        assert actors._supervisor is not None
-        stopping = asyncio.create_task(actors._supervisor.stop())
+        stopping = asyncio.create_task(running_actors(actors)._supervisor.stop())
         await asyncio.sleep(0)
         stopping.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -236,7 +236,7 @@ async def test_a_place_that_cannot_be_cleared_is_given_up(monkeypatch: pytest.Mo
     async def refuse(self: object, inbox: object) -> None:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr("areplay._ingest.coordinator.Coordinator.settle", refuse)
+    monkeypatch.setattr("areplay._ingest.coordinator.Coordinator.mark_stream_end", refuse)
     async with (
         areplay.Replay(SPEC, 10_000) as replay,
         replay.actors(workers.hand_in_and_fail, 1, args=(5,)) as actors,

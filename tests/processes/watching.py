@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from multiprocessing import resource_tracker
 from pathlib import Path
+from typing import Any
 
 import areplay
 
@@ -145,3 +146,10 @@ def shared_memory_bytes() -> int:
         if line.startswith("Shmem:"):
             return int(line.split()[1]) * 1024
     raise AssertionError("no Shmem in /proc/meminfo")
+
+
+def running_actors(actors: Any) -> Any:
+    """The inboxes and processes of an open group of actors."""
+    running = actors._group._running
+    assert running is not None
+    return running
