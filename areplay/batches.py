@@ -500,7 +500,7 @@ class Batches(AsyncIterator[Batch]):
         # Once blocks are recycled there will not be more rows: open blocks may keep a full ring
         # below its capacity. Nor when nobody can recycle any.
         is_full = ring.next_serial[0] > ring.blocks or (
-            self.delivers and self._producer_state().is_stuck
+            self.delivers and self._producer_state().is_stuck()
         )
         if ring.rows_now[0] >= self._min_size or is_full:
             self._open_gate()
@@ -648,7 +648,7 @@ class Batches(AsyncIterator[Batch]):
         if self._needs_rows():
             supply = self._producer_state()
             # the ring is full: more rows than these will not be there
-            if not self._slots.is_open and supply.is_stuck:
+            if not self._slots.is_open and supply.is_stuck():
                 self._open_gate()
                 return
             why = supply.why_barred()

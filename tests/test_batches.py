@@ -700,7 +700,7 @@ async def test_a_full_ring_of_which_nothing_may_be_overwritten_opens_the_gate() 
         task = asyncio.create_task(batches.get())
         await ticks(5)
         assert not scene.slots.is_open
-        scene.supply = ProducerState(2, False, "", None, is_stuck=True)
+        scene.supply = ProducerState(2, False, "", None, is_stuck=lambda: True)
         batches.look_again()
         await until(lambda: scene.slots.is_open)
         scene.fill(1)

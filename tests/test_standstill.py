@@ -114,11 +114,11 @@ def test_a_ring_is_not_full_while_a_queue_only_begins() -> None:
     """It keeps all blocks until it has taken in what is there; a stream that waits for `min_size`
     must not open."""
     scene = Scene()
-    assert not scene.standstill.supply().is_stuck
+    assert not scene.standstill.supply().is_stuck()
     scene.full_besides = None
-    assert scene.standstill.supply().is_stuck
+    assert scene.standstill.supply().is_stuck()
     scene.stream.is_beginning = True
-    assert not scene.standstill.supply().is_stuck
+    assert not scene.standstill.supply().is_stuck()
 
 
 def test_too_few_free_blocks_bar_a_call_that_needs_more() -> None:
@@ -127,10 +127,10 @@ def test_too_few_free_blocks_bar_a_call_that_needs_more() -> None:
     scene.limiters.clear()
     waits_for(scene, 20, blocks=True)
     assert "more rows at once than there is room for" in scene.why
-    assert scene.standstill.supply().is_stuck, "so the ring is as full as it will be"
+    assert scene.standstill.supply().is_stuck(), "so the ring is as full as it will be"
     scene.group.alive = 1
     assert scene.why == "", "an actor may fill the block that is free"
-    assert not scene.standstill.supply().is_stuck
+    assert not scene.standstill.supply().is_stuck()
 
 
 ENDS: dict[str, Callable[[Scene], object]] = {

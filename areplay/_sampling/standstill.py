@@ -92,7 +92,7 @@ class Standstill:
             if last
             else "no row from them yet",
             failure=coordinator.failure or (failures[0] if exhausted and failures else None),
-            is_stuck=self._is_full and not any(stream.is_beginning for stream in self._streams()),
+            is_stuck=self._is_stuck,
             why_held=self.why_held,
             why_barred=self.why_barred,
         )
@@ -133,6 +133,11 @@ class Standstill:
         if any(stream.may_find_items or stream.is_waited_for for stream in self._streams()):
             return ""
         return self.why_barred()
+
+    def _is_stuck(self) -> bool:
+        """Say whether no more rows fit into the ring, and it is no stream's beginning that keeps
+        the blocks."""
+        return self._is_full and not any(stream.is_beginning for stream in self._streams())
 
     @property
     def _are_blocks_kept(self) -> bool:

@@ -22,8 +22,8 @@ class ProducerState:
     last_row: str
     failure: BaseException | None
     """Why there will be no more rows, if something failed."""
-    is_stuck: bool = False
-    """All who have rows wait for a block, and all blocks are kept."""
+    is_stuck: Callable[[], bool] = lambda: False
+    """Says whether at this moment all who have rows wait for a block, and all blocks are kept."""
     why_held: Callable[[], str] = lambda: ""
     """Says which rows wait at this moment, and for what; "" if no row waits."""
     why_barred: Callable[[], str] = lambda: ""
