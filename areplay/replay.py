@@ -29,7 +29,8 @@ from areplay._base.validation import (
     row_indices,
     whole_number,
 )
-from areplay._checkpoint.reader import CancelToken, Checkpoint
+from areplay._checkpoint.format import CancelToken
+from areplay._checkpoint.reader import Checkpoint
 from areplay._checkpoint.service import Checkpointed, Saver
 from areplay._checkpoint.writer import Snapshot
 from areplay._ingest.actor_config import (

@@ -29,8 +29,9 @@ import areplay
 from areplay import Replay
 from areplay._checkpoint import service as saving
 from areplay._checkpoint import writer as snapshot
+from areplay._checkpoint.format import CancelToken
 from areplay._checkpoint.manifest import manifest_checksum
-from areplay._checkpoint.reader import CancelToken, Checkpoint
+from areplay._checkpoint.reader import Checkpoint
 from areplay._shm.range_locks import BlockLocks
 from areplay._storage.registry import Watcher
 from areplay._storage.stream_writer import StreamWriter

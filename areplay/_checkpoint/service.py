@@ -22,8 +22,9 @@ import numpy as np
 from areplay._base import forks
 from areplay._base.hooks import HookRaised, guarded
 from areplay._base.validation import optional_rate, seconds
+from areplay._checkpoint.format import CancelToken, Progress
 from areplay._checkpoint.manifest import MANIFEST
-from areplay._checkpoint.reader import CancelToken, Checkpoint, Progress
+from areplay._checkpoint.reader import Checkpoint
 from areplay._checkpoint.writer import Save, Snapshot
 from areplay._processes.completion import in_thread, run_to_completion
 from areplay._processes.dropped import Holdings, cancel_if_open

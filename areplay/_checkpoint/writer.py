@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 from areplay._base import forks
 from areplay._base.arrays import Array, Indices, Mask
 from areplay._base.failpoints import failpoint
+from areplay._checkpoint.format import TABLE, CancelToken, Progress, array_header, block_name
 from areplay._checkpoint.manifest import (
     FORMAT,
     MANIFEST,
@@ -47,7 +48,7 @@ from areplay._checkpoint.manifest import (
     lack_of_means,
     manifest_checksum,
 )
-from areplay._checkpoint.reader import TABLE, CancelToken, Checkpoint, Progress, block_name
+from areplay._checkpoint.reader import Checkpoint
 from areplay._shm.range_locks import BlockLocks
 from areplay._storage.priorities import Priorities
 from areplay._storage.registry import WriterRegistry
@@ -408,7 +409,7 @@ class Save:
             return None
         rows, start = int(entry["rows"]), int(entry["serial"]) % ring.blocks * ring.block_rows
         headers = self._headers.setdefault(
-            rows, [_header(column, rows) for column in self._columns.values()]
+            rows, [array_header(column, rows) for column in self._columns.values()]
         )
         size = sum(map(len, headers)) + rows * ring.spec.row_bytes
         image, place = bytearray(size), 0
@@ -570,14 +571,6 @@ class Save:
                 logger.warning(
                     "%s of the checkpoint in %s cannot be deleted: %s", name, self._path, error
                 )
-
-
-def _header(column: Array, rows: int) -> bytes:
-    """What np.save writes before the numbers of an array of so many rows."""
-    file = BytesIO()
-    description = np.lib.format.header_data_from_array_1_0(column[:0])
-    np.lib.format.write_array_header_1_0(file, {**description, "shape": (rows, *column.shape[1:])})
-    return file.getvalue()
 
 
 def _make(path: str) -> None:

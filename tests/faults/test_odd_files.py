@@ -411,7 +411,7 @@ def test_what_no_machine_has_is_not_allocated(tmp_path: Path) -> None:
 
 def test_a_checkpoint_that_is_told_to_stop(tmp_path: Path) -> None:
     """Also while its tables are read."""
-    from areplay._checkpoint.reader import CancelToken
+    from areplay._checkpoint.format import CancelToken
 
     asyncio.run(saved(tmp_path))
     stop = CancelToken()
