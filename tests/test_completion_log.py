@@ -51,29 +51,35 @@ class Stream:
             over = ends if k == count - 1 else ()
             obs = np.arange(self._width) * 1_000 + self._next
             ended = np.isin(np.arange(self._width), over)
-            if not self._mode:
-                step = {
-                    "obs": obs[0],
-                    "action": 0,
-                    "reward": 0.0,
-                    "terminated": bool(ended[0]),
-                    "truncated": False,
-                }
-                rows: Any = self._episodes.rows(step | ({"next_obs": obs[0] + 1} if over else {}))
-                self.writer.write_rows(*rows)
-            else:
-                zeros = np.zeros(self._width, np.int8)
-                step = {
-                    "obs": obs,
-                    "action": zeros,
-                    "reward": zeros,
-                    "terminated": ended,
-                    "truncated": zeros > 0,
-                }
-                rows = self._episodes.rows(step | ({"next_obs": obs + 1} if over else {}))
-                self.writer.write(rows, 0, len(rows["reward"]))
-            self._episodes.advance()
+            with self._episodes.step(self._episodes.ticket()):
+                if not self._mode:
+                    step = {
+                        "obs": obs[0],
+                        "action": 0,
+                        "reward": 0.0,
+                        "terminated": bool(ended[0]),
+                        "truncated": False,
+                    }
+                    rows: Any = self._episodes.rows(
+                        step | ({"next_obs": obs[0] + 1} if over else {})
+                    )
+                    self.writer.write_rows(*rows)
+                else:
+                    zeros = np.zeros(self._width, np.int8)
+                    step = {
+                        "obs": obs,
+                        "action": zeros,
+                        "reward": zeros,
+                        "terminated": ended,
+                        "truncated": zeros > 0,
+                    }
+                    rows = self._episodes.rows(step | ({"next_obs": obs + 1} if over else {}))
+                    self.writer.write(rows, 0, len(rows["reward"]))
             self._next += 1 + (bool(over) and not self._mode)
+
+    def break_off(self, *environments: int) -> None:
+        """Their next steps begin other episodes."""
+        self._episodes.break_off(environments)
 
     def lose_a_step(self) -> None:
         """One step that nobody ever hands in."""
@@ -256,17 +262,36 @@ def test_items_of_a_dead_actor_that_lack_a_row_are_left_out(
 
 def test_items_over_a_gap_are_left_out_and_dropped(scene: Scene) -> None:
     """A step that got lost: the steps before it never become items, and do not keep their blocks
-    for ever."""
+    once the step after it shows that."""
     log, stream = scene.log(forward=1), scene.stream()
     stream.steps(2)
     stream.lose_a_step()
-    stream.steps(3)
-    assert scene.items(log) == [0, 3, 4]
-    assert repr(log).endswith("2 pending>")
-    stream.steps(3)
-    assert repr(log).endswith("1 pending>")
+    assert repr(log).endswith("1 pending>"), "it may still come, for all that the log knows"
+    stream.steps(1)
+    assert repr(log).endswith("1 pending>"), "of the step after the gap"
+    stream.steps(5)
+    assert scene.items(log) == [0, 3, 4, 5, 6, 7]
     log.released = log.appended
     assert kept(log) == "0100"
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])
+def test_items_of_a_broken_off_episode_keep_no_block(mode: str) -> None:
+    """Long items of a vector of which one environment is broken off: its steps are dropped with the
+    first one of the next episode, while the others' go on."""
+    scene = Scene(blocks=32)
+    log, stream = scene.log(forward=20), scene.stream(mode, 4)
+    stream.steps(3)
+    assert repr(log).endswith("12 pending>")
+    stream.break_off(2)
+    assert repr(log).endswith("12 pending>"), "the log sees rows only"
+    stream.steps(1)
+    assert repr(log).endswith("13 pending>"), "three of each, four of the others, one of a new one"
+    stream.break_off(0, 1, 2, 3)
+    stream.steps(1)
+    assert repr(log).endswith("4 pending>")
+    assert kept(log) == "00001" + 27 * "0"
+    scene.close()
 
 
 def test_items_of_an_environment_are_in_its_order_where_strides_change() -> None:

@@ -36,6 +36,7 @@ from areplay._shm.segment import Segment
 from areplay._storage.registry import Watcher, WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.window_search import WindowFinder
+from areplay._storage.window_walk import Walk
 from areplay._storage.windows import Window
 
 _NO_HOP = 1 << 40  # more than any ring has rows: nothing has told yet how far the next step is
@@ -50,6 +51,7 @@ class _Stream:
     distances: Indices = field(default_factory=lambda: np.empty(0, np.int64))  # of them
     rows: int = 0
     longest_stride: int = 1
+    announced: int = 0  # episodes that are to begin: their final observations are there
     shortest_hop: int = _NO_HOP  # rows from a step to the next one of its environment, at least
     # (place, distance of its end), those that we keep
     blocks: deque[tuple[int, int]] = field(default_factory=deque)
@@ -196,9 +198,11 @@ class CompletionLog(Watcher):
             state, place, state.rows - state.blocks[-1][1] if state.blocks else state.rows
         )
         has_ends = False
+        is_broken_off = False
         if self._ring.spec.is_steps:
             is_step = self._look_at_strides(state, place, first, end)
             has_ends = not is_step.all()
+            is_broken_off = self._is_broken_off(state, place, first, end)
             if has_ends:
                 indices, distances = indices[is_step], distances[is_step]
         if self._without is not None:
@@ -211,11 +215,13 @@ class CompletionLog(Watcher):
         # looked at. Hops differ where final observations lie between the steps of a vector; there a
         # few rows are looked at too early, and again with the next chunk. A guess by a row's own
         # stride would look at some too late, after a step that may never come. A final observation
-        # may complete any item.
+        # may complete any item; an episode in the place of a step tells that items never will be.
         due = state.rows - self._window.forward * state.shortest_hop
-        self._settle(
-            state, len(state.pending) if has_ends else int(state.distances.searchsorted(due))
-        )
+        looks_at_all = has_ends or is_broken_off
+        count = len(state.pending) if looks_at_all else int(state.distances.searchsorted(due))
+        self._settle(state, count)
+        if is_broken_off:
+            self._drop_broken(state)
         self._let_go(state)
 
     def _look_at_strides(self, state: _Stream, place: int, first: int, end: int) -> Mask:
@@ -233,6 +239,22 @@ class CompletionLog(Watcher):
         hops = hops[~(is_step & (columns["terminated"][rows] | columns["truncated"][rows]))]
         state.shortest_hop = int(hops.min(initial=state.shortest_hop))
         return is_step
+
+    def _is_broken_off(self, state: _Stream, place: int, first: int, end: int) -> bool:
+        """Whether an episode begins with one of these rows in the place of a step that was to come.
+
+        Every other beginning comes after a final observation. Those of a vector come one step after
+        theirs, so counting both tells, at the latest with the rest of that step.
+        """
+        start = place * self._ring.block_rows + first % self._ring.block_rows
+        rows = slice(start, start + end - first)
+        columns = self._ring.columns
+        state.announced += int(np.count_nonzero(columns[NEXT_OFFSET][rows] < 0))
+        state.announced -= int(np.count_nonzero(columns[PREV_OFFSET][rows] == 0))
+        if state.announced >= 0:
+            return False
+        state.announced = 0
+        return True
 
     def _stream_of(self, serial: int) -> _Stream:
         return self._streams.setdefault(self._ring.chain(serial)[0], _Stream())
@@ -268,6 +290,18 @@ class CompletionLog(Watcher):
         if is_done.any():
             rest = ~is_done
             state.pending, state.distances = state.pending[rest], state.distances[rest]
+
+    def _drop_broken(self, state: _Stream) -> None:
+        """Drop pending items whose episode was broken off, or lost a step, before they were
+        complete.
+
+        Their reach would tell, too, but only many rows later. In a small ring those may never be
+        written: the blocks that such items keep could be all there are.
+        """
+        walk = Walk(self._ring, self._window, state.pending)
+        walk.forward()
+        state.pending = state.pending[walk.waits]
+        state.distances = state.distances[walk.waits]
 
     def _need(self, state: _Stream, numbers: Indices, items: Indices, places: Indices) -> None:
         """Note for the blocks of new items who needs them: also for those between, since the way

@@ -26,6 +26,7 @@ class Walk:
         found: (U, W) int64, the indices of their rows.
         ahead, behind: (U,) int64, how many rows there are after and before the drawn one.
         valid: (U,) bool, whether all rows that the window needs were found.
+        waits: (U,) bool, whether `forward` has stopped before a row that may still come.
     """
 
     def __init__(self, ring: Ring, window: Window, indices: Indices) -> None:
@@ -39,6 +40,7 @@ class Walk:
         self.ahead = np.zeros(len(indices), np.int64)
         self.behind = np.zeros(len(indices), np.int64)
         self.valid = np.ones(len(indices), np.bool_)
+        self.waits = np.zeros(len(indices), np.bool_)
 
     def forward(self) -> None:
         """Walk to the rows after the drawn ones."""
@@ -83,6 +85,7 @@ class Walk:
         there = self._hop(here, self._links(self._next_offsets, here))
         is_next = self._follows(here, there)
         self.valid[walking[~is_next]] = False
+        self.waits[walking[~self._ring.committed(there)]] = True
         return there[is_next], walking[is_next]
 
     def _next_episode(self, there: Indices, walking: Walkers) -> tuple[Indices, Walkers]:
@@ -93,7 +96,9 @@ class Walk:
             return there, walking
         first = self._hop(there[at_end], -distance[at_end])
         is_first = numbers_of(self._step_ids_of(np.maximum(first, 0))) == 0
-        is_lost = ~((first >= 0) & is_first & self._ring.committed(first))
+        is_there = self._ring.committed(first)
+        is_lost = ~(is_first & is_there)
+        self.waits[walking[at_end[~is_there]]] = True
         there[at_end] = first
         self.valid[walking[at_end[is_lost]]] = False
         goes_on = np.ones(len(there), np.bool_)
@@ -103,8 +108,7 @@ class Walk:
     def _follows(self, here: Indices, there: Indices) -> Mask:
         """Whether `there` is a committed row, and the one after `here` in its episode."""
         step_ids = self._step_ids_of(here)
-        exists = (there >= 0) & (here >= 0)
-        exists &= self._ring.committed(there) & self._ring.committed(here)
+        exists = self._ring.committed(there) & self._ring.committed(here)
         follows: Mask = exists & (self._step_ids_of(there) == step_ids + 1)
         return follows
 

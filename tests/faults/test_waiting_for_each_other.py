@@ -455,3 +455,43 @@ async def test_a_queue_in_order_that_nobody_takes_from_holds_its_writers() -> No
             seen += (await anext(batches))["number"].tolist()
         await replay.add(**row(OWNER, 1, number))
         assert seen == np.arange(len(seen)).tolist()
+
+
+async def test_episodes_that_are_broken_off_keep_no_room_in_a_small_ring() -> None:
+    """Long items of a vector in few blocks: steps whose episode was broken off never become items,
+    so a Fifo keeps no block for them, and the learner gets all other items without `Stalled`."""
+    spec = areplay.Spec.steps(obs=((), "int64"), action=((), "int64"))
+    environments, steps, episodes, length = 8, 12, 6, 8
+    found: list[int] = []
+
+    async def learn(batches: areplay.Batches) -> None:
+        async for batch in batches:
+            found.append(int(batch["obs"][0, 0]))
+
+    async with areplay.Replay(spec, 128) as replay:
+        fifo = areplay.Fifo()
+        sequences = areplay.Sequences(length)
+        async with replay.batches(sequences, batch_size=1, selector=fifo) as batches:
+            learner = asyncio.create_task(learn(batches))
+            for number in range(episodes * steps):
+                await replay.add(
+                    obs=1_000 * np.arange(environments) + number,
+                    action=np.zeros(environments, np.int64),
+                    reward=np.zeros(environments, np.float32),
+                    terminated=np.zeros(environments, bool),
+                    truncated=np.zeros(environments, bool),
+                )
+                if number % steps == steps - 1:
+                    replay.end_episode()
+            begins = [
+                1_000 * environment + number
+                for environment in range(environments)
+                for number in range(episodes * steps)
+                if number % steps <= steps - length
+            ]
+            await until(lambda: learner.done() or len(found) >= len(begins))
+            assert not learner.done(), learner.exception()
+            learner.cancel()
+            with suppress(asyncio.CancelledError):
+                await learner
+    assert sorted(found) == begins
