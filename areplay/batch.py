@@ -3,7 +3,6 @@ own."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -146,10 +145,3 @@ class Batch(Mapping[str, Array]):
         if self._arrays is None:
             return "<Batch, released>"
         return f"<Batch of {len(self._arrays.indices)}: {', '.join(self._arrays.fields)}>"
-
-
-def unpin(arrays: BatchArrays) -> None:
-    """Before their memory is given back: if batches in it went to a device, that may not keep
-    it."""
-    if "areplay._sampling.torch" in sys.modules:
-        sys.modules["areplay._sampling.torch"].unpin(arrays)

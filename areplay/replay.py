@@ -55,6 +55,8 @@ from areplay._sampling.batch_plan import BatchPlan, LocalBatchPlan, PlannedSelec
 from areplay._sampling.reader import Reader
 from areplay._sampling.requests import check_sendable, checked_item, checked_limiter
 from areplay._sampling.standstill import Standstill
+from areplay._sampling.stream import Stream
+from areplay._sampling.stream_records import StreamConfig, StreamHost
 from areplay._shm.resource_limits import check_memory
 from areplay._status.held import Held
 from areplay._storage.block_sizes import default_block_rows, finest_block_rows
@@ -379,35 +381,34 @@ class Replay(Checkpointed, Held):
             limiter, min_size_to_sample, batch_size, self.capacity_rows, item, selector
         )
         samplers = whole_number("samplers", samplers, at_most=1_000)
-        group = self._next_number()
+        number = self._next_number()
         self._streams.leave_out(lambda other: other.is_closed)  # and so frees their memory
         entropy = self._entropy
-        stream = Batches(
-            ring,
-            self._registry,
-            item,
-            selector,
-            transform,
-            batch_size,
-            samplers,
-            flag("inline_sampling", inline_sampling),
-            whole_number("prefetch", prefetch, at_least=samplers, at_most=100_000),
-            limiter,
-            self._batch_plan(selector, item, batch_size, group),
-            self._admission,
-            lambda index, run: np.random.SeedSequence(
-                entropy, spawn_key=(_BATCHES, group, index, run)
+        config = StreamConfig(
+            item=item,
+            selector=selector,
+            transform=transform,
+            limiter=limiter,
+            batch_size=batch_size,
+            samplers=samplers,
+            inline_sampling=flag("inline_sampling", inline_sampling),
+            prefetch=whole_number("prefetch", prefetch, at_least=samplers, at_most=100_000),
+            new_batch_plan=self._batch_plan(selector, item, batch_size, number),
+            number=number,
+            seeds=lambda index, run: np.random.SeedSequence(
+                entropy, spawn_key=(_BATCHES, number, index, run)
             ),
-            optional_seconds("timeout_s", timeout_s),
-            supervisor_options(max_restarts, start_timeout_s, grace_s),
-            self._standstill.supply,
-            self._opened,
-            group,
+            timeout_s=optional_seconds("timeout_s", timeout_s),
+            supervision=supervisor_options(max_restarts, start_timeout_s, grace_s),
         )
+        host = StreamHost(
+            ring, self._registry, self._admission, self._standstill.supply, self._opened
+        )
+        stream = Stream(host, config)
         self._resume(stream)
         self._streams.append(stream)
         stream.tell_failure(self._failure_to_raise())
-        return stream
+        return Batches(stream)
 
     def add(self, /, *, priority: Any = None, **row: Any) -> Coroutine[Any, Any, int | Indices]:
         """Write one row from this process; its index. It can be sampled when this returns.
@@ -671,12 +672,12 @@ class Replay(Checkpointed, Held):
             "made": self._made,
             "generator": self._rng.bit_generator.state,
         }
-        streams = [*(stream.kept() for stream in self._streams), *self._resumable]
+        streams = [*(stream.state() for stream in self._streams), *self._resumable]
         return Snapshot(
             self._opened(),
             self._priorities.copy(),
             {"block_rows_given": self._has_given_block_rows, "counts": counts},
-            [(kept.record(), kept.is_over) for kept in streams],
+            [(state.record(), state.is_over) for state in streams],
         )
 
     async def _close(self) -> None:
@@ -694,7 +695,7 @@ class Replay(Checkpointed, Held):
             for group in self._groups:
                 stack.push_async_callback(group.close)
             for stream in self._streams:
-                if stream.delivers:  # rows that come in now would not be kept for it
+                if stream.is_planned:  # rows that come in now would not be kept for it
                     stack.push_async_callback(stream.close)
             if self._status_server is not None:
                 stack.callback(self._status_server.close)

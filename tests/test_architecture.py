@@ -66,7 +66,9 @@ KNOW_EVENT_LOOPS = {
     "_processes.runner",
     "_processes.supervisor",
     "_processes.waiter",
+    "_sampling.pacing",
     "_sampling.sampler",
+    "_sampling.stream",
     "_status.held",
     "cli.trial",
 }

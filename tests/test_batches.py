@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import numpy as np
@@ -20,15 +20,24 @@ from kit import (
     until,
 )
 
-from areplay import batches as batches_module
 from areplay._ingest.admission import Admission
 from areplay._processes import waiter as waiter_module
 from areplay._processes.dropped import Holdings
 from areplay._processes.supervisor import SupervisorOptions
+from areplay._sampling import prefetch_queue as queue_module
+from areplay._sampling import stream as stream_module
 from areplay._sampling.batch_memory import BatchArrays
+from areplay._sampling.pacing import LimitedPacing
+from areplay._sampling.prefetch_queue import PrefetchQueue
 from areplay._sampling.reader import Reader
 from areplay._sampling.slots import FREE, LENT, READY, Slots
-from areplay._sampling.stream_records import ProducerState, StreamState
+from areplay._sampling.stream import Stream
+from areplay._sampling.stream_records import (
+    ProducerState,
+    StreamConfig,
+    StreamHost,
+    StreamState,
+)
 from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
@@ -109,27 +118,32 @@ class Scene:
         self.registry = WriterRegistry()
         self.writer = StreamWriter(self.ring, self.ring.block_locks(), self.registry)
         self.supply = ProducerState(2, False, "last row 0.2 s ago", None)
+        self.producers: Callable[[], ProducerState] = lambda: self.supply
         self.is_closed = False
-        self.batches = Batches(
+        config = StreamConfig(
+            item=Rows(),
+            selector=OfTheUser() if selector is None else selector,
+            transform=None,
+            limiter=MinSize(min_size) if limiter is None else limiter,
+            batch_size=4,
+            samplers=1,
+            prefetch=3,
+            inline_sampling=inline_sampling,
+            timeout_s=timeout_s,
+            supervision=SupervisorOptions(0, 1.0, 1.0),
+            number=3,
+            seeds=lambda index, run: np.random.SeedSequence(index),
+            new_batch_plan=None,
+        )
+        host = StreamHost(
             self.ring,
             self.registry,
-            Rows(),
-            OfTheUser() if selector is None else selector,
-            None,
-            4,
-            1,
-            inline_sampling,
-            3,
-            MinSize(min_size) if limiter is None else limiter,
-            None,
             Admission(WriterRegistry()),
-            lambda index, run: np.random.SeedSequence(index),
-            timeout_s,
-            SupervisorOptions(0, 1.0, 1.0),
-            lambda: self.supply,
+            lambda: self.producers(),
             self.check_open,
-            3,
         )
+        self.stream = Stream(host, config)
+        self.batches = Batches(self.stream)
         self.filled = 0
 
     def check_open(self) -> None:
@@ -140,8 +154,13 @@ class Scene:
     @property
     def slots(self) -> Slots:
         """The slots, once entered."""
-        assert self.batches._slots is not None
-        return self.batches._slots
+        return self.queue.slots
+
+    @property
+    def queue(self) -> PrefetchQueue:
+        """What there is once entered."""
+        assert self.stream._queue is not None
+        return self.stream._queue
 
     @property
     def supervisor(self) -> Supervisor:
@@ -151,7 +170,7 @@ class Scene:
     def write(self, rows: int) -> None:
         """Rows come in."""
         self.writer.write({"number": np.zeros(rows, np.int64)}, 0, rows)
-        self.batches.on_rows()
+        self.stream.on_rows()
 
     def fill(self, count: int = 1) -> None:
         """Sampler 0 leaves so many batches; each says its number in every element."""
@@ -178,7 +197,7 @@ def number_of(batch: Batch) -> int:
 @pytest.fixture(autouse=True)
 def without_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """No child is started, and who waits never looks again by itself."""
-    monkeypatch.setattr(batches_module, "Supervisor", Supervisor)
+    monkeypatch.setattr(queue_module, "Supervisor", Supervisor)
     monkeypatch.setattr(waiter_module, "_LOOK_AGAIN_S", 1_000.0)
     supervisors.clear()
     start_errors.clear()
@@ -274,7 +293,7 @@ async def test_a_ready_batch_is_taken_without_suspending(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A hand-over and no more, between two turns of the loop."""
-    monkeypatch.setattr(batches_module, "_TURN_S", 1_000.0)
+    monkeypatch.setattr(queue_module, "_TURN_S", 1_000.0)
     scene.fill(2)
     first = await scene.batches.get()
     with pytest.raises(StopIteration) as stopped:
@@ -363,7 +382,7 @@ async def test_a_learner_that_finds_no_batch_fills_one(helped: Scene) -> None:
 async def test_it_suspends_for_nobody(helped: Scene) -> None:
     """A batch of its own is got between two turns of the loop; a second one, while it holds that,
     is waited for."""
-    helped.batches._turns.period_s = 1_000.0
+    helped.queue.turns.period_s = 1_000.0
     with pytest.raises(StopIteration) as stopped:
         helped.batches.get().send(None)
     own = stopped.value.value
@@ -436,13 +455,13 @@ async def test_a_learner_that_fills_its_batches_lets_its_loop_turn_often(
     """It would have slept otherwise: other tasks of its loop get a turn every millisecond, not only
     every 20."""
     loop = asyncio.get_running_loop()
-    helped.batches._turns.period_s = 1_000.0
+    helped.queue.turns.period_s = 1_000.0
     with other_task() as turns:
         deadline = loop.time() + 20
         while turns() < 5:
             assert loop.time() < deadline
             (await helped.batches.get()).release()
-        monkeypatch.setattr(batches_module, "_OWN_TURN_S", 1_000.0)
+        monkeypatch.setattr(queue_module, "_OWN_TURN_S", 1_000.0)
         (await helped.batches.get()).release()
         seen, end = turns(), loop.time() + 0.05
         while loop.time() < end:
@@ -454,8 +473,8 @@ async def test_a_learner_that_finds_batches_ready_again_lets_its_loop_turn_seldo
     helped: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From the first one on that was ready."""
-    monkeypatch.setattr(batches_module, "_OWN_TURN_S", 0.0)
-    monkeypatch.setattr(batches_module, "_TURN_S", 1_000.0)
+    monkeypatch.setattr(queue_module, "_OWN_TURN_S", 0.0)
+    monkeypatch.setattr(queue_module, "_TURN_S", 1_000.0)
     (await helped.batches.get()).release()
     assert number_of(await helped.batches.get()) == 0, "none is ready"
     helped.fill(2)
@@ -484,8 +503,8 @@ async def test_its_own_draws_are_no_samplers_draws(helped: Scene) -> None:
 
 async def test_rows_that_it_copied_in_vain_are_counted(helped: Scene) -> None:
     """With those of the samplers."""
-    assert helped.batches._own is not None
-    helped.batches._own._reader.rows_redrawn = 5
+    assert helped.queue._inline is not None
+    helped.queue._inline._reader.rows_redrawn = 5
     helped.slots._redrawn[0][0] = 2
     assert helped.batches.statistics().rows_redrawn == 7
 
@@ -496,12 +515,12 @@ async def test_a_schedule_that_raises_leaves_its_slot_free(helped: Scene) -> Non
     def broken(batches: int) -> None:
         raise ZeroDivisionError
 
-    helped.batches._on_delivered = broken
+    helped.queue._on_delivered = broken
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
             await helped.batches.get()
         assert helped.slots.count(LENT) == 0
-    helped.batches._on_delivered = None
+    helped.queue._on_delivered = None
     assert number_of(await helped.batches.get()) == 0
 
 
@@ -509,7 +528,7 @@ async def test_locks_that_cannot_be_opened_leave_nothing(monkeypatch: pytest.Mon
     """Those of the learner's own reader are opened after the slots."""
     scene = Scene(selector=Uniform())
     before = open_descriptors()
-    monkeypatch.setattr(batches_module, "InlineSampler", FailsAt(batches_module.InlineSampler, 1))
+    monkeypatch.setattr(queue_module, "InlineSampler", FailsAt(queue_module.InlineSampler, 1))
     with pytest.raises(OSError):
         await scene.batches.__aenter__()
     assert open_descriptors() == before + 1, "the mapping of the slots, which goes with the stream"
@@ -644,7 +663,7 @@ async def test_the_gate_opens_with_the_row_that_is_needed(min_size: int) -> None
             thread.join()
             assert scene.slots.is_open == (count == min_size)
         scene.ring.rows_now[0] = 0
-        scene.batches.on_rows()
+        scene.stream.on_rows()
         assert scene.slots.is_open
     await scene.close()
 
@@ -686,7 +705,7 @@ async def test_a_resumed_stream_does_not_wait_for_its_first_batch_again() -> Non
             "samples": samples,
             "error": 8.0,
         }
-        scene.batches.resume(StreamState(scene.batches.what, 3, limiter, None))
+        scene.stream.resume(StreamState(scene.stream.what, 3, limiter, None))
         async with scene.batches:
             assert scene.slots.is_open == is_open
         await scene.close()
@@ -701,7 +720,7 @@ async def test_a_full_ring_of_which_nothing_may_be_overwritten_opens_the_gate() 
         await ticks(5)
         assert not scene.slots.is_open
         scene.supply = ProducerState(2, False, "", None, is_stuck=lambda: True)
-        batches.look_again()
+        scene.stream.look_again()
         await until(lambda: scene.slots.is_open)
         scene.fill(1)
         await task
@@ -741,31 +760,31 @@ async def test_only_a_stream_with_a_batch_may_let_rows_in() -> None:
     """One that holds writers up: and also while it closes, since then it holds nobody up."""
     plain = Scene()
     plain.write(8)
-    async with plain.batches as batches:
-        assert not batches.may_let_rows_in, "it holds nobody up"
+    async with plain.batches:
+        assert not plain.stream.may_let_rows_in, "it holds nobody up"
     await plain.close()
     limiter = SamplesPerInsert(1.0, 8, 8.0)
     scene = Scene(limiter=limiter)
-    assert not scene.batches.may_let_rows_in
+    assert not scene.stream.may_let_rows_in
     async with scene.batches as batches:
-        assert not batches.may_let_rows_in, "it waits for rows"
-        assert batches._rate is not None
-        batches._rate.insert(8)
+        assert not scene.stream.may_let_rows_in, "it waits for rows"
+        assert isinstance(scene.queue.pacing, LimitedPacing)
+        scene.queue.pacing.rate.insert(8)
         scene.write(8)
-        assert batches.may_let_rows_in
+        assert scene.stream.may_let_rows_in
         scene.fill(1)
         slot = scene.slots.lease(0)
         assert slot is not None
         scene.slots.abandon(slot, scene.ring.rows_inserted[0])
-        assert batches.may_let_rows_in, "a batch is left"
+        assert scene.stream.may_let_rows_in, "a batch is left"
         (await batches.get()).release()
-        assert not batches.may_let_rows_in
+        assert not scene.stream.may_let_rows_in
         scene.supervisor.may_stop.clear()
         closing = asyncio.create_task(batches.close())
-        await until(lambda: batches.may_let_rows_in)
+        await until(lambda: scene.stream.may_let_rows_in)
         scene.supervisor.may_stop.set()
         await closing
-        assert not batches.may_let_rows_in
+        assert not scene.stream.may_let_rows_in
     await scene.close()
 
 
@@ -780,7 +799,7 @@ async def test_without_any_producer_left_a_learner_is_stalled_and_told_why() -> 
     async with scene.batches:
         task = await waiting(scene)
         scene.supply = ProducerState(0, True, "no row from them yet", None)
-        scene.batches.look_again()
+        scene.stream.look_again()
         with pytest.raises(Stalled, match=r"8 of 20 rows .*no more rows can come$"):
             await task
         scene.supply = ProducerState(1, False, "", failure)
@@ -802,7 +821,7 @@ async def test_rows_that_come_in_between_two_looks_keep_it_from_giving_up() -> N
         return ProducerState(0, True, "last row 0.0 s ago", None)
 
     async with scene.batches:
-        scene.batches._producer_state = last_rows
+        scene.producers = last_rows
         task = await waiting(scene)
         scene.fill()
         assert number_of(await task) == 1
@@ -813,7 +832,7 @@ async def test_with_the_gate_open_batches_go_on_without_producers(scene: Scene) 
     """What is there can be sampled for ever."""
     scene.supply = ProducerState(0, True, "", ValueError("all actors failed"))
     task = await waiting(scene)
-    scene.batches.look_again()
+    scene.stream.look_again()
     await ticks(5)
     assert not task.done()
     scene.fill(1)
@@ -865,9 +884,9 @@ async def test_closing_releases_the_current_batch_and_keeps_those_of_get(scene: 
     for again in (scene.batches.get, scene.batches.__anext__):
         with pytest.raises(Closed, match="stream of batches"):
             await again()
-    assert scene.batches.is_closed
-    scene.batches.look_again()
-    scene.batches.on_rows()
+    assert scene.stream.is_closed
+    scene.stream.look_again()
+    scene.stream.on_rows()
 
 
 async def test_whoever_waits_when_it_is_closed_gets_closed(scene: Scene) -> None:
@@ -932,7 +951,7 @@ async def test_too_few_descriptors_are_noticed_before_anything_is_opened(
         assert what == "1 samplers" and needed > 3
         raise DescriptorLimitExceeded(what, needed, 2, 100)
 
-    monkeypatch.setattr(batches_module, "check_descriptors", refuse)
+    monkeypatch.setattr(stream_module, "check_descriptors", refuse)
     scene = Scene()
     with pytest.raises(DescriptorLimitExceeded):
         await scene.batches.__aenter__()
@@ -950,8 +969,8 @@ async def test_opening_cancelled_at_any_tick_leaves_nothing() -> None:
         return scenes[-1]
 
     def check(scene: Scene) -> None:
-        if not scene.batches.is_closed:
-            supervisor: Any = scene.batches._supervisor
+        if not scene.stream.is_closed:
+            supervisor: Any = None if scene.stream._queue is None else scene.queue.supervisor
             assert supervisor is None or supervisor.steps == ["start"], (
                 "never begun, or open before it could be cancelled"
             )
@@ -1023,13 +1042,13 @@ async def test_a_wait_counts_while_it_lasts() -> None:
         waiting = asyncio.ensure_future(anext(batches))
         await until(lambda: batches.statistics().learner_waited_s > 0.02)
         seen = batches.statistics()
-        assert (seen.learner_waits, len(batches.waits())) == (1, 1)
+        assert (seen.learner_waits, len(scene.stream.waits())) == (1, 1)
         assert seen.peak_learner_wait_s >= 0.02
         scene.write(10)
         scene.fill()
         await waiting
         after = batches.statistics()
         assert after.learner_waited_s == after.peak_learner_wait_s >= seen.learner_waited_s
-        assert batches.waits() == []
+        assert scene.stream.waits() == []
         assert batches.statistics() == after
     await scene.close()

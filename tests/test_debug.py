@@ -66,7 +66,7 @@ async with areplay.Replay(SPEC, 200) as replay, replay.actors(hand_in, 1) as act
     await actors.wait()
     async with replay.batches(batch_size=8, prefetch=1) as batches:
         batch = await anext(batches)
-        slots = batches._slots
+        slots = batches._stream.queue.slots
         kept, copy = batch["x"], batch["x"].copy()
         assert (kept == copy).all()
         slots._gate[0] = 0  # so that no sampler fills it again

@@ -105,18 +105,6 @@ HIDDEN = {
         "on_delivered",
         "without",
     },
-    "Batches": {
-        *(
-            "delivers",
-            "is_beginning",
-            "is_closed",
-            "is_waited_for",
-            "kept",
-            "look_again",
-            "may_find_items",
-        ),
-        *("may_let_rows_in", "on_rows", "resume", "tell_failure", "waits", "what"),
-    },
     "Windows": {"blocks", "changed", "joined", "part", "places", "unchanged"},
     "Field": {"convert"},
     "Spec": {"check_names", "convert_columns", "described", "description", "differences"},

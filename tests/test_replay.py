@@ -476,7 +476,7 @@ async def test_a_cancelled_extend_that_was_written_is_announced() -> None:
     """Its rows may be those that a stream of batches waits for."""
 
     class Stream:
-        told, delivers = 0, False
+        told, is_planned = 0, False
 
         def on_rows(self) -> None:
             self.told += 1
@@ -920,7 +920,7 @@ async def test_rows_are_announced_when_they_can_be_drawn() -> None:
     seen: list[int] = []
 
     class Stream:
-        delivers = False
+        is_planned = False
 
         def on_rows(self) -> None:
             seen.append(len(replay))

@@ -14,7 +14,7 @@ from kit import ticks, until
 from areplay._processes import backoff
 from areplay._processes.child import READY as SAID_READY
 from areplay._sampling import reader as reader_module
-from areplay._sampling.sampler import batches_at_once, run_sampler
+from areplay._sampling.sampler import SamplerConfig, batches_at_once, run_sampler
 from areplay._sampling.slots import FILLING, FREE, READY, Slots
 from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
@@ -68,11 +68,17 @@ class Scene:
 
     def start(self, item: Any = None, seed: int = 7) -> asyncio.Task[None]:
         """Sampler 1 begins."""
-        seeds = np.random.SeedSequence(seed)
-        work = run_sampler(
-            self.channel, self.ring, self.slots, 1, item or Rows(), Uniform(), None, None, seeds
-        )  # type: ignore[arg-type]
-        self.task = asyncio.create_task(work)
+        config = SamplerConfig(
+            ring=self.ring,
+            slots=self.slots,
+            index=1,
+            item=item or Rows(),
+            selector=Uniform(),
+            transform=None,
+            plan=None,
+            seeds=np.random.SeedSequence(seed),
+        )
+        self.task = asyncio.create_task(run_sampler(self.channel, config))  # type: ignore[arg-type]
         return self.task
 
     def batch(self, slot: int) -> list[int]:

@@ -30,11 +30,11 @@ from areplay._processes.completion import in_thread, run_to_completion
 from areplay._processes.dropped import Holdings, cancel_if_open
 from areplay._processes.event_loops import drop_quietly
 from areplay._processes.opening import deliver, delivered
+from areplay._sampling.stream import Stream
 from areplay._sampling.stream_records import StreamState
 from areplay._storage.priorities import Priorities
 from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
-from areplay.batches import Batches
 from areplay.errors import AreplayError, CheckpointDamaged, Closed, WouldBlock, WrongProcess
 from areplay.spec import Spec
 from areplay.statistics import SaveResult, SavesStatistics
@@ -527,7 +527,7 @@ class Checkpointed(ABC):
             replay._loading, replay._resumable, replay._is_loaded = None, loading.streams, True
             return replay
 
-    def _resume(self, stream: Batches) -> None:
+    def _resume(self, stream: Stream) -> None:
         """Let a stream that is not open yet go on where the checkpoint's first of the same was."""
         for kept in self._resumable:
             if kept.what == stream.what:

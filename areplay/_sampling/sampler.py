@@ -1,14 +1,15 @@
 """Samplers: the processes that fill the slots. One loop: lease a slot, fill it, publish it; sleep
-if none is free.
+while no slot is free.
 
-With a batch plan the items of each batch are settled: then it also sleeps until all items of its
-next one are there.
+A batch plan settles the items of each batch. Then a sampler also sleeps until all items of its next
+batch are complete.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -30,70 +31,111 @@ from areplay.statistics import SamplerStatistics
 
 logger = logging.getLogger(__name__)
 
-_TURN_S = 0.002  # so often signals are looked at
+_TURN_S = 0.002  # between two looks at signals
 _MOST_AT_ONCE = 8
-# between two looks at a ring of which no item can be made, at first and at last
-_EMPTY_RING_S = 0.001, 0.02
+
+_FIRST_PAUSE_S = 0.001
+_LONGEST_PAUSE_S = 0.02
+"""Between two looks at a ring of which no item can be made, at first and at last."""
 
 
-async def run_sampler(
-    channel: Channel,
-    ring: Ring,
-    slots: Slots,
-    index: int,
-    item: Item,
-    selector: Selector | PlannedSelector,
-    transform: Transform | None,
-    batch_plan: BatchPlan | None,
-    seeds: np.random.SeedSequence,
-) -> None:
-    """What a sampler's process runs, until it is asked to stop."""
-    rng = np.random.default_rng(seeds)
-    at_once = batches_at_once(selector, slots)
-    reader = Reader(
-        ring,
-        ring.block_locks(),
-        item,
-        selector,
-        rng,
-        transform,
-        most_at_once=at_once,
-        limits=SearchLimits(gives_up=lambda: slots.is_stopping),
-    )
-    freed, naps, turns = Waiter(slots.sampler_bells[index]), SleepBackoff(), YieldTimer(_TURN_S)
-    channel.send(READY)
-    pause_s = _EMPTY_RING_S[0]
+@dataclass(frozen=True)
+class SamplerConfig:
+    """What one sampler's process is given when it is started. Pickles into it."""
 
-    def next_number() -> int:
-        """Of the batch that is ours to fill next, if it is settled which."""
-        return slots.published(index) * slots.samplers + index
+    ring: Ring
+    slots: Slots
+    index: int
+    """Of the sampler, among those of its stream."""
+    item: Item
+    selector: Selector | PlannedSelector
+    transform: Transform | None
+    plan: BatchPlan | None
+    """Which items are in which batch, where that is settled beforehand."""
+    seeds: np.random.SeedSequence
 
-    def can_fill() -> bool:
-        return slots.can_lease(index) and (
-            batch_plan is None or batch_plan.has_batch(next_number())
+    def reader(self) -> Reader:
+        """Draws and copies the batches of this sampler."""
+        slots = self.slots
+        return Reader(
+            self.ring,
+            self.ring.block_locks(),
+            self.item,
+            self.selector,
+            np.random.default_rng(self.seeds),
+            self.transform,
+            most_at_once=batches_at_once(self.selector, slots),
+            limits=SearchLimits(gives_up=lambda: slots.is_stopping),
         )
 
+
+async def run_sampler(channel: Channel, config: SamplerConfig) -> None:
+    """Fill batches in a process of its own, until the learner's process asks it to stop."""
+    work = _Work(config)
+    slots = config.slots
+    freed = Waiter(slots.sampler_bells[config.index])
+    naps = SleepBackoff()
+    turns = YieldTimer(_TURN_S)
+    pause_s = _FIRST_PAUSE_S
+    channel.send(READY)
     while not slots.is_stopping:
         if turns.is_due():
             await asyncio.sleep(0)
-        slot = slots.lease(index) if batch_plan is None or can_fill() else None
+        slot = work.lease()
         if slot is None:
             if not slots.is_open or not naps.nap():
-                await freed.wait(lambda: slots.is_stopping or can_fill(), None)
-            continue
-        rows_inserted = ring.rows_inserted[0]
-        batch, rows = slots.batch(slot), None
-        if batch_plan is not None:
-            rows = batch_plan.batch(next_number())
-            batch = batch.first(batch_plan.size(next_number()))
-        if reader.fill(batch, rows):
-            slots.publish(slot, reader.rows_redrawn)
+                await freed.wait(lambda: slots.is_stopping or work.can_lease, None)
+        elif work.fill(slot):
             naps.reset()
-            pause_s = _EMPTY_RING_S[0]
+            pause_s = _FIRST_PAUSE_S
         else:
-            slots.abandon(slot, rows_inserted)
             await asyncio.sleep(pause_s)
-            pause_s = min(_EMPTY_RING_S[1], 2 * pause_s)
+            pause_s = min(_LONGEST_PAUSE_S, 2 * pause_s)
+
+
+class _Work:
+    """What a sampler does between two waits."""
+
+    def __init__(self, config: SamplerConfig) -> None:
+        self._slots = config.slots
+        self._index = config.index
+        self._ring = config.ring
+        self._plan = config.plan
+        self._reader = config.reader()
+
+    @property
+    def _next_number(self) -> int:
+        """Of the batch of the plan that this sampler has to fill next."""
+        return self._slots.published(self._index) * self._slots.samplers + self._index
+
+    @property
+    def can_lease(self) -> bool:
+        """Whether a slot is free, and the items of the next batch are there."""
+        if not self._slots.can_lease(self._index):
+            return False
+        return self._plan is None or self._plan.has_batch(self._next_number)
+
+    def lease(self) -> int | None:
+        """A free slot for the next batch; None if there is none, or the batch lacks items."""
+        if self._plan is not None and not self.can_lease:
+            return None
+        return self._slots.lease(self._index)
+
+    def fill(self, slot: int) -> bool:
+        """Fill a leased slot and publish it; False, and the slot is free again, if no item can be
+        made of the rows."""
+        rows_inserted = self._ring.rows_inserted[0]
+        batch = self._slots.batch(slot)
+        rows = None
+        if self._plan is not None:
+            number = self._next_number
+            rows = self._plan.batch(number)
+            batch = batch.first(self._plan.size(number))
+        if self._reader.fill(batch, rows):
+            self._slots.publish(slot, self._reader.rows_redrawn)
+            return True
+        self._slots.abandon(slot, rows_inserted)
+        return False
 
 
 async def recover(slots: Slots, index: int) -> None:

@@ -1,5 +1,6 @@
-"""What a stream of batches is told of where its rows come from, and what it tells a checkpoint:
-plain records."""
+"""Records of a stream of batches: what it was asked for, what it uses of its replay, what that
+tells it about the writers, and what it leaves in a checkpoint. Plain records, which decide nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,42 +8,112 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from areplay._base.arrays import Indices, Mask
+from areplay._base.hooks import text_of
+from areplay._base.identity import identity
+from areplay._ingest.admission import Admission
+from areplay._processes.supervisor import SupervisorOptions
+from areplay._sampling.batch_plan import BatchPlan, Fifo, PlannedSelector
+from areplay._storage.registry import WriterRegistry
+from areplay._storage.ring import Ring
+from areplay.items.item import Item
+from areplay.items.transform import Transform
+from areplay.limiters import Limiter
+from areplay.selectors.selector import Selector
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """What a stream of batches was asked for. `Replay.batches` has checked each value."""
+
+    item: Item
+    selector: Selector | PlannedSelector
+    transform: Transform | None
+    limiter: Limiter
+    batch_size: int
+    """Items a batch."""
+    samplers: int
+    """Processes that fill batches."""
+    prefetch: int
+    """Batches that samplers keep ready."""
+    inline_sampling: bool
+    """Whether the learner may fill a batch itself rather than wait."""
+    timeout_s: float | None
+    """How long the loop over the stream waits for one batch; None: for ever."""
+    supervision: SupervisorOptions
+    number: int
+    """Of the stream, among all groups of actors and streams of its replay."""
+    seeds: Callable[[int, int], np.random.SeedSequence]
+    """Makes the seeds of a sampler from its index and its number of restarts."""
+    new_batch_plan: Callable[[], BatchPlan] | None
+    """Begins the plan of a `PlannedSelector`; None for every other selector."""
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether a plan settles beforehand which items are in which batch."""
+        return self.new_batch_plan is not None
+
+    @property
+    def what(self) -> str:
+        """What the stream consists of: the same text for equal streams, in every run."""
+        selector = self.selector
+        name = repr(selector) if isinstance(selector, Fifo) else type(selector).__name__
+        return f"{self.batch_size} {identity(self.item, self.item.window)} by {name}"
+
+    @property
+    def description(self) -> str:
+        """Item and selector, for statistics."""
+        return f"{text_of(self.item)} by {text_of(self.selector)}"
+
+
+@dataclass(frozen=True)
+class StreamHost:
+    """What a stream of batches uses of the replay that it belongs to."""
+
+    ring: Ring
+    registry: WriterRegistry
+    admission: Admission
+    producers: Callable[[], ProducerState]
+    """Looks where rows come from, at this moment."""
+    check_open: Callable[[], object]
+    """Raises `Closed` once the replay is closed."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProducerState:
-    """Where the rows come from, at one moment, for messages and for the decision that no more can
-    come."""
+    """Where rows come from, at one moment. Messages, and the decision that no more can come, rest
+    on it."""
 
     actors_alive: int
     is_exhausted: bool
-    """There are actors' contexts open, but all of their actors are gone, and nobody else ever added
-    a row."""
+    """All actors of the open contexts are gone, and no other writer ever added a row."""
     last_row: str
     failure: BaseException | None
-    """Why there will be no more rows, if something failed."""
+    """What failed, if no more rows can come because of that."""
     is_stuck: Callable[[], bool] = lambda: False
-    """Says whether at this moment all who have rows wait for a block, and all blocks are kept."""
+    """Says whether every writer that has rows waits for a block at this moment, and all blocks are
+    kept."""
     why_held: Callable[[], str] = lambda: ""
     """Says which rows wait at this moment, and for what; "" if no row waits."""
     why_barred: Callable[[], str] = lambda: ""
-    """Says why no process can write a row before a batch is taken that no stream has, and what to
-    do; "" if one can."""
+    """Says why no process can write a row before a learner takes a batch though no stream has one,
+    and what to do; "" if a process can."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamState:
-    """What a checkpoint keeps of a stream of batches, for the one that goes on in its place."""
+    """What a checkpoint keeps of a stream of batches, for the stream that continues it."""
 
     what: str
-    """Of what it consists: the same of both."""
+    """`StreamConfig.what` of both streams."""
     batches_delivered: int
-    """By it and all those before it."""
+    """By this stream and by all streams that it continues."""
     limiter: dict[str, float] | None
+    """The counts of a `SamplesPerInsert`."""
     is_over: Callable[[Indices], Mask] | None
-    """By which of these rows a `Fifo` has delivered items. Call it in a thread, it may take a
-    while."""
+    """Mask of the rows whose items a `Fifo` has delivered. Slow: call it in a thread."""
 
     def record(self) -> dict[str, Any]:
         """The part that is text and numbers."""

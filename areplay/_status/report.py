@@ -24,10 +24,10 @@ from areplay._ingest.coordinator import Coordinator
 from areplay._ingest.local_writer import LocalWriter
 from areplay._processes.dropped import Living, unless_gone
 from areplay._sampling.standstill import Standstill
+from areplay._sampling.stream import Stream
 from areplay._status.server import FORMAT, VERSION, StatusServer
 from areplay._storage.priorities import Priorities
 from areplay._storage.ring import Ring
-from areplay.batches import Batches
 from areplay.errors import ActorFailed
 from areplay.spec import Spec
 from areplay.statistics import Statistics, Wait
@@ -49,7 +49,7 @@ class Observed(ABC):
         self._priorities: dict[float, Priorities] = {}
         self._updated = self._stale = 0  # priorities
         self._groups: Living[ActorGroup] = Living()  # the user's: those that are dropped leave
-        self._streams: Living[Batches] = Living()
+        self._streams: Living[Stream] = Living()
         self._saver: Saver | None = None  # these while it is open
         self._coordinator: Coordinator | None = None
         self._local_writer: LocalWriter | None = None

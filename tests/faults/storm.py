@@ -280,15 +280,13 @@ class Round:
                     max_restarts=_LIMIT,
                 ) as actors,
             ):
-                assert batches._supervisor is not None
+                samplers = batches._stream.queue.supervisor.workers
                 actor_places = running_actors(actors)._supervisor.workers
-                places = actor_places + batches._supervisor.workers
+                places = actor_places + samplers
                 held = len(os.listdir("/proc/self/fd"))
                 async with asyncio.TaskGroup() as group:
                     learner = group.create_task(self._learn(replay, batches))
-                    watcher = group.create_task(
-                        self._watch(actor_places, batches._supervisor.workers)
-                    )
+                    watcher = group.create_task(self._watch(actor_places, samplers))
                     await self._strike(places)
                     await self._until(
                         lambda: all(m.is_alive for m in places) and not self._down, "all are back"
@@ -313,7 +311,7 @@ class Round:
                     coordinator = replay._coordinator
                     assert coordinator is not None
                     await self._until(lambda: not coordinator.has_rows, "all rows are taken")
-                    if isinstance(batches._selector, areplay.Fifo):
+                    if isinstance(batches._stream.config.selector, areplay.Fifo):
                         total = replay.statistics().rows_inserted
                         await self._until(
                             lambda: self.delivered_rows > total - BATCH_SIZE,
@@ -322,8 +320,7 @@ class Round:
                     watcher.cancel()
                     learner.cancel()
                 statistics = batches.statistics()
-                assert batches._slots is not None
-                batches._slots.check()
+                batches._stream.queue.slots.check()
                 self.peak_wait_s = statistics.peak_learner_wait_s
                 outcome.longest_wait_s = max(outcome.longest_wait_s, self.peak_wait_s)
             outcome.batches += self.batches
@@ -331,8 +328,8 @@ class Round:
 
     async def _learn(self, replay: areplay.Replay, batches: areplay.Batches) -> None:
         """Take batches, and look at each of them."""
-        in_order = isinstance(batches._selector, areplay.Fifo)
-        is_prioritised = isinstance(batches._selector, areplay.Prioritized)
+        in_order = isinstance(batches._stream.config.selector, areplay.Fifo)
+        is_prioritised = isinstance(batches._stream.config.selector, areplay.Prioritized)
         async for batch in batches:
             self.outcome.torn += torn(batch)
             actors, lives, numbers = batch["actor"], batch["life"], batch["number"]

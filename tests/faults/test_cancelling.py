@@ -273,21 +273,21 @@ async def test_waiting_cancelled_anywhere_changes_nothing(held_by: str) -> None:
             batch_size=8, prefetch=2, timeout_s=30.0, **options.get(held_by, {})
         ) as batches,
     ):
-        slots = batches._slots
-        assert slots is not None
+        queue = batches._stream.queue
+        slots = queue.slots
 
         async def nothing_taken(outcome: Any) -> None:
             assert isinstance(outcome, asyncio.CancelledError)
             slots.check()
             assert slots.count(LENT) == 0
-            assert batches.waits() == []
+            assert batches._stream.waits() == []
             assert batches.statistics().batches_delivered == delivered
 
         async def one_or_nothing(outcome: Any) -> None:
             if isinstance(outcome, areplay.Batch):
                 assert torn(outcome) == 0
                 outcome.release()
-                batches._current = None
+                queue.current = None
             slots.check()
             assert slots.count(LENT) == 0
             await until(lambda: slots.count(READY) > 0)
@@ -305,7 +305,7 @@ async def test_waiting_cancelled_anywhere_changes_nothing(held_by: str) -> None:
             if held_by == "fifo":
                 assert batch["number"].tolist() == list(range(start, start + 8))
             batch.release()
-            batches._current = None
+            queue.current = None
             if held_by == "no rows":  # from here on there are always some
                 await until(lambda: slots.count(READY) > 0)
                 await cancelled_anywhere(take, one_or_nothing, waits=False)

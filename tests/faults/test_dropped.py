@@ -487,7 +487,7 @@ def test_a_learner_that_waits_is_dropped_with_its_loop(
         return (
             bool(children())
             if at == "while samplers start"
-            else bool(streams and streams[0].waits())
+            else bool(streams and streams[0]._stream.waits())
         )
 
     loop = new_loop()

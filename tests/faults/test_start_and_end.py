@@ -57,9 +57,8 @@ async def test_a_sampler_killed_with_a_lock_leaves_the_lock_free(
             writer.cancel()
             with suppress(asyncio.CancelledError):
                 await writer
-            assert batches._slots is not None
-            batches._slots.check()
-            slots = batches._slots.slots
+            batches._stream.queue.slots.check()
+            slots = batches._stream.queue.slots.slots
             await until(
                 lambda: batches.statistics().ready + batches.statistics().lent == slots,
                 what="a full queue",

@@ -246,9 +246,9 @@ async def test_room_for_less_than_a_step_is_no_standstill_while_an_actor_is_aliv
             await replay.add(**vector(16, number))
         waiting = asyncio.create_task(replay.add(**vector(16, 2)))
         taking = asyncio.create_task(anext(batches))
-        assert batches._slots is not None
-        await until(lambda: batches._slots.found_no_items_since(32))  # type: ignore[union-attr]
-        batches.look_again()
+        slots = batches._stream.queue.slots
+        await until(lambda: slots.found_no_items_since(32))
+        batches._stream.look_again()
         said = "no Transitions(n_step=5, gamma=0.99) can be made of the 32 rows yet; 1 actors alive"
         (reason,) = (wait.reason for wait in replay.statistics().waits if wait.who == "learner")
         assert (
@@ -340,7 +340,7 @@ async def test_a_queue_that_keeps_the_blocks_for_its_own_learner_makes_no_other_
             lambda: {wait.who for wait in replay.statistics().waits} == {"owner", "learner"}
         )
         for _ in range(3):
-            quick.look_again()
+            quick._stream.look_again()
             await asyncio.sleep(0.01)
         assert not taking.done() and not waiting.done()
         while not waiting.done():
@@ -401,12 +401,13 @@ async def test_a_selector_of_rows_that_are_gone_makes_nobody_wait_without_a_word
         ):
             replay.sample(16, selector=selector)
         async with replay.batches(batch_size=8, selector=selector, grace_s=20.0) as batches:
+            samplers = batches._stream.queue.supervisor.workers
             taking = asyncio.create_task(anext(batches))
             said = r"learner waits: Remembered() has drawn no row, of 64, that makes Rows() yet"
             await until(lambda: any(said in wait.reason for wait in replay.statistics().waits))
             await replay.extend(rows(OWNER, 1, 96, 140))
             assert set((await taking).indices.tolist()) == {130}
-        assert [member.child.exit.code for member in batches._supervisor.workers] == [0]  # type: ignore[union-attr]
+        assert [member.child.exit.code for member in samplers] == [0]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

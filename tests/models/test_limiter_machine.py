@@ -23,9 +23,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from models.parts import machine_in_parts
 
 import areplay
-from areplay import batches as batches_module
 from areplay._ingest.inbox import Inboxes
 from areplay._processes import waiter as waiter_module
+from areplay._sampling import prefetch_queue as queue_module
 from areplay.batches import Batches
 
 SPEC = areplay.Spec(writer=((), "int64"), life=((), "int64"), number=((), "int64"))
@@ -140,7 +140,7 @@ class LimiterMachine(RuleBasedStateMachine):
     )
     def build(self, ratio: Fraction, batch_size: int, min_size: int, slack: Fraction) -> None:
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(batches_module, "Supervisor", Supervisor)
+        self.patch.setattr(queue_module, "Supervisor", Supervisor)
         self.patch.setattr(waiter_module, "_LOOK_AGAIN_S", 1_000.0)
         self.runner = asyncio.Runner()
         self.put: dict[tuple[int, int], int] = defaultdict(int)  # (writer, life) -> rows
@@ -225,8 +225,7 @@ class LimiterMachine(RuleBasedStateMachine):
 
     def play_sampler(self, learner: Learner) -> None:
         """A ready batch wherever there is a slot, once there are rows enough."""
-        slots = learner.batches._slots
-        assert slots is not None
+        slots = learner.batches._stream.queue.slots
         while (slot := slots.lease(0)) is not None:
             assert self.rows >= learner.min_size
             slots.publish(slot)

@@ -38,8 +38,8 @@ async def gone_through(
                 )
                 found.append(batch["number"].tolist())
                 if len(found) == kill:
-                    supervisor = batches._supervisor
-                    assert supervisor is not None and supervisor.workers[0].child is not None
+                    supervisor = batches._stream.queue.supervisor
+                    assert supervisor.workers[0].child is not None
                     os.kill(supervisor.workers[0].child.pid, signal.SIGKILL)
             assert batches.statistics().items_left == 0
             for _ in range(2):

@@ -71,8 +71,7 @@ async def test_a_sampler_killed_within_a_batch_loses_nothing(
         async with replay.batches(
             batch_size=64, samplers=1, inline_sampling=False, prefetch=6
         ) as batches:
-            slots = batches._slots
-            assert slots is not None
+            slots = batches._stream.queue.slots
             await until(
                 lambda: (
                     batches.statistics().restarts == 1 and batches.statistics().ready == slots.slots

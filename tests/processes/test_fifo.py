@@ -274,10 +274,9 @@ async def test_a_sampler_killed_for_good_is_told_when_it_is_its_turn() -> None:
             batch_size=16, samplers=2, prefetch=2, selector=areplay.Fifo(), max_restarts=0
         ) as batches:
             await until(lambda: batches.statistics().ready == 5)
-            assert (
-                batches._supervisor is not None and batches._supervisor.workers[1].child is not None
-            )
-            os.kill(batches._supervisor.workers[1].child.pid, signal.SIGKILL)
+            child = batches._stream.queue.supervisor.workers[1].child
+            assert child is not None
+            os.kill(child.pid, signal.SIGKILL)
             await until(lambda: batches.statistics().samplers_alive == 1)
             got = []
             with pytest.raises(areplay.SamplerFailed, match="sampler 1"):

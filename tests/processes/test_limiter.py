@@ -191,8 +191,7 @@ async def test_a_learner_that_is_ahead_is_held() -> None:
         areplay.Replay(SPEC, 10_000) as replay,
         replay.batches(batch_size=BATCH_SIZE, limiter=limiter(min_size=40)) as batches,
     ):
-        assert batches._supervisor is not None
-        sampler = batches._supervisor.workers[0].child
+        sampler = batches._stream.queue.supervisor.workers[0].child
         assert sampler is not None
         task = asyncio.create_task(batches.get())
         await replay.extend(rows(OWNER, 1, 0, 39))
@@ -355,8 +354,7 @@ async def test_the_last_rows_that_there_is_room_for_are_looked_at_before_giving_
         async with replay.batches(areplay.Sequences(10), batch_size=8, limiter=pace) as batches:
             task = asyncio.create_task(batches.get(30.0))
             await replay.extend(steps(5))
-            assert batches._slots is not None
-            await until(partial(batches._slots.found_no_items_since, 5))
+            await until(partial(batches._stream.queue.slots.found_no_items_since, 5))
             await replay.extend(steps(6))
             assert the_limiter(replay).holds_writers
             assert (await task)["obs"].shape == (8, 10, 2)

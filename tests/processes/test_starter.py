@@ -215,7 +215,6 @@ async def test_arguments_that_do_not_pickle_leave_nothing() -> None:
 
 
 def _pid_of_a_sampler(batches: areplay.Batches) -> int:
-    assert batches._supervisor is not None
-    child = batches._supervisor.workers[0].child
+    child = batches._stream.queue.supervisor.workers[0].child
     assert child is not None
     return child.pid

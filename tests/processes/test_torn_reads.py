@@ -181,7 +181,7 @@ async def test_a_sampler_stopped_in_mid_copy_delivers_nothing_stale() -> None:
         async with replay.batches(
             workers.StopsItself(at_copy=3), batch_size=64, prefetch=4
         ) as batches:
-            (member,) = batches._supervisor.workers  # type: ignore[union-attr]
+            (member,) = batches._stream.queue.supervisor.workers
             assert member.child is not None
             pid = member.child.pid
             await until(lambda: state_of(pid) == "T", what="it stops itself")
@@ -240,7 +240,7 @@ async def test_nobody_steals_the_lock_of_a_stopped_reader(
                 workers.StopsAtOne(0.01, enough), batch_size=2, prefetch=2, timeout_s=30.0
             ) as batches,
         ):
-            (member,) = batches._supervisor.workers  # type: ignore[union-attr]
+            (member,) = batches._stream.queue.supervisor.workers
             assert member.child is not None
             pid = member.child.pid
             held: list[int] = []

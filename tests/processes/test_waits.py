@@ -111,8 +111,7 @@ async def test_waiting_while_all_slots_are_held_says_so() -> None:
     async with areplay.Replay(SPEC, 10_000) as replay:
         await replay.extend(rows(OWNER, 1, 0, 100))
         async with replay.batches(batch_size=8, prefetch=2) as batches:
-            assert batches._slots is not None
-            count = batches._slots.slots + 1  # and the learner's own
+            count = batches._stream.queue.slots.slots + 1  # and the learner's own
             held = [await batches.get(30.0) for _ in range(count)]
             said = rf"{'L' * count} \(0 ready, {count} lent\).*1 of 1 samplers alive.*release\(\)"
             with pytest.raises(areplay.WaitTimeout, match=said):
@@ -179,10 +178,9 @@ async def test_a_full_queue_holds_the_samplers_up() -> None:
     async with areplay.Replay(SPEC, 10_000) as replay:
         await replay.extend(rows(OWNER, 1, 0, 100))
         async with replay.batches(batch_size=8, prefetch=4) as batches:
-            assert batches._slots is not None
-            count = batches._slots.slots
+            count = batches._stream.queue.slots.slots
             await until(lambda: batches.statistics().ready == count)
-            (member,) = batches._supervisor.workers  # type: ignore[union-attr]
+            (member,) = batches._stream.queue.supervisor.workers
             assert member.child is not None
             await until(lambda: _is_idle(member.child.pid), what="the sampler sleeps")  # type: ignore[union-attr]
             assert batches.statistics().fill == 1.0
