@@ -22,7 +22,7 @@ from areplay._ingest.episodes import Episodes
 from areplay._ingest.inbox import waiting_rows
 from areplay._ingest.reports import Scalar
 from areplay._processes.backoff import YieldTimer
-from areplay._processes.child import READY, REPORT, Channel
+from areplay._processes.channel import READY, REPORT, Channel
 from areplay._processes.waiter import Waiter
 from areplay.errors import Closed, InboxFull, WaitTimeout, WouldBlock
 from areplay.weights import Weights

@@ -20,7 +20,7 @@ from areplay import actor as actor_module
 from areplay._ingest.actor_config import ActorConfig, ActorProgram
 from areplay._ingest.inbox import Inboxes
 from areplay._processes import waiter as waiter_module
-from areplay._processes.child import REPORT
+from areplay._processes.channel import REPORT
 from areplay.actor import Actor
 from areplay.errors import Closed, InboxFull, SpecMismatch, WaitTimeout
 from areplay.spec import Spec

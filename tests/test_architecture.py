@@ -59,11 +59,13 @@ KNOW_EVENT_LOOPS = {
     "_ingest.running_actors",
     "_processes.backoff",
     "_processes.child",
+    "_processes.child_main",
     "_processes.completion",
     "_processes.dropped",
     "_processes.event_loops",
     "_processes.opening",
     "_processes.runner",
+    "_processes.spawned",
     "_processes.supervisor",
     "_processes.waiter",
     "_sampling.pacing",
@@ -179,7 +181,7 @@ def test_only_those_that_wait_know_of_event_loops(module: str) -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_one_module_knows_aiomultiprocess(module: str) -> None:
     """Its traps are dealt with in one place."""
-    assert ("aiomultiprocess" in packages_of(module)) == (module == "_processes.child")
+    assert ("aiomultiprocess" in packages_of(module)) == (module == "_processes.spawned")
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -197,7 +199,8 @@ def test_of_multiprocessing_only_what_survives_a_kill_is_used(module: str) -> No
     }
     of_children = {
         "_processes.launcher": launching,
-        "_processes.child": {"current_process", "process", "resource_tracker"},
+        "_processes.spawned": {"process", "resource_tracker"},
+        "_processes.child_main": {"current_process"},
     }
     allowed = of_children.get(module, {"reduction"})
     for source, name in imports_of(module):

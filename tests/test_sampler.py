@@ -12,7 +12,7 @@ import pytest
 from kit import ticks, until
 
 from areplay._processes import backoff
-from areplay._processes.child import READY as SAID_READY
+from areplay._processes.channel import READY as SAID_READY
 from areplay._sampling import reader as reader_module
 from areplay._sampling.sampler import SamplerConfig, batches_at_once, run_sampler
 from areplay._sampling.slots import FILLING, FREE, READY, Slots

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from areplay._processes.backoff import SleepBackoff, YieldTimer
-from areplay._processes.child import READY, Channel
+from areplay._processes.channel import READY, Channel
 from areplay._processes.supervisor import Supervisor
 from areplay._processes.waiter import Waiter
 from areplay._sampling.batch_plan import BatchPlan, PlannedSelector

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -18,6 +17,7 @@ import pytest
 
 import areplay
 from areplay._processes.child import Child, starter
+from areplay._processes.spawned import SpawnedProcess
 from areplay._sampling.sampler import run_sampler
 
 from . import workers
@@ -50,9 +50,9 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     """One that is open at last."""
     gate, launch = Gate(), Child._launch
 
-    def launch_later(child: Child, childs_end: socket.socket) -> None:
+    def launch_later(child: Child, process: SpawnedProcess) -> None:
         gate.pass_through()
-        launch(child, childs_end)
+        launch(child, process)
 
     monkeypatch.setattr(Child, "_launch", launch_later)
     yield gate
