@@ -32,7 +32,7 @@ from areplay._base.validation import (
 from areplay._checkpoint.format import CancelToken
 from areplay._checkpoint.reader import Checkpoint
 from areplay._checkpoint.service import Checkpointed, Saver
-from areplay._checkpoint.writer import Snapshot
+from areplay._checkpoint.snapshot import Snapshot
 from areplay._ingest.actor_config import (
     ActorFunction,
     ActorGroupConfig,

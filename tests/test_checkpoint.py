@@ -27,11 +27,15 @@ from kit import memory_descriptors, open_descriptors, until
 
 import areplay
 from areplay import Replay
+from areplay._checkpoint import save_files as save_files_module
 from areplay._checkpoint import service as saving
-from areplay._checkpoint import writer as snapshot
+from areplay._checkpoint import writer as writer_module
+from areplay._checkpoint.block_copies import BlockCopies
 from areplay._checkpoint.format import CancelToken
 from areplay._checkpoint.manifest import manifest_checksum
 from areplay._checkpoint.reader import Checkpoint
+from areplay._checkpoint.snapshot import Snapshot
+from areplay._checkpoint.writer import Save
 from areplay._shm.range_locks import BlockLocks
 from areplay._storage.registry import Watcher
 from areplay._storage.stream_writer import StreamWriter
@@ -458,7 +462,7 @@ async def save_slowly(
             asyncio.run_coroutine_threadsafe(meanwhile(), loop).result(30)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(snapshot, "_COPIED_AT_ONCE", 1)
+        patch.setattr(writer_module, "_COPIED_AT_ONCE", 1)
         return await replay.save(path, on_progress=on_progress)
 
 
@@ -561,9 +565,9 @@ async def test_a_block_that_is_recycled_while_it_is_copied_is_not_torn(
     another's rows."""
     async with Replay(SPEC, 640, block_rows=32) as replay:
         await replay.extend(columns(0, 640))
-        loop, looks, look = asyncio.get_running_loop(), 0, snapshot.Snapshot.still_there
+        loop, looks, look = asyncio.get_running_loop(), 0, Snapshot.still_there
 
-        def look_then_lap(moment: snapshot.Snapshot, table: Any) -> Any:
+        def look_then_lap(moment: Snapshot, table: Any) -> Any:
             nonlocal looks
             found = look(moment, table)
             looks += 1
@@ -571,7 +575,7 @@ async def test_a_block_that_is_recycled_while_it_is_copied_is_not_torn(
                 asyncio.run_coroutine_threadsafe(replay.extend(columns(640, 1_000)), loop).result()
             return found
 
-        monkeypatch.setattr(snapshot.Snapshot, "still_there", look_then_lap)
+        monkeypatch.setattr(Snapshot, "still_there", look_then_lap)
         saved = await replay.save(tmp_path)
         assert 0 < saved.blocks_renewed < saved.blocks
         found = columns_of(tmp_path)
@@ -588,14 +592,14 @@ async def test_rows_have_their_own_masses_though_the_ring_goes_round(
         await replay.extend(columns(0, 640))
         replay.sample(4, selector=areplay.Prioritized(1.0))
         await replay.save(tmp_path)
-        loop, copy_masses = asyncio.get_running_loop(), snapshot.Save._masses
+        loop, copy_masses = asyncio.get_running_loop(), BlockCopies.copy_masses
 
-        def lap_first(save: snapshot.Save, table: Any) -> Any:
+        def lap_first(copies: BlockCopies, table: Any) -> Any:
             coming = replay.extend(columns(640, 960), priorities=np.full(320, 50.0))
             asyncio.run_coroutine_threadsafe(coming, loop).result()
-            return copy_masses(save, table)
+            return copy_masses(copies, table)
 
-        monkeypatch.setattr(snapshot.Save, "_masses", lap_first)
+        monkeypatch.setattr(BlockCopies, "copy_masses", lap_first)
         saved = await replay.save(tmp_path)
         assert (saved.blocks_renewed, saved.blocks_written) == (10, 10)
         is_new = columns_of(tmp_path)["indices"] >= 640
@@ -874,7 +878,7 @@ async def test_a_disk_that_fails_leaves_the_checkpoint_before(
                 return real(*args)
 
             with monkeypatch.context() as patch:
-                patch.setattr(f"areplay._checkpoint.writer.os.{call}", fails)
+                patch.setattr(f"areplay._checkpoint.save_files.os.{call}", fails)
                 try:
                     await replay.save(tmp_path)
                 except areplay.CheckpointFailed as error:
@@ -984,8 +988,9 @@ async def test_a_machine_that_goes_down_leaves_a_whole_checkpoint(
         await replay.extend(columns(200, 290))
         disk = Disk(path)
         with monkeypatch.context() as patch:
-            patch.setattr(snapshot, "os", disk.patched())
-            patch.setattr(snapshot, "_FILES_AT_ONCE", 2)
+            patch.setattr(save_files_module, "os", disk.patched())
+            patch.setattr(writer_module, "os", disk.patched())
+            patch.setattr(save_files_module, "_FILES_AT_ONCE", 2)
             await replay.save(path)
     disk._look()
     last = {file.name: file.read_bytes() for file in path.iterdir()}
@@ -1015,7 +1020,9 @@ async def test_a_directory_that_is_made_is_entered_for_good(
     def fsync(descriptor: int) -> None:
         synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
 
-    monkeypatch.setattr(snapshot, "os", SimpleNamespace(**{**vars(os), "fsync": fsync}))
+    patched = SimpleNamespace(**{**vars(os), "fsync": fsync})
+    monkeypatch.setattr(save_files_module, "os", patched)
+    monkeypatch.setattr(writer_module, "os", patched)
     async with Replay(SPEC, 100) as replay:
         await replay.save(tmp_path / "a" / "b" / "c")
     assert {tmp_path, tmp_path / "a", tmp_path / "a" / "b", tmp_path / "a" / "b" / "c"} <= set(
@@ -1061,12 +1068,12 @@ async def test_a_save_that_is_cancelled_at_its_end_is_known(
         await replay.extend(columns(0, 960))
         loop, tasks = asyncio.get_running_loop(), []
 
-        def remove(save: snapshot.Save, names: list[str]) -> None:
+        def collect_garbage(save: Save, table: Any, manifest: Any) -> None:
             loop.call_soon_threadsafe(tasks[0].cancel)
             assert save._stop.wait(30)
 
         with monkeypatch.context() as patch:
-            patch.setattr(snapshot.Save, "_remove", remove)
+            patch.setattr(Save, "_collect_garbage", collect_garbage)
             tasks.append(asyncio.create_task(replay.save(tmp_path)))
             with pytest.raises(asyncio.CancelledError):
                 await tasks[0]
@@ -1379,7 +1386,7 @@ async def test_checkpoints_every_so_often_and_at_the_end(
             await until(lambda: manifest.read_bytes() != whole)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(
-                    "areplay._checkpoint.writer.os.write",
+                    "areplay._checkpoint.save_files.os.write",
                     lambda *_: exec("raise OSError(28, 'full')"),
                 )
                 await until(lambda: checkpoints.failure is not None)

@@ -25,7 +25,8 @@ from areplay._base.validation import optional_rate, seconds
 from areplay._checkpoint.format import CancelToken, Progress
 from areplay._checkpoint.manifest import MANIFEST
 from areplay._checkpoint.reader import Checkpoint
-from areplay._checkpoint.writer import Save, Snapshot
+from areplay._checkpoint.snapshot import Snapshot
+from areplay._checkpoint.writer import Save
 from areplay._processes.completion import in_thread, run_to_completion
 from areplay._processes.dropped import Holdings, cancel_if_open
 from areplay._processes.event_loops import drop_quietly
