@@ -497,7 +497,7 @@ async def test_a_replay_with_rows_that_wait_can_be_closed() -> None:
 def turned() -> Slots:
     """Six slots of two samplers, lent in turn."""
     slots = Slots(BatchFields({"obs": Field("obs", (), np.dtype("int64"))}), 4, 6, 2, in_turn=True)
-    slots.open_gate()
+    slots.board.open_gate()
     return slots
 
 

@@ -505,7 +505,7 @@ async def test_rows_that_it_copied_in_vain_are_counted(helped: Scene) -> None:
     """With those of the samplers."""
     assert helped.queue._inline is not None
     helped.queue._inline._reader.rows_redrawn = 5
-    helped.slots._redrawn[0][0] = 2
+    helped.slots.board._redrawn[0][0] = 2
     assert helped.batches.statistics().rows_redrawn == 7
 
 
@@ -661,10 +661,10 @@ async def test_the_gate_opens_with_the_row_that_is_needed(min_size: int) -> None
             thread = threading.Thread(target=scene.write, args=(1,))
             thread.start()
             thread.join()
-            assert scene.slots.is_open == (count == min_size)
+            assert scene.slots.board.is_open == (count == min_size)
         scene.ring.rows_now[0] = 0
         scene.stream.on_rows()
-        assert scene.slots.is_open
+        assert scene.slots.board.is_open
     await scene.close()
 
 
@@ -675,11 +675,11 @@ async def test_a_full_ring_opens_the_gate_below_the_number() -> None:
     async with scene.batches:
         for _ in range(4):
             scene.write(3)
-            assert not scene.slots.is_open
+            assert not scene.slots.board.is_open
             scene.writer.seal()
         scene.write(1)
         assert scene.ring.rows_now[0] < 32
-        assert scene.slots.is_open
+        assert scene.slots.board.is_open
     await scene.close()
 
 
@@ -688,7 +688,7 @@ async def test_rows_that_are_there_already_open_the_gate_at_once() -> None:
     scene = Scene(min_size=5)
     scene.write(5)
     async with scene.batches:
-        assert scene.slots.is_open
+        assert scene.slots.board.is_open
     await scene.close()
 
 
@@ -707,7 +707,7 @@ async def test_a_resumed_stream_does_not_wait_for_its_first_batch_again() -> Non
         }
         scene.stream.resume(StreamState(scene.stream.what, 3, limiter, None))
         async with scene.batches:
-            assert scene.slots.is_open == is_open
+            assert scene.slots.board.is_open == is_open
         await scene.close()
 
 
@@ -718,10 +718,10 @@ async def test_a_full_ring_of_which_nothing_may_be_overwritten_opens_the_gate() 
     async with scene.batches as batches:
         task = asyncio.create_task(batches.get())
         await ticks(5)
-        assert not scene.slots.is_open
+        assert not scene.slots.board.is_open
         scene.supply = ProducerState(2, False, "", None, is_stuck=lambda: True)
         scene.stream.look_again()
-        await until(lambda: scene.slots.is_open)
+        await until(lambda: scene.slots.board.is_open)
         scene.fill(1)
         await task
     await scene.close()
@@ -743,7 +743,7 @@ async def test_a_standstill_is_told_after_one_more_look() -> None:
         async with scene.batches as batches:
             if comes_in:
                 task = asyncio.create_task(batches.get())
-                await until(lambda scene=scene: scene.slots.is_open)  # type: ignore[misc]
+                await until(lambda scene=scene: scene.slots.board.is_open)  # type: ignore[misc]
                 scene.fill(1)
                 await task
             else:
@@ -909,7 +909,7 @@ async def test_closing_is_done_once_and_can_be_cancelled_only_after_it(scene: Sc
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(result) for result in results] == [asyncio.CancelledError, type(None), type(None)]
     assert scene.supervisor.steps == ["start", "stop"]
-    assert scene.slots.is_stopping, "the samplers were asked"
+    assert scene.slots.board.is_stopping, "the samplers were asked"
 
 
 async def test_a_stream_is_opened_once_and_only_in_an_open_replay(scene: Scene) -> None:

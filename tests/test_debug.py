@@ -69,7 +69,7 @@ async with areplay.Replay(SPEC, 200) as replay, replay.actors(hand_in, 1) as act
         slots = batches._stream.queue.slots
         kept, copy = batch["x"], batch["x"].copy()
         assert (kept == copy).all()
-        slots._gate[0] = 0  # so that no sampler fills it again
+        slots.board._gate[0] = 0  # so that no sampler fills it again
         batch.release()
         print((kept.view(np.uint8) == debug.POISON).all(), (copy.view(np.uint8) == debug.POISON).any())
 """
@@ -139,7 +139,7 @@ async with areplay.Replay(SPEC, 200) as replay:
         print("ring", error)
     replay._ring.rows_now[0] -= 1
     slots = Slots(BatchFields(dict(SPEC)), 4, 3, 1)
-    slots.open_gate()
+    slots.board.open_gate()
     slots.publish(slots.lease(0))
     lent = slots.lend()
     slots.lease(0), slots.lease(0)  # one sampler never fills two

@@ -39,7 +39,7 @@ class Scene:
         self.ring = Ring(SPEC, 4, 4)
         self.writer = StreamWriter(self.ring, self.ring.block_locks(), WriterRegistry())
         self.slots = Slots(FIELDS, 8, 4, 2, has_own=True)
-        self.slots.open_gate()
+        self.slots.board.open_gate()
         self.own = InlineSampler(
             self.ring, self.slots, Rows(), Uniform(), np.random.SeedSequence(0), 1
         )
@@ -116,14 +116,14 @@ def test_giving_it_back_wakes_no_sampler(scene: Scene) -> None:
     """It is of no use to them; but a learner that waits is woken."""
     slot = scene.own.fill()
     assert slot is not None
-    events = [bell.event.descriptor for bell in scene.slots.sampler_bells]
-    for bell in scene.slots.sampler_bells:
+    events = [bell.event.descriptor for bell in scene.slots.board.sampler_bells]
+    for bell in scene.slots.board.sampler_bells:
         bell.event.clear()
         bell.arm()
-    scene.slots.learner_bell.arm()
+    scene.slots.board.learner_bell.arm()
     scene.slots.give_back(slot)
     assert select.select(events, [], [], 0)[0] == []
-    assert select.select([scene.slots.learner_bell.event.descriptor], [], [], 0)[0]
+    assert select.select([scene.slots.board.learner_bell.event.descriptor], [], [], 0)[0]
     scene.publish()
     assert select.select(events, [], [], 0)[0] == [events[1]]
 

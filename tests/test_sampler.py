@@ -91,7 +91,7 @@ class Scene:
 
     async def close(self) -> None:
         """The sampler ends, and everything is given back."""
-        self.slots.stop()
+        self.slots.board.stop()
         if self.task is not None:
             await asyncio.wait({self.task})
         self.writer.close()
@@ -110,7 +110,7 @@ async def scene() -> AsyncIterator[Scene]:
 
 async def test_a_sampler_fills_all_its_slots_and_no_other(scene: Scene) -> None:
     """With whole rows of the ring, drawn independently; it says READY first."""
-    scene.slots.open_gate()
+    scene.slots.board.open_gate()
     scene.start()
     await until(lambda: scene.slots.count(READY) == 2)
     assert scene.channel.sent == [SAID_READY]
@@ -122,7 +122,7 @@ async def test_a_sampler_fills_all_its_slots_and_no_other(scene: Scene) -> None:
 
 async def test_a_returned_slot_is_filled_again(scene: Scene) -> None:
     """While the sampler is still looking out for one, and when it has long been asleep."""
-    scene.slots.open_gate()
+    scene.slots.board.open_gate()
     scene.start()
     seen: set[tuple[int, ...]] = set()
     for turn in range(12):
@@ -143,7 +143,7 @@ async def test_a_sampler_naps_anew_after_each_batch(
     """Before it goes to sleep at its doorbell, where to wake it costs the learner a system call."""
     naps: list[float] = []
     monkeypatch.setattr(backoff.time, "sleep", naps.append)
-    scene.slots.open_gate()
+    scene.slots.board.open_gate()
     scene.start()
     word = scene.slots._segment.arrays["words"][3 + 1]
     for _ in range(3):
@@ -161,7 +161,7 @@ async def test_nothing_is_drawn_before_the_gate_is_open(scene: Scene) -> None:
     await until(lambda: scene.channel.sent == [SAID_READY])
     await ticks(20)
     assert scene.slots.count(FREE) == 5
-    scene.slots.open_gate()
+    scene.slots.board.open_gate()
     await until(lambda: scene.slots.count(READY) == 2)
 
 
@@ -169,7 +169,7 @@ async def test_nothing_is_drawn_before_the_gate_is_open(scene: Scene) -> None:
 async def test_a_sampler_that_is_asked_to_stop_ends(scene: Scene, state: str) -> None:
     """From wherever it is; no slot stays half filled."""
     if state != "asleep before the gate":
-        scene.slots.open_gate()
+        scene.slots.board.open_gate()
     task = scene.start()
     if state == "asleep without a slot":
         await until(lambda: scene.slots.count(READY) == 2)
@@ -177,7 +177,7 @@ async def test_a_sampler_that_is_asked_to_stop_ends(scene: Scene, state: str) ->
     elif state == "asleep before the gate":
         await until(lambda: scene.channel.sent == [SAID_READY])
         await ticks(10)
-    scene.slots.stop()
+    scene.slots.board.stop()
     async with asyncio.timeout(20):
         await task
     assert scene.slots.count(FILLING) == 0
@@ -186,7 +186,7 @@ async def test_a_sampler_that_is_asked_to_stop_ends(scene: Scene, state: str) ->
 async def test_a_ring_that_has_no_rows_for_a_moment_is_no_accident() -> None:
     """The slot is returned unfilled, the loop goes on, and batches come when rows are there."""
     scene = Scene()
-    scene.slots.open_gate()
+    scene.slots.board.open_gate()
     task = scene.start()
     await until(lambda: scene.channel.sent == [SAID_READY])
     for _ in range(10):
@@ -201,7 +201,7 @@ async def test_a_ring_that_has_no_rows_for_a_moment_is_no_accident() -> None:
 
 async def test_a_sampler_that_always_has_work_lets_its_loop_turn(scene: Scene) -> None:
     """Otherwise neither a signal nor a request would reach it."""
-    scene.slots.open_gate()
+    scene.slots.board.open_gate()
     task = scene.start()
     for _ in range(200):
         slot = scene.slots.lend()
@@ -229,10 +229,10 @@ async def test_rows_copied_in_vain_are_counted(
 
     monkeypatch.setattr(reader_module, "failpoint", failpoint)
     monkeypatch.setattr(reader_module, "_STOCK_S", 1_000.0)
-    scene.slots.open_gate()
+    scene.slots.board.open_gate()
     scene.start()
     await until(lambda: scene.slots.count(READY) == 2)
-    assert scene.slots.rows_redrawn == 12, (
+    assert scene.slots.board.rows_redrawn == 12, (
         "the next batch was drawn with it, before they were overwritten"
     )
     assert min(scene.batch(1)) >= 20
@@ -245,7 +245,7 @@ async def test_the_same_seed_draws_the_same_batches() -> None:
     for seed in (1, 1, 2):
         scene = Scene()
         scene.write(20)
-        scene.slots.open_gate()
+        scene.slots.board.open_gate()
         scene.start(seed=seed)
         await until(lambda scene=scene: scene.slots.count(READY) == 2)
         drawn.append([scene.batch(1), scene.batch(3)])
@@ -261,7 +261,7 @@ async def test_an_item_that_raises_ends_the_sampler_with_that_error(scene: Scene
         def assemble(self, windows: Any, out: Any) -> None:
             raise ZeroDivisionError("gather")
 
-    scene.slots.open_gate()
+    scene.slots.board.open_gate()
     task = scene.start(Broken())
     with pytest.raises(ZeroDivisionError, match="gather"):
         async with asyncio.timeout(20):

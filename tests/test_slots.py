@@ -29,8 +29,8 @@ FIELDS = {
 def slots() -> Iterator[Slots]:
     """Five slots of two samplers, who may begin: 0, 2 and 4 of sampler 0, 1 and 3 of sampler 1."""
     slots = Slots(BatchFields(FIELDS), 4, 5, 2)
-    slots.open_gate()
-    for event in slots.sampler_bells:
+    slots.board.open_gate()
+    for event in slots.board.sampler_bells:
         event.event.clear()
     yield slots
     slots.close()
@@ -86,13 +86,13 @@ def test_each_sampler_has_slots_of_its_own(slots: Slots) -> None:
 def test_nothing_is_leased_before_the_gate_is_open() -> None:
     """Too few rows: samplers find no slot. The gate is opened once, and all of them are woken."""
     slots = Slots(BatchFields(FIELDS), 4, 5, 2)
-    assert not slots.is_open
+    assert not slots.board.is_open
     assert slots.lease(0) is None and not slots.can_lease(0)
-    assert not any(is_rung(bell) for bell in slots.sampler_bells)
-    slots.open_gate()
-    assert slots.is_open
+    assert not any(is_rung(bell) for bell in slots.board.sampler_bells)
+    slots.board.open_gate()
+    assert slots.board.is_open
     assert slots.can_lease(0) and slots.lease(0) == 0
-    assert all(is_rung(bell) for bell in slots.sampler_bells)
+    assert all(is_rung(bell) for bell in slots.board.sampler_bells)
     slots.close()
 
 
@@ -140,13 +140,13 @@ def test_an_illegal_step_raises_and_changes_nothing(
     ]
     for way in ways[:state]:
         way()
-    before = repr(slots), slots.rows_redrawn
-    slots.learner_bell.arm()
-    slots.sampler_bells[0].arm()
+    before = repr(slots), slots.board.rows_redrawn
+    slots.board.learner_bell.arm()
+    slots.board.sampler_bells[0].arm()
     with pytest.raises(AssertionError):
         step(slots, 0)
-    assert (repr(slots), slots.rows_redrawn) == before
-    assert not is_rung(slots.learner_bell) and not is_rung(slots.sampler_bells[0])
+    assert (repr(slots), slots.board.rows_redrawn) == before
+    assert not is_rung(slots.board.learner_bell) and not is_rung(slots.board.sampler_bells[0])
 
 
 def test_recovery_frees_what_the_dead_sampler_was_filling_and_nothing_else(slots: Slots) -> None:
@@ -212,17 +212,17 @@ def test_a_sampler_process_sees_the_same_slots(slots: Slots) -> None:
         child = pickle.loads(pickle.dumps(slots))
     slot = leased(child, 1)
     child.batch(slot).indices[:] = [5, 6, 7, 8]
-    slots.learner_bell.arm()
+    slots.board.learner_bell.arm()
     child.publish(slot, rows_redrawn=3)
-    assert is_rung(slots.learner_bell)
+    assert is_rung(slots.board.learner_bell)
     assert slots.lend() == slot
     assert slots.batch(slot).indices.tolist() == [5, 6, 7, 8]
-    assert slots.rows_redrawn == 3
-    child.sampler_bells[1].arm()
+    assert slots.board.rows_redrawn == 3
+    child.board.sampler_bells[1].arm()
     slots.give_back(slot)
-    assert is_rung(child.sampler_bells[1]) and not is_rung(child.sampler_bells[0])
-    slots.stop()
-    assert child.is_stopping
+    assert is_rung(child.board.sampler_bells[1]) and not is_rung(child.board.sampler_bells[0])
+    slots.board.stop()
+    assert child.board.is_stopping
     assert repr(child) == repr(slots)
     child.close()
 
@@ -231,28 +231,28 @@ def test_only_who_sleeps_is_rung(slots: Slots) -> None:
     """A published batch wakes a learner that sleeps, a returned slot the sampler that owns it; else
     nobody."""
     slot = published(slots, 0)
-    assert not is_rung(slots.learner_bell)
+    assert not is_rung(slots.board.learner_bell)
     slots.lend()
-    slots.sampler_bells[1].arm()
+    slots.board.sampler_bells[1].arm()
     slots.give_back(slot)
-    assert not any(is_rung(bell) for bell in slots.sampler_bells)
+    assert not any(is_rung(bell) for bell in slots.board.sampler_bells)
 
 
 def test_to_stop_wakes_every_sampler(slots: Slots) -> None:
     """Also one that sleeps for want of a slot, or that is not asleep yet."""
-    assert not slots.is_stopping
-    slots.stop()
-    assert slots.is_stopping
-    assert all(is_rung(bell) for bell in slots.sampler_bells)
+    assert not slots.board.is_stopping
+    slots.board.stop()
+    assert slots.board.is_stopping
+    assert all(is_rung(bell) for bell in slots.board.sampler_bells)
 
 
 def test_redrawn_rows_are_summed_over_the_samplers(slots: Slots) -> None:
     """Each publication brings its sampler's count up to date."""
     slots.publish(leased(slots, 0), 3)
     slots.publish(leased(slots, 1), 10)
-    assert slots.rows_redrawn == 13
+    assert slots.board.rows_redrawn == 13
     slots.publish(leased(slots, 0), 4)
-    assert slots.rows_redrawn == 14
+    assert slots.board.rows_redrawn == 14
 
 
 def test_a_batch_is_whole_before_it_is_ready(slots: Slots, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,7 +263,7 @@ def test_a_batch_is_whole_before_it_is_ready(slots: Slots, monkeypatch: pytest.M
     seen: list[str] = []
 
     def note(name: str) -> None:
-        seen.append(f"{name} {states(slots)} {slots.rows_redrawn}")
+        seen.append(f"{name} {states(slots)} {slots.board.rows_redrawn}")
 
     monkeypatch.setattr(slots_module, "failpoint", note)
     monkeypatch.setattr(slots_module, "order", lambda: note("order"))
@@ -295,12 +295,12 @@ def test_closing_gives_back_every_descriptor_and_keeps_the_memory() -> None:
 def test_a_batch_given_back_after_closing_is_no_error(sampler_sleeps: bool) -> None:
     """Whoever kept a batch releases it when it pleases, even if its sampler died in its sleep."""
     slots = Slots(BatchFields(FIELDS), 4, 2, 1)
-    slots.open_gate()
+    slots.board.open_gate()
     published(slots, 0)
     slot = slots.lend()
     assert slot == 0
     if sampler_sleeps:
-        slots.sampler_bells[0].arm()
+        slots.board.sampler_bells[0].arm()
     slots.close()
     slots.give_back(slot)
     assert states(slots) == "ff"
@@ -340,18 +340,18 @@ def test_the_invariant_check_notices_what_must_not_be(slots: Slots) -> None:
 
 def test_samplers_that_looked_in_vain_are_known_by_the_rows_that_they_saw(slots: Slots) -> None:
     """All of them, and since the last row came in; one that finds an item again is none of them."""
-    slots.open_gate()
-    assert not slots.found_no_items and not slots.found_no_items_since(0)
+    slots.board.open_gate()
+    assert not slots.board.found_no_items and not slots.board.found_no_items_since(0)
     for sampler, seen in ((0, 7), (1, 6)):
         slot = slots.lease(sampler)
         assert slot is not None
         slots.abandon(slot, seen)
-    assert slots.found_no_items and not slots.found_no_items_since(7)
+    assert slots.board.found_no_items and not slots.board.found_no_items_since(7)
     slot = slots.lease(1)
     assert slot is not None
     slots.abandon(slot, 7)
-    assert slots.found_no_items_since(7) and not slots.found_no_items_since(8)
+    assert slots.board.found_no_items_since(7) and not slots.board.found_no_items_since(8)
     slot = slots.lease(0)
     assert slot is not None
     slots.publish(slot)
-    assert slots.found_no_items and not slots.found_no_items_since(7)
+    assert slots.board.found_no_items and not slots.board.found_no_items_since(7)

@@ -59,7 +59,7 @@ class Diagnosis:
         """Whether no batch comes before there are more rows."""
         if not self._gate.is_open or self._pacing.lacks_rows:
             return True
-        return self._slots.found_no_items_since(self._ring.rows_inserted[0])
+        return self._slots.board.found_no_items_since(self._ring.rows_inserted[0])
 
     @property
     def obstacle(self) -> str:
@@ -135,7 +135,7 @@ class Diagnosis:
             )
         elif self._pacing.lacks_rows:
             state = self._pacing.why_rows_are_lacking()
-        elif self._slots.found_no_items:
+        elif self._slots.board.found_no_items:
             state = self._why_no_items()
         else:
             return self._why_unfilled(lent_to_loop)

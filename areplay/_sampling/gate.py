@@ -36,7 +36,7 @@ class Gate:
     @property
     def is_open(self) -> bool:
         """Whether samplers may sample."""
-        return self._slots.is_open
+        return self._slots.board.is_open
 
     def on_rows(self) -> None:
         """Open the gate once there are rows enough. Call it after rows were written, from any
@@ -51,14 +51,14 @@ class Gate:
         """Let the samplers begin now."""
         with self._lock:
             if not self._is_closed:
-                self._slots.open_gate()
+                self._slots.board.open_gate()
 
     def wake_learner(self) -> None:
         """Let a learner that waits look again: samplers, actors or a limiter have changed. From any
         thread."""
         with self._lock:
             if not self._is_closed:
-                self._slots.learner_bell.event.notify()
+                self._slots.board.learner_bell.event.notify()
 
     def close(self) -> None:
         """Ring no doorbell from now on."""
@@ -68,8 +68,8 @@ class Gate:
     def _wake_all(self) -> None:
         with self._lock:
             if not self._is_closed:
-                self._slots.learner_bell.notify()
-                self._slots.wake_samplers()
+                self._slots.board.learner_bell.notify()
+                self._slots.board.wake_samplers()
 
     @property
     def _is_full(self) -> bool:

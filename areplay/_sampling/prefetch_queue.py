@@ -115,7 +115,7 @@ class PrefetchQueue:
         if self._inline is not None:
             own(self._inline.close)
             holdings.push(self._inline.close)
-        self.ready = Waiter(slots.learner_bell)
+        self.ready = Waiter(slots.board.learner_bell)
         holdings.push(partial(unpin, slots.batch(0)), host.admission.changed)
         holdings.watched(self.ready)
         self.gate = Gate(host, config, slots)
@@ -163,7 +163,7 @@ class PrefetchQueue:
             unless_gone(self._arguments, "this stream of batches"),
             self._config.supervision,
             SamplerFailed,
-            ask=lambda index: slots.stop(),
+            ask=lambda index: slots.board.stop(),
             after_exit=partial(recover, slots),
             on_change=notice(self.gate.wake_learner),
         )
@@ -285,7 +285,7 @@ class PrefetchQueue:
             lent=states.count(LENT),
             batches_delivered=self.pacing.delivered,
             filled_by_learner=0 if inline is None else inline.filled,
-            rows_redrawn=slots.rows_redrawn + (0 if inline is None else inline.rows_redrawn),
+            rows_redrawn=slots.board.rows_redrawn + (0 if inline is None else inline.rows_redrawn),
             samplers_alive=sum(worker.is_alive for worker in workers),
             restarts=sum(worker.restarts for worker in workers),
             learner_waits=waits.count,

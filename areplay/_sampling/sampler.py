@@ -65,7 +65,7 @@ class SamplerConfig:
             np.random.default_rng(self.seeds),
             self.transform,
             most_at_once=batches_at_once(self.selector, slots),
-            limits=SearchLimits(gives_up=lambda: slots.is_stopping),
+            limits=SearchLimits(gives_up=lambda: slots.board.is_stopping),
         )
 
 
@@ -73,18 +73,18 @@ async def run_sampler(channel: Channel, config: SamplerConfig) -> None:
     """Fill batches in a process of its own, until the learner's process asks it to stop."""
     work = _Work(config)
     slots = config.slots
-    freed = Waiter(slots.sampler_bells[config.index])
+    freed = Waiter(slots.board.sampler_bells[config.index])
     naps = SleepBackoff()
     turns = YieldTimer(_TURN_S)
     pause_s = _FIRST_PAUSE_S
     channel.send(READY)
-    while not slots.is_stopping:
+    while not slots.board.is_stopping:
         if turns.is_due():
             await asyncio.sleep(0)
         slot = work.lease()
         if slot is None:
-            if not slots.is_open or not naps.nap():
-                await freed.wait(lambda: slots.is_stopping or work.can_lease, None)
+            if not slots.board.is_open or not naps.nap():
+                await freed.wait(lambda: slots.board.is_stopping or work.can_lease, None)
         elif work.fill(slot):
             naps.reset()
             pause_s = _FIRST_PAUSE_S
@@ -178,7 +178,7 @@ def sampler_statistics(supervisor: Supervisor, slots: Slots) -> tuple[SamplerSta
                 last_failure=member.last_failure,
                 batches_filled=filled,
                 ready=filled - taken,
-                rows_redrawn=slots.redrawn(member.index),
+                rows_redrawn=slots.board.redrawn(member.index),
             )
         )
     return tuple(found)

@@ -15,23 +15,16 @@ here waits, and nothing here knows what a batch means.
 
 Shared words (int64):
 
-    states[slot]     FREE, FILLING or LENT, written by whom the drawing names. READY is a FILLING
-                     slot in the queue.
-    queue[sampler]   a ring of the slots that this sampler has filled, in order. Written by it
-                     before `published`.
-    published[sampler]   how many that were since the start, by the sampler: one store makes a batch
-                         the learner's. What a sampler that dies before that store leaves is a
-                         FILLING slot, until `recover`.
-    taken[sampler]       how many of them were lent, by the learner.
-    redrawn[sampler]       by that sampler: items copied in vain since its start.
-    fruitless[sampler]     by that sampler: 0, or, if it found no item in the rows when it looked
-                           last, 1 more than the
-                         number of rows that had been inserted when it began to look.
-    learner_sleep          by the learner: its doorbell, rung by samplers, and by itself for its own
-                           slot.
-    sampler_sleep[sampler] by that sampler: its doorbell, rung by the learner's process.
-    gate             by the learner's process: 0 until sampling may begin, then 1.
-    stopping         by the learner's process: 1 when the samplers are to end.
+    states[slot]         FREE, FILLING or LENT, written by the process that the drawing names. READY
+                         is a FILLING slot in the queue.
+    queue[sampler]       a ring of the slots that this sampler has filled, in order. Written by it
+                         before `published`.
+    published[sampler]   by that sampler: how many slots it has filled since the start, with all its
+                         predecessors. One store makes a batch the learner's. What a sampler that
+                         dies before that store leaves is a FILLING slot, until `recover`.
+    taken[sampler]       by the learner: how many of them were lent.
+
+All that the processes tell each other beside that is in `areplay._sampling.board`.
 """
 
 from __future__ import annotations
@@ -41,7 +34,8 @@ import numpy as np
 from areplay._base.debug import check_step, poison
 from areplay._base.failpoints import failpoint
 from areplay._sampling.batch_memory import BatchArrays
-from areplay._shm.doorbell import Doorbell, EventFd
+from areplay._sampling.board import Board, board_words
+from areplay._shm.doorbell import EventFd
 from areplay._shm.layout import WORDS_A_LINE, Layout, int64_view, int64_word
 from areplay._shm.memory_order import order
 from areplay._shm.segment import Segment
@@ -50,6 +44,18 @@ from areplay.items.item import BatchFields
 FREE, FILLING, READY, LENT = range(4)
 _STATE_LETTERS = "frRL"
 
+_PICKLED = (
+    "fields",
+    "batch_size",
+    "slots",
+    "samplers",
+    "in_turn",
+    "has_own",
+    "_segment",
+    "_events",
+)
+"""What a sampler's process is given; it makes its own views of it."""
+
 
 class Slots:
     """The slots of one stream of batches. Pickles into a sampler that is being spawned.
@@ -57,9 +63,12 @@ class Slots:
     Args:
         fields: of a batch.
         slots: how many; at least one a sampler.
-        in_turn: the learner takes one batch of each sampler after the other, also if the next one
-            has to be waited for.
+        in_turn: the learner takes one batch of each sampler after the other, also if it has to wait
+            for the next one.
         has_own: there is one slot more, which the learner fills itself.
+
+    Attributes:
+        board: what the processes tell each other beside batches.
     """
 
     def __init__(
@@ -73,31 +82,15 @@ class Slots:
         has_own: bool = False,
     ) -> None:
         assert slots >= samplers >= 1
-        self.fields, self.batch_size, self.slots, self.samplers = (
-            fields,
-            batch_size,
-            slots,
-            samplers,
+        self.fields = fields
+        self.batch_size = batch_size
+        self.slots = slots
+        self.samplers = samplers
+        self.in_turn = in_turn
+        self.has_own = has_own
+        self._segment = Segment(
+            self._layout(), f"{self._places} slots for batches of {batch_size:,}"
         )
-        self.in_turn, self.has_own = in_turn, has_own
-        places = slots + has_own
-        columns = {
-            f"field:{f.name}": ((places, batch_size, *f.shape), f.dtype)
-            for f in fields.stored.values()
-        }
-        layout = Layout(
-            "slots",
-            {
-                "states": ((places,), np.int64),
-                "queue": ((samplers, slots), np.int64),
-                "words": ((3 + 5 * samplers, WORDS_A_LINE), np.int64),
-                "indices": ((places, batch_size), np.int64),
-                "weights": ((places, batch_size), np.float32),
-                "probabilities": ((places, batch_size), np.float64),
-                **columns,
-            },
-        )
-        self._segment = Segment(layout, f"{places} slots for batches of {batch_size:,}")
         self._events: list[EventFd] = []
         try:
             for whose in ("the learner's", *(f"sampler {k}'s" for k in range(samplers))):
@@ -107,22 +100,43 @@ class Slots:
             raise
         self._view()
 
+    @property
+    def _places(self) -> int:
+        """All slots, the learner's own included."""
+        return self.slots + self.has_own
+
+    def _layout(self) -> Layout:
+        batch = (self._places, self.batch_size)
+        columns = {
+            f"field:{field.name}": ((*batch, *field.shape), field.dtype)
+            for field in self.fields.stored.values()
+        }
+        return Layout(
+            "slots",
+            {
+                "states": ((self._places,), np.int64),
+                "queue": ((self.samplers, self.slots), np.int64),
+                "published": ((self.samplers, WORDS_A_LINE), np.int64),
+                "taken": ((self.samplers, WORDS_A_LINE), np.int64),
+                "words": ((board_words(self.samplers), WORDS_A_LINE), np.int64),
+                "indices": (batch, np.int64),
+                "weights": (batch, np.float32),
+                "probabilities": (batch, np.float64),
+                **columns,
+            },
+        )
+
     def _view(self) -> None:
+        """Make this process's views of the shared words and arrays."""
         arrays = self._segment.arrays
-        words = arrays["words"]
+        samplers = range(self.samplers)
+        self.board = Board(arrays["words"], self._events)
         self._states = int64_view(arrays["states"])
         self._queues = [int64_view(queue) for queue in arrays["queue"]]
+        self._published = [int64_word(arrays["published"], k) for k in samplers]
+        self._taken = [int64_word(arrays["taken"], k) for k in samplers]
         self._leased: set[int] = set()  # by this process
-        self._next_sampler = 0  # whose queue the learner looks at first
-        self._gate, self._stopping = int64_word(words, 0), int64_word(words, 1)
-        self._redrawn, self._published, self._taken, self._fruitless = (
-            [int64_word(words, 3 + kind * self.samplers + k) for k in range(self.samplers)]
-            for kind in (1, 2, 3, 4)
-        )
-        self.learner_bell = Doorbell(self._events[0], int64_word(words, 2))
-        self.sampler_bells = [
-            Doorbell(event, int64_word(words, 3 + k)) for k, event in enumerate(self._events[1:])
-        ]
+        self._next_sampler = 0  # the learner looks at its queue first
         self._batches = [
             BatchArrays(
                 arrays["indices"][slot],
@@ -131,7 +145,7 @@ class Slots:
                 {name: arrays[f"field:{name}"][slot] for name in self.fields.stored},
                 self.fields,
             )
-            for slot in range(self.slots + self.has_own)
+            for slot in range(self._places)
         ]
 
     def batch(self, slot: int) -> BatchArrays:
@@ -141,8 +155,8 @@ class Slots:
     # The sampler's side.
 
     def lease(self, sampler: int) -> int | None:
-        """A free slot of this sampler, now FILLING and its own; `None` if it has none or may not
-        begin yet."""
+        """Lease a free slot of this sampler, FILLING from now on; `None` if it has no free slot or
+        may not begin yet."""
         slot = self._free_slot(sampler)
         if slot is not None:
             self._states[slot] = FILLING
@@ -154,17 +168,17 @@ class Slots:
         return self._free_slot(sampler) is not None
 
     def abandon(self, slot: int, rows_inserted: int = 0) -> None:
-        """Return a leased slot unfilled: no item can be made of the rows that are there. Tells a
-        waiting learner.
+        """Return a leased slot unfilled, since no item can be made of the rows. Wakes a learner
+        that waits.
 
         Args:
-            rows_inserted: how many there had been since the start when the sampler began to look.
+            rows_inserted: rows inserted since the start when the sampler began to search.
         """
         assert slot in self._leased, self
-        self._fruitless[slot % self.samplers][0] = rows_inserted + 1
+        self.board.note_fruitless(slot % self.samplers, rows_inserted)
         self._leased.remove(slot)
         self._states[slot] = FREE
-        self.learner_bell.notify()
+        self.board.learner_bell.notify()
 
     def publish(self, slot: int, rows_redrawn: int = 0) -> None:
         """Pass a filled slot to the learner, and wake it if it sleeps."""
@@ -173,39 +187,34 @@ class Slots:
         sampler = slot % self.samplers
         number = self._published[sampler][0]
         self._queues[sampler][number % self.slots] = slot
-        self._redrawn[sampler][0], self._fruitless[sampler][0] = rows_redrawn, 0
+        self.board.note_filled(sampler, rows_redrawn)
         failpoint("sampler.publish")
         order()
         self._published[sampler][0] = number + 1
-        self.learner_bell.notify()
+        self.board.learner_bell.notify()
 
     def published(self, sampler: int) -> int:
-        """How many batches that sampler has published since the start, with all its
+        """Count the batches that a sampler has published since the start, with all its
         predecessors."""
         published: int = self._published[sampler][0]
         return published
 
     @property
     def all_published(self) -> int:
-        """How many batches all samplers have published since the start."""
+        """Batches that all samplers have published since the start."""
         return sum(map(self.published, range(self.samplers)))
 
     def taken(self, sampler: int) -> int:
-        """How many of them the learner has taken."""
+        """Count the batches of a sampler that the learner has taken."""
         taken: int = self._taken[sampler][0]
         return taken
-
-    @property
-    def is_stopping(self) -> bool:
-        """Whether the samplers are to end."""
-        return bool(self._stopping[0])
 
     # The learner's side.
 
     def lend(self) -> int | None:
-        """A READY slot, now LENT and the learner's; `None` if none is ready.
+        """Lend a READY slot to the learner, LENT from now on; `None` if no slot is ready.
 
-        Of one sampler they come in the order in which they were filled; the samplers take turns.
+        Slots of one sampler come in the order in which it filled them; the samplers take turns.
         """
         turns = 1 if self.in_turn else self.samplers
         for turn in range(self._next_sampler, self._next_sampler + turns):
@@ -222,27 +231,29 @@ class Slots:
         return None
 
     def lend_own(self) -> int | None:
-        """The learner's own slot, now LENT, for it to fill; `None` if there is none, or it is LENT
-        already."""
+        """Lend the learner its own slot to fill, LENT from now on; `None` if it has no such slot,
+        or it is LENT already."""
         if not self.has_own or self._states[self.slots] != FREE:
             return None
         self._states[self.slots] = LENT
         return self.slots
 
     def give_back(self, slot: int) -> None:
-        """Return a lent slot to its sampler, the learner's own to the learner, and wake whoever
-        waits for it."""
+        """Return a lent slot to its sampler, or the learner's own to the learner, and wake the
+        sampler or learner that waits for it."""
         assert self._states[slot] == LENT, self
         poison(self._batches[slot])
         order()  # what was read from the slot, before it may be written again
         self._states[slot] = FREE
-        bell = self.sampler_bells[slot % self.samplers] if slot < self.slots else self.learner_bell
-        bell.notify()
+        if slot < self.slots:
+            self.board.sampler_bells[slot % self.samplers].notify()
+        else:
+            self.board.learner_bell.notify()
         check_step(self)
 
     def recover(self, sampler: int) -> int:
-        """Free the slots that a sampler, dead and reaped, was filling; how many. Its ready batches
-        stay."""
+        """Free the slots that a dead and reaped sampler was filling, and count them. Its ready
+        batches stay."""
         states = self.states()
         torn = [
             slot for slot in range(sampler, self.slots, self.samplers) if states[slot] == FILLING
@@ -253,58 +264,19 @@ class Slots:
         check_step(self)
         return len(torn)
 
-    def open_gate(self) -> None:
-        """Let the samplers begin. They stay allowed."""
-        self._gate[0] = 1
-        self._ring_samplers()
-
-    def stop(self) -> None:
-        """Ask the samplers to end."""
-        self._stopping[0] = 1
-        self._ring_samplers()
-
-    def wake_samplers(self) -> None:
-        """Let samplers that sleep look again: there are new items."""
-        for bell in self.sampler_bells:
-            bell.notify()
-
     @property
     def next_sampler(self) -> int:
-        """Whose batch the learner takes next, `in_turn`; else whose it looks at first."""
+        """The sampler whose batch the learner takes next, if `in_turn`; otherwise the one whose
+        queue it looks at first."""
         return self._next_sampler
 
     @property
-    def is_open(self) -> bool:
-        """Whether the samplers may sample."""
-        return bool(self._gate[0])
-
-    def redrawn(self, sampler: int) -> int:
-        """Rows that that sampler copied in vain, since its last start."""
-        count: int = self._redrawn[sampler][0]
-        return count
-
-    @property
-    def rows_redrawn(self) -> int:
-        """Rows that the samplers copied in vain, since their last start."""
-        return sum(map(self.redrawn, range(self.samplers)))
-
-    @property
     def size_bytes(self) -> int:
-        """Of all slots."""
+        """Shared memory of all slots."""
         return self._segment.size_bytes
 
-    @property
-    def found_no_items(self) -> bool:
-        """Whether a sampler found no item in the rows when it looked last."""
-        return any(word[0] for word in self._fruitless)
-
-    def found_no_items_since(self, rows_inserted: int) -> bool:
-        """Whether every sampler found no item although so many rows had been inserted when it
-        looked."""
-        return all(word[0] == rows_inserted + 1 for word in self._fruitless)
-
     def count(self, state: int) -> int:
-        """How many slots are in that state."""
+        """Count the slots in a state."""
         return self.states().count(state)
 
     def states(self) -> list[int]:
@@ -322,7 +294,7 @@ class Slots:
             event.close()
 
     def check(self) -> None:
-        """Assert what must always hold. By the learner's process: a sampler may see slots in the
+        """Assert what must always hold. For the learner's process: a sampler may see slots in the
         middle of a step."""
         states = self.states()
         assert all(state in (FREE, FILLING, READY, LENT) for state in states), self
@@ -331,28 +303,14 @@ class Slots:
             assert len(filling) <= 1, f"sampler {sampler} fills {filling} at once: {self}"
 
     def _free_slot(self, sampler: int) -> int | None:
-        if self._gate[0]:
+        if self.board.is_open:
             for slot in range(sampler, self.slots, self.samplers):
                 if self._states[slot] == FREE:
                     return slot
         return None
 
-    def _ring_samplers(self) -> None:
-        for event in self._events[1:]:
-            event.notify()
-
     def __getstate__(self) -> dict[str, object]:
-        kept = (
-            "fields",
-            "batch_size",
-            "slots",
-            "samplers",
-            "in_turn",
-            "has_own",
-            "_segment",
-            "_events",
-        )
-        return {key: self.__dict__[key] for key in kept}
+        return {key: self.__dict__[key] for key in _PICKLED}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)

@@ -247,7 +247,7 @@ async def test_room_for_less_than_a_step_is_no_standstill_while_an_actor_is_aliv
         waiting = asyncio.create_task(replay.add(**vector(16, 2)))
         taking = asyncio.create_task(anext(batches))
         slots = batches._stream.queue.slots
-        await until(lambda: slots.found_no_items_since(32))
+        await until(lambda: slots.board.found_no_items_since(32))
         batches._stream.look_again()
         said = "no Transitions(n_step=5, gamma=0.99) can be made of the 32 rows yet; 1 actors alive"
         (reason,) = (wait.reason for wait in replay.statistics().waits if wait.who == "learner")

@@ -94,7 +94,7 @@ class SlotsMachine(RuleBasedStateMachine):
             self.state[slot], self.content[slot] = "ready", self.batches
             self.queues[sampler].append(slot)
             self.redrawn[sampler] = redrawn
-            assert self.rings(self.slots.learner_bell) == (
+            assert self.rings(self.slots.board.learner_bell) == (
                 self.learner_sleeps and not self.heard[sampler]
             )
             self.heard[sampler] = True
@@ -105,7 +105,7 @@ class SlotsMachine(RuleBasedStateMachine):
         for slot in self.filling(sampler):
             self.children[sampler].abandon(slot)
             self.state[slot] = "free"
-            assert self.rings(self.slots.learner_bell) == (
+            assert self.rings(self.slots.board.learner_bell) == (
                 self.learner_sleeps and not self.heard[sampler]
             )
             self.heard[sampler] = True
@@ -124,7 +124,7 @@ class SlotsMachine(RuleBasedStateMachine):
     @rule(sampler=st.integers(0, 2))
     def a_sampler_falls_asleep(self, sampler: int) -> None:
         sampler %= self.samplers
-        self.children[sampler].sampler_bells[sampler].arm()
+        self.children[sampler].board.sampler_bells[sampler].arm()
         self.sampler_sleeps[sampler] = True
 
     # The learner.
@@ -159,26 +159,26 @@ class SlotsMachine(RuleBasedStateMachine):
         self.slots.give_back(slot)
         self.state[slot] = "free"
         sampler = slot % self.samplers
-        assert self.rings(self.slots.sampler_bells[sampler]) == self.sampler_sleeps[sampler]
+        assert self.rings(self.slots.board.sampler_bells[sampler]) == self.sampler_sleeps[sampler]
         self.sampler_sleeps[sampler] = False
 
     @rule()
     def the_learner_falls_asleep(self) -> None:
-        self.slots.learner_bell.arm()
+        self.slots.board.learner_bell.arm()
         self.learner_sleeps = True
         self.heard = [False] * self.samplers
 
     @rule()
     def open_the_gate(self) -> None:
-        self.slots.open_gate()
+        self.slots.board.open_gate()
         self.is_open = True
-        assert all(self.rings(bell) for bell in self.slots.sampler_bells)
+        assert all(self.rings(bell) for bell in self.slots.board.sampler_bells)
 
     @rule()
     def stop(self) -> None:
-        self.slots.stop()
+        self.slots.board.stop()
         self.is_stopping = True
-        assert all(self.rings(bell) for bell in self.slots.sampler_bells)
+        assert all(self.rings(bell) for bell in self.slots.board.sampler_bells)
 
     @rule(slot=st.integers(0, 9), step=st.sampled_from(["publish", "abandon", "give_back"]))
     def take_an_illegal_step(self, slot: int, step: str) -> None:
@@ -203,7 +203,10 @@ class SlotsMachine(RuleBasedStateMachine):
         ready, lent = self.state.count("ready"), self.state.count("lent")
         for side in (self.slots, *self.children):
             assert repr(side) == f"<Slots {letters} ({ready} ready, {lent} lent)>"
-            assert (side.is_open, side.is_stopping) == (self.is_open, self.is_stopping)
+            assert (side.board.is_open, side.board.is_stopping) == (
+                self.is_open,
+                self.is_stopping,
+            )
         for number, state in (
             (FREE, "free"),
             (FILLING, "filling"),
@@ -211,7 +214,7 @@ class SlotsMachine(RuleBasedStateMachine):
             (LENT, "lent"),
         ):
             assert self.slots.count(number) == self.state.count(state)
-        assert self.slots.rows_redrawn == sum(self.redrawn)
+        assert self.slots.board.rows_redrawn == sum(self.redrawn)
 
     @invariant()
     def batches_that_are_ready_or_lent_stay_as_they_are(self) -> None:
@@ -224,7 +227,8 @@ class SlotsMachine(RuleBasedStateMachine):
     def nobody_is_rung_in_vain(self) -> None:
         """Every ring so far was accounted for by the step that caused it."""
         assert not any(
-            self.rings(bell) for bell in (self.slots.learner_bell, *self.slots.sampler_bells)
+            self.rings(bell)
+            for bell in (self.slots.board.learner_bell, *self.slots.board.sampler_bells)
         )
 
     def teardown(self) -> None:

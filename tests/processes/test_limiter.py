@@ -354,7 +354,7 @@ async def test_the_last_rows_that_there_is_room_for_are_looked_at_before_giving_
         async with replay.batches(areplay.Sequences(10), batch_size=8, limiter=pace) as batches:
             task = asyncio.create_task(batches.get(30.0))
             await replay.extend(steps(5))
-            await until(partial(batches._stream.queue.slots.found_no_items_since, 5))
+            await until(partial(batches._stream.queue.slots.board.found_no_items_since, 5))
             await replay.extend(steps(6))
             assert the_limiter(replay).holds_writers
             assert (await task)["obs"].shape == (8, 10, 2)
