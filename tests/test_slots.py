@@ -238,14 +238,6 @@ def test_only_who_sleeps_is_rung(slots: Slots) -> None:
     assert not any(is_rung(bell) for bell in slots.board.sampler_bells)
 
 
-def test_to_stop_wakes_every_sampler(slots: Slots) -> None:
-    """Also one that sleeps for want of a slot, or that is not asleep yet."""
-    assert not slots.board.is_stopping
-    slots.board.stop()
-    assert slots.board.is_stopping
-    assert all(is_rung(bell) for bell in slots.board.sampler_bells)
-
-
 def test_redrawn_rows_are_summed_over_the_samplers(slots: Slots) -> None:
     """Each publication brings its sampler's count up to date."""
     slots.publish(leased(slots, 0), 3)

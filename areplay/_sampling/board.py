@@ -72,7 +72,7 @@ class Board:
             bell.notify()
 
     def _ring_samplers(self) -> None:
-        # Also those that are not asleep yet: they have looked at the word before.
+        # Whether they sleep or not: a sampler that does not sleep yet may have looked at the word.
         for bell in self.sampler_bells:
             bell.event.notify()
 
