@@ -44,6 +44,7 @@ from areplay._ingest.actor_group import ActorGroup
 from areplay._ingest.actors import Actors
 from areplay._ingest.admission import Admission
 from areplay._ingest.coordinator import Coordinator
+from areplay._ingest.destination import Destination
 from areplay._ingest.local_writer import LocalWriter
 from areplay._ingest.quiet import quiet_options
 from areplay._processes.completion import in_thread, run_to_completion
@@ -214,18 +215,15 @@ class Replay(Checkpointed, Held):
             self._reading_locks = ring.block_locks()
             self._admission = Admission(self._registry)
             why_hopeless = unless_gone(self._why_hopeless, "this replay")
-            self._local_writer = LocalWriter(
-                ring, self._registry, self._admission, announce_rows, why_hopeless
-            )
+            destination = Destination(ring, self._registry, self._admission, announce_rows)
+            self._local_writer = LocalWriter(destination, why_hopeless)
         except BaseException:
             for priorities in self._priorities.values():
                 priorities.close()
             ring.segment.close()
             raise
         self._saver = Saver(ring, self._registry, unless_gone(self._snapshot, "this replay"))
-        self._coordinator = Coordinator(
-            ring, self._registry, self._admission, announce_rows, notice(self._on_change)
-        )
+        self._coordinator = Coordinator(destination, notice(self._on_change))
         streams, local, groups = self._streams, self._local, self._groups
         self._standstill = Standstill(
             ring,

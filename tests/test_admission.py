@@ -22,6 +22,7 @@ import areplay
 from areplay._base.episode_links import NEXT_OFFSET
 from areplay._ingest.admission import Admission, steps_among, steps_in
 from areplay._ingest.coordinator import Coordinator
+from areplay._ingest.destination import Destination
 from areplay._ingest.inbox import Inboxes
 from areplay._ingest.rate_controller import RateController
 from areplay._processes import waiter as waiter_module
@@ -322,9 +323,8 @@ class Scene:
         self.admission.add(self.limiter)
         self.inboxes = Inboxes(SPEC, 2, 16)
         self.inbox = [self.inboxes.inbox(k) for k in range(2)]
-        self.coordinator = Coordinator(
-            self.ring, WriterRegistry(), self.admission, lambda: None, lambda: None
-        )
+        destination = Destination(self.ring, WriterRegistry(), self.admission, lambda: None)
+        self.coordinator = Coordinator(destination, lambda: None)
         self.put = [0, 0]
 
     async def hand_in(self, actor: int, rows: int) -> None:
@@ -475,7 +475,7 @@ async def test_final_observations_do_not_wait_behind_steps() -> None:
     admission.add(limiter(4.0))
     inboxes = Inboxes(spec, 2, 8)  # of which two rows are taken at a time
     first, second = (inboxes.inbox(k) for k in range(2))
-    coordinator = Coordinator(ring, registry, admission, lambda: None, lambda: None)
+    coordinator = Coordinator(Destination(ring, registry, admission, lambda: None), lambda: None)
     for number, inbox in enumerate((first, second)):
         await coordinator.attach(inbox, f"actor {number}")
     step = {"obs": 0, "action": 0, "reward": 0.0, "terminated": False, "truncated": False}

@@ -15,8 +15,10 @@ import pytest
 from kit import cancel_at_every_tick, memory_descriptors, ticks, until
 
 from areplay._ingest import coordinator as coordinator_module
+from areplay._ingest import feed_tasks
 from areplay._ingest.admission import Admission
 from areplay._ingest.coordinator import Coordinator
+from areplay._ingest.destination import Destination
 from areplay._ingest.inbox import Inboxes
 from areplay._processes import waiter as waiter_module
 from areplay._storage.registry import WriterRegistry
@@ -38,9 +40,9 @@ class Scene:
         self.inbox = [self.inboxes.inbox(k) for k in range(3)]
         self.told = self.failed = 0
         registry = WriterRegistry()
-        self.coordinator = Coordinator(
-            self.ring, registry, Admission(registry), self.on_rows, self.on_failure
-        )
+        self.admission = Admission(registry)
+        destination = Destination(self.ring, registry, self.admission, lambda: self.on_rows())
+        self.coordinator = Coordinator(destination, self.on_failure)
         self.put = [0, 0, 0]
 
     def on_rows(self) -> None:
@@ -164,7 +166,7 @@ async def test_rows_wait_unless_there_is_a_chunk_or_a_request(
 ) -> None:
     """With an endless patience for company: a quarter of an inbox is taken at once, less when the
     actor hurries."""
-    monkeypatch.setattr(coordinator_module, "BATCHING_DELAY_S", 1_000.0)
+    monkeypatch.setattr(feed_tasks, "BATCHING_DELAY_S", 1_000.0)
     await scene.coordinator.attach(scene.inbox[0], "actor 0")
     scene.hand_in(0, 4)
     await until(lambda: scene.inserted == 4)
@@ -193,7 +195,7 @@ async def test_what_a_dead_actor_left_is_taken_and_its_stream_ended(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Settling takes everything at once; what its successor hands in is a stream of its own."""
-    monkeypatch.setattr(coordinator_module, "BATCHING_DELAY_S", 1_000.0)
+    monkeypatch.setattr(feed_tasks, "BATCHING_DELAY_S", 1_000.0)
     await scene.coordinator.attach(scene.inbox[0], "actor 0")
     scene.hand_in(0, 3)
     await scene.coordinator.mark_stream_end(scene.inbox[0])
@@ -228,7 +230,7 @@ async def test_stopping_takes_all_rows_of_all_inboxes(
 ) -> None:
     """Nothing handed in is lost, the thread is gone, and everything but another start may
     follow."""
-    monkeypatch.setattr(coordinator_module, "BATCHING_DELAY_S", 1_000.0)
+    monkeypatch.setattr(feed_tasks, "BATCHING_DELAY_S", 1_000.0)
     for k in range(3):
         await scene.coordinator.attach(scene.inbox[k], f"actor {k}")
         scene.hand_in(k, 2 + k)
@@ -357,8 +359,7 @@ async def test_rows_between_admission_and_ring_are_told_of(
 ) -> None:
     """Before they are admitted, until all streams were told of them; also where the write fails."""
     seen: list[bool] = []
-    coordinator, admission = scene.coordinator, scene.coordinator._admission
-    admit, on_rows = admission.admit_rows, coordinator._on_rows
+    coordinator, admission = scene.coordinator, scene.admission
 
     def looking(work: Any) -> Any:
         def look(*what: Any) -> Any:
@@ -367,8 +368,8 @@ async def test_rows_between_admission_and_ring_are_told_of(
 
         return look
 
-    monkeypatch.setattr(admission, "admit_rows", looking(admit))
-    monkeypatch.setattr(coordinator, "_on_rows", looking(on_rows))
+    monkeypatch.setattr(admission, "admit_rows", looking(admission.admit_rows))
+    monkeypatch.setattr(scene, "on_rows", looking(scene.on_rows))
     await coordinator.attach(scene.inbox[0], "actor 0")
     assert not coordinator.is_writing
     scene.hand_in(0, 3)

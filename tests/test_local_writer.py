@@ -16,6 +16,7 @@ from kit import cancel_at_every_tick, memory_descriptors, ticks, until
 from areplay._base.arrays import Mask
 from areplay._ingest import local_writer as local_writer_module
 from areplay._ingest.admission import Admission
+from areplay._ingest.destination import Destination
 from areplay._ingest.local_writer import LocalWriter
 from areplay._ingest.rate_controller import RateController
 from areplay._processes import waiter as waiter_module
@@ -60,7 +61,7 @@ class Scene:
         self.keeper = StreamState(4)
         if keeps:
             self.registry.keep(self.keeper)
-        self.own = LocalWriter(self.ring, self.registry, self.admission, self.on_rows)
+        self.own = LocalWriter(Destination(self.ring, self.registry, self.admission, self.on_rows))
         self.is_closed = False
 
     def on_rows(self) -> None:

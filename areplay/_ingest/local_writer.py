@@ -22,13 +22,11 @@ import numpy as np
 from areplay._base import forks
 from areplay._base.arrays import Array, Columns, Indices, detached, own_columns
 from areplay._base.validation import NO_PRIORITY, one_priority, priority_column
-from areplay._ingest.admission import Admission, Admitted, steps_among
+from areplay._ingest.admission import Admitted, steps_among
+from areplay._ingest.destination import Destination
 from areplay._ingest.episodes import Episodes
 from areplay._processes.completion import outcome_of, run_to_completion
 from areplay._processes.waiter import Waiter
-from areplay._storage.registry import WriterRegistry
-from areplay._storage.ring import Ring
-from areplay._storage.stream_writer import StreamWriter
 from areplay.errors import Closed, ResourceUnavailable, Stalled, WouldBlock
 from areplay.statistics import Wait
 
@@ -55,7 +53,6 @@ class LocalWriter:
     """The owner's stream.
 
     Args:
-        on_rows: called after rows were written.
         why_hopeless: says why a call that waits now will wait for ever, and what to do; "" if it
             may go on.
 
@@ -67,25 +64,21 @@ class LocalWriter:
 
     def __init__(
         self,
-        ring: Ring,
-        registry: WriterRegistry,
-        admission: Admission,
-        on_rows: Callable[[], None],
+        destination: Destination,
         why_hopeless: Callable[[], str] = lambda: "",
     ) -> None:
         self.any_written = self.is_writing = False
         self._why_hopeless = why_hopeless
-        self._ring, self._registry, self._admission, self._on_rows = (
-            ring,
-            registry,
-            admission,
-            on_rows,
-        )
-        self._episodes = Episodes(ring.spec) if ring.spec.is_steps else None
-        self.writer = StreamWriter(ring, ring.block_locks(), registry)
+        self._ring = destination.ring
+        self._registry = destination.registry
+        self._admission = destination.admission
+        self._on_rows = destination.on_rows
+        spec = destination.ring.spec
+        self._episodes = Episodes(spec) if spec.is_steps else None
+        self.writer = destination.new_writer()
         self._lock = asyncio.Lock()
         self._calls = 0  # that hand in rows, and have not returned
-        self._admitted = Waiter(admission.owner_bell)
+        self._admitted = Waiter(self._admission.owner_bell)
         self._waiting_since: float | None = None  # monotonic seconds
         # what the call that waits found at its last look
         self._lacks_steps, self._lacks_blocks = 1, False

@@ -222,7 +222,9 @@ async def test_a_dropped_stream_leaves_its_replay_to_others(
         lambda: replay.statistics().rows_inserted == 100 + inbox.rows_put,
         what="all that was handed in",
     )
-    await until(lambda: not replay._coordinator_now()._feeds, what="no inbox that is watched")
+    await until(
+        lambda: not replay._coordinator_now()._feeds.attached, what="no inbox that is watched"
+    )
     assert replay.statistics().actors == ()
     assert len(warnings_of_drops()) == 2
     async with replay.batches(batch_size=8) as batches:

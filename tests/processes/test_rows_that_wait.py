@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import areplay
-from areplay._ingest import coordinator
+from areplay._ingest import feed_tasks
 
 from . import workers
 from .oracle import SPEC, lives
@@ -124,7 +124,7 @@ async def test_what_waits_when_a_limiter_comes_is_let_in_first(
 ) -> None:
     """Else it would wait for the limiter, and all that is made later behind it. Here it would stay
     in its inbox."""
-    monkeypatch.setattr(coordinator, "BATCHING_DELAY_S", 1_000.0)
+    monkeypatch.setattr(feed_tasks, "BATCHING_DELAY_S", 1_000.0)
     async with (
         areplay.Replay(SPEC, 10_000) as replay,
         replay.actors(
