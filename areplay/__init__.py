@@ -10,7 +10,7 @@ In short::
 """
 
 from areplay._base.field import Field
-from areplay._checkpoint.service import Checkpoints
+from areplay._engine.periodic import Checkpoints
 from areplay._ingest.actors import Actors
 from areplay._ingest.reports import Report
 from areplay._processes.runner import run

@@ -1,4 +1,4 @@
-"""The replay: opens the ring, the coordinator and all that hangs on them, and closes them in order.
+"""The replay: the front door to an engine, which it opens and closes.
 
 Closing, whatever the reason: nobody can look at it from outside any more -> actors stop -> their
 inboxes are emptied into blocks -> samplers stop -> waiting learners get `Closed` -> children are
@@ -7,32 +7,31 @@ reaped -> descriptors are closed. The memory goes with its last view.
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import weakref
+import os
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from functools import partial
-from operator import methodcaller
 from types import TracebackType
-from typing import Any
-
-import numpy as np
+from typing import Any, Self
 
 from areplay._base import forks
 from areplay._base.arrays import Indices
-from areplay._base.hooks import guarded, text_of
-from areplay._base.validation import (
-    flag,
-    fraction,
-    optional_seconds,
-    priority_values,
-    row_indices,
-    whole_number,
+from areplay._base.validation import flag, optional_seconds, whole_number
+from areplay._checkpoint.format import CancelToken, Progress
+from areplay._checkpoint.loading import Loading
+from areplay._engine.checkpoints import (
+    MAX_BYTES_PER_S,
+    count_on,
+    load,
+    resume,
+    saving,
+    saving_every,
 )
-from areplay._checkpoint.format import CancelToken
-from areplay._checkpoint.reader import Checkpoint
-from areplay._checkpoint.service import Checkpointed, Saver
-from areplay._checkpoint.snapshot import Snapshot
+from areplay._engine.config import ReplayConfig
+from areplay._engine.counters import Counters, Draws
+from areplay._engine.engine import Engine
+from areplay._engine.periodic import Checkpoints
+from areplay._engine.report import description_of, statistics_of
 from areplay._ingest.actor_config import (
     ActorFunction,
     ActorGroupConfig,
@@ -40,50 +39,29 @@ from areplay._ingest.actor_config import (
     inbox_options,
     raises_failures,
 )
-from areplay._ingest.actor_group import ActorGroup
 from areplay._ingest.actors import Actors
-from areplay._ingest.admission import Admission
-from areplay._ingest.coordinator import Coordinator
-from areplay._ingest.destination import Destination
-from areplay._ingest.local_writer import LocalWriter
 from areplay._ingest.quiet import quiet_options
-from areplay._processes.completion import in_thread, run_to_completion
-from areplay._processes.dropped import Holdings, InOrder, notice, unless_gone
-from areplay._processes.opening import ended, opened
+from areplay._processes.completion import in_thread
+from areplay._processes.lifetime import Lifetime
+from areplay._processes.opening import delivered
 from areplay._processes.supervisor import supervisor_options
-from areplay._sampling.batch_memory import BatchArrays
-from areplay._sampling.batch_plan import BatchPlan, LocalBatchPlan, PlannedSelector
-from areplay._sampling.reader import Reader
+from areplay._sampling.batch_plan import BatchPlan, PlannedSelector
 from areplay._sampling.requests import check_sendable, checked_item, checked_limiter
-from areplay._sampling.standstill import Standstill
-from areplay._sampling.stream import Stream
-from areplay._sampling.stream_records import StreamConfig, StreamHost
-from areplay._shm.resource_limits import check_memory
-from areplay._status.held import Held
-from areplay._storage.block_sizes import default_block_rows, finest_block_rows
-from areplay._storage.priorities import PriorityTables
-from areplay._storage.registry import WriterRegistry
-from areplay._storage.ring import MIN_BLOCKS, Ring
+from areplay._sampling.stream_records import StreamConfig
 from areplay.actor import run_actor
 from areplay.batch import Batch
 from areplay.batches import Batches
-from areplay.errors import Closed, SpecMismatch, Stalled
+from areplay.errors import Closed
 from areplay.items.item import Item
 from areplay.items.transform import Transform
 from areplay.limiters import Limiter
-from areplay.selectors.prioritized import BUILT_IN, items_of
 from areplay.selectors.selector import Selector
 from areplay.spec import Spec
-from areplay.statistics import PriorityUpdate
+from areplay.statistics import PriorityUpdate, SaveResult, Statistics
 from areplay.weights import Weights
 
-logger = logging.getLogger(__name__)
 
-_SMALL_BATCH = 4_096  # items that a batch may have even if fewer rows fit
-_OWNER, _ACTORS, _BATCHES, _BATCH_PLANS = range(4)  # kinds of random generators
-
-
-class Replay(Checkpointed, Held):
+class Replay:
     """A replay buffer in shared memory: an async context manager. Dropped without being closed, it
     is let go.
 
@@ -112,43 +90,20 @@ class Replay(Checkpointed, Held):
         prefault: bool = False,
         on_prefault: Callable[[int, int], None] | None = None,
     ) -> None:
-        super().__init__()
-        if not isinstance(spec, Spec):
-            raise TypeError(f"spec must be an areplay.Spec, got {type(spec).__name__}")
+        config = ReplayConfig.checked(spec, capacity, block_rows, prefault, on_prefault)
         self.spec = spec
-        capacity = whole_number("capacity", capacity, at_most=1 << 40)
-        if block_rows is None:
-            self._block_rows = default_block_rows(spec, capacity)
-        else:
-            self._block_rows = whole_number("block_rows", block_rows, at_most=1 << 20)
-        self._blocks = max(MIN_BLOCKS, -(-capacity // self._block_rows))
-        self._set_block_rows_given(block_rows is not None)
-        if seed is not None:
-            seed = whole_number("seed", seed, at_least=0)
-        self._entropy = np.random.SeedSequence(seed).entropy
-        self._rng = np.random.default_rng(self._seeds(_OWNER))
-        self._prefault = bool(prefault)
-        self._on_prefault = None if on_prefault is None else guarded("on_prefault", on_prefault)
-        if self.capacity_rows != capacity:
-            logger.info(
-                "capacity %d rounded up to %d rows, whole blocks", capacity, self.capacity_rows
-            )
-        parts = {field.name: field.row_bytes * self.capacity_rows for field in spec.rows.values()}
-        check_memory(f"a replay of {self.capacity_rows:,} rows of {spec.row_bytes:,} bytes", parts)
-        self._registry = WriterRegistry()
-        self._made = 0  # groups and streams so far, for their seeds
-        self._ring: Ring | None = None
-        self._local: weakref.WeakKeyDictionary[PlannedSelector, LocalBatchPlan] = (
-            weakref.WeakKeyDictionary()
-        )
-        self._holdings = Holdings(f"a replay of {self.capacity_rows:,} rows")
-        self._opening: asyncio.Task[None] | None = None
-        self._closing: asyncio.Task[None] | None = None
+        self._config = config
+        self._counters = Counters(seed)
+        self._loading: Loading | None = None
+        self._is_loaded = False  # open, and not entered yet
+        self._engine: Engine | None = None
+        what = f"a replay of {config.capacity_rows:,} rows"
+        self._life = Lifetime("this replay", "a replay", what, None)
 
     @property
     def capacity_rows(self) -> int:
         """Rows that fit: `capacity` rounded up to whole blocks, at least 4 of them."""
-        return self._blocks * self._block_rows
+        return self._config.capacity_rows
 
     async def __aenter__(self) -> Replay:
         """Allocate the memory, off the loop.
@@ -158,16 +113,11 @@ class Replay(Checkpointed, Held):
             BaseException: what `on_prefault` raised, as `save` raises it of `on_progress`. Nothing
                 was left allocated.
         """
-        self._check_process()
-        if self._is_loaded and self._closing is None:
+        self._life.check_process()
+        if self._is_loaded and not self._life.is_closing:
             self._is_loaded = False
             return self
-        if self._opening is not None or self._closing is not None:
-            raise Closed("this replay, which was opened before,")
-        self._origin = forks.current
-        self._holdings.begin(self)
-        self._opening = asyncio.create_task(self._open_off_loop(), name="areplay opens a replay")
-        await opened(self._opening, self.close, "this replay")
+        await self._life.open(self, self._open_off_loop, self.close)
         return self
 
     async def __aexit__(
@@ -176,7 +126,7 @@ class Replay(Checkpointed, Held):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._holdings.leave(kind, self.close)
+        await self._life.holdings.leave(kind, self.close)
 
     async def close(self) -> None:
         """Close everything that hangs on this replay, and itself; leaving the context does it. May
@@ -185,59 +135,147 @@ class Replay(Checkpointed, Held):
         Cancelled: it is closed all the same, then the cancellation is delivered. In a process
         forked from the one that opened it, this returns at once and does nothing.
         """
-        if self._is_foreign:
-            return
-        if await self._holdings.are_lost():
-            return
-        if self._closing is None:
-            self._closing = asyncio.create_task(self._close(), name="areplay closes a replay")
-        await run_to_completion(self._closing)
+        await self._life.close(self._close)
 
     async def _open_off_loop(self) -> None:
         stop = CancelToken() if self._loading is None else self._loading.stop
         await in_thread("areplay-files", self._open, stop.set)
 
     def _open(self) -> None:
-        self._registry.has_given_size = self._has_given_block_rows
-        finest_rows = (
-            None
-            if self._has_given_block_rows
-            else finest_block_rows(self.capacity_rows, self._block_rows)
-        )
-        ring = Ring(self.spec, self._blocks, self._block_rows, finest_rows)
-        announce_rows = partial(self._streams.tell, methodcaller("on_rows"))
-        try:
-            if self._loading is not None:
-                self._priorities = self._loading.fill(ring)
-            if self._prefault:
-                ring.segment.prefault(self._on_prefault)
-            self._tables = PriorityTables(ring, self._registry, self._priorities)
-            self._reading_locks = ring.block_locks()
-            self._admission = Admission(self._registry)
-            why_hopeless = unless_gone(self._why_hopeless, "this replay")
-            destination = Destination(ring, self._registry, self._admission, announce_rows)
-            self._local_writer = LocalWriter(destination, why_hopeless)
-        except BaseException:
-            for priorities in self._priorities.values():
-                priorities.close()
-            ring.segment.close()
-            raise
-        self._saver = Saver(ring, self._registry, unless_gone(self._snapshot, "this replay"))
-        self._coordinator = Coordinator(destination, notice(self._on_change))
-        streams, local, groups = self._streams, self._local, self._groups
-        self._standstill = Standstill(
-            ring,
-            self._registry,
-            self._admission,
-            self._local_writer,
-            self._coordinator,
-            lambda: streams,
-            lambda: list(local.values()),
-            lambda: groups,
-        )
-        self._ring = ring
-        self._serve_status()
-        self._note_holdings(ring)
+        loading = self._loading
+        fill = None if loading is None else loading.fill
+        engine = Engine(self._config, self._counters, fill, description_of)
+        if loading is not None:
+            resume(engine, loading)
+        self._loading = None
+        self._engine = engine
+        engine.note(self._life.holdings)
+
+    async def _close(self) -> None:
+        if self._engine is not None:  # it was entered
+            await self._engine.close()
+
+    @classmethod
+    async def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        spec: Spec | None = None,
+        capacity: int | None = None,
+        block_rows: int | None = None,
+        seed: int | None = None,
+        on_progress: Progress | None = None,
+    ) -> Self:
+        """A replay with what a checkpoint holds, already open:
+        `async with await Replay.load(path) as replay`.
+
+        Every row has the index that it had, if capacity and block_rows are those of the checkpoint
+        (and no `Fifo` had kept blocks over a whole lap). All streams are ended: who writes rows
+        begins new ones. Streams of batches that are opened as before go on with the counts of their
+        limiters, and a `Fifo` leaves out what it has delivered.
+
+        Cancelled: nothing is left allocated.
+
+        Args:
+            spec: which the rows must be of; None: whatever they are.
+            capacity: rows to keep, the newest ones; None: as many as before.
+            block_rows: as for `Replay`; None: as before, if the capacity is the same.
+            seed: for other random numbers than those that would have come next.
+            on_progress: called as `on_progress(done_bytes, size_bytes)` meanwhile, from another
+                thread.
+
+        Raises:
+            CheckpointMissing: there is none.
+            CheckpointMismatch: it is of another spec, named field by field, or of a newer version.
+            CheckpointDamaged: something in it is not as it was written; says what. Nothing is left
+                allocated.
+            MemoryLimitExceeded, ResourceUnavailable, ValueError: as for `Replay`.
+            BaseException: what `on_progress` raised, as `save` raises it. Nothing is left
+                allocated.
+        """
+
+        async def open_with(loading: Loading) -> Self:
+            checkpoint = loading.checkpoint
+            is_as_before = block_rows is None and capacity in (None, checkpoint.capacity_rows)
+            replay = cls(
+                checkpoint.spec,
+                checkpoint.capacity_rows if capacity is None else capacity,
+                seed=seed,
+                block_rows=checkpoint.block_rows if is_as_before else block_rows,
+            )
+            if is_as_before:
+                is_given = checkpoint.has_given_block_rows
+                replay._config = replace(replay._config, has_given_block_rows=is_given)
+            count_on(replay._counters, checkpoint, seed is not None)
+            replay._loading = loading
+            await replay.__aenter__()
+            replay._is_loaded = True
+            return replay
+
+        return await load(path, spec, on_progress, open_with)
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        max_bytes_per_s: float | None = MAX_BYTES_PER_S,
+        on_progress: Progress | None = None,
+    ) -> Coroutine[Any, Any, SaveResult]:
+        """Write a checkpoint into that directory, off the loop, while everybody goes on; what was
+        written.
+
+        It holds the rows that are there when this is awaited, their episodes and priorities, and
+        what limiters, selectors and random generators have counted; see docs/checkpoints.md. Of
+        rows that are overwritten before their turn comes, it holds those that took their place: it
+        is as full as the ring, however long it takes. Only those blocks are written that were not
+        in the directory's checkpoint before, if that one is of this replay. What is there before is
+        replaced in one step at the end: killed at any moment, the directory has one checkpoint,
+        whole.
+
+        Cancelled, or the replay is closed: it stops at the next block, and the checkpoint before
+        stays; only if it was at its end already, the new one is there.
+
+        Args:
+            path: of the directory; made if it is not there. It should hold nothing else.
+            max_bytes_per_s: not faster than that, so that the learner does not feel it; None: as
+                fast as it goes.
+            on_progress: called as `on_progress(done_bytes, size_bytes)` meanwhile, from another
+                thread.
+
+        Raises:
+            CheckpointFailed: the disk is full, the directory read-only, or the like. The checkpoint
+                before stays.
+            CheckpointBusy: another save into this directory is going on, of any process.
+            ResourceUnavailable: no descriptor, thread or memory is left. The checkpoint before
+                stays.
+            Closed: the replay was closed meanwhile. The checkpoint before stays.
+            BaseException: what `on_progress` raised; a `RuntimeError` from it, if it is a
+                `StopIteration`, `StopAsyncIteration`, `GeneratorExit` or `CancelledError`. The
+                checkpoint before stays.
+        """
+        return delivered(saving(self._opened(), path, max_bytes_per_s, on_progress))
+
+    def checkpoints(
+        self,
+        path: str | os.PathLike[str],
+        every_s: float,
+        *,
+        max_bytes_per_s: float | None = MAX_BYTES_PER_S,
+        on_progress: Progress | None = None,
+    ) -> Checkpoints:
+        """Save into that directory every `every_s` seconds, and once more when the context is left:
+        see `save`.
+
+        One after the other, never two at once. A save that fails, say because the disk is full, is
+        logged as an error; the next one tries again. So it is if `on_progress` raises; only
+        `SystemExit` and `KeyboardInterrupt` end the program, as they do from every task. An async
+        context manager; leaving it waits for the last save.
+        """
+        return saving_every(self._opened, path, every_s, max_bytes_per_s, on_progress)
+
+    def statistics(self) -> Statistics:
+        """Counts and states at this moment. From any thread."""
+        return statistics_of(self._opened())
 
     def actors(
         self,
@@ -292,12 +330,12 @@ class Replay(Checkpointed, Held):
         Raises:
             ValueError, TypeError: an option is not what it should be.
         """
-        ring = self._opened()
+        engine = self._opened()
         program = actor_program(function, args, kwargs, weights, add_timeout_s)
-        number = self._next_number()
+        number = self._counters.next_number()
         config = ActorGroupConfig(
             number=number,
-            seeds=self._seeds(_ACTORS, number),
+            seeds=self._counters.seeds(Draws.ACTORS, number),
             spec=self.spec,
             body=run_actor,
             program=program,
@@ -307,16 +345,7 @@ class Replay(Checkpointed, Held):
             quiet=quiet_options(quiet_s, restart_after_s),
             raises=raises_failures(on_failure),
         )
-        self._registry.warn_of_streams(ring, config.count)
-        self._groups.leave_out(lambda other: other.is_closed)  # and so frees their memory
-        group = ActorGroup(
-            config,
-            self._coordinator_now(),
-            on_change=notice(self._on_change),
-            check_open=self._opened,
-        )
-        self._groups.append(group)
-        return Actors(group)
+        return Actors(engine.new_group(config, self._opened))
 
     def batches(
         self,
@@ -366,23 +395,22 @@ class Replay(Checkpointed, Held):
         Raises:
             ValueError, TypeError: an option is not what it should be.
         """
-        ring = self._opened()
-        item, selector = checked_item(self.spec, self._longest_window, item, selector, transform)
-        with self._registry.use(ring):
-            self._bind(selector)
+        engine = self._opened()
+        config = self._config
+        item, selector = checked_item(self.spec, config.longest_window, item, selector, transform)
+        with engine.registry.use(engine.ring):
+            engine.sampler.bind(selector)
         check_sendable("item", item)
         if not hasattr(selector, "bind"):  # which has a share of our memory by now, and is ours
             check_sendable("selector", selector)
         check_sendable("transform", transform)
-        batch_size = whole_number("batch_size", batch_size, at_most=self._max_batch_size)
+        batch_size = whole_number("batch_size", batch_size, at_most=config.max_batch_size)
         limiter = checked_limiter(
             limiter, min_size_to_sample, batch_size, self.capacity_rows, item, selector
         )
         samplers = whole_number("samplers", samplers, at_most=1_000)
-        number = self._next_number()
-        self._streams.leave_out(lambda other: other.is_closed)  # and so frees their memory
-        entropy = self._entropy
-        config = StreamConfig(
+        number = self._counters.next_number()
+        stream_config = StreamConfig(
             item=item,
             selector=selector,
             transform=transform,
@@ -391,22 +419,13 @@ class Replay(Checkpointed, Held):
             samplers=samplers,
             inline_sampling=flag("inline_sampling", inline_sampling),
             prefetch=whole_number("prefetch", prefetch, at_least=samplers, at_most=100_000),
-            new_batch_plan=self._batch_plan(selector, item, batch_size, number),
+            new_batch_plan=_batch_plan(engine, selector, item, batch_size, number),
             number=number,
-            seeds=lambda index, run: np.random.SeedSequence(
-                entropy, spawn_key=(_BATCHES, number, index, run)
-            ),
+            seeds=self._counters.seeds_of_children(Draws.BATCHES, number),
             timeout_s=optional_seconds("timeout_s", timeout_s),
             supervision=supervisor_options(max_restarts, start_timeout_s, grace_s),
         )
-        host = StreamHost(
-            ring, self._registry, self._admission, self._standstill.supply, self._opened
-        )
-        stream = Stream(host, config)
-        self._resume(stream)
-        self._streams.append(stream)
-        stream.tell_failure(self._failure_to_raise())
-        return Batches(stream)
+        return Batches(engine.new_stream(stream_config, self._opened))
 
     def add(self, /, *, priority: Any = None, **row: Any) -> Coroutine[Any, Any, int | Indices]:
         """Write one row from this process; its index. It can be sampled when this returns.
@@ -425,8 +444,7 @@ class Replay(Checkpointed, Held):
             Stalled: it would wait for a batch that cannot be made without more rows. Nothing was
                 written. If a learner waits for that batch it is the learner who gets this error.
         """
-        self._opened()
-        return self._own().add(row, priority)
+        return self._opened().local_writer.add(row, priority)
 
     def end_episode(self, environments: Any = None) -> None:
         """As `Actor.end_episode`, for the steps that `add` and `extend` take in this process.
@@ -435,16 +453,16 @@ class Replay(Checkpointed, Held):
             ValueError: `environments` is no choice of them; or the spec is not one of steps.
                 Nothing has changed.
         """
-        self._own().break_off(environments)
+        self._opened().local_writer.break_off(environments)
 
     @property
     def autoreset_mode(self) -> str:
         """As `Actor.autoreset_mode`, for the steps that `add` takes in this process."""
-        return self._own().episodes.autoreset_mode
+        return self._opened().local_writer.episodes.autoreset_mode
 
     @autoreset_mode.setter
     def autoreset_mode(self, mode: object) -> None:
-        self._own().episodes.autoreset_mode = mode
+        self._opened().local_writer.episodes.autoreset_mode = mode
 
     def extend(
         self, columns: Mapping[str, Any], *, priorities: Any = None
@@ -472,8 +490,7 @@ class Replay(Checkpointed, Held):
             ValueError: more rows than fit, or than a limiter or selector can ever let in at once.
             Stalled: as of `add`.
         """
-        self._opened()
-        return self._own().extend(columns, priorities)
+        return self._opened().local_writer.extend(columns, priorities)
 
     def sample(
         self,
@@ -497,37 +514,9 @@ class Replay(Checkpointed, Held):
             ValueError, TypeError: an option is not what it should be, or what a selector of your
                 own has drawn.
         """
-        ring = self._opened()
-        item, chosen = checked_item(self.spec, self._longest_window, item, selector, transform)
-        batch_size = whole_number("batch_size", batch_size, at_most=self._max_batch_size)
-        with self._registry.use(ring):
-            self._bind(chosen)
-            rows = (
-                self._next_rows(chosen, item, batch_size)
-                if isinstance(chosen, PlannedSelector)
-                else None
-            )
-            reader = Reader(ring, self._reading_locks, item, chosen, self._rng, transform)
-            arrays = BatchArrays.empty(batch_size if rows is None else len(rows), reader.fields)
-            is_filled = reader.fill(arrays, rows)
-        if is_filled and isinstance(chosen, PlannedSelector):
-            self._local[chosen].on_taken()
-            self._admission.notify()
-        if not is_filled:
-            what = "a replay without rows"
-            if len(self):
-                what = f"{len(self):,} rows of which no {items_of(chosen, item)} can be made"
-            if len(self) and type(chosen) not in BUILT_IN:
-                what = (
-                    f"{len(self):,} rows, of which {text_of(chosen)} drew no row that makes "
-                    f"{text_of(item)}"
-                )
-            if len(self) and (obstacle := getattr(chosen, "obstacle", "")):
-                raise Stalled(f"sample() by {text_of(chosen)}: {obstacle}")
-            raise Stalled(
-                f"sample() on {what}; add some first, or use batches(), which waits for them"
-            )
-        return Batch(arrays)
+        engine = self._opened()
+        count = whole_number("batch_size", batch_size, at_most=self._config.max_batch_size)
+        return Batch(engine.sampler.sample(count, item, selector, transform))
 
     def update_priorities(
         self, indices: Indices, priorities: Any, *, max_mean_mix: float = 0.9, mask: Any = None
@@ -554,159 +543,44 @@ class Replay(Checkpointed, Held):
                 selector was given to `batches` or `sample` yet and no row came with a priority.
                 Nothing was changed.
         """
-        ring = self._opened()
-        if not self._priorities:
-            raise ValueError(
-                "update_priorities has no effect: pass selector=Prioritized(...) to "
-                "batches() or sample()"
-            )
-        names = row_indices(indices)
-        try:
-            values = priority_values(
-                priorities, len(names), fraction("max_mean_mix", max_mean_mix), mask
-            )
-        except SpecMismatch as mismatch:  # there is no spec here, and nothing that is stored
-            raise ValueError(str(mismatch)) from None
-        with self._registry.use(ring):
-            updated = int(np.count_nonzero(self._tables.update(names, values)))
-        self._updated += updated
-        self._stale += len(names) - updated
-        return PriorityUpdate(updated, len(names) - updated)
+        return self._opened().update_priorities(indices, priorities, max_mean_mix, mask)
 
     def __len__(self) -> int:
         """Rows that are there, final observations among them. `Uniform` and `Prioritized` draw from
         these alone."""
-        rows: int = self._opened().rows_now[0]
+        rows: int = self._opened().ring.rows_now[0]
         return rows
 
     def __bool__(self) -> bool:
         """True: a replay without rows is still a replay."""
         return True
 
-    def _batch_plan(
-        self, selector: Selector | PlannedSelector, item: Item, batch_size: int, group: int
-    ) -> Callable[[], BatchPlan] | None:
-        """What settles which items are in which batch, if the selector does."""
-        if not isinstance(selector, PlannedSelector):
-            return None
-        selector.check(batch_size, item.window, self.capacity_rows)
-        seeds = self._seeds(_BATCH_PLANS, group)
-        return partial(
-            selector.batch_plan, self._opened(), self._registry, item.window, batch_size, seeds
-        )
-
-    def _next_rows(self, selector: PlannedSelector, item: Item, batch_size: int) -> Indices:
-        """What `sample` goes on with."""
-        local = self._local.get(selector)
-        if local is None:
-            start = self._batch_plan(selector, item, batch_size, self._next_number())
-            assert start is not None
-            local = LocalBatchPlan(text_of(selector), item, start())
-            # not kept: the next call begins anew, with the rows that are there by then
-            if local.is_hopeless:
-                try:
-                    return local.next_rows(item, batch_size)
-                finally:
-                    local.close()
-            self._local[selector] = local
-            weakref.finalize(selector, _forget, local, weakref.ref(self._admission))
-            self._admission.changed()  # it keeps rows from now on
-        return local.next_rows(item, batch_size)
-
-    def _bind(self, selector: Selector | PlannedSelector) -> None:
-        bind = getattr(selector, "bind", None)
-        if bind is not None:
-            bind(self._tables.of_exponent)
-
-    @property
-    def _max_batch_size(self) -> int:
-        return max(_SMALL_BATCH, self.capacity_rows)
-
-    def _opened(self) -> Ring:
-        if self._origin is not forks.current:  # or not opened at all
-            self._check_process()
-        if self._ring is None or self._closing is not None or self._holdings.is_abandoned:
+    def _opened(self) -> Engine:
+        life = self._life
+        if life.origin is not forks.current:  # or not opened at all
+            life.check_process()
+        if self._engine is None or life.is_ending:
             raise Closed("this replay")
-        return self._ring
-
-    def _set_block_rows_given(self, is_given: bool) -> None:
-        self._has_given_block_rows = is_given
-        self._longest_window = self._block_rows if is_given else self.capacity_rows // 2
-
-    def _next_number(self) -> int:
-        """Of a group of actors, or a stream of batches."""
-        self._made += 1
-        return self._made - 1
-
-    def _seeds(self, *key: int) -> np.random.SeedSequence:
-        return np.random.SeedSequence(self._entropy, spawn_key=key)
-
-    @classmethod
-    def _for(
-        cls, checkpoint: Checkpoint, capacity: int | None, block_rows: int | None, seed: int | None
-    ) -> Replay:
-        is_as_before = block_rows is None and capacity in (None, checkpoint.capacity_rows)
-        replay = cls(
-            checkpoint.spec,
-            checkpoint.capacity_rows if capacity is None else capacity,
-            seed=seed,
-            block_rows=checkpoint.block_rows if is_as_before else block_rows,
-        )
-        if is_as_before:
-            replay._set_block_rows_given(checkpoint.has_given_block_rows)
-        return replay
-
-    def _count_on(self, counts: dict[str, Any], has_new_seed: bool) -> None:
-        self._updated, self._stale = counts["priorities_updated"], counts["priorities_stale"]
-        if not has_new_seed:
-            self._entropy, self._made = counts["entropy"], counts["made"]
-            self._rng.bit_generator.state = counts["generator"]
-
-    def _snapshot(self) -> Snapshot:
-        counts = {
-            "priorities_updated": self._updated,
-            "priorities_stale": self._stale,
-            "entropy": self._entropy,
-            "made": self._made,
-            "generator": self._rng.bit_generator.state,
-        }
-        streams = [*(stream.state() for stream in self._streams), *self._resumable]
-        return Snapshot(
-            self._opened(),
-            self._priorities.copy(),
-            {"block_rows_given": self._has_given_block_rows, "counts": counts},
-            [(state.record(), state.is_over) for state in streams],
-        )
-
-    async def _close(self) -> None:
-        await ended(self._opening)
-        if self._ring is None:  # never entered
-            self._holdings.release()
-            return
-        async with InOrder() as stack:  # from the last line up, each even if another failed
-            stack.push_async_callback(self._free, self._ring)
-            assert self._saver is not None
-            stack.push_async_callback(self._saver.close)
-            for stream in self._streams:
-                stack.push_async_callback(stream.close)
-            stack.push_async_callback(self._coordinator_now().stop)
-            for group in self._groups:
-                stack.push_async_callback(group.close)
-            for stream in self._streams:
-                if stream.is_planned:  # rows that come in now would not be kept for it
-                    stack.push_async_callback(stream.close)
-            if self._status_server is not None:
-                stack.callback(self._status_server.close)
-        self._holdings.release()
+        return self._engine
 
     def __repr__(self) -> str:
-        if self._origin is not None and self._is_foreign:
-            return f"<Replay of process {self._origin.pid}>"
-        return f"<Replay {'closed' if self._closing is not None else self._ring or 'not open'}>"
+        if self._life.origin is not None and self._life.is_foreign:
+            return f"<Replay of process {self._life.origin.pid}>"
+        return f"<Replay {'closed' if self._life.is_closing else self._engine or 'not open'}>"
 
 
-def _forget(local: LocalBatchPlan, admission: weakref.ref[Admission]) -> None:
-    """Keep no rows any more for a selector that is gone; its replay may be gone, too."""
-    local.close()
-    if (living := admission()) is not None:
-        living.changed()
+def _batch_plan(
+    engine: Engine,
+    selector: Selector | PlannedSelector,
+    item: Item,
+    batch_size: int,
+    number: int,
+) -> Callable[[], BatchPlan] | None:
+    """What settles which items are in which batch, if the selector does."""
+    if not isinstance(selector, PlannedSelector):
+        return None
+    selector.check(batch_size, item.window, engine.config.capacity_rows)
+    seeds = engine.counters.seeds(Draws.BATCH_PLANS, number)
+    return partial(
+        selector.batch_plan, engine.ring, engine.registry, item.window, batch_size, seeds
+    )

@@ -114,7 +114,7 @@ def _per_s(work: Callable[[int], object], seconds: float) -> float:
 
 def _bare(replay: areplay.Replay, options: Options) -> Callable[[int], object]:
     """Take eight neighbouring frames a row, into one place."""
-    column = replay._ring.columns["obs"]  # type: ignore[union-attr]
+    column = replay._opened().ring.columns["obs"]
     rows = np.random.default_rng(0).integers(
         0, len(column) - 8, (256, options.batch_size, 1)
     ) + np.arange(8)
@@ -127,8 +127,7 @@ def _assembling(
 ) -> Callable[[int], object]:
     """What a sampler does for a batch: draw, find the windows, put together, check; into one
     place."""
-    ring = replay._ring
-    assert ring is not None
+    ring = replay._opened().ring
     reader = Reader(
         ring, ring.block_locks(), item, areplay.Uniform(), np.random.default_rng(0), most_at_once=8
     )

@@ -185,7 +185,7 @@ async def test_steps_in_a_ring_are_counted_without_final_observations(mode: str)
     further than asked. The oracle keeps episodes as lists."""
     lanes: list[Lane] = []
     async with areplay.Replay(WORLD.spec, 64, block_rows=16) as replay:
-        ring = replay._ring
+        ring = replay._opened().ring
         assert ring is not None
         player = Player(
             WORLD,

@@ -403,7 +403,7 @@ async def test_epochs_of_nothing_are_stalled_until_rows_came(epochs: Epochs) -> 
             ):
                 replay.sample(size, selector=epochs)
             assert memory_descriptors() == before
-        assert not replay._registry.keepers
+        assert not replay._opened().registry.keepers
         await replay.extend(columns(0, 8))
         found = [replay.sample(4, selector=epochs)["number"].tolist() for _ in range(2)]
         assert sorted(found[0] + found[1]) == list(range(8))
@@ -434,7 +434,7 @@ async def test_a_plan_that_cannot_begin_pins_nothing(monkeypatch: pytest.MonkeyP
             patch.setattr(BatchPlan, "begin", lambda self, without=None: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 replay.sample(4, selector=fifo)
-        assert not replay._registry.keepers
+        assert not replay._opened().registry.keepers
         assert replay.sample(4, selector=fifo)["number"].tolist() == [0, 1, 2, 3]
 
 
@@ -558,7 +558,7 @@ async def test_a_selector_that_is_gone_keeps_nothing() -> None:
     """Nor do epochs that are over: no descriptor, no block."""
     async with areplay.Replay(PLAIN, 64) as replay:
         await replay.extend({"number": np.arange(40)})
-        before, watchers = memory_descriptors(), replay._registry.watchers
+        before, watchers = memory_descriptors(), replay._opened().registry.watchers
         for _ in range(3):
             replay.sample(8, selector=areplay.Fifo())
             epochs = areplay.Epochs(1)
@@ -570,7 +570,9 @@ async def test_a_selector_that_is_gone_keeps_nothing() -> None:
                 replay.sample(8, selector=epochs)
             gc.collect()
             assert memory_descriptors() == before
-        assert not replay._registry.keepers and replay._registry.watchers == watchers
+        assert (
+            not replay._opened().registry.keepers and replay._opened().registry.watchers == watchers
+        )
 
 
 async def test_a_large_extend_is_whole_although_a_keeper_comes_in_between(

@@ -33,6 +33,12 @@ from areplay.selectors.uniform import Uniform
 SPEC = areplay.Spec(x=((), "int64"))
 
 
+def stream_writer(replay: areplay.Replay) -> StreamWriter:
+    """A writer of a new stream of that replay."""
+    engine = replay._opened()
+    return StreamWriter(engine.ring, engine.ring.block_locks(), engine.registry)
+
+
 def on_one_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
     """Not once with each kind of event loop: it says nothing about those."""
 
@@ -183,9 +189,11 @@ async def test_many_streams_leave_nine_rows_in_ten(streams: int, pace: str) -> N
     """From the first row on, and the rows that are there are the newest of the streams together."""
     rng = np.random.default_rng(streams)
     async with areplay.Replay(SPEC, 60_000, seed=0) as replay:
-        assert replay._ring is not None
-        ring = replay._ring
-        writers = [StreamWriter(ring, ring.block_locks(), replay._registry) for _ in range(streams)]
+        ring = replay._opened().ring
+        writers = [
+            StreamWriter(ring, ring.block_locks(), replay._opened().registry)
+            for _ in range(streams)
+        ]
         written = 0
         while written < 2.2 * replay.capacity_rows:
             for writer in writers:
@@ -207,14 +215,13 @@ async def test_many_streams_leave_nine_rows_in_ten(streams: int, pace: str) -> N
 async def test_streams_that_come_and_go_leave_nine_rows_in_ten() -> None:
     """An actor that is restarted again and again leaves a block behind each time, in part empty."""
     async with areplay.Replay(SPEC, 100_000, seed=0) as replay:
-        assert replay._ring is not None
         rng = np.random.default_rng(0)
         for _ in range(2 * 500):
             count = int(rng.integers(100, 300))
-            writer = StreamWriter(replay._ring, replay._ring.block_locks(), replay._registry)
+            writer = stream_writer(replay)
             writer.write({"x": np.arange(count)}, 0, count)
             writer.close()
-        assert replay._ring.next_serial[0] > replay._ring.blocks
+        assert replay._opened().ring.next_serial[0] > replay._opened().ring.blocks
         assert len(replay) >= 0.9 * replay.capacity_rows
 
 
@@ -225,11 +232,7 @@ async def test_few_streams_have_blocks_of_the_default_size() -> None:
         areplay.Replay(SPEC, 1 << 18, block_rows=512) as given_one,
     ):
         for one, streams in ((replay, 16), (given_one, 600)):
-            assert one._ring is not None
-            writers = [
-                StreamWriter(one._ring, one._ring.block_locks(), one._registry)
-                for _ in range(streams)
-            ]
+            writers = [stream_writer(one) for _ in range(streams)]
             for writer in writers:
                 writer.write({"x": np.arange(10)}, 0, 10)
                 writer.close()
@@ -241,10 +244,9 @@ async def test_few_streams_have_blocks_of_the_default_size() -> None:
 async def test_streams_that_ended_count_for_a_lap() -> None:
     """After it the blocks that they left are others', so blocks need not be smaller for them."""
     async with areplay.Replay(SPEC, 1 << 18) as replay:
-        assert replay._ring is not None
         for _ in range(3):
             for _ in range(15):
-                writer = StreamWriter(replay._ring, replay._ring.block_locks(), replay._registry)
+                writer = stream_writer(replay)
                 writer.write({"x": np.arange(3)}, 0, 3)
                 writer.close()
             await replay.extend({"x": np.arange(1 << 18)})
@@ -273,21 +275,20 @@ async def test_items_reach_over_blocks_that_were_split(
         await replay.save(tmp_path)
         lengths = [[(9, "terminated"), (30, "truncated")], [(4, "truncated")]]
         players = [first, *(world.player(("one", "NextStep")[k % 2], lengths) for k in range(40))]
-        assert replay._ring is not None
-        block_rows = replay._ring.block_rows
+        block_rows = replay._opened().ring.block_rows
         for turn in range(40):
             for player in players:
                 await player.play(gives_next=False)
                 if turn == 20 and player in players[5:9]:
                     player.die()
-        assert replay._ring.block_rows < block_rows
-        check(replay._ring, item, set(valid(world.oracle())))
+        assert replay._opened().ring.block_rows < block_rows
+        check(replay._opened().ring, item, set(valid(world.oracle())))
         await replay.save(tmp_path)
         expected = set(valid(world.oracle()))
         world.close()
         async with await areplay.Replay.load(tmp_path) as loaded:
-            assert loaded._ring is not None and loaded._ring.block_rows == replay._ring.block_rows
-            check(loaded._ring, item, expected)
+            assert loaded._opened().ring.block_rows == replay._opened().ring.block_rows
+            check(loaded._opened().ring, item, expected)
 
 
 def check(ring: Ring, item: Any, expected: set[int]) -> None:
@@ -306,11 +307,7 @@ async def test_a_save_after_a_split_takes_no_block_of_the_save_before(tmp_path: 
     async with areplay.Replay(SPEC, 4_096, seed=0) as replay:
         await replay.extend({"x": np.arange(36)})  # two blocks of 16, and 4 in the third
         await replay.save(tmp_path)
-        assert replay._ring is not None
-        writers = [
-            StreamWriter(replay._ring, replay._ring.block_locks(), replay._registry)
-            for _ in range(100)
-        ]
+        writers = [stream_writer(replay) for _ in range(100)]
         await replay.add(x=36)
         assert replay.statistics().block_rows == 4
         await replay.save(tmp_path)
@@ -329,11 +326,7 @@ async def test_priorities_and_indices_of_rows_outlive_a_split() -> None:
         indices = await replay.extend({"x": np.arange(1_000)}, priorities=1.0 + np.arange(1_000))
         selector = areplay.Prioritized(1.0)
         replay.sample(1, selector=selector)
-        assert replay._ring is not None
-        writers = [
-            StreamWriter(replay._ring, replay._ring.block_locks(), replay._registry)
-            for _ in range(100)
-        ]
+        writers = [stream_writer(replay) for _ in range(100)]
         assert replay.statistics().block_rows == 16
         await replay.add(x=1_000, priority=1e-9)
         assert replay.statistics().block_rows == 4
@@ -351,8 +344,7 @@ async def test_blocks_that_somebody_uses_are_not_split(
 ) -> None:
     """They are when that has ended; a warning says what is lost meanwhile, and what to do."""
     async with areplay.Replay(SPEC, 4_096, seed=0) as replay:
-        assert replay._ring is not None
-        ring, registry = replay._ring, replay._registry
+        ring, registry = replay._opened().ring, replay._opened().registry
         await replay.extend({"x": np.arange(100)})
         fifo = areplay.Fifo()
 

@@ -28,7 +28,6 @@ from kit import memory_descriptors, open_descriptors, until
 import areplay
 from areplay import Replay
 from areplay._checkpoint import save_files as save_files_module
-from areplay._checkpoint import service as saving
 from areplay._checkpoint import writer as writer_module
 from areplay._checkpoint.block_copies import BlockCopies
 from areplay._checkpoint.format import CancelToken
@@ -36,6 +35,7 @@ from areplay._checkpoint.manifest import manifest_checksum
 from areplay._checkpoint.reader import Checkpoint
 from areplay._checkpoint.snapshot import Snapshot
 from areplay._checkpoint.writer import Save
+from areplay._engine import checkpoints as saving
 from areplay._shm.range_locks import BlockLocks
 from areplay._storage.registry import Watcher
 from areplay._storage.stream_writer import StreamWriter
@@ -70,7 +70,7 @@ def same(one: Columns, other: Columns, names: Any) -> None:
 
 def stored(replay: Replay) -> Columns:
     """All rows in a ring, oldest block first, with their indices."""
-    ring = replay._opened()
+    ring = replay._opened().ring
     serials, rows = ring.occupied()
     order = np.argsort(serials)
     indices = np.concatenate(
@@ -87,7 +87,7 @@ def stored(replay: Replay) -> Columns:
 
 def chains(replay: Replay) -> dict[int, tuple[int, int, int]]:
     """Stream, previous and following block of each."""
-    ring = replay._opened()
+    ring = replay._opened().ring
     return {serial: ring.chain(serial) for serial in sorted(ring.occupied()[0].tolist())}
 
 
@@ -152,7 +152,7 @@ async def test_rows_come_back_bit_for_bit_and_in_their_places(tmp_path: Path) ->
             assert getattr(after, name) == getattr(statistics, name), name
         (index,) = await loaded.extend(columns(2_500, 2_501))
         assert index == statistics.blocks_started * 32, "a new stream begins in the next block"
-        assert loaded._opened().chain(int(index) // 32)[1] == -1
+        assert loaded._opened().ring.chain(int(index) // 32)[1] == -1
 
 
 async def test_an_empty_replay_can_be_saved(tmp_path: Path) -> None:
@@ -265,15 +265,19 @@ async def test_priorities_come_back(block_rows: int | None, tmp_path: Path) -> N
         steps = everything["indices"][everything["steps.next_offset"] > 0]
         replay.update_priorities(steps, np.random.default_rng(0).exponential(size=len(steps)))
         replay.update_priorities(steps[5:6], [50.0])
-        before = replay._priorities[0.6].masses[replay._opened().positions(everything["indices"])]
+        before = (
+            replay._opened()
+            .priorities[0.6]
+            .masses[replay._opened().ring.positions(everything["indices"])]
+        )
         await replay.save(tmp_path)
     np.testing.assert_array_equal(masses_of(tmp_path, 0.6), before)
     async with await Replay.load(tmp_path, block_rows=block_rows) as loaded:
         for exponent in (0.6, 1.0):
             found = stored(loaded)
-            priorities = loaded._priorities[exponent]
+            priorities = loaded._opened().priorities[exponent]
             priorities.check()
-            masses = priorities.masses[loaded._opened().positions(found["indices"])]
+            masses = priorities.masses[loaded._opened().ring.positions(found["indices"])]
             by_row = dict(zip(found["extra"].tolist(), masses.tolist(), strict=True))
             on_disk = columns_of(tmp_path)
             expected = zip(
@@ -286,7 +290,7 @@ async def test_priorities_come_back(block_rows: int | None, tmp_path: Path) -> N
         await play(loaded, 1, 3, first=1_000)
         new = stored(loaded)["indices"][-4:]
         np.testing.assert_allclose(
-            priorities.masses[loaded._opened().positions(new)], [50.0, 50.0, 50.0, 0.0]
+            priorities.masses[loaded._opened().ring.positions(new)], [50.0, 50.0, 50.0, 0.0]
         )
         loaded.update_priorities(
             loaded.sample(8, selector=areplay.Prioritized(0.6)).indices, np.ones(8)
@@ -382,12 +386,18 @@ async def test_streams_with_a_gap_are_two(tmp_path: Path) -> None:
 async def test_seeds_go_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     """Actors and samplers that are started after a load get the seeds that would have come next."""
     async with Replay(SPEC, 100, seed=5) as replay:
-        replay._next_number()
+        replay._counters.next_number()
         await replay.save(tmp_path)
-        expected = replay._next_number(), replay._seeds(1, 2).generate_state(4).tolist()
+        expected = (
+            replay._counters.next_number(),
+            replay._counters.seeds(1, 2).generate_state(4).tolist(),
+        )
     for seed in (None, 6):
         async with await Replay.load(tmp_path, seed=seed) as loaded:
-            found = loaded._next_number(), loaded._seeds(1, 2).generate_state(4).tolist()
+            found = (
+                loaded._counters.next_number(),
+                loaded._counters.seeds(1, 2).generate_state(4).tolist(),
+            )
             assert (found == expected) == (seed is None)
 
 
@@ -504,7 +514,7 @@ async def test_of_what_is_recycled_meanwhile_what_took_its_place_is_saved(
                 sorted(stored(loaded)["z"][:, 0].real.astype(int))
                 == indices.tolist()[-len(loaded) :]
             )
-            loaded._priorities[1.0].check()
+            loaded._opened().priorities[1.0].check()
             newest = max(chains(loaded))
             assert (
                 min(await loaded.extend(columns(0, 10))) > newest * loaded.statistics().block_rows
@@ -634,7 +644,7 @@ async def test_masses_of_a_chunk_that_has_none_yet_are_waited_for(
             return found
 
         monkeypatch.setattr(BlockLocks, "has_writer", seen)
-        ring, registry = replay._opened(), replay._registry
+        ring, registry = replay._opened().ring, replay._opened().registry
         registry.watchers = (Held(), *registry.watchers)
         writer = StreamWriter(ring, ring.block_locks(), registry)
         writing = asyncio.create_task(asyncio.to_thread(writer.write, columns(100, 120), 0, 20))
@@ -1394,7 +1404,7 @@ async def test_checkpoints_every_so_often_and_at_the_end(
             assert logging.ERROR in [
                 record.levelno
                 for record in caplog.records
-                if record.name == "areplay._checkpoint.service"
+                if record.name == "areplay._engine.periodic"
             ]
             await until(lambda: checkpoints.failure is None)
             await replay.extend(columns(200, 300))
@@ -1453,7 +1463,7 @@ async def test_checkpoints_of_a_closed_replay_end(
         )
         assert isinstance(checkpoints.failure, areplay.Closed)
     said = [
-        record.message for record in caplog.records if record.name == "areplay._checkpoint.service"
+        record.message for record in caplog.records if record.name == "areplay._engine.periodic"
     ]
     assert len(said) == 1 and said[0].endswith(
         "; the checkpoint before is kept, there will be no more of them"

@@ -88,7 +88,7 @@ async with areplay.Replay(SPEC, 200) as replay:
     async with replay.batches(batch_size=64, prefetch=1) as batches:
         for _ in range(10):
             assert (await anext(batches))["y"].all()
-    replay._ring.columns["x"][ring_position := int(indices[7]), 2] += 1
+    replay._opened().ring.columns["x"][ring_position := int(indices[7]), 2] += 1
     async with replay.batches(batch_size=2_000, prefetch=1) as batches:
         try:
             await anext(batches)
@@ -113,7 +113,7 @@ for block_rows in (16, 30):
     async with await areplay.Replay.load(FOLDER, block_rows=block_rows) as replay:
         async with replay.batches(batch_size=64, prefetch=1) as batches:
             assert (await anext(batches))["y"].all()
-        replay._ring.columns["x"][7, 2] += 1
+        replay._opened().ring.columns["x"][7, 2] += 1
         async with replay.batches(batch_size=2_000, prefetch=1) as batches:
             try:
                 await anext(batches)
@@ -132,12 +132,12 @@ def test_rows_of_a_checkpoint_are_verified_too(tmp_path: Path) -> None:
 BREAKS_INVARIANTS = """
 async with areplay.Replay(SPEC, 200) as replay:
     await replay.extend(columns(0, 50))
-    replay._ring.rows_now[0] += 1
+    replay._opened().ring.rows_now[0] += 1
     try:
         await replay.extend(columns(50, 60))
     except AssertionError as error:
         print("ring", error)
-    replay._ring.rows_now[0] -= 1
+    replay._opened().ring.rows_now[0] -= 1
     slots = Slots(BatchFields(dict(SPEC)), 4, 3, 1)
     slots.board.open_gate()
     slots.publish(slots.lease(0))
@@ -161,7 +161,7 @@ def test_a_broken_invariant_is_found_at_the_next_step(tmp_path: Path) -> None:
 LOOKS = """
 print(debug.IS_ON, debug.check_step is debug.poison is debug.seal is debug.verify is debug._nothing, debug.tables(5))
 async with areplay.Replay(SPEC, 200) as replay:
-    print(replay._ring.checksums is None)
+    print(replay._opened().ring.checksums is None)
 """
 
 

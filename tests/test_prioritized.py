@@ -211,7 +211,7 @@ async def test_priorities_given_before_the_first_selector_are_what_it_begins_wit
             p = expected**each / (expected**each).sum()
             assert np.allclose(batch.probabilities, p[batch["x"]], rtol=1e-5)
             assert stats.chisquare(np.bincount(batch["x"], minlength=14), p * 4_000).pvalue > 1e-4
-        assert len(replay._priorities) == 2
+        assert len(replay._opened().priorities) == 2
     async with areplay.Replay(PLAIN, 64, seed=3) as replay:
         async with asyncio.timeout(60), replay.actors(hand_in_with_priorities, 1) as actors:
             await actors.wait()
@@ -265,7 +265,7 @@ async def test_uniform_rows_stand_anywhere_in_a_batch() -> None:
         replay.sample(1, selector=selector)
         replay.update_priorities(indices, np.where(np.arange(40) < 4, 1.0, 0.0))
         rng = np.random.default_rng(0)
-        drawn, _ = selector.draw_batches(replay._opened(), 4, 1_000, rng)
+        drawn, _ = selector.draw_batches(replay._opened().ring, 4, 1_000, rng)
         rare = (drawn.reshape(4, 1_000) >= 4).mean(axis=1)
         assert (abs(rare - 0.45) < 0.08).all()
 
@@ -318,7 +318,7 @@ async def test_actors_hand_in_priorities() -> None:
     """Row by row and in columns; rows without one enter with the largest so far."""
     async with areplay.Replay(PLAIN, 64, seed=3) as replay:
         selector = areplay.Prioritized(1.0)
-        replay._bind(selector)
+        replay._opened().sampler.bind(selector)
         async with asyncio.timeout(60), replay.actors(hand_in_with_priorities, 1) as actors:
             await actors.wait()
         batch = replay.sample(4_000, selector=selector)
@@ -336,14 +336,14 @@ async def test_steps_of_vectors_and_of_one_environment_have_priorities() -> None
     environment."""
     async with areplay.Replay(SPEC, 64, seed=3) as replay:
         selector = areplay.Prioritized(1.0)
-        replay._bind(selector)
+        replay._opened().sampler.bind(selector)
         await replay.add(
             obs=0, action=0, reward=0.0, terminated=True, truncated=False, next_obs=1, priority=3.0
         )
-        (tree,) = replay._priorities.values()
+        (tree,) = replay._opened().priorities.values()
         assert tree.masses[:2].tolist() == [3.0, 0.0]
     async with areplay.Replay(SPEC, 64, seed=3) as replay:
-        replay._bind(areplay.Prioritized(1.0))
+        replay._opened().sampler.bind(areplay.Prioritized(1.0))
         replay.autoreset_mode = "Disabled"
         flags = np.array([True, False])
         step = {
@@ -355,7 +355,7 @@ async def test_steps_of_vectors_and_of_one_environment_have_priorities() -> None
         await replay.add(
             **step, truncated=~flags & False, next_obs=np.arange(1, 3), priority=[5.0, 7.0]
         )
-        (tree,) = replay._priorities.values()
+        (tree,) = replay._opened().priorities.values()
         assert tree.masses[:3].tolist() == [5.0, 7.0, 0.0]
 
 
@@ -363,8 +363,8 @@ async def test_a_sequence_has_one_priority_of_its_errors() -> None:
     """0.9 of the largest and 0.1 of the mean, of those that count."""
     async with areplay.Replay(SPEC, 64, seed=3) as replay:
         indices = await episode(replay, 10)
-        replay._bind(areplay.Prioritized(1.0))
-        (tree,) = replay._priorities.values()
+        replay._opened().sampler.bind(areplay.Prioritized(1.0))
+        (tree,) = replay._opened().priorities.values()
         errors = np.array([[1.0, -3.0, 100.0], [2.0, 2.0, 2.0]])
         mask = np.array([[True, True, False], [True, True, True]])
         replay.update_priorities(indices[:2], errors, mask=mask)
@@ -458,8 +458,8 @@ async def test_a_row_that_is_gone_again_is_not_replaced_by_a_uniform_draw(
         await replay.extend({"x": np.arange(100)})
         selector = areplay.Prioritized(1.0, uniform_sample_probability=0.25)
         replay.sample(4, selector=selector)
-        ring, rng = replay._ring, np.random.default_rng(0)
-        assert ring is not None and selector._priorities is not None
+        ring, rng = replay._opened().ring, np.random.default_rng(0)
+        assert selector._priorities is not None
         monkeypatch.setattr(
             type(selector._priorities), "draw", lambda *_: (np.empty(0, np.int64), np.empty(0))
         )

@@ -40,7 +40,7 @@ def columns(first: int, rows: int) -> dict[str, Any]:
 
 def stored(replay: areplay.Replay) -> Counter[int]:
     """The numbers of all rows that are there, each as often as it is there; every row is whole."""
-    ring = replay._opened()
+    ring = replay._opened().ring
     serials, rows = ring.occupied()
     names = [
         s * ring.block_rows + k
@@ -117,7 +117,7 @@ def test_the_capacity_is_rounded_up_to_whole_blocks(
     capacity: int, block_rows: int | None, rounded: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """At least 4 of them; it is told by `capacity_rows`, and said when it differs."""
-    with caplog.at_level(logging.INFO, "areplay.replay"):
+    with caplog.at_level(logging.INFO, "areplay._engine.config"):
         replay = areplay.Replay(SPEC, capacity, block_rows=block_rows)
     assert replay.capacity_rows == rounded
     said = [record.getMessage() for record in caplog.records]
@@ -413,7 +413,7 @@ async def test_adds_of_several_tasks_are_each_stored_once() -> None:
 
         found = await asyncio.gather(*(write(k) for k in range(5)))
         assert stored(replay) == Counter(1_000 * k + n for k in range(5) for n in range(200))
-        ring = replay._opened()
+        ring = replay._opened().ring
         for k, names in enumerate(found):
             for turn, mine in enumerate(names):
                 numbers = ring.columns["number"][ring.positions(np.array(mine))].tolist()
@@ -489,7 +489,7 @@ async def test_a_cancelled_extend_that_was_written_is_announced() -> None:
 
     async with areplay.Replay(SPEC, 1_024) as replay:
         stream = Stream()
-        replay._streams.append(stream)  # type: ignore[arg-type]
+        replay._opened().streams.append(stream)  # type: ignore[arg-type]
         await replay.add(**row(0))
         assert stream.told == 1
         task = asyncio.create_task(replay.extend(columns(1, 30)))
@@ -930,7 +930,7 @@ async def test_rows_are_announced_when_they_can_be_drawn() -> None:
 
     async with areplay.Replay(SPEC, 64) as replay:
         stream = Stream()
-        replay._streams.append(stream)  # type: ignore[arg-type]
+        replay._opened().streams.append(stream)  # type: ignore[arg-type]
         await replay.add(**row(0))
         await replay.extend(columns(1, 5))
         assert seen == [1, 6]

@@ -1,4 +1,4 @@
-"""Tests of `_sampling.standstill`: it is said only where it is certain. Real streams are in
+"""Tests of `_engine.standstill`: it is said only where it is certain. Real streams are in
 `faults/`."""
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from areplay._engine.standstill import Standstill
 from areplay._ingest.local_writer import Lacks
-from areplay._sampling.standstill import Standstill
 
 
 class Limiter:

@@ -86,7 +86,7 @@ def sizes_for(workload: Workload, options: Options) -> tuple[list[int], list[str
 
 def draw_us(replay: areplay.Replay, selector: areplay.Selector, options: Options) -> float:
     """Microseconds to choose a batch's rows and weigh them, at the median, without copying them."""
-    ring, rng = replay._ring, np.random.default_rng(0)
+    ring, rng = replay._opened().ring, np.random.default_rng(0)
     assert ring is not None
     weights = np.empty(options.batch_size, np.float32)
     times = Times(options)
@@ -111,7 +111,7 @@ async def insert_us(replay: areplay.Replay, workload: Workload, options: Options
 def update_us(replay: areplay.Replay, options: Options) -> float:
     """Microseconds a row of a batch whose priorities are updated, at the median; other rows each
     time."""
-    first, end = replay._ring.index_range() if replay._ring is not None else (0, 0)
+    first, end = replay._opened().ring.index_range()
     rng, times = np.random.default_rng(0), Times(options)
     while not times.is_over:
         indices, errors = (

@@ -308,7 +308,7 @@ class Round:
                             f"{held} at first"
                         )
                     await actors.close()
-                    coordinator = replay._coordinator
+                    coordinator = replay._opened().coordinator
                     assert coordinator is not None
                     await self._until(lambda: not coordinator.has_rows, "all rows are taken")
                     if isinstance(batches._stream.config.selector, areplay.Fifo):
@@ -445,7 +445,7 @@ class Round:
     def _ends(self, replay: areplay.Replay) -> dict[tuple[int, int], int]:
         """Of each life that has rows in the ring: the number after the last one. Counts what is
         torn or there twice."""
-        ring = replay._ring
+        ring = replay._opened().ring
         assert ring is not None
         serials, counts = ring.occupied()
         blocks: dict[int, list[tuple[int, int]]] = defaultdict(list)

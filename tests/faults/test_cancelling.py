@@ -175,7 +175,7 @@ async def test_writing_cancelled_anywhere_is_all_or_nothing(held_by: str) -> Non
             async def check(outcome: Any, before: int = before) -> None:
                 assert isinstance(outcome, asyncio.CancelledError)
                 assert inserted() == before
-                assert replay._registry.reserved == 0
+                assert replay._opened().registry.reserved == 0
                 assert replay.statistics().waits == ()
 
             # A lock is waited for in one suspension, which lasts.
@@ -198,15 +198,14 @@ async def test_writing_cancelled_anywhere_is_all_or_nothing(held_by: str) -> Non
                         (await stream.get(0.02)).release()
             await task
             assert inserted() == before + count
-        numbers = replay._ring.columns["number"]  # type: ignore[union-attr]
+        numbers = replay._opened().ring.columns["number"]
         assert int(numbers.max()) == inserted() - 1
 
 
 async def _busy(replay: areplay.Replay) -> Callable[[], None]:
     """Keep other writers of this process waiting; what ends that."""
-    assert replay._local_writer is not None
-    await replay._local_writer._lock.acquire()
-    return replay._local_writer._lock.release
+    await replay._opened().local_writer._lock.acquire()
+    return replay._opened().local_writer._lock.release
 
 
 @on_uvloop
@@ -225,7 +224,7 @@ async def test_starting_children_cancelled_anywhere_leaves_none() -> None:
                 if not isinstance(outcome, asyncio.CancelledError):
                     await outcome.__aexit__(None, None, None)
                 assert children() == before
-                assert replay._registry.keepers == ()
+                assert replay._opened().registry.keepers == ()
 
             await cancelled_anywhere(lambda make=make: make().__aenter__(), check, waits=False)
 
@@ -356,8 +355,8 @@ async def test_an_actor_cancelled_in_its_calls_hands_in_all_or_nothing() -> None
             await actors.wait()
             reports: list[areplay.Report] = []
             await until(lambda: reports.extend(actors.reports()) or reports)
-        (stream,) = replay._ring.occupied()[1].sum(keepdims=True).tolist()  # type: ignore[union-attr]
+        (stream,) = replay._opened().ring.occupied()[1].sum(keepdims=True).tolist()
         assert stream == reports[0].values["handed_in"] == replay.statistics().rows_inserted
-        numbers = replay._ring.columns["number"][:stream]  # type: ignore[union-attr]
+        numbers = replay._opened().ring.columns["number"][:stream]
         assert numbers.tolist() == list(range(stream))
         print(f"{stream} rows handed in")

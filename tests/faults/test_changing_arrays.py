@@ -114,7 +114,7 @@ def replay_mode(replay: areplay.Replay) -> None:
 
 def stored(replay: areplay.Replay, first: int = 0) -> dict[str, Any]:
     """All rows from that one on, as lists; without the links, which count on."""
-    ring = replay._ring
+    ring = replay._opened().ring
     assert ring is not None
     rows = slice(first, int(ring.rows_inserted[0]))
     return {name: ring.columns[name][rows].tolist() for name in replay.spec}
@@ -132,9 +132,8 @@ async def test_a_call_that_waits_stores_what_its_arrays_held_when_it_began(
         replay_mode(replay)
         option = areplay.SamplesPerInsert(1.0, 1, 4.0)
         limiter = RateController(option, 2, 0, nullcontext())  # as a stream of batches makes one
-        replay._admission.add(limiter)
-        assert replay._local_writer is not None
-        replay._local_writer._why_hopeless = lambda: ""  # the test is the learner
+        replay._opened().admission.add(limiter)
+        replay._opened().local_writer._why_hopeless = lambda: ""  # the test is the learner
 
         async def hand_in(given: dict[str, Any]) -> None:
             await (replay.extend(given) if is_extend else replay.add(**given))
@@ -142,7 +141,7 @@ async def test_a_call_that_waits_stores_what_its_arrays_held_when_it_began(
         def take_batch() -> None:
             if limiter.can_sample:
                 limiter.sample()
-            replay._admission.notify()
+            replay._opened().admission.notify()
 
         first = None
         while first is None or first.done():  # until the limiter lets no more in

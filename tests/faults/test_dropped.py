@@ -179,7 +179,12 @@ async def test_the_finalizer_takes_no_lock(tmp_path: Path) -> None:
     opened = Opened()
     await opened.open(tmp_path, has_children=False)
     replay = opened.replay
-    locks = [handler.registry, replay._registry.lock, replay._admission.lock, dropped._reaper._lock]
+    locks = [
+        handler.registry,
+        replay._opened().registry.lock,
+        replay._opened().admission.lock,
+        dropped._reaper._lock,
+    ]
     logging.getLogger("areplay._processes.dropped").addHandler(handler)
     try:
         opened.itself = opened  # type: ignore[attr-defined]
@@ -222,15 +227,14 @@ async def test_a_dropped_stream_leaves_its_replay_to_others(
         lambda: replay.statistics().rows_inserted == 100 + inbox.rows_put,
         what="all that was handed in",
     )
-    await until(
-        lambda: not replay._coordinator_now()._feeds.attached, what="no inbox that is watched"
-    )
+    coordinator = replay._opened().coordinator
+    await until(lambda: not coordinator._feeds.attached, what="no inbox that is watched")
     assert replay.statistics().actors == ()
     assert len(warnings_of_drops()) == 2
     async with replay.batches(batch_size=8) as batches:
         assert torn(await anext(batches)) == 0
     await opened.checkpoints.__aexit__(None, None, None)
-    assert replay._registry._holds == 0, "blocks may be split again"
+    assert replay._opened().registry._holds == 0, "blocks may be split again"
     await replay.close()
     assert warnings_of_drops() == []
 

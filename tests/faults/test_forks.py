@@ -357,8 +357,10 @@ async def test_what_a_child_drops_waits_for_no_thread_of_its_parents() -> None:
         replay.sample(4, selector=selectors[0])
         held, over = threading.Event(), threading.Event()
 
+        registry = replay._opened().registry
+
         def hold() -> None:
-            with replay._registry:
+            with registry:
                 held.set()
                 over.wait(30.0)
 

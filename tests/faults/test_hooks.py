@@ -127,9 +127,7 @@ async def test_checkpoints_go_on_whatever_on_progress_raises(
         ) as checkpoints:
             await until(lambda: checkpoints.last is not None)
             assert checkpoints.failure is None
-    (record,) = [
-        record for record in caplog.records if record.name == "areplay._checkpoint.service"
-    ]
+    (record,) = [record for record in caplog.records if record.name == "areplay._engine.periodic"]
     assert record.levelno == logging.ERROR and type(error).__name__ in record.message
     assert "the next save tries again" in record.message
 

@@ -389,10 +389,10 @@ async def test_closing_needs_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async with asyncio.timeout(60), Replay(STEPS, 200) as replay:
         inbox = Inboxes(STEPS, 1, 8)
-        await replay._coordinator_now().attach(inbox.inbox(0), "actor 0")
-        thread = replay._coordinator_now()._thread
+        await replay._opened().coordinator.attach(inbox.inbox(0), "actor 0")
+        thread = replay._opened().coordinator._thread
         assert thread is not None and thread.is_alive()
-        await replay._coordinator_now().detach(inbox.inbox(0))
+        await replay._opened().coordinator.detach(inbox.inbox(0))
         inbox.close()
         monkeypatch.setattr(threading.Thread, "start", refuse)
     assert not thread.is_alive()

@@ -33,7 +33,7 @@ async def test_each_is_refused_or_counted_and_nothing_else_changes() -> None:
         indices = await replay.extend({"x": np.arange(4)})
         selector = areplay.Prioritized(1.0)
         replay.sample(1, selector=selector)
-        (tree,) = replay._priorities.values()
+        (tree,) = replay._opened().priorities.values()
         replay.update_priorities(indices, [1.0, 2.0, 3.0, 4.0])
 
         def masses() -> list[float]:

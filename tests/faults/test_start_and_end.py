@@ -63,7 +63,7 @@ async def test_a_sampler_killed_with_a_lock_leaves_the_lock_free(
                 lambda: batches.statistics().ready + batches.statistics().lent == slots,
                 what="a full queue",
             )
-        ring = replay._ring
+        ring = replay._opened().ring
         assert ring is not None
         locks = ring.block_locks()
         assert all(locks.try_exclusive(place) for place in range(ring.blocks))

@@ -111,9 +111,9 @@ class OtherStream:
     """Another stream into the ring of a replay, as the coordinator would write it for an actor."""
 
     def __init__(self, replay: areplay.Replay) -> None:
-        assert replay._ring is not None
         self._spec = replay.spec
-        self.writer = StreamWriter(replay._ring, replay._ring.block_locks(), replay._registry)
+        engine = replay._opened()
+        self.writer = StreamWriter(engine.ring, engine.ring.block_locks(), engine.registry)
         self._episodes = Episodes(replay.spec)
 
     @property
@@ -388,8 +388,7 @@ class World:
     """A replay, players that hand in to it, and the oracle of what came of that."""
 
     def __init__(self, replay: areplay.Replay, kind: Kind) -> None:
-        assert replay._ring is not None
-        self.replay, self.ring, self.kind = replay, replay._ring, kind
+        self.replay, self.ring, self.kind = replay, replay._opened().ring, kind
         self.lanes: list[Lane] = []
         self.players: list[Player] = []
         self._others: list[OtherStream] = []
@@ -397,7 +396,7 @@ class World:
         self._holding = self.ring.block_locks()
         self.held: set[int] = set()
         # So that small blocks can be tested with long windows, which users are refused.
-        replay._longest_window = 1_000_000
+        replay._config.__dict__["longest_window"] = 1_000_000
 
     def player(
         self, mode: str, lengths: Sequence[Sequence[tuple[int, str]]], *, owner: bool = False

@@ -128,8 +128,7 @@ class Learner:
 
 def rows_inserted(replay: areplay.Replay) -> int:
     """Rows in the ring."""
-    assert replay._ring is not None
-    return int(replay._ring.rows_inserted[0])
+    return int(replay._opened().ring.rows_inserted[0])
 
 
 class LimiterMachine(RuleBasedStateMachine):
@@ -157,8 +156,7 @@ class LimiterMachine(RuleBasedStateMachine):
     async def open(self) -> None:
         self.replay = areplay.Replay(SPEC, 8_192, block_rows=BLOCK_ROWS)
         await self.replay.__aenter__()
-        assert self.replay._coordinator is not None
-        self.coordinator = self.replay._coordinator
+        self.coordinator = self.replay._opened().coordinator
         self.inboxes = Inboxes(SPEC, 2, INBOX_ROWS)
         self.inbox = [self.inboxes.inbox(k) for k in range(2)]
         self.is_attached = [True, True]
@@ -343,7 +341,7 @@ class LimiterMachine(RuleBasedStateMachine):
         learner = Learner(self.replay, ratio, batch_size, min_size, slack, self.rows)
         self.run(learner.batches.__aenter__())
         # else an extend that now fits never again would be told so a second later
-        self.replay._admission.notify()
+        self.replay._opened().admission.notify()
         self.learners.append(learner)
         self.run(self.rest())
 
@@ -417,7 +415,7 @@ class LimiterMachine(RuleBasedStateMachine):
             self.inboxes.close()
 
     def check_rows(self) -> None:
-        ring = self.replay._ring
+        ring = self.replay._opened().ring
         assert ring is not None
         stored: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
         serials, counts = ring.occupied()

@@ -102,7 +102,7 @@ class Stream:
 
 def streams(replay: areplay.Replay) -> list[Stream]:
     """All that is stored, stream by stream; the chains are checked on the way."""
-    ring = replay._ring
+    ring = replay._opened().ring
     assert ring is not None
     before = len(replay)
     blocks: dict[int, list[int]] = defaultdict(list)

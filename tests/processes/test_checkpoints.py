@@ -89,7 +89,7 @@ async def test_a_save_that_is_killed_leaves_one_checkpoint_whole(
         first = 0 if rows_after == 1_000 else 500
         assert stream.columns["number"].tolist() == list(range(first, first + rows_after))
         assert torn(stream.columns) == 0
-        replay._priorities[0.6].check()
+        replay._opened().priorities[0.6].check()
         await replay.extend(rows(OWNER, 8, 0, 10))
         await replay.save(path)
     check_files(path)
@@ -120,7 +120,7 @@ async def test_saves_in_full_work_are_whole(tmp_path: Path) -> None:
                     number = stream.columns["number"]
                     np.testing.assert_array_equal(number, number[0] + np.arange(len(number)))
                     assert torn(stream.columns) == 0
-                priorities = loaded._priorities[0.6]
+                priorities = loaded._opened().priorities[0.6]
                 priorities.check()
                 assert np.count_nonzero(priorities.masses) == len(loaded)
         assert replay.statistics().blocks_started > 3 * replay.statistics().blocks
@@ -209,14 +209,14 @@ async def test_a_fifo_loses_nothing_that_it_kept_for_more_than_a_lap(tmp_path: P
     """A block that was left because an item in it is due is in the checkpoint: each row comes
     exactly once, of a slow stream whose block the ring has gone round, and of a fast one."""
     async with areplay.Replay(SPEC, 800, block_rows=50) as replay:
-        assert replay._ring is not None
-        fast = StreamWriter(replay._ring, replay._ring.block_locks(), replay._registry)
+        engine = replay._opened()
+        fast = StreamWriter(engine.ring, engine.ring.block_locks(), engine.registry)
         async with replay.batches(batch_size=100, selector=areplay.Fifo(), prefetch=1) as batches:
             seen: list[tuple[int, int]] = []
             for turn in range(40):
                 await replay.add(**row(OWNER, 2, turn))
                 fast.write(rows(OWNER, 1, 50 * turn, 50 * turn + 50), 0, 50)
-                if replay._registry.left:
+                if replay._opened().registry.left:
                     break
                 if turn % 2 and turn > 4:
                     seen += await _names(batches, 1)

@@ -111,11 +111,14 @@ async def test_endless_epochs_go_on_until_the_context_is_left() -> None:
 async def test_epochs_of_nothing_are_stalled() -> None:
     """When the stream is opened; nothing is kept by it after that."""
     async with asyncio.timeout(60), areplay.Replay(SPEC, **CAPACITY) as replay:
-        before = replay._registry.watchers
+        before = replay._opened().registry.watchers
         with pytest.raises(areplay.Stalled, match=r"Epochs\(1\) of 0 "):
             async with replay.batches(batch_size=20, selector=areplay.Epochs()):
                 pass
-        assert (replay._registry.keepers, replay._registry.watchers) == ((), before)
+        assert (replay._opened().registry.keepers, replay._opened().registry.watchers) == (
+            (),
+            before,
+        )
         await replay.extend(rows(OWNER, 1, 0, 30))
         async with replay.batches(batch_size=20, selector=areplay.Epochs()) as batches:
             assert [len(batch.indices) async for batch in batches] == [20, 10]

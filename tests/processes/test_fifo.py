@@ -230,7 +230,7 @@ async def test_a_storm_of_kills_delivers_each_row_once_and_in_order(tmp_path: Pa
                 lambda: batches.statistics().items_left in range(24) or learner.done(),
                 what="all delivered",
             )
-            await until(lambda: not replay._coordinator_now().has_rows, what="all written")
+            await until(lambda: not replay._opened().coordinator.has_rows, what="all written")
             await until(
                 lambda: batches.statistics().items_left in range(24) or learner.done(),
                 what="all delivered",

@@ -247,9 +247,8 @@ async def test_a_killed_actor_that_was_held_loses_nothing(tmp_path: Path) -> Non
                         (await batches.get(30.0)).release()
                         inserted += int(BATCH_SIZE / RATIO)
                 await until(lambda: all(record.waited_s > 0 for record in actors.statistics()))
-            assert replay._coordinator is not None
-            left = replay._coordinator.has_rows
-        await until(lambda: not replay._coordinator.has_rows)  # type: ignore[union-attr]
+            left = replay._opened().coordinator.has_rows
+        await until(lambda: not replay._opened().coordinator.has_rows)
         assert left, "rows were held to the end"
         stored = check_ledgers(replay, tmp_path)
         assert (
@@ -283,7 +282,7 @@ async def test_actors_that_are_held_leave_quickly_and_their_rows_come_in_later(
             (await batches.get(30.0)).release()
             watch.look(BATCH_SIZE)
             await asyncio.sleep(0.001)
-        await until(lambda: not replay._coordinator.has_rows)  # type: ignore[union-attr]
+        await until(lambda: not replay._opened().coordinator.has_rows)
         assert replay.statistics().waits == ()
         check_ledgers(replay, tmp_path)
 
@@ -326,7 +325,7 @@ async def test_leaving_the_whole_replay_while_rows_are_held_is_quick(
             replay.add(**{n: c[0] for n, c in rows(OWNER, 1, 0, 1).items()})
         )
         await until(lambda: "owner" in {wait.who for wait in replay.statistics().waits})
-        ring = replay._ring
+        ring = replay._opened().ring
         assert ring is not None
         started = time.monotonic()
     assert time.monotonic() - started < 15.0

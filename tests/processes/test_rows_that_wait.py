@@ -179,8 +179,7 @@ async def test_before_the_first_batch_as_many_may_wait_as_are_let_in() -> None:
         replay.batches(batch_size=BATCH_SIZE, limiter=limiter(min_size=50_000)),
         replay.actors(workers.extend_without_pause, 1, args=(1_000,)) as actors,
     ):
-        assert replay._coordinator is not None
-        (feed,) = replay._coordinator._feeds.attached
+        (feed,) = replay._opened().coordinator._feeds.attached
         assert feed.inbox.may_wait == feed.inbox.inbox_rows
         await until(lambda: replay.statistics().rows_inserted == 50_016)
         await all_wait(actors)

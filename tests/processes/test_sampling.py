@@ -53,7 +53,7 @@ async def test_every_stored_row_is_drawn_with_the_same_probability(shape: str) -
     out."""
     async with areplay.Replay(SPEC, 1_024, block_rows=64, seed=3) as replay:
         await _quiet(shape, replay)
-        serials, counts = replay._ring.occupied()  # type: ignore[union-attr]
+        serials, counts = replay._opened().ring.occupied()
         stored = np.concatenate(
             [s * 64 + np.arange(n) for s, n in zip(serials, counts, strict=True)]
         )

@@ -270,13 +270,11 @@ async def test_nobody_steals_the_lock_of_a_stopped_reader(
 
 
 def _rows_there(replay: areplay.Replay) -> int:
-    assert replay._ring is not None
-    return int(replay._ring.occupied()[1].sum())
+    return int(replay._opened().ring.occupied()[1].sum())
 
 
 def _can_lock(replay: areplay.Replay, place: int) -> bool:
-    assert replay._ring is not None
-    locks = replay._ring.block_locks()
+    locks = replay._opened().ring.block_locks()
     try:
         return locks.try_exclusive(place)
     finally:

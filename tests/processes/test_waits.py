@@ -29,7 +29,7 @@ async def test_an_actor_whose_rows_nobody_takes_gets_inbox_full_and_can_go_on() 
         ) as actors:
             reports: list[areplay.Report] = []
             await until(lambda: len(replay) > 50)
-            with replay._registry:  # the coordinator needs it to write
+            with replay._opened().registry:  # the coordinator needs it to write
                 await until(lambda: reports.extend(actors.reports()) or reports)
                 await until(lambda: actors.statistics()[0].waiting_rows == 16)
             await actors.wait()
@@ -51,7 +51,7 @@ async def test_inbox_full_that_nobody_catches_ends_the_actor_with_that_text() ->
         ) as actors:
             await until(lambda: len(replay) > 50 or actors.alive == 0)
             (pid,) = (record.pid for record in actors.statistics())
-            with replay._registry:
+            with replay._opened().registry:
                 await until(
                     lambda: (
                         not os.path.exists(f"/proc/{pid}") or not actors.statistics()[0].is_alive

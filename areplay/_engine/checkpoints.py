@@ -1,0 +1,141 @@
+"""Checkpoints of a replay: what `Replay.save`, `checkpoints` and `load` do, given the engine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from typing import Any, TypeVar
+
+from areplay._base.hooks import guarded
+from areplay._base.validation import optional_rate, seconds
+from areplay._checkpoint.format import CancelToken, Progress
+from areplay._checkpoint.loading import Loading
+from areplay._checkpoint.manifest import MANIFEST
+from areplay._checkpoint.reader import Checkpoint
+from areplay._engine.counters import Counters
+from areplay._engine.engine import Engine
+from areplay._engine.periodic import Checkpoints
+from areplay._processes.completion import in_thread
+from areplay._sampling.stream_records import StreamState
+from areplay.errors import CheckpointDamaged
+from areplay.spec import Spec
+from areplay.statistics import SaveResult
+
+T = TypeVar("T")
+
+MAX_BYTES_PER_S = 100e6
+"""What a save writes a second, by default: about a tenth of a core's work, and less than any disk
+takes."""
+
+
+def saving(
+    engine: Engine,
+    path: str | os.PathLike[str],
+    max_bytes_per_s: float | None,
+    on_progress: Progress | None,
+) -> Callable[[], Coroutine[Any, Any, SaveResult]]:
+    """Check the options of a save; what begins it. It raises `HookRaised`, see `Saver.save`."""
+    rate = optional_rate("max_bytes_per_s", max_bytes_per_s)
+    return partial(engine.saver.save, directory_of(path), rate, guarded_progress(on_progress))
+
+
+def saving_every(
+    opened: Callable[[], Engine],
+    path: str | os.PathLike[str],
+    every_s: float,
+    max_bytes_per_s: float | None,
+    on_progress: Progress | None,
+) -> Checkpoints:
+    """A context that saves again and again; see `Replay.checkpoints`.
+
+    Args:
+        opened: the engine; raises `Closed` once the replay is closed. The context keeps what this
+            is a method of.
+    """
+    opened()
+    directory = directory_of(path)
+    every_s = seconds("every_s", every_s)
+    options = {
+        "max_bytes_per_s": optional_rate("max_bytes_per_s", max_bytes_per_s),
+        "on_progress": on_progress,
+    }
+
+    def save(
+        max_bytes_per_s: float | None, on_progress: Progress | None
+    ) -> Coroutine[Any, Any, SaveResult]:
+        return saving(opened(), directory, max_bytes_per_s, on_progress)()
+
+    return Checkpoints(every_s, save, options)
+
+
+async def load(
+    path: str | os.PathLike[str],
+    spec: Spec | None,
+    on_progress: Progress | None,
+    open_with: Callable[[Loading], Awaitable[T]],
+) -> T:
+    """Find a checkpoint and open a replay with it; see `Replay.load`.
+
+    Args:
+        open_with: opens the replay, which `resume` then makes go on.
+    """
+    directory = directory_of(path)
+    progress = guarded_progress(on_progress)
+    while True:
+        checkpoint = await _found(directory)
+        if spec is not None:
+            checkpoint.check_spec(spec)
+        try:
+            return await open_with(Loading(checkpoint, progress))
+        except CheckpointDamaged:
+            # A save may have replaced the checkpoint, and deleted what was being read.
+            if (await _found(directory)).id == checkpoint.id:
+                raise
+
+
+def count_on(counters: Counters, checkpoint: Checkpoint, has_new_seed: bool) -> None:
+    """Count on from where the checkpoint's replay was.
+
+    Raises:
+        CheckpointDamaged: it does not say where that was.
+    """
+    try:
+        counters.restore(checkpoint.counts, has_new_seed)
+    # numpy has a type of its own for each way in which a state is none
+    except Exception as error:
+        raise CheckpointDamaged(
+            checkpoint.path, MANIFEST, f"cannot be understood ({error!r})"
+        ) from None
+
+
+def resume(engine: Engine, loading: Loading) -> None:
+    """Let an engine that was filled with a checkpoint go on where the checkpoint's replay was."""
+    for record, is_over in loading.streams:
+        kept = record["what"], record["batches_delivered"], record["limiter"]
+        engine.resumable.append(StreamState(*kept, is_over))
+    if loading.is_in_place:
+        engine.saver.knows(loading.checkpoint.path, loading.checkpoint.id)
+
+
+async def _found(path: str) -> Checkpoint:
+    """The checkpoint that is there now."""
+    stop = CancelToken()
+    return await in_thread("areplay-files", partial(Checkpoint, path, stop), stop.set)
+
+
+def guarded_progress(on_progress: Progress | None) -> Progress | None:
+    """The hook, with its errors marked as the user's."""
+    return None if on_progress is None else guarded("on_progress", on_progress)
+
+
+def directory_of(path: str | os.PathLike[str]) -> str:
+    """One name for one directory, whatever it is called; it stays the same if links or the working
+    directory change."""
+    name = os.fspath(path)
+    if not isinstance(name, str):
+        raise TypeError(f"a checkpoint's path must be text, got {path!r}; use os.fsdecode")
+    try:
+        return os.path.realpath(name)
+    except OSError:  # the working directory is gone: the save or load will say so
+        return name
