@@ -34,8 +34,10 @@ from areplay._ingest.admission import Admission
 from areplay._ingest.coordinator import Coordinator
 from areplay._ingest.destination import Destination
 from areplay._ingest.local_writer import LocalWriter
-from areplay._processes.dropped import Holdings, InOrder, Living, notice, unless_gone
+from areplay._processes.closing import InOrder
+from areplay._processes.dropped import Holdings
 from areplay._processes.opening import deliver
+from areplay._processes.weakly import Living, notice, unless_gone
 from areplay._sampling.stream import Stream
 from areplay._sampling.stream_records import StreamConfig, StreamHost, StreamState
 from areplay._status.server import StatusServer

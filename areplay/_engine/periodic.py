@@ -13,8 +13,8 @@ from typing import Any
 from areplay._base import forks
 from areplay._base.hooks import HookRaised
 from areplay._processes.completion import run_to_completion
-from areplay._processes.dropped import Holdings, cancel_if_open
-from areplay._processes.event_loops import drop_quietly
+from areplay._processes.dropped import Holdings
+from areplay._processes.event_loops import cancel_if_open, drop_quietly
 from areplay._processes.opening import deliver
 from areplay.errors import AreplayError, Closed, WrongProcess
 from areplay.statistics import SaveResult

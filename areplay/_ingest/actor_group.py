@@ -15,9 +15,11 @@ from areplay._ingest.actor_config import ActorGroupConfig
 from areplay._ingest.inbox import Inbox
 from areplay._ingest.reports import Report
 from areplay._ingest.running_actors import RowSink, RunningActors
+from areplay._processes.closing import InOrder
 from areplay._processes.completion import run_to_completion
-from areplay._processes.dropped import Holdings, InOrder, notice
+from areplay._processes.dropped import Holdings
 from areplay._processes.opening import ended, opened
+from areplay._processes.weakly import notice
 from areplay._shm.resource_limits import (
     DESCRIPTORS_A_CHILD,
     DESCRIPTORS_AN_INBOX,

@@ -14,8 +14,10 @@ from areplay._ingest.actor_config import ActorConfig, ActorGroupConfig
 from areplay._ingest.inbox import Inbox, Inboxes, waiting_rows
 from areplay._ingest.quiet_watch import QuietWatch
 from areplay._ingest.reports import ReportLog
-from areplay._processes.dropped import Holdings, InOrder, unless_gone
+from areplay._processes.closing import InOrder
+from areplay._processes.dropped import Holdings
 from areplay._processes.supervisor import Supervisor, Worker
+from areplay._processes.weakly import unless_gone
 from areplay.errors import ActorFailed
 from areplay.statistics import ActorStatistics, Wait
 

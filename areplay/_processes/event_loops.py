@@ -13,6 +13,7 @@ parent's, and are cancelled in the child before they run again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import logging
 import mmap
@@ -240,6 +241,17 @@ def _is_ours(task: object) -> bool:
 def drop_quietly(task: asyncio.Task[Any]) -> None:
     """Say nothing if the task is collected before it is done."""
     task._log_destroy_pending = False  # type: ignore[attr-defined]  # as asyncio.gather does
+
+
+def cancel_if_open(task: asyncio.Task[None]) -> None:
+    """Cancel a task of a dropped object; only forget it if its loop is closed.
+
+    Call it on that loop, or anywhere once the loop is closed.
+    """
+    if not task.get_loop().is_closed():
+        # In debug mode a loop complains of another thread, which means that it will not turn.
+        with contextlib.suppress(RuntimeError):
+            task.cancel()
 
 
 def _silence(loop: asyncio.AbstractEventLoop) -> None:

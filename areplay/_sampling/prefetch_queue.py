@@ -16,9 +16,10 @@ from typing import Protocol
 from areplay._base.debug import verify
 from areplay._base.hooks import HookRaised, guarded
 from areplay._processes.backoff import YieldTimer
-from areplay._processes.dropped import Holdings, notice, unless_gone
+from areplay._processes.dropped import Holdings
 from areplay._processes.supervisor import Supervisor
 from areplay._processes.waiter import Waiter
+from areplay._processes.weakly import notice, unless_gone
 from areplay._sampling.batch_memory import BatchArrays
 from areplay._sampling.diagnosis import Diagnosis
 from areplay._sampling.gate import Gate

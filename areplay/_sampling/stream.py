@@ -17,8 +17,9 @@ from areplay._base import forks
 from areplay._base.hooks import guarded
 from areplay._ingest.rate_controller import checked_replacement
 from areplay._processes.backoff import poll
+from areplay._processes.closing import InOrder, Once
 from areplay._processes.completion import run_to_completion
-from areplay._processes.dropped import Holdings, InOrder, Once
+from areplay._processes.dropped import Holdings
 from areplay._processes.opening import ended, opened
 from areplay._sampling.prefetch_queue import SCHEDULE, Lent, PrefetchQueue
 from areplay._sampling.stream_records import StreamConfig, StreamHost, StreamState

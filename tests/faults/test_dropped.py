@@ -20,7 +20,7 @@ import pytest
 import uvloop
 
 import areplay
-from areplay._processes import dropped
+from areplay._processes import dropped, reaper
 from tests.faults.storm import Resources
 from tests.forked import fork
 from tests.processes import workers
@@ -183,7 +183,7 @@ async def test_the_finalizer_takes_no_lock(tmp_path: Path) -> None:
         handler.registry,
         replay._opened().registry.lock,
         replay._opened().admission.lock,
-        dropped._reaper._lock,
+        reaper.current._lock,
     ]
     logging.getLogger("areplay._processes.dropped").addHandler(handler)
     try:
@@ -366,8 +366,8 @@ def test_no_loop_is_needed(
         in_another_thread(held.clear)
         until_now(
             lambda: (
-                len(dropped._reaper.held) == 4
-                and all(each.is_abandoned for each in dropped._reaper.held)
+                len(reaper.current.held) == 4
+                and all(each.is_abandoned for each in reaper.current.held)
             )
         )
         loop.close()
@@ -680,7 +680,7 @@ async def test_a_forked_child_that_drops_lets_nothing_go() -> None:
         held.clear()
         del opened
         gc.collect()
-        dropped._at_exit()
+        reaper._at_exit()
         os._exit(holdings.is_abandoned)
     assert os.waitpid(pid, 0)[1] == 0  # noqa: ASYNC222  it lives for a moment
     rows_now = len(opened.replay)
