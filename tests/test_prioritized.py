@@ -221,6 +221,26 @@ async def test_priorities_given_before_the_first_selector_are_what_it_begins_wit
         assert 0 not in batch["x"][batch["x"] > 13]
 
 
+@pytest.mark.parametrize("is_bound_before", [True, False])
+async def test_a_row_of_priority_0_is_not_drawn_by_the_exponent_0(is_bound_before: bool) -> None:
+    """All others alike, whether the priorities came before the selector or after; a row that gets
+    another priority is drawn again."""
+    async with areplay.Replay(PLAIN, 64, seed=3) as replay:
+        uniform = areplay.Prioritized(priority_exponent=0.0)
+        if is_bound_before:
+            await replay.extend({"x": np.arange(1)})
+            replay.sample(1, selector=uniform)
+        given = np.where(np.arange(40) % 4 == 0, 0.0, np.arange(40) + 0.5)
+        indices = await replay.extend({"x": np.arange(100, 140)}, priorities=given)
+        drawn = replay.sample(4_000, selector=uniform)
+        rows = {100 + k for k in range(40) if k % 4}
+        assert set(drawn["x"].tolist()) - {0} == rows
+        assert np.allclose(drawn.probabilities, 1 / (30 + is_bound_before))
+        replay.update_priorities(indices[:2], np.array([7.0, 0.0]))
+        drawn = replay.sample(4_000, selector=uniform)
+        assert set(drawn["x"].tolist()) - {0} == rows - {101} | {100}
+
+
 async def test_a_share_of_the_rows_is_drawn_uniformly() -> None:
     """Rows of priority 0, too; and the probabilities say so."""
     async with areplay.Replay(PLAIN, 64, seed=3) as replay:

@@ -280,9 +280,8 @@ class Priorities(Watcher):
                 self.written(at, count)
                 continue
             with self._lock:
-                part = _within_float32(
-                    other.masses[at : at + count].astype(np.float64) ** ratio
-                ).astype(np.float32)
+                theirs = other.masses[at : at + count].astype(np.float64)
+                part = _within_float32(_powers(theirs, ratio)).astype(np.float32)
                 self._clear_finals(at, part)
                 self.masses[at : at + count] = part
                 self._recompute_range(at, at + count)
@@ -305,9 +304,7 @@ class Priorities(Watcher):
     def _masses_of(self, priorities: Masses) -> Masses:
         """In an array of its own: no exponent above 1 overflows a double, but a float32 would lose
         the extremes."""
-        masses = np.abs(priorities)
-        masses **= self.exponent
-        return _within_float32(masses)
+        return _within_float32(_powers(np.abs(priorities), self.exponent))
 
     def _clear_finals(self, at: int, masses: NDArray[np.float32]) -> None:
         """Final observations have no mass: no item is drawn by them. Masses of the rows from
@@ -516,6 +513,19 @@ def _descend(
     child *= count
     child += np.arange(count)
     return at, rests - starts.reshape(-1).take(child)
+
+
+def _powers(values: Masses, exponent: float) -> Masses:
+    """Raise numbers that are not negative to the exponent, in place.
+
+    Zero stays zero, though numpy's power 0 of it is 1: a row of priority 0 is never to be drawn.
+    Schaul et al. know no such row; in Reverb it has no probability either, whatever the exponent.
+    """
+    is_zero = values == 0 if exponent == 0 else None
+    values **= exponent
+    if is_zero is not None:
+        values[is_zero] = 0
+    return values
 
 
 def _within_float32(masses: Masses) -> Masses:

@@ -32,7 +32,8 @@ class Prioritized:
     2016.
 
     Args:
-        priority_exponent: 0: uniform; 1: in proportion.
+        priority_exponent: 0: uniform; 1: in proportion. A row of priority 0 is not drawn, whatever
+            the exponent.
         importance_sampling_exponent: of the weights; 0: all are 1; 1: the bias is made up for in
             full. Or a schedule: a function of the batches delivered so far. Assigned to in the
             learner's process while samplers run, it is used from their next batch on.
