@@ -167,3 +167,25 @@ async def test_steps_are_sampled_as_transitions_by_default() -> None:
         assert list(replay.sample(3, areplay.Rows())) == list(SPEC)
         with pytest.raises(areplay.Stalled, match=r"2 rows of which no Transitions\(n_step=2"):
             replay.sample(1, areplay.Transitions(n_step=2))
+
+
+async def test_integer_rewards_become_the_nearest_floats() -> None:
+    """As documented: above 2**53 they are rounded, where `Rows` and `Sequences` keep them."""
+    spec = areplay.Spec.steps(obs=((), "int64"), action=((), "int64"), reward=((), "int64"))
+    reward = 2**53 + 3
+    async with areplay.Replay(spec, 64, seed=0) as replay:
+        for number in range(2):
+            await replay.add(
+                obs=number,
+                action=0,
+                reward=reward,
+                terminated=number == 1,
+                truncated=False,
+                next_obs=number + 1,
+            )
+        transition = replay.sample(1)["reward"]
+        assert transition.dtype == np.float64 and transition.tolist() == [2.0**53 + 4]
+        sequence = replay.sample(1, areplay.Sequences(1))["reward"]
+        assert sequence.ravel().tolist() == [reward]
+        rows = replay.sample(50, areplay.Rows())["reward"]
+        assert set(rows.tolist()) - {0} == {reward}

@@ -30,7 +30,8 @@ class Transitions:
     so that `reward + discount * value(next_obs)` is the n-step target (Sutton & Barto,
     Reinforcement Learning, 2nd ed., eq. 7.1), also after a truncation: `next_obs` is the final
     observation there. Dtypes as in the spec; `reward` at least float32, `discount` like `reward`,
-    `n` int64.
+    `n` int64. Integer rewards become floats, and those above 2**53 are rounded to the nearest
+    float64; `Rows` and `Sequences` give them as they are.
 
     Args:
         n_step: n, at least 1.
