@@ -8,6 +8,7 @@ skipped.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -24,6 +25,7 @@ from areplay._base.arrays import (
     plain,
     share_memory,
     shown,
+    torch_tensor_in,
 )
 
 BIG = (1 << 53) + 1  # the first whole number that float64 lacks
@@ -135,6 +137,20 @@ TENSORS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "bfloat16": (lambda torch: torch.zeros(3).bfloat16(), ".detach().cpu().float()"),
     "no memory": (lambda torch: torch.zeros(3, device="meta"), ".detach().cpu()"),
     "sparse": (lambda torch: torch.eye(3).to_sparse(), ".detach().to_dense().cpu()"),
+    "quantized": (
+        lambda torch: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.quint8),
+        ".detach().dequantize().cpu()",
+    ),
+    "nested": (
+        lambda torch: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        ".detach().to_padded_tensor(0).cpu()",
+    ),
+    "nested and jagged": (
+        lambda torch: torch.nested.nested_tensor(
+            [torch.ones(2), torch.ones(3)], layout=torch.jagged
+        ),
+        ".detach().to_padded_tensor(0).cpu()",
+    ),
     "conjugated": (lambda torch: torch.ones(3, dtype=torch.complex64).conj(), ".resolve_conj()"),
     "a parameter": (lambda torch: torch.nn.Parameter(torch.zeros(3)), ".detach().cpu()"),
     "a list": (lambda torch: [0.0, torch.tensor(1.0, requires_grad=True)], ".detach().cpu()"),
@@ -142,6 +158,9 @@ TENSORS: dict[str, tuple[Callable[[Any], Any], str]] = {
 }
 
 
+# torch says of quantized and nested tensors that they are about to change.
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", TENSORS)
 def test_a_tensor_that_has_no_array_is_refused_with_the_way_to_one(name: str) -> None:
     """Never torch's own exception; the remedy is the call that makes an array of it."""
@@ -152,6 +171,10 @@ def test_a_tensor_that_has_no_array_is_refused_with_the_way_to_one(name: str) ->
     assert refusal.got.startswith("a torch tensor of torch.") and remedy in refusal.remedy
     if "requires_grad" in str(make(torch)):
         assert "requires a gradient" in refusal.got
+    tensor = torch_tensor_in(make(torch))
+    *_, call = re.findall(r"tensor(?:\.\w+\([\w, ]*\))+", refusal.remedy)
+    if tensor.device.type != "meta":
+        assert isinstance(as_array(eval(call, {"tensor": tensor})), np.ndarray), call
 
 
 def test_tensors_on_the_cpu_are_arrays() -> None:

@@ -298,11 +298,20 @@ def _refusal_of_tensor(tensor: Any) -> Refusal:
         return Refusal(
             got, "a meta tensor has no values: give one that has, as tensor.detach().cpu()"
         )
-    steps = (
-        ".detach()" + ("" if str(tensor.layout) == "torch.strided" else ".to_dense()") + ".cpu()"
-    )
+    if tensor.is_nested:
+        return Refusal(
+            f"{got}, nested",
+            "its parts may differ in length, which a field cannot: hand in one of tensor.unbind() "
+            "each time, or tensor.detach().to_padded_tensor(0).cpu()",
+        )
+    steps = ".detach()"
+    if str(tensor.layout) != "torch.strided":
+        steps += ".to_dense()"
+    if tensor.is_quantized:
+        steps += ".dequantize()"
+    steps += ".cpu()"
     if kind == "torch.bfloat16" or kind.startswith("torch.float8"):
         steps += ".float()"
-    if tensor.is_conj() or tensor.is_neg():
+    if not tensor.is_quantized and (tensor.is_conj() or tensor.is_neg()):
         steps += ".resolve_conj().resolve_neg()"
     return Refusal(got, f"hand in tensor{steps}")
