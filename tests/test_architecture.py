@@ -59,6 +59,7 @@ KNOW_EVENT_LOOPS = {
     "_ingest.actors",
     "_ingest.coordinator",
     "_ingest.feed_tasks",
+    "_ingest.local_admission",
     "_ingest.local_writer",
     "_ingest.quiet_watch",
     "_ingest.running_actors",

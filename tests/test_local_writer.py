@@ -61,7 +61,9 @@ class Scene:
         self.keeper = StreamState(4)
         if keeps:
             self.registry.keep(self.keeper)
-        self.own = LocalWriter(Destination(self.ring, self.registry, self.admission, self.on_rows))
+        destination = Destination(self.ring, self.registry, self.admission, self.on_rows)
+        self.why_hopeless: Callable[[], str] = lambda: ""
+        self.own = LocalWriter(destination, lambda: self.why_hopeless())
         self.is_closed = False
 
     def on_rows(self) -> None:
@@ -597,7 +599,7 @@ async def test_what_a_call_lacks_is_known_while_it_waits_and_after_it_was_refuse
     or the next call begins. Nothing of a refused call is written."""
     scene, hopeless = Scene(), ""
     await scene.fill()
-    scene.own._why_hopeless = lambda: hopeless
+    scene.why_hopeless = lambda: hopeless
     assert scene.own.lacks is None
     waiting = asyncio.create_task(scene.own.extend(columns(5, 2), None))
     await ticks(3)

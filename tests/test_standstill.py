@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from areplay._engine.standstill import Standstill
-from areplay._ingest.local_writer import Lacks
+from areplay._ingest.local_admission import Lacks
 
 
 class Limiter:

@@ -99,6 +99,7 @@ class Feeds:
         self.is_writing = False
         self._destination = destination
         self._admission = destination.admission
+        self._on_rows = destination.on_rows
         self._attached: dict[int, Feed] = {}
         self._orphaned: list[Feed] = []  # without an actor; some of their rows are not written yet
         self._line: list[Feed] = []
@@ -211,7 +212,7 @@ class Feeds:
             if written:
                 feed.inbox.consume(written)
                 self.last_rows_at = time.monotonic()
-                self._destination.on_rows()
+                self._on_rows()
         finally:
             self.is_writing = False
         feed.begin_streams()

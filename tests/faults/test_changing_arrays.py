@@ -132,8 +132,10 @@ async def test_a_call_that_waits_stores_what_its_arrays_held_when_it_began(
         replay_mode(replay)
         option = areplay.SamplesPerInsert(1.0, 1, 4.0)
         limiter = RateController(option, 2, 0, nullcontext())  # as a stream of batches makes one
-        replay._opened().admission.add(limiter)
-        replay._opened().local_writer._why_hopeless = lambda: ""  # the test is the learner
+        engine = replay._opened()
+        engine.admission.add(limiter)
+        # The test is the learner.
+        engine.local_writer._local_admission._why_hopeless = lambda: ""
 
         async def hand_in(given: dict[str, Any]) -> None:
             await (replay.extend(given) if is_extend else replay.add(**given))
