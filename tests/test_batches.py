@@ -140,6 +140,7 @@ class Scene:
             self.registry,
             Admission(WriterRegistry()),
             lambda: self.producers(),
+            lambda: self.producers().failure,
             self.check_open,
         )
         self.stream = Stream(host, config)

@@ -110,6 +110,33 @@ def test_full_blocks_bar_everybody() -> None:
     assert scene.why.startswith("all 4 blocks")
 
 
+@pytest.mark.parametrize(
+    ("whose", "what", "value"),
+    [
+        ("group", "alive", 1),
+        ("group", "is_open", False),
+        ("own", "any_written", True),
+        ("coordinator", "has_rows", True),
+    ],
+)
+def test_a_failed_actor_is_why_no_rows_come_once_there_is_no_other_writer(
+    whose: str, what: str, value: object
+) -> None:
+    """Actors that live, the owner, and rows on their way bring more rows."""
+    scene, lost = Scene(), RuntimeError("the actor")
+    scene.own.any_written = False
+    assert scene.standstill.failure() is None
+    assert scene.standstill.supply().is_exhausted
+    scene.group.failures = [lost, RuntimeError("another one")]
+    assert scene.standstill.failure() is lost
+    assert scene.standstill.supply().failure is lost
+    setattr(getattr(scene, whose), what, value)
+    assert scene.standstill.failure() is None
+    assert not scene.standstill.supply().is_exhausted
+    scene.coordinator.failure = MemoryError("the coordinator")
+    assert scene.standstill.failure() is scene.coordinator.failure
+
+
 def test_a_ring_is_not_full_while_a_queue_only_begins() -> None:
     """It keeps all blocks until it has taken in what is there; a stream that waits for `min_size`
     must not open."""

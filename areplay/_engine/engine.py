@@ -160,8 +160,14 @@ class Engine:
             BaseException: what a schedule of the selector raised.
         """
         self.streams.leave_out(lambda other: other.is_closed)  # and so frees their memory
-        supply = self.standstill.supply
-        host = StreamHost(self.ring, self.registry, self.admission, supply, check_open)
+        host = StreamHost(
+            ring=self.ring,
+            registry=self.registry,
+            admission=self.admission,
+            producers=self.standstill.supply,
+            failure=self.standstill.failure,
+            check_open=check_open,
+        )
         stream = Stream(host, config)
         self._resume(stream)
         self.streams.append(stream)

@@ -80,22 +80,28 @@ class Standstill:
 
     def supply(self) -> ProducerState:
         """Where the rows come from, at this moment. From any thread."""
-        own, coordinator, groups = self._local_writer, self._coordinator, list(self._groups())
-        alive, last = sum(group.alive for group in groups), coordinator.last_rows_at
-        failures: list[BaseException] = [failure for group in groups for failure in group.failures]
-        exhausted = any(group.is_open for group in groups) and alive == 0
-        exhausted = exhausted and not own.any_written and not coordinator.has_rows
+        last = self._coordinator.last_rows_at
         return ProducerState(
-            actors_alive=alive,
-            is_exhausted=exhausted,
+            actors_alive=sum(group.alive for group in self._groups()),
+            is_exhausted=self._is_exhausted,
             last_row=f"last row {time.monotonic() - last:.1f} s ago"
             if last
             else "no row from them yet",
-            failure=coordinator.failure or (failures[0] if exhausted and failures else None),
+            failure=self.failure(),
             is_stuck=self._is_stuck,
             why_held=self.why_held,
             why_barred=self.why_barred,
         )
+
+    def failure(self) -> BaseException | None:
+        """What failed, if no more rows can come because of that. From any thread.
+
+        A learner asks at each turn of its loop, so that the common answer has to be cheap.
+        """
+        if self._coordinator.failure is not None:
+            return self._coordinator.failure
+        failures = [failure for group in self._groups() for failure in group.failures]
+        return failures[0] if failures and self._is_exhausted else None
 
     def why_held(self) -> str:
         """Say which rows wait at this moment, and for what; "" if no row waits. From any thread."""
@@ -133,6 +139,15 @@ class Standstill:
         if any(stream.may_find_items or stream.is_waited_for for stream in self._streams()):
             return ""
         return self.why_barred()
+
+    @property
+    def _is_exhausted(self) -> bool:
+        """Whether all actors of the open contexts are gone, and no other writer ever added a
+        row."""
+        groups = list(self._groups())
+        if not any(group.is_open for group in groups) or any(group.alive for group in groups):
+            return False
+        return not self._local_writer.any_written and not self._coordinator.has_rows
 
     def _is_stuck(self) -> bool:
         """Say whether no more rows fit into the ring, and it is no stream's beginning that keeps

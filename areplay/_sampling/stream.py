@@ -187,7 +187,7 @@ class Stream:
     def raise_if_failed(self) -> None:
         """Raise `Stalled` if no more rows can come since something failed: an error is better than
         a learner that goes on for days with the rows that it has."""
-        failure = self._host.producers().failure
+        failure = self._host.failure()
         # A failure of an actor that the user wants raised, `lend` raises.
         if failure is not None and self._actor_failure is None:
             raise Stalled(f"no more rows can come: {failure}") from failure

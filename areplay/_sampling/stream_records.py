@@ -77,6 +77,9 @@ class StreamHost:
     admission: Admission
     producers: Callable[[], ProducerState]
     """Looks where rows come from, at this moment."""
+    failure: Callable[[], BaseException | None]
+    """Says what failed, if no more rows can come because of that: `ProducerState.failure`, for
+    less."""
     check_open: Callable[[], object]
     """Raises `Closed` once the replay is closed."""
 
