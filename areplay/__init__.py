@@ -14,7 +14,6 @@ from areplay._engine.periodic import Checkpoints
 from areplay._ingest.actors import Actors
 from areplay._ingest.reports import Report
 from areplay._processes.runner import run
-from areplay._sampling.batch_plan import Epochs, Fifo
 from areplay._storage.windows import Window, Windows
 from areplay.actor import Actor
 from areplay.batch import Batch
@@ -52,6 +51,8 @@ from areplay.items.transform import Transform
 from areplay.items.transitions import Transitions
 from areplay.limiters import MinSize, SamplesPerInsert
 from areplay.replay import Replay
+from areplay.selectors.epochs import Epochs
+from areplay.selectors.fifo import Fifo
 from areplay.selectors.prioritized import Prioritized
 from areplay.selectors.selector import Selector
 from areplay.selectors.uniform import Uniform

@@ -147,6 +147,25 @@ class Batches(AsyncIterator[Batch]):
     def limiter(self, limiter: Limiter) -> None:
         self._stream.replace_limiter(limiter)
 
+    @property
+    def importance_sampling_exponent(self) -> float:
+        """The exponent of the importance weights; 0.0 if the selector is not `Prioritized`.
+
+        Set it while samplers run, and they use it from their next batch on. A schedule sets it at
+        each batch.
+
+        Raises:
+            TypeError: when set: the selector is not `Prioritized`.
+            ValueError: when set: it is not a number from 0 to 1.
+        """
+        self._stream.check_process()
+        return self._stream.config.selector.importance_sampling_exponent
+
+    @importance_sampling_exponent.setter
+    def importance_sampling_exponent(self, value: float) -> None:
+        self._stream.check_process()
+        self._stream.config.selector.set_exponent(value)
+
     def statistics(self) -> BatchesStatistics:
         """The state of the queue at this moment. From any thread."""
         return self._stream.statistics()

@@ -46,6 +46,7 @@ from areplay._processes.lifetime import Lifetime
 from areplay._processes.opening import delivered
 from areplay._processes.supervisor import supervisor_options
 from areplay._sampling.batch_plan import BatchPlan, PlannedSelector
+from areplay._sampling.bound_selector import BoundSelector
 from areplay._sampling.requests import check_sendable, checked_item, checked_limiter
 from areplay._sampling.stream_records import StreamConfig
 from areplay.actor import run_actor
@@ -55,7 +56,7 @@ from areplay.errors import Closed
 from areplay.items.item import Item
 from areplay.items.transform import Transform
 from areplay.limiters import Limiter
-from areplay.selectors.selector import Selector
+from areplay.selectors import AnySelector
 from areplay.spec import Spec
 from areplay.statistics import PriorityUpdate, SaveResult, Statistics
 from areplay.weights import Weights
@@ -355,7 +356,7 @@ class Replay:
         samplers: int = 1,
         inline_sampling: bool = True,
         prefetch: int = 16,
-        selector: Selector | PlannedSelector | None = None,
+        selector: AnySelector | None = None,
         transform: Transform | None = None,
         limiter: Limiter | None = None,
         min_size_to_sample: int | None = None,
@@ -397,29 +398,29 @@ class Replay:
         """
         engine = self._opened()
         config = self._config
-        item, selector = checked_item(self.spec, config.longest_window, item, selector, transform)
+        item, given = checked_item(self.spec, config.longest_window, item, selector, transform)
         with engine.registry.use(engine.ring):
-            engine.sampler.bind(selector)
+            bound = engine.sampler.bind(given)
         check_sendable("item", item)
-        if not hasattr(selector, "bind"):  # which has a share of our memory by now, and is ours
-            check_sendable("selector", selector)
+        if bound.is_of_user:
+            check_sendable("selector", given)
         check_sendable("transform", transform)
         batch_size = whole_number("batch_size", batch_size, at_most=config.max_batch_size)
         limiter = checked_limiter(
-            limiter, min_size_to_sample, batch_size, self.capacity_rows, item, selector
+            limiter, min_size_to_sample, batch_size, self.capacity_rows, item, given
         )
         samplers = whole_number("samplers", samplers, at_most=1_000)
         number = self._counters.next_number()
         stream_config = StreamConfig(
             item=item,
-            selector=selector,
+            selector=bound,
             transform=transform,
             limiter=limiter,
             batch_size=batch_size,
             samplers=samplers,
             inline_sampling=flag("inline_sampling", inline_sampling),
             prefetch=whole_number("prefetch", prefetch, at_least=samplers, at_most=100_000),
-            new_batch_plan=_batch_plan(engine, selector, item, batch_size, number),
+            new_batch_plan=_batch_plan(engine, bound, item, batch_size, number),
             number=number,
             seeds=self._counters.seeds_of_children(Draws.BATCHES, number),
             timeout_s=optional_seconds("timeout_s", timeout_s),
@@ -496,7 +497,7 @@ class Replay:
         self,
         batch_size: int,
         item: Item | None = None,
-        selector: Selector | PlannedSelector | None = None,
+        selector: AnySelector | None = None,
         *,
         transform: Transform | None = None,
     ) -> Batch:
@@ -571,7 +572,7 @@ class Replay:
 
 def _batch_plan(
     engine: Engine,
-    selector: Selector | PlannedSelector,
+    selector: BoundSelector,
     item: Item,
     batch_size: int,
     number: int,

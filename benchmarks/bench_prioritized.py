@@ -9,14 +9,17 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
 import areplay
 from areplay._base.arrays import Indices
+from areplay._sampling import binding
+from areplay._sampling.bound_selector import weigh
+from areplay._sampling.prioritized_selector import PrioritizedSelector
 from areplay._storage.priorities import Masses, Priorities
 from areplay._storage.ring import Ring
-from areplay.selectors.selector import weigh
 from benchmarks.flows import wait_rows
 from benchmarks.harness.figures import Figure, Target, medians, ratios
 from benchmarks.harness.options import Options
@@ -229,7 +232,7 @@ def _learn_from_cpprb(buffer: Any, errors: Masses, options: Options) -> None:
     buffer.update_priorities(batch["indexes"], errors)
 
 
-class Dated(areplay.Prioritized):
+class Dated(PrioritizedSelector):
     """Says in place of the probabilities how many updates had been made when a batch was drawn: 1 /
     (1 + that).
 
@@ -237,14 +240,16 @@ class Dated(areplay.Prioritized):
         clock: `updates[0]`, in shared memory, written by the learner before each update.
     """
 
-    def __init__(self, clock: SharedColumns) -> None:
-        super().__init__(0.6, 0.4)
+    def __init__(
+        self, clock: SharedColumns, given: areplay.Prioritized, priorities: Priorities
+    ) -> None:
+        super().__init__(given, priorities)
         self._clock = clock
 
     def draw_batches(
         self, ring: Ring, batches: int, count: int, rng: np.random.Generator
     ) -> tuple[Indices, Masses | float]:
-        """See `BatchSelector.draw_batches`."""
+        """See `BoundSelector.draw_batches`."""
         # read first: rather too old than too young
         updates = float(self._clock.columns["updates"][0])
         return super().draw_batches(ring, batches, count, rng)[0], 1 / (1 + updates)
@@ -273,8 +278,12 @@ async def _ages(options: Options) -> Figure:
 
 async def _ages_with(prefetch: int, options: Options) -> list[float]:
     errors, ages = np.random.default_rng(0).random(options.batch_size), []
-    with SharedColumns({"updates": ((), "int64")}, 1) as clock:
-        selector, options = Dated(clock), replace(options, capacity=min(options.capacity, 20_000))
+    options = replace(options, capacity=min(options.capacity, 20_000))
+    selector = areplay.Prioritized(0.6, 0.4)
+    with (
+        SharedColumns({"updates": ((), "int64")}, 1) as clock,
+        patch.object(binding, "PrioritizedSelector", partial(Dated, clock)),
+    ):
         async with (
             filled_replay(CARTPOLE, options) as replay,
             replay.batches(

@@ -15,6 +15,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 import areplay
+from areplay.selectors import AnySelector
 from benchmarks.harness.options import Options
 from benchmarks.learners import WAIT_S, count_batches
 from benchmarks.workloads import Workload, filled_replay, push_paced_rows
@@ -38,7 +39,7 @@ async def warm_batches(
     replay: areplay.Replay,
     options: Options,
     samplers: int = 1,
-    selector: areplay.Selector | None = None,
+    selector: AnySelector | None = None,
 ) -> AsyncIterator[areplay.Batches]:
     """A stream of rows whose samplers have mapped what they read."""
     stream = replay.batches(

@@ -11,9 +11,32 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
+import numpy as np
 import pytest
 
+from areplay._sampling.binding import bind
+from areplay._sampling.bound_selector import BoundSelector
+from areplay.selectors import AnySelector
+
 T = TypeVar("T")
+
+
+class _NoPriorities:
+    """Stands in for priorities where nothing is drawn by them."""
+
+    exponents = np.zeros(1)
+
+    def new_exponent(self, value: float) -> int:
+        """There is one place."""
+        return 0
+
+    def free_exponent(self, number: int) -> None:
+        """Nobody else wants it."""
+
+
+def bound(selector: AnySelector) -> BoundSelector:
+    """A selector as a reader is given it; a `Prioritized` without priorities."""
+    return bind(selector, lambda exponent: _NoPriorities())  # type: ignore[arg-type, return-value]
 
 
 async def until(condition: Callable[[], bool], within: float = 20.0) -> None:

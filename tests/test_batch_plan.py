@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kit import descriptors_pass_by_pickle, memory_descriptors, ticks
+from kit import bound, descriptors_pass_by_pickle, memory_descriptors, ticks
 from models.episode_oracle import Lane, Oracle
 from models.episode_world import MODES, Player
 from models.episode_world import PLAIN as WORLD
@@ -23,13 +23,14 @@ from areplay._base.field import Field
 from areplay._ingest import local_writer as local_writer
 from areplay._ingest.admission import Admission
 from areplay._sampling.batch_memory import BatchArrays
-from areplay._sampling.batch_plan import BatchPlan, Epochs, Fifo, PlannedSelector
+from areplay._sampling.batch_plan import BatchPlan, PlannedSelector
 from areplay._sampling.slots import Slots
 from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
 from areplay._storage.windows import Window
 from areplay.items.item import BatchFields
+from areplay.selectors import Epochs, Fifo
 from areplay.spec import Spec
 
 PLAIN = Spec(number=((), "int64"))
@@ -52,8 +53,10 @@ class Scene:
         self._next += written
         return written
 
-    def begun(self, selector: PlannedSelector, batch_size: int, seed: int = 0) -> BatchPlan:
+    def begun(self, given: Fifo | Epochs, batch_size: int, seed: int = 0) -> BatchPlan:
         """Those of that selector, from now on."""
+        selector = bound(given)
+        assert isinstance(selector, PlannedSelector)
         seeds = np.random.SeedSequence(seed)
         self._open.append(
             selector.batch_plan(self.ring, self.registry, Window(), batch_size, seeds)
@@ -251,11 +254,13 @@ def test_epochs_refuse_what_is_no_option(wrong: Any) -> None:
 
 def test_selectors_tell_their_names() -> None:
     """For messages."""
-    assert [repr(one) for one in (Fifo(), Fifo(2), Epochs(3), Epochs(None))] == [
+    options = Fifo(), Fifo(2), Epochs(3), Epochs(None), Epochs(2, drop_last=True)
+    assert [repr(bound(one)) for one in options] == [
         "Fifo()",
         "Fifo(2)",
         "Epochs(3)",
         "Epochs(None)",
+        "Epochs(2, drop_last=True)",
     ]
 
 

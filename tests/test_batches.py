@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from kit import (
     FailsAt,
+    bound,
     cancel_at_every_tick,
     memory_descriptors,
     open_descriptors,
@@ -122,7 +123,7 @@ class Scene:
         self.is_closed = False
         config = StreamConfig(
             item=Rows(),
-            selector=OfTheUser() if selector is None else selector,
+            selector=bound(OfTheUser() if selector is None else selector),
             transform=None,
             limiter=MinSize(min_size) if limiter is None else limiter,
             batch_size=4,
@@ -493,7 +494,7 @@ async def test_its_own_draws_are_no_samplers_draws(helped: Scene) -> None:
     for index in range(2):
         seeds = np.random.default_rng(np.random.SeedSequence(index))
         others = Reader(
-            helped.ring, helped.ring.block_locks(), Rows(), Uniform(), seeds, most_at_once=1
+            helped.ring, helped.ring.block_locks(), Rows(), bound(Uniform()), seeds, most_at_once=1
         )
         out = BatchArrays.empty(4, others.fields)
         assert others.fill(out)
@@ -510,18 +511,20 @@ async def test_rows_that_it_copied_in_vain_are_counted(helped: Scene) -> None:
     assert helped.batches.statistics().rows_redrawn == 7
 
 
-async def test_a_schedule_that_raises_leaves_its_slot_free(helped: Scene) -> None:
+async def test_a_schedule_that_raises_leaves_its_slot_free(
+    helped: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As it does with a sampler's."""
 
     def broken(batches: int) -> None:
         raise ZeroDivisionError
 
-    helped.queue._on_delivered = broken
-    for _ in range(2):
-        with pytest.raises(ZeroDivisionError):
-            await helped.batches.get()
-        assert helped.slots.count(LENT) == 0
-    helped.queue._on_delivered = None
+    with monkeypatch.context() as patch:
+        patch.setattr(helped.queue._selector, "on_delivered", broken)
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                await helped.batches.get()
+            assert helped.slots.count(LENT) == 0
     assert number_of(await helped.batches.get()) == 0
 
 

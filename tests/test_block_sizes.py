@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kit import bound
 from models.episode_oracle import Stack
 from models.episode_world import PLAIN, World
 
@@ -294,7 +295,7 @@ async def test_items_reach_over_blocks_that_were_split(
 def check(ring: Ring, item: Any, expected: set[int]) -> None:
     """Exactly these items are drawn."""
     locks = ring.block_locks()
-    reader = Reader(ring, locks, item, Uniform(), np.random.default_rng(3))
+    reader = Reader(ring, locks, item, bound(Uniform()), np.random.default_rng(3))
     out = BatchArrays.empty(30 * len(expected), reader.fields)
     assert reader.fill(out)
     assert set(out.indices.tolist()) == expected

@@ -89,22 +89,10 @@ LEARNT = {
 """The last numbers of what is printed, where they are known; nearly."""
 
 HIDDEN = {
-    "Epochs": {"check", "batch_plan"},
-    "Fifo": {"check", "batch_plan"},
     "Rows": {"assemble", "fields", "window"},
     "Transitions": {"assemble", "fields"},
     "Sequences": {"assemble", "fields"},
     "Transform": {"split"},
-    "Uniform": {"draw"},
-    "Prioritized": {
-        "bind",
-        "draw",
-        "draw_batches",
-        "is_burdened",
-        "obstacle",
-        "on_delivered",
-        "without",
-    },
     "Windows": {"blocks", "changed", "joined", "part", "places", "unchanged"},
     "Field": {"convert"},
     "Spec": {"check_names", "convert_columns", "described", "description", "differences"},

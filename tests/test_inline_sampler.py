@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kit import bound
 
 from areplay._sampling import inline_sampler as inline_sampler_module
 from areplay._sampling import reader as reader_module
-from areplay._sampling.batch_plan import Epochs, Fifo
 from areplay._sampling.inline_sampler import MOST_BYTES, MOST_ROWS, InlineSampler, may_fill
 from areplay._sampling.slots import Slots
 from areplay._storage.registry import WriterRegistry
@@ -23,6 +23,8 @@ from areplay.items.rows import Rows
 from areplay.items.sequences import Sequences
 from areplay.items.transform import Transform
 from areplay.items.transitions import Transitions
+from areplay.selectors.epochs import Epochs
+from areplay.selectors.fifo import Fifo
 from areplay.selectors.prioritized import Prioritized
 from areplay.selectors.uniform import Uniform
 from areplay.spec import Spec
@@ -41,7 +43,7 @@ class Scene:
         self.slots = Slots(FIELDS, 8, 4, 2, has_own=True)
         self.slots.board.open_gate()
         self.own = InlineSampler(
-            self.ring, self.slots, Rows(), Uniform(), np.random.SeedSequence(0), 1
+            self.ring, self.slots, Rows(), bound(Uniform()), np.random.SeedSequence(0), 1
         )
         self.next = 0
 
@@ -174,7 +176,7 @@ def test_its_search_and_its_draws_are_short() -> None:
             else SPEC
         )
         ring = Ring(spec, 4, 4)
-        own = InlineSampler(ring, scene.slots, item, Uniform(), np.random.SeedSequence(0), 8)
+        own = InlineSampler(ring, scene.slots, item, bound(Uniform()), np.random.SeedSequence(0), 8)
         assert own._reader._most_at_once == at_once
         assert own._reader._search._limits.most_drawn == 4
         own.close()
@@ -259,8 +261,12 @@ def test_a_learner_that_is_alone_for_long_says_so(
 
 LARGE = BatchFields({"obs": ((1 << 20,), "uint8")})
 OURS: dict[str, Any] = {
-    "item": Rows(), "selector": Uniform(), "transform": None, "fields": FIELDS, "batch_size": 8,
-}  # fmt: skip
+    "item": Rows(),
+    "selector": bound(Uniform()),
+    "transform": None,
+    "fields": FIELDS,
+    "batch_size": 8,
+}
 
 
 class Mine(Rows):
@@ -277,7 +283,7 @@ class Recent(Uniform):
         ({}, True),
         ({"item": Transitions(n_step=3)}, True),
         ({"item": Sequences(8)}, True),
-        ({"selector": Prioritized()}, True),
+        ({"selector": bound(Prioritized())}, True),
         ({"batch_size": MOST_ROWS}, True),
         ({"batch_size": MOST_ROWS + 1}, False),
         ({"item": Sequences(8), "batch_size": MOST_ROWS // Sequences(8).window.rows}, True),
@@ -285,9 +291,9 @@ class Recent(Uniform):
         ({"fields": LARGE, "batch_size": MOST_BYTES >> 20}, True),
         ({"fields": LARGE, "batch_size": (MOST_BYTES >> 20) + 1}, False),
         ({"item": Mine()}, False),
-        ({"selector": Recent()}, False),
-        ({"selector": Fifo()}, False),
-        ({"selector": Epochs(1)}, False),
+        ({"selector": bound(Recent())}, False),
+        ({"selector": bound(Fifo())}, False),
+        ({"selector": bound(Epochs(1))}, False),
         ({"transform": Transform(lambda batch, out, rng: None, obs=((), "float32"))}, False),
     ],
     ids=lambda value: re.sub(r" at 0x\w+", "", str(value)),  # the same in each run

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kit import bound
 from models.episode_oracle import Item, Oracle, Stack
 from models.episode_world import PLAIN, World, critical_chi_square
 
@@ -129,7 +130,7 @@ def weighed(happen: Happen, check: Callable[[World, Oracle], None]) -> None:
 def drawn(world: World, item: Any, count: int, batches: int) -> list[list[int]]:
     """The indices of so many batches, drawn by one reader as in a sampler."""
     locks = world.ring.block_locks()
-    reader = Reader(world.ring, locks, item, Uniform(), np.random.default_rng(SEED))
+    reader = Reader(world.ring, locks, item, bound(Uniform()), np.random.default_rng(SEED))
     out = BatchArrays.empty(count, reader.fields)
     found = []
     for _ in range(batches):

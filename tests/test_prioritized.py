@@ -4,6 +4,8 @@ priorities from actors."""
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from kit import until
 from scipy import stats
 
 import areplay
+from areplay._storage.priorities import Priorities
 from areplay._storage.windows import Windows
 
 SPEC = areplay.Spec.steps(obs=((), "int64"), action=((), "int64"))
@@ -285,7 +288,11 @@ async def test_uniform_rows_stand_anywhere_in_a_batch() -> None:
         replay.sample(1, selector=selector)
         replay.update_priorities(indices, np.where(np.arange(40) < 4, 1.0, 0.0))
         rng = np.random.default_rng(0)
-        drawn, _ = selector.draw_batches(replay._opened().ring, 4, 1_000, rng)
+        drawn, _ = (
+            replay._opened()
+            .sampler.bind(selector)
+            .draw_batches(replay._opened().ring, 4, 1_000, rng)
+        )
         rare = (drawn.reshape(4, 1_000) >= 4).mean(axis=1)
         assert (abs(rare - 0.45) < 0.08).all()
 
@@ -319,7 +326,7 @@ async def test_samplers_follow_updates_and_the_exponent() -> None:
         ):
             assert (await anext(one)).importance_weights.tolist() == [1.0] * 32
             replay.update_priorities(indices, 1.0 + np.arange(64))
-            changed.importance_sampling_exponent = 1.0
+            one.importance_sampling_exponent = 1.0
             for _ in range(4):  # more than were drawn ahead
                 batch = await anext(one)
             assert np.allclose(
@@ -328,7 +335,7 @@ async def test_samplers_follow_updates_and_the_exponent() -> None:
             assert np.allclose(batch.probabilities, (1 + batch["x"]) / 2080)
             for _ in range(12):
                 batch = await anext(other)
-            assert scheduled.importance_sampling_exponent == 1.0
+            assert other.importance_sampling_exponent == 1.0
             assert np.allclose(
                 batch.importance_weights, batch.probabilities.min() / batch.probabilities, rtol=1e-5
             )
@@ -402,7 +409,7 @@ async def test_what_makes_no_sense_is_refused_and_changes_nothing() -> None:
     ):
         with pytest.raises(ValueError, match=next(iter(options))):
             areplay.Prioritized(**options)
-    async with areplay.Replay(PLAIN, 64, seed=3) as replay, areplay.Replay(PLAIN, 64) as other:
+    async with areplay.Replay(PLAIN, 64, seed=3) as replay:
         indices = await replay.extend({"x": np.arange(4)})
         with pytest.raises(ValueError, match=r"selector=Prioritized"):
             replay.update_priorities(indices, np.ones(4))
@@ -425,9 +432,6 @@ async def test_what_makes_no_sense_is_refused_and_changes_nothing() -> None:
             await replay.add(x=1, priority=float("nan"))
         with pytest.raises(areplay.SpecMismatch, match="priorit"):
             await replay.extend({"x": np.arange(3)}, priorities=[1.0])
-        with pytest.raises(ValueError, match="selector of its own"):
-            await other.add(x=1)
-            other.sample(1, selector=selector)
         assert len(replay) == 4
         assert replay.statistics().priorities_updated == 0
 
@@ -444,7 +448,6 @@ async def test_rows_that_all_have_priority_0_are_refused_at_the_draw() -> None:
             areplay.Stalled, match="all rows have priority 0; give some a larger one"
         ):
             replay.sample(1, selector=selector)
-        assert not areplay.Prioritized().obstacle
         async with replay.batches(batch_size=8, selector=selector) as batches:
             waiting = asyncio.create_task(anext(batches))
             await until(
@@ -456,17 +459,74 @@ async def test_rows_that_all_have_priority_0_are_refused_at_the_draw() -> None:
             assert (await waiting)["x"].tolist() == [2] * 8
 
 
-async def test_a_selector_can_be_used_again_when_its_replay_is_closed() -> None:
-    """With the exponent that it had; by another replay at the same time it cannot."""
+async def test_one_selector_serves_several_replays_and_streams() -> None:
+    """Each stream draws by the priorities of its replay, and has an exponent of its own."""
     selector = areplay.Prioritized(1.0, importance_sampling_exponent=0.5)
-    for exponent in (0.5, 0.75):
-        async with areplay.Replay(PLAIN, 64, seed=3) as replay:
+    async with areplay.Replay(PLAIN, 64, seed=3) as one, areplay.Replay(PLAIN, 64) as other:
+        for replay, likely in ((one, 1), (other, 2)):
             indices = await replay.extend({"x": np.arange(4)})
-            async with replay.batches(batch_size=4, selector=selector) as batches:
-                replay.update_priorities(indices, np.ones(4))
-                assert len((await anext(batches)).indices) == 4
-            assert selector.importance_sampling_exponent == exponent
-            selector.importance_sampling_exponent = 0.75
+            replay.sample(1, selector=selector)
+            replay.update_priorities(indices, np.where(np.arange(4) == likely, 1.0, 0.0))
+        async with (
+            asyncio.timeout(60),
+            one.batches(batch_size=4, selector=selector) as first,
+            one.batches(batch_size=4, selector=selector) as second,
+            other.batches(batch_size=4, selector=selector) as third,
+        ):
+            first.importance_sampling_exponent = 0.75
+            streams = (first, second, third)
+            exponents = [stream.importance_sampling_exponent for stream in streams]
+            assert exponents == [0.75, 0.5, 0.5]
+            assert [(await anext(stream))["x"].tolist() for stream in streams] == [
+                [1] * 4,
+                [1] * 4,
+                [2] * 4,
+            ]
+        assert selector == areplay.Prioritized(1.0, importance_sampling_exponent=0.5)
+
+
+async def test_an_exponent_that_cannot_be_set_is_refused() -> None:
+    """It is no number from 0 to 1, or the selector has none; nothing has changed."""
+    async with areplay.Replay(PLAIN, 64, seed=3) as replay:
+        prioritized = replay.batches(batch_size=4, selector=areplay.Prioritized(1.0, 0.5))
+        for wrong in (-0.1, 1.1, "1", None):
+            with pytest.raises(ValueError, match="importance_sampling_exponent must be"):
+                prioritized.importance_sampling_exponent = wrong  # type: ignore[assignment]
+        assert prioritized.importance_sampling_exponent == 0.5
+        for selector in (areplay.Uniform(), areplay.Fifo()):
+            plain = replay.batches(batch_size=4, selector=selector)
+            with pytest.raises(TypeError, match="only Prioritized has"):
+                plain.importance_sampling_exponent = 0.5
+            assert plain.importance_sampling_exponent == 0.0
+
+
+async def test_streams_that_are_gone_leave_their_exponents_to_others() -> None:
+    """However many there were, one after the other; of those that are there each has its own."""
+    async with areplay.Replay(PLAIN, 64, seed=3) as replay:
+        await replay.extend({"x": np.arange(4)})
+        selector = areplay.Prioritized(1.0, 0.25)
+        kept = replay.batches(batch_size=4, selector=areplay.Prioritized(1.0, 0.75))
+        for _ in range(2_000):
+            replay.sample(4, selector=selector)
+        for _ in range(1_500):
+            await replay.batches(batch_size=4, selector=selector).close()
+        assert kept.importance_sampling_exponent == 0.75
+
+
+def test_options_are_values() -> None:
+    """They cannot be changed, and equal ones are equal."""
+    for option in (
+        areplay.Uniform(),
+        areplay.Prioritized(0.5, 0.25, 0.125),
+        areplay.Fifo(2),
+        areplay.Epochs(None, drop_last=True),
+    ):
+        for field in dataclasses.fields(option):
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(option, field.name, 1)
+        names = {"areplay": areplay, **vars(areplay)}
+        assert eval(repr(option), names) == option == pickle.loads(pickle.dumps(option))
+    assert areplay.Prioritized(0.5) != areplay.Prioritized(0.6)
 
 
 async def test_a_row_that_is_gone_again_is_not_replaced_by_a_uniform_draw(
@@ -479,12 +539,10 @@ async def test_a_row_that_is_gone_again_is_not_replaced_by_a_uniform_draw(
         selector = areplay.Prioritized(1.0, uniform_sample_probability=0.25)
         replay.sample(4, selector=selector)
         ring, rng = replay._opened().ring, np.random.default_rng(0)
-        assert selector._priorities is not None
-        monkeypatch.setattr(
-            type(selector._priorities), "draw", lambda *_: (np.empty(0, np.int64), np.empty(0))
-        )
-        indices, probabilities = selector.draw(ring, 1, rng)
+        monkeypatch.setattr(Priorities, "draw", lambda *_: (np.empty(0, np.int64), np.empty(0)))
+        bound = replay._opened().sampler.bind(selector)
+        indices, probabilities = bound.draw_batches(ring, 1, 1, rng)
         assert len(indices) == 0 and len(np.atleast_1d(probabilities)) == 0
         replay.update_priorities(np.arange(100), np.zeros(100))
-        indices, chance = selector.draw(ring, 1, rng)
+        indices, chance = bound.draw_batches(ring, 1, 1, rng)
         assert len(indices) == 1 and chance == 1 / 100

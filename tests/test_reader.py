@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kit import bound
 
 from areplay._base.arrays import Array, Indices
 from areplay._ingest.episodes import Episodes
@@ -61,16 +62,17 @@ class Scene:
         """A reader of this ring; rows that a script draws though they are gone may have gone
         `after_the_draw`."""
         rng = np.random.default_rng(7)
-        reader = Reader(
+        chosen = bound(selector or Uniform())
+        if after_the_draw:
+            chosen.is_of_user = False
+        return Reader(
             self.ring,
             self.locks,
             item or Rows(),
-            selector or Uniform(),
+            chosen,
             rng,
             most_at_once=most_at_once,
         )
-        reader._search._is_ours = reader._search._is_ours or after_the_draw
-        return reader
 
     def is_free(self, block: int) -> bool:
         """Whether nobody holds that block."""
@@ -300,7 +302,7 @@ def test_a_search_with_a_limit_is_given_up(scene: Scene) -> None:
             scene.ring,
             scene.locks,
             Rows(),
-            Barren(),
+            bound(Barren()),
             np.random.default_rng(0),
             limits=SearchLimits(most_drawn=limit),
         )
@@ -357,11 +359,11 @@ def test_a_selector_of_rows_that_are_not_there_fills_nothing_and_is_asked_a_few_
             episodes.advance()
     one_at_a_time, many = Scripted(then=names[:1]), Scripted(then=names * 20_000)
     for selector in (one_at_a_time, many):
-        reader = Reader(ring, locks, Rows(), selector, np.random.default_rng(7))
+        reader = Reader(ring, locks, Rows(), bound(selector), np.random.default_rng(7))
         assert not reader.fill(BatchArrays.empty(3, reader.fields))
         assert len(selector.asked) <= 100
     selector = Scripted(*[names] * 60, [*names, 17], *[names] * 60, then=[18])
-    reader = Reader(ring, locks, Rows(), selector, np.random.default_rng(7))
+    reader = Reader(ring, locks, Rows(), bound(selector), np.random.default_rng(7))
     out = BatchArrays.empty(3, reader.fields)
     assert reader.fill(out)
     assert out.indices.tolist() == [17, 18, 18]
@@ -457,16 +459,16 @@ def test_a_search_without_success_ends_when_the_sampler_is_to_stop(
     assert scene.others.try_exclusive(0)
     stops_after = 1 + ROUNDS_WITHOUT_LOCK + 3 if is_locked else 3
     rng = np.random.default_rng(7)
+    selector = bound(Endless())
+    # then row 0 is taken for one that was there when it was drawn
+    selector.is_of_user = not is_locked
     reader = Reader(
         scene.ring,
         scene.locks,
         Rows(),
-        Endless(),
+        selector,
         rng,
         limits=SearchLimits(gives_up=lambda: draws >= stops_after),
-    )
-    reader._search._is_ours = (
-        is_locked  # then row 0 is taken for one that was there when it was drawn
     )
     assert not reader.fill(batch(1))
     assert draws == stops_after

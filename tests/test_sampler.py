@@ -9,20 +9,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kit import ticks, until
+from kit import bound, ticks, until
 
 from areplay._processes import backoff
 from areplay._processes.channel import READY as SAID_READY
 from areplay._sampling import reader as reader_module
-from areplay._sampling.sampler import SamplerConfig, batches_at_once, run_sampler
+from areplay._sampling.sampler import SamplerConfig, run_sampler
 from areplay._sampling.slots import FILLING, FREE, READY, Slots
 from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
 from areplay.items.item import BatchFields
 from areplay.items.rows import Rows
+from areplay.selectors import AnySelector
 from areplay.selectors.prioritized import Prioritized
-from areplay.selectors.selector import Selector
 from areplay.selectors.uniform import Uniform
 from areplay.spec import Spec
 
@@ -73,7 +73,7 @@ class Scene:
             slots=self.slots,
             index=1,
             item=item or Rows(),
-            selector=Uniform(),
+            selector=bound(Uniform()),
             transform=None,
             plan=None,
             seeds=np.random.SeedSequence(seed),
@@ -284,9 +284,9 @@ async def test_an_item_that_raises_ends_the_sampler_with_that_error(scene: Scene
     ],
 )
 def test_priorities_are_at_most_half_a_queue_older_by_drawing_batches_at_once(
-    selector: Selector, samplers: int, prefetch: int, most: int
+    selector: AnySelector, samplers: int, prefetch: int, most: int
 ) -> None:
     """Of all samplers together; and a selector of the user's draws one batch at a time."""
     slots = Slots(BatchFields(Rows().fields(SPEC)), 4, prefetch + 1 + samplers, samplers)
-    assert batches_at_once(selector, slots) == most
+    assert bound(selector).batches_at_once(slots.prefetch, samplers) == most
     slots.close()

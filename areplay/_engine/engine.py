@@ -132,7 +132,7 @@ class Engine:
             self.local_writer,
             self.coordinator,
             lambda: streams,
-            lambda: list(plans.values()),
+            plans.all,
             lambda: groups,
         )
 

@@ -7,6 +7,7 @@ selector lives.
 from __future__ import annotations
 
 import weakref
+from functools import partial
 
 from areplay._base.arrays import Indices
 from areplay._base.hooks import text_of
@@ -14,7 +15,9 @@ from areplay._engine.config import ReplayConfig
 from areplay._engine.counters import Counters, Draws
 from areplay._ingest.admission import Admission
 from areplay._sampling.batch_memory import BatchArrays
-from areplay._sampling.batch_plan import LocalBatchPlan, PlannedSelector, close_each
+from areplay._sampling.batch_plan import LocalBatchPlan, LocalBatchPlans, PlannedSelector
+from areplay._sampling.binding import bind
+from areplay._sampling.bound_selector import BoundSelector
 from areplay._sampling.reader import Reader
 from areplay._sampling.requests import checked_item
 from areplay._storage.priorities import PriorityTables
@@ -23,8 +26,7 @@ from areplay._storage.ring import Ring
 from areplay.errors import Stalled
 from areplay.items.item import Item
 from areplay.items.transform import Transform
-from areplay.selectors.prioritized import BUILT_IN, items_of
-from areplay.selectors.selector import Selector
+from areplay.selectors import AnySelector
 
 
 class LocalSampler:
@@ -50,15 +52,13 @@ class LocalSampler:
         self._admission = admission
         self._counters = counters
         self._locks = ring.block_locks()
-        self.plans: weakref.WeakKeyDictionary[PlannedSelector, LocalBatchPlan] = (
-            weakref.WeakKeyDictionary()
-        )
+        self.plans = LocalBatchPlans()
 
     def sample(
         self,
         batch_size: int,
         item: Item | None,
-        selector: Selector | PlannedSelector | None,
+        selector: AnySelector | None,
         transform: Transform | None,
     ) -> BatchArrays:
         """Draw a batch; see `Replay.sample`.
@@ -67,9 +67,9 @@ class LocalSampler:
             batch_size: items of the batch, from 1 to `max_batch_size`.
         """
         config = self._config
-        item, chosen = checked_item(config.spec, config.longest_window, item, selector, transform)
+        item, given = checked_item(config.spec, config.longest_window, item, selector, transform)
         with self._registry.use(self._ring):
-            self.bind(chosen)
+            chosen = self.bind(given)
             rows = None
             if isinstance(chosen, PlannedSelector):
                 rows = self._planned_rows(chosen, item, batch_size)
@@ -79,23 +79,23 @@ class LocalSampler:
             is_filled = reader.fill(arrays, rows)
         if not is_filled:
             raise Stalled(self._why_empty(item, chosen))
-        if isinstance(chosen, PlannedSelector):
-            self.plans[chosen].on_taken()
+        plan = self.plans.get(given)
+        if plan is not None:
+            plan.on_taken()
             self._admission.notify()
         return arrays
 
     def close(self) -> None:
         """Keep no rows any more, and give the descriptors back."""
         self._locks.close()
-        close_each(self.plans)
+        self.plans.close()
 
-    def bind(self, selector: Selector | PlannedSelector) -> None:
-        bind = getattr(selector, "bind", None)
-        if bind is not None:
-            bind(self._tables.of_exponent)
+    def bind(self, selector: AnySelector) -> BoundSelector:
+        """Make what runs of a user's selector for this replay."""
+        return bind(selector, self._tables.of_exponent)
 
     def _planned_rows(self, selector: PlannedSelector, item: Item, batch_size: int) -> Indices:
-        plan = self.plans.get(selector)
+        plan = self.plans.get(selector.given)
         if plan is not None:
             return plan.next_rows(item, batch_size)
         plan = self._new_plan(selector, item, batch_size)
@@ -105,8 +105,8 @@ class LocalSampler:
                 return plan.next_rows(item, batch_size)
             finally:
                 plan.close()
-        self.plans[selector] = plan
-        weakref.finalize(selector, _forget, plan, weakref.ref(self._admission))
+        admission = weakref.ref(self._admission)
+        self.plans.add(selector.given, plan, partial(_let_look_again, admission))
         self._admission.changed()  # the plan keeps rows from now on
         return plan.next_rows(item, batch_size)
 
@@ -114,26 +114,22 @@ class LocalSampler:
         selector.check(batch_size, item.window, self._config.capacity_rows)
         seeds = self._counters.seeds(Draws.BATCH_PLANS, self._counters.next_number())
         plan = selector.batch_plan(self._ring, self._registry, item.window, batch_size, seeds)
-        return LocalBatchPlan(text_of(selector), item, plan)
+        return LocalBatchPlan(repr(selector), item, plan)
 
-    def _why_empty(self, item: Item, selector: Selector | PlannedSelector) -> str:
+    def _why_empty(self, item: Item, selector: BoundSelector) -> str:
         rows: int = self._ring.rows_now[0]
-        if rows and (obstacle := getattr(selector, "obstacle", "")):
-            return f"sample() by {text_of(selector)}: {obstacle}"
+        if rows and selector.obstacle:
+            return f"sample() by {selector!r}: {selector.obstacle}"
         if not rows:
             what = "a replay without rows"
-        elif type(selector) in BUILT_IN:
-            what = f"{rows:,} rows of which no {items_of(selector, item)} can be made"
+        elif selector.is_of_user:
+            what = f"{rows:,} rows, of which {selector!r} drew no row that makes {text_of(item)}"
         else:
-            what = (
-                f"{rows:,} rows, of which {text_of(selector)} drew no row that makes "
-                f"{text_of(item)}"
-            )
+            what = f"{rows:,} rows of which no {selector.items_text(item)} can be made"
         return f"sample() on {what}; add some first, or use batches(), which waits for them"
 
 
-def _forget(plan: LocalBatchPlan, admission: weakref.ref[Admission]) -> None:
-    """Keep no rows any more for a selector that is gone; its replay may be gone, too."""
-    plan.close()
+def _let_look_again(admission: weakref.ref[Admission]) -> None:
+    """Let writers look again for whom a plan kept rows; their replay may be gone, too."""
     if (living := admission()) is not None:
         living.changed()

@@ -13,9 +13,8 @@ Written by nobody but the owner's process; what samplers need travels to them wh
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+import weakref
+from collections.abc import Callable
 
 import numpy as np
 
@@ -23,7 +22,7 @@ from areplay._base import forks
 from areplay._base.arrays import Indices, Mask
 from areplay._base.hooks import text_of
 from areplay._base.identity import identity
-from areplay._base.validation import flag, whole_number
+from areplay._sampling.bound_selector import BoundSelector
 from areplay._sampling.completion_log import CompletionLog
 from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
@@ -172,68 +171,54 @@ class LocalBatchPlan:
             batch_plan.close()
 
 
-def close_each(local: Mapping[Any, LocalBatchPlan]) -> None:
-    """Close those of all selectors."""
-    for batch_plan in list(local.values()):
-        batch_plan.close()
+class LocalBatchPlans:
+    """The plans that `Replay.sample` goes on with, one for each selector object that lives.
 
-
-@runtime_checkable
-class PlannedSelector(Protocol):
-    """A selector that settles beforehand what is in each batch."""
-
-    def check(self, batch_size: int, window: Window, capacity_rows: int) -> None:
-        """Raise `ValueError` if batches of so many such items cannot be had from a ring of so many
-        rows."""
-        ...
-
-    def batch_plan(
-        self,
-        ring: Ring,
-        registry: WriterRegistry,
-        window: Window,
-        batch_size: int,
-        seeds: np.random.SeedSequence,
-    ) -> BatchPlan:
-        """Those of a new stream of batches."""
-        ...
-
-
-class Fifo:
-    """Each item exactly once, in the order in which they became complete; that is their order
-    within a stream.
-
-    The queue that on-policy learners need. A row is not overwritten before its item was handed to
-    the learner: when the ring is full, the actors wait. Rows count that are in the ring when the
-    stream of batches is opened, and all that come later. An item that can never be made (a step of
-    it was lost) is left out. Rows that actors have handed in wait in their inboxes for their turn,
-    `inbox_rows` of each actor at most: lower that for data that is more recent.
-
-    Killed samplers and actors change nothing about it. If fewer items are there than a batch takes
-    and no rows can come any more, since the actors are gone or all blocks hold rows that are still
-    needed, the learner gets `Stalled`.
-
-    Args:
-        max_times_sampled: each batch comes so many times, one after the other: several passes over
-            recent items.
-
-    Raises:
-        ValueError: that is no whole number above 0.
+    Equal selectors are not the same one: each begins a plan of its own.
     """
 
-    def __init__(self, max_times_sampled: int = 1) -> None:
-        self.max_times_sampled = whole_number("max_times_sampled", max_times_sampled)
+    def __init__(self) -> None:
+        self._plans: dict[int, LocalBatchPlan] = {}
+
+    def get(self, selector: object) -> LocalBatchPlan | None:
+        """The plan that this object has begun."""
+        return self._plans.get(id(selector))
+
+    def add(self, selector: object, plan: LocalBatchPlan, on_gone: Callable[[], object]) -> None:
+        """Go on with `plan` as long as `selector` lives.
+
+        Args:
+            on_gone: called when the plan was closed since the selector is gone. It must not refer
+                to what owns these plans.
+        """
+        self._plans[id(selector)] = plan
+        weakref.finalize(selector, _forget, self._plans, id(selector), on_gone)
+
+    def all(self) -> list[LocalBatchPlan]:
+        """The plans of all selectors."""
+        return list(self._plans.values())
+
+    def close(self) -> None:
+        """Keep no rows any more."""
+        for plan in self.all():
+            plan.close()
+
+
+def _forget(
+    plans: dict[int, LocalBatchPlan], selector_id: int, on_gone: Callable[[], object]
+) -> None:
+    plans.pop(selector_id).close()
+    on_gone()
+
+
+class PlannedSelector(BoundSelector):
+    """Says beforehand which items are in which batch."""
+
+    is_planned = True
 
     def check(self, batch_size: int, window: Window, capacity_rows: int) -> None:
-        """See `PlannedSelector`: the rows by which a batch's items are drawn take half of the ring
-        at most."""
-        needed = 2 * batch_size * window.period + window.rows - 1
-        if needed > capacity_rows:
-            raise ValueError(
-                f"{self!r} with batch_size={batch_size:,} of such items needs a capacity of at "
-                f"least {needed:,} rows, got {capacity_rows:,}: while a batch waits for its last "
-                "items, actors need room for others"
-            )
+        """Raise `ValueError` if a ring of `capacity_rows` has too little room for a batch of such
+        items."""
 
     def batch_plan(
         self,
@@ -243,142 +228,5 @@ class Fifo:
         batch_size: int,
         seeds: np.random.SeedSequence,
     ) -> BatchPlan:
-        """See `PlannedSelector`."""
-        return _InOrder(ring, registry, window, batch_size, repr(self), self.max_times_sampled)
-
-    def __repr__(self) -> str:
-        return "Fifo()" if self.max_times_sampled == 1 else f"Fifo({self.max_times_sampled})"
-
-
-class Epochs:
-    """Each item once an epoch, in a new random order each time: for data that is in the ring
-    already.
-
-    All items that can be made of the rows that are there when the stream of batches is opened. Rows
-    that come later do not belong to it; they wait where they would overwrite one that does, until
-    the last batch was handed out. Batches have `batch_size` items, also where one epoch ends and
-    the next begins; only the last one of all may have fewer. After it the loop over the stream
-    ends, and `get` raises `EndOfEpochs`. With no item there, or with `drop_last` less than a batch,
-    `Stalled` is raised when the stream is opened, or by `sample`; both can be tried again with the
-    same selector when rows came.
-
-    Args:
-        epochs: how many; None for ever.
-        drop_last: leave a last batch out that would have fewer items.
-
-    Raises:
-        ValueError: an option is not what it should be.
-    """
-
-    def __init__(self, epochs: int | None = 1, *, drop_last: bool = False) -> None:
-        self.epochs = None if epochs is None else whole_number("epochs", epochs)
-        self.drop_last = flag("drop_last", drop_last)
-
-    def check(self, batch_size: int, window: Window, capacity_rows: int) -> None:
-        """See `PlannedSelector`: any do."""
-
-    def batch_plan(
-        self,
-        ring: Ring,
-        registry: WriterRegistry,
-        window: Window,
-        batch_size: int,
-        seeds: np.random.SeedSequence,
-    ) -> BatchPlan:
-        """See `PlannedSelector`."""
-        options = self.epochs, self.drop_last
-        return _Shuffled(ring, registry, window, batch_size, repr(self), *options, seeds)
-
-    def __repr__(self) -> str:
-        return (
-            f"Epochs({self.epochs}, drop_last=True)" if self.drop_last else f"Epochs({self.epochs})"
-        )
-
-
-class _InOrder(BatchPlan):
-    """As the log goes, each batch `times` times."""
-
-    def __init__(
-        self,
-        ring: Ring,
-        registry: WriterRegistry,
-        window: Window,
-        batch_size: int,
-        name: str,
-        times: int,
-    ) -> None:
-        super().__init__(ring, registry, window, batch_size, name)
-        self._times = times
-
-    def batch(self, number: int) -> Indices | None:
-        start = number // self._times * self.batch_size
-        return self.log.entries(start, start + self.batch_size) if self.has_batch(number) else None
-
-    def has_batch(self, number: int) -> bool:
-        return (number // self._times + 1) * self.batch_size <= self.log.appended
-
-    def on_delivered(self, batches: int) -> None:
-        self.log.released = batches // self._times * self.batch_size
-
-    def items_left(self, batches: int) -> int | None:
-        return self.log.appended - batches // self._times * self.batch_size
-
-
-class _Shuffled(BatchPlan):
-    """All entries of the log, in a new order each epoch."""
-
-    takes_in = False
-
-    def __init__(
-        self,
-        ring: Ring,
-        registry: WriterRegistry,
-        window: Window,
-        batch_size: int,
-        name: str,
-        epochs: int | None,
-        drop_last: bool,
-        seeds: np.random.SeedSequence,
-    ) -> None:
-        super().__init__(ring, registry, window, batch_size, name)
-        self._epochs, self._drop_last, self._seeds = epochs, drop_last, seeds
-        self._order: tuple[int, Indices] = -1, np.empty(0, np.int64)  # of the epoch of that number
-
-    @property
-    def _items(self) -> float:
-        """How many there are to deliver in all."""
-        if self._epochs is None:
-            return math.inf if self.log.appended else 0
-        items = self._epochs * self.log.appended
-        return items - items % self.batch_size if self._drop_last else items
-
-    def batch(self, number: int) -> Indices | None:
-        start, parts = number * self.batch_size, []
-        stop = start + self.size(number)
-        while start < stop:
-            epoch, at = divmod(start, self.log.appended)
-            part = self._order_of(epoch)[at : at + stop - start]
-            parts.append(self.log.entries_at(part))
-            start += len(part)
-        return np.concatenate(parts) if parts else None
-
-    def size(self, number: int) -> int:
-        return int(max(0, min(self.batch_size, self._items - number * self.batch_size)))
-
-    def on_delivered(self, batches: int) -> None:
-        if batches * self.batch_size >= self._items:
-            self.log.released = self.log.appended
-
-    def items_left(self, batches: int) -> int | None:
-        return (
-            None if self._epochs is None else int(max(0, self._items - batches * self.batch_size))
-        )
-
-    def _order_of(self, epoch: int) -> Indices:
-        if self._order[0] != epoch:
-            # Every sampler finds the same order: the seed depends on the epoch alone.
-            seed = np.random.SeedSequence(
-                self._seeds.entropy, spawn_key=(*self._seeds.spawn_key, epoch)
-            )
-            self._order = epoch, np.random.default_rng(seed).permutation(self.log.appended)
-        return self._order[1]
+        """Plan the batches of a new stream."""
+        raise NotImplementedError

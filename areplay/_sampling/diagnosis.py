@@ -18,7 +18,6 @@ from areplay._sampling.sampler import why_unfilled
 from areplay._sampling.slots import LENT, Slots
 from areplay._sampling.stream_records import ProducerState, StreamConfig, StreamHost
 from areplay.errors import AreplayError, Closed, Stalled
-from areplay.selectors.prioritized import BUILT_IN, items_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +61,11 @@ class Diagnosis:
         return self._slots.board.found_no_items_since(self._ring.rows_inserted[0])
 
     @property
-    def obstacle(self) -> str:
-        """Why the selector can draw nothing whatever rows there are, and what to do; "" if it
-        can."""
-        obstacle: str = getattr(self._config.selector, "obstacle", "")
-        return obstacle
-
-    @property
     def may_find_items(self) -> bool:
         """Whether samplers may find items without more rows though there are no items now: after a
         change of priorities, or by a selector of the user."""
-        return type(self._config.selector) not in BUILT_IN or bool(self.obstacle)
+        selector = self._config.selector
+        return selector.is_of_user or bool(selector.obstacle)
 
     def diagnose(self, lent_to_loop: int) -> Starvation | None:
         """Look whether a batch can still come; None if it can.
@@ -147,14 +140,14 @@ class Diagnosis:
         """Say why no item can be made of the rows."""
         selector = self._config.selector
         rows = self._ring.rows_now[0]
-        if rows and self.obstacle:
-            return f"{text_of(selector)}: {self.obstacle}"
-        if rows and type(selector) not in BUILT_IN:
+        if rows and selector.obstacle:
+            return f"{selector!r}: {selector.obstacle}"
+        if rows and selector.is_of_user:
             return (
-                f"{text_of(selector)} has drawn no row, of {rows:,}, that makes "
+                f"{selector!r} has drawn no row, of {rows:,}, that makes "
                 f"{text_of(self._config.item)} yet"
             )
-        return f"no {items_of(selector, self._config.item)} can be made of the {rows:,} rows yet"
+        return f"no {selector.items_text(self._config.item)} can be made of the {rows:,} rows yet"
 
     def _why_unfilled(self, lent_to_loop: int) -> str:
         """Say why no sampler has filled a batch of rows that are there."""

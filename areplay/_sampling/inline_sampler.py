@@ -18,7 +18,7 @@ import time
 
 import numpy as np
 
-from areplay._sampling.batch_plan import PlannedSelector
+from areplay._sampling.bound_selector import BoundSelector
 from areplay._sampling.item_search import SearchLimits
 from areplay._sampling.reader import Reader
 from areplay._sampling.slots import LENT, Slots
@@ -28,8 +28,6 @@ from areplay.items.rows import Rows
 from areplay.items.sequences import Sequences
 from areplay.items.transform import Transform
 from areplay.items.transitions import Transitions
-from areplay.selectors.prioritized import BUILT_IN
-from areplay.selectors.selector import Selector
 
 logger = logging.getLogger(__name__)
 
@@ -47,16 +45,17 @@ _WARN_AFTER_S = 5.0
 
 def may_fill(
     item: Item,
-    selector: Selector | PlannedSelector,
+    selector: BoundSelector,
     transform: Transform | None,
     fields: BatchFields,
     batch_size: int,
 ) -> bool:
     """Whether a learner may fill such batches itself."""
-    is_ours = type(item) in _ITEMS and type(selector) in BUILT_IN and transform is None
+    is_of_user = type(item) not in _ITEMS or selector.is_of_user or transform is not None
     item_bytes = sum(field.row_bytes for field in fields.stored.values())
     return (
-        is_ours
+        not is_of_user
+        and not selector.is_planned
         and batch_size * item_bytes <= MOST_BYTES
         and batch_size * item.window.rows <= MOST_ROWS
     )
@@ -78,7 +77,7 @@ class InlineSampler:
         ring: Ring,
         slots: Slots,
         item: Item,
-        selector: Selector | PlannedSelector,
+        selector: BoundSelector,
         seeds: np.random.SeedSequence,
         most_at_once: int,
     ) -> None:

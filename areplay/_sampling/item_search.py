@@ -17,12 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from areplay._base.arrays import Indices
-from areplay._sampling.batch_plan import PlannedSelector
+from areplay._sampling.bound_selector import BoundSelector
+from areplay._sampling.prioritized_selector import PrioritizedRest, PrioritizedSelector
 from areplay._storage.ring import Ring
 from areplay._storage.window_search import WindowFinder
 from areplay._storage.windows import Windows
-from areplay.selectors.prioritized import BUILT_IN, Prioritized, PrioritizedRest
-from areplay.selectors.selector import Selector, checked_draw
 
 # The most rows of one draw.
 _MOST_DRAWN = 1 << 16
@@ -122,7 +121,7 @@ class ItemSearch:
         self,
         ring: Ring,
         finder: WindowFinder,
-        selector: Selector | PlannedSelector,
+        selector: BoundSelector,
         rng: np.random.Generator,
         limits: SearchLimits,
     ) -> None:
@@ -130,11 +129,8 @@ class ItemSearch:
         self._finder = finder
         self._rng = rng
         self._limits = limits
-        self._selector = None if isinstance(selector, PlannedSelector) else selector
-        self._prioritized = selector if type(selector) is Prioritized else None
-        self._draw_batches = getattr(selector, "draw_batches", None)
-        # A selector of the user's may draw rows that do not exist.
-        self._is_ours = isinstance(selector, PlannedSelector) or type(selector) in BUILT_IN
+        self._selector = selector
+        self._prioritized = selector if isinstance(selector, PrioritizedSelector) else None
         # The share of the rows drawn lately that made an item.
         self._valid_share = 1.0
         # What the last batch was drawn from, if rows were left out.
@@ -195,19 +191,15 @@ class ItemSearch:
         if rest is not None:
             indices, probabilities = rest.draw(self._ring, count, self._rng)
             return _Drawn(indices, probabilities, len(indices))
-        assert self._selector is not None
-        drawn: tuple[Indices, NDArray[np.float64] | float]
-        if batches > 1 and self._draw_batches is not None:
-            each = -(-count // batches)
-            drawn = self._draw_batches(self._ring, batches, each, self._rng)
-        else:
-            drawn = self._selector.draw(self._ring, count, self._rng)
-        if self._is_ours:
-            indices, probabilities = drawn
-            return _Drawn(indices, probabilities, len(indices))
-        indices, chances = checked_draw(self._selector, drawn)
-        is_there = self._ring.committed(indices)
-        return _Drawn(indices[is_there], chances[is_there], len(indices))
+        each = -(-count // batches)
+        indices, chances = self._selector.draw_batches(self._ring, batches, each, self._rng)
+        rows_drawn = len(indices)
+        if self._selector.is_of_user:
+            # These may be rows that do not exist.
+            is_there = self._ring.committed(indices)
+            indices = indices[is_there]
+            chances = np.broadcast_to(chances, is_there.shape)[is_there]
+        return _Drawn(indices, chances, rows_drawn)
 
     # How many rows to draw.
 
@@ -248,7 +240,7 @@ class ItemSearch:
             enough = _DRAWS_A_ROW * len(self._ring) + attempt.wanted
             if attempt.fruitless_rows > enough:
                 return True
-        if not self._is_ours and attempt.fruitless_draws >= _ROUNDS_OF_THE_USERS:
+        if self._selector.is_of_user and attempt.fruitless_draws >= _ROUNDS_OF_THE_USERS:
             return True
         return self._limits.gives_up()
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from functools import partial
 
-from areplay._base.hooks import text_of
 from areplay._ingest.admission import steps_in
 from areplay._ingest.rate_controller import RateController, checked_replacement
 from areplay._processes.completion import in_thread
@@ -242,7 +241,7 @@ class PlannedPacing(Pacing):
         self._admission.notify()
         if plan.size(0) == 0:
             raise Stalled(
-                f"{text_of(self._config.selector)} of {plan.log.appended:,} items, which are none "
+                f"{self._config.selector!r} of {plan.log.appended:,} items, which are none "
                 f"or less than a batch; add rows before"
             )
 
@@ -252,7 +251,7 @@ class PlannedPacing(Pacing):
 
     def may_take(self) -> bool:
         if self._plan.size(self.delivered) == 0:
-            raise EndOfEpochs(text_of(self._config.selector))
+            raise EndOfEpochs(repr(self._config.selector))
         return True
 
     @property
@@ -262,7 +261,7 @@ class PlannedPacing(Pacing):
     def why_rows_are_lacking(self) -> str:
         return (
             f"{self.items_left()} of {self._config.batch_size} items for a batch of "
-            f"{text_of(self._config.selector)}"
+            f"{self._config.selector!r}"
         )
 
     def could_take(self, has_ready: bool) -> bool:
@@ -279,7 +278,7 @@ class PlannedPacing(Pacing):
 
     @property
     def next_batch(self) -> str:
-        return f"batch {self.delivered + 1} of {text_of(self._config.selector)}"
+        return f"batch {self.delivered + 1} of {self._config.selector!r}"
 
     def items_left(self) -> int | None:
         return self._plan.items_left(self.delivered)

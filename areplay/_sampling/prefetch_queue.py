@@ -27,7 +27,6 @@ from areplay._sampling.inline_sampler import InlineSampler, may_fill
 from areplay._sampling.pacing import pacing_of
 from areplay._sampling.sampler import (
     SamplerConfig,
-    batches_at_once,
     recover,
     run_sampler,
     sampler_statistics,
@@ -100,8 +99,8 @@ class PrefetchQueue:
         self.turns = YieldTimer(_TURN_S)
         self._host = host
         self._config = config
+        self._selector = config.selector
         self._delivered_before = 0 if resumed is None else resumed.batches_delivered
-        self._on_delivered = getattr(config.selector, "on_delivered", None)
         # Only rows as they were written have the checksums of debug mode.
         self._has_whole_rows = type(config.item) is Rows and config.transform is None
 
@@ -150,7 +149,7 @@ class PrefetchQueue:
             return None
         config = self._config
         seeds = config.seeds(config.samplers, 0)  # those of no sampler
-        at_once = batches_at_once(config.selector, self.slots)
+        at_once = config.selector.batches_at_once(config.prefetch, config.samplers)
         return InlineSampler(
             self._host.ring, self.slots, config.item, config.selector, seeds, at_once
         )
@@ -221,12 +220,11 @@ class PrefetchQueue:
     def _hand_out(self, slot: int) -> Lent:
         """Count a lent slot as the next batch."""
         lent = self._lent[slot]
-        if self._on_delivered is not None:
-            try:
-                self._on_delivered(self._delivered_before + self.pacing.delivered + 1)
-            except BaseException as error:
-                lent.give_back()
-                raise HookRaised(SCHEDULE, error) from error
+        try:
+            self._selector.on_delivered(self._delivered_before + self.pacing.delivered + 1)
+        except BaseException as error:
+            lent.give_back()
+            raise HookRaised(SCHEDULE, error) from error
         self.pacing.on_delivered()
         arrays = self.pacing.part_of(lent.arrays)
         if self._has_whole_rows:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from areplay._base.arrays import Array, Indices
 from areplay._base.failpoints import failpoint
 from areplay._sampling.batch_memory import BatchArrays
-from areplay._sampling.batch_plan import PlannedSelector
+from areplay._sampling.bound_selector import BoundSelector
 from areplay._sampling.item_search import ItemSearch, SearchLimits
 from areplay._shm.range_locks import BlockLocks
 from areplay._storage.ring import Ring
@@ -29,8 +29,6 @@ from areplay._storage.window_search import WindowFinder
 from areplay._storage.windows import Windows
 from areplay.items.item import BatchFields, Item
 from areplay.items.transform import Transform
-from areplay.selectors.selector import Selector, weigh
-from areplay.selectors.uniform import Uniform
 
 ROUNDS_WITHOUT_LOCK = 8
 
@@ -83,7 +81,7 @@ class Reader:
         ring: Ring,
         locks: BlockLocks,
         item: Item,
-        selector: Selector | PlannedSelector,
+        selector: BoundSelector,
         rng: np.random.Generator,
         transform: Transform | None = None,
         *,
@@ -139,11 +137,7 @@ class Reader:
             assert rows is None, "a row that was to be delivered was overwritten"
             if not self._mend(out, target, torn):
                 return False
-        weigh(
-            out.probabilities,
-            getattr(self._selector, "importance_sampling_exponent", 0.0),
-            out.importance_weights,
-        )
+        self._selector.weigh(out.probabilities, out.importance_weights)
         if self._transform is not None:
             written = {name: out.stored[name] for name in self._transform.fields}
             self._transform.function(self._item_fields.of(target), written, self._rng)
@@ -186,11 +180,8 @@ class Reader:
         """Whether the stock is old, and a new draw would give other items."""
         if time.monotonic() - stock.drawn_s <= _STOCK_S:
             return False
-        # Uniform draws are the same as long as no row comes in.
-        return (
-            type(self._selector) is not Uniform
-            or self._ring.rows_inserted[0] != stock.rows_inserted
-        )
+        has_new_rows: bool = self._ring.rows_inserted[0] != stock.rows_inserted
+        return has_new_rows or self._selector.changes_without_rows
 
     def _mend(self, out: BatchArrays, target: Mapping[str, Array], torn: NDArray[np.intp]) -> bool:
         """Replace the items at `torn` by newly drawn ones; False if there seem to be none."""

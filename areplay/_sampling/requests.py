@@ -10,15 +10,13 @@ import pickle
 from areplay._base.hooks import text_of
 from areplay._base.validation import whole_number
 from areplay._ingest.rate_controller import check_limiter
-from areplay._sampling.batch_plan import PlannedSelector
 from areplay._storage.windows import Window
 from areplay.items.item import Item
 from areplay.items.rows import Rows
 from areplay.items.transform import Transform, batch_fields
 from areplay.items.transitions import Transitions
 from areplay.limiters import Limiter, MinSize, SamplesPerInsert
-from areplay.selectors.selector import Selector
-from areplay.selectors.uniform import Uniform
+from areplay.selectors import AnySelector, Epochs, Fifo, Prioritized, Selector, Uniform
 from areplay.spec import Spec
 
 
@@ -26,19 +24,22 @@ def checked_item(
     spec: Spec,
     longest_window: int,
     item: Item | None,
-    selector: Selector | PlannedSelector | None,
+    selector: AnySelector | None,
     transform: Transform | None,
-) -> tuple[Item, Selector | PlannedSelector]:
+) -> tuple[Item, AnySelector]:
     """What to sample, and how: as given or by default, if it can be done with rows of that spec."""
     if item is None:
         item = Transitions() if spec.is_steps else Rows()
     selector = Uniform() if selector is None else selector
-    _check_methods("item", item, ("fields", "assemble"), "Rows()")
-    if not isinstance(selector, PlannedSelector):
-        _check_methods("selector", selector, ("draw",), "Uniform()")
+    if isinstance(item, type) or not isinstance(item, Item):
+        raise _refused("item", "fields, assemble and window", "Rows()", item)
+    if isinstance(selector, type) or not isinstance(
+        selector, (Selector, Prioritized, Fifo, Epochs)
+    ):
+        raise _refused("selector", "draw", "Uniform()", selector)
     if transform is not None and not isinstance(transform, Transform):
         raise TypeError(f"transform must be an areplay.Transform, got {text_of(transform)}")
-    window = getattr(item, "window", None)
+    window = item.window
     if not isinstance(window, Window):
         raise TypeError(
             f"item must have a window, an areplay.Window, got {text_of(window)} of {text_of(item)}"
@@ -62,7 +63,7 @@ def checked_limiter(
     batch_size: int,
     capacity_rows: int,
     item: Item,
-    selector: Selector | PlannedSelector,
+    selector: AnySelector,
 ) -> Limiter:
     """As given or by default, if it can be had with such batches."""
     if limiter is None:
@@ -75,7 +76,7 @@ def checked_limiter(
         raise TypeError(f"limiter must be a SamplesPerInsert or MinSize, got {text_of(limiter)}")
     whole_number("min_size_to_sample", limiter.min_size_to_sample, at_most=capacity_rows)
     if isinstance(limiter, SamplesPerInsert):
-        if isinstance(selector, PlannedSelector):
+        if isinstance(selector, (Fifo, Epochs)):
             raise ValueError(
                 f"{text_of(selector)} delivers each item a fixed number of times, so {limiter!r} "
                 f"would hold one side for ever; leave the limiter out, or pass MinSize"
@@ -95,11 +96,7 @@ def check_sendable(option: str, given: object) -> None:
         ) from None
 
 
-def _check_methods(option: str, given: object, methods: tuple[str, ...], example: str) -> None:
-    if isinstance(given, type) or not all(
-        callable(getattr(given, method, None)) for method in methods
-    ):
-        raise TypeError(
-            f"{option} must be an object with {' and '.join(methods)}, such as {example}, got "
-            f"{text_of(given)}"
-        )
+def _refused(option: str, parts: str, example: str, given: object) -> TypeError:
+    return TypeError(
+        f"{option} must be an object with {parts}, such as {example}, got {text_of(given)}"
+    )

@@ -17,22 +17,19 @@ from areplay._processes.backoff import SleepBackoff, YieldTimer
 from areplay._processes.channel import READY, Channel
 from areplay._processes.supervisor import Supervisor
 from areplay._processes.waiter import Waiter
-from areplay._sampling.batch_plan import BatchPlan, PlannedSelector
+from areplay._sampling.batch_plan import BatchPlan
+from areplay._sampling.bound_selector import BoundSelector
 from areplay._sampling.item_search import SearchLimits
 from areplay._sampling.reader import Reader
 from areplay._sampling.slots import Slots
 from areplay._storage.ring import Ring
 from areplay.items.item import Item
 from areplay.items.transform import Transform
-from areplay.selectors.prioritized import Prioritized
-from areplay.selectors.selector import Selector
-from areplay.selectors.uniform import Uniform
 from areplay.statistics import SamplerStatistics
 
 logger = logging.getLogger(__name__)
 
 _TURN_S = 0.002  # between two looks at signals
-_MOST_AT_ONCE = 8
 
 _FIRST_PAUSE_S = 0.001
 _LONGEST_PAUSE_S = 0.02
@@ -48,7 +45,7 @@ class SamplerConfig:
     index: int
     """Of the sampler, among those of its stream."""
     item: Item
-    selector: Selector | PlannedSelector
+    selector: BoundSelector
     transform: Transform | None
     plan: BatchPlan | None
     """Which items are in which batch, where that is settled beforehand."""
@@ -64,7 +61,7 @@ class SamplerConfig:
             self.selector,
             np.random.default_rng(self.seeds),
             self.transform,
-            most_at_once=batches_at_once(self.selector, slots),
+            most_at_once=self.selector.batches_at_once(slots.prefetch, slots.samplers),
             limits=SearchLimits(gives_up=lambda: slots.board.is_stopping),
         )
 
@@ -145,21 +142,6 @@ async def recover(slots: Slots, index: int) -> None:
             "sampler %d left a batch half filled; it is not delivered, its slot is free again",
             index,
         )
-
-
-def batches_at_once(selector: Selector | PlannedSelector, slots: Slots) -> int:
-    """How many batches a sampler may draw at once.
-
-    Each waits in the queue for all that are filled before it, and drawn so, in addition, for those
-    that are drawn with it. Where priorities change with every batch, that may add half of the
-    queue, no more.
-    """
-    if isinstance(selector, Uniform):
-        return _MOST_AT_ONCE
-    if isinstance(selector, Prioritized):
-        prefetch = slots.slots - slots.samplers - 1
-        return max(1, min(_MOST_AT_ONCE, prefetch // (2 * slots.samplers)))
-    return 1
 
 
 def sampler_statistics(supervisor: Supervisor, slots: Slots) -> tuple[SamplerStatistics, ...]:

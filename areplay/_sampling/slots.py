@@ -148,6 +148,11 @@ class Slots:
             for slot in range(self._places)
         ]
 
+    @property
+    def prefetch(self) -> int:
+        """Slots that may hold ready batches, beside one for the learner and one a sampler."""
+        return self.slots - self.samplers - 1
+
     def batch(self, slot: int) -> BatchArrays:
         """The memory of one slot, for its owner."""
         return self._batches[slot]

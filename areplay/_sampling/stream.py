@@ -119,6 +119,7 @@ class Stream:
         if self._queue is not None:
             self._queue.close()
         self._owned.close()
+        self.config.selector.close()
 
     def check_process(self) -> None:
         """Raise `WrongProcess` in a child that was forked from the process that made the stream."""
@@ -278,9 +279,7 @@ class Stream:
             HookRaised: a schedule of the selector raised.
         """
         # Otherwise the batches that samplers fill first would have the first value of a schedule.
-        on_delivered = getattr(self.config.selector, "on_delivered", None)
-        if on_delivered is not None:
-            guarded(SCHEDULE, on_delivered)(state.batches_delivered)
+        guarded(SCHEDULE, self.config.selector.on_delivered)(state.batches_delivered)
         self._resumed = state
 
     def state(self) -> StreamState:

@@ -15,13 +15,13 @@ from areplay._base.hooks import text_of
 from areplay._base.identity import identity
 from areplay._ingest.admission import Admission
 from areplay._processes.supervisor import SupervisorOptions
-from areplay._sampling.batch_plan import BatchPlan, Fifo, PlannedSelector
+from areplay._sampling.batch_plan import BatchPlan
+from areplay._sampling.bound_selector import BoundSelector
 from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay.items.item import Item
 from areplay.items.transform import Transform
 from areplay.limiters import Limiter
-from areplay.selectors.selector import Selector
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class StreamConfig:
     """What a stream of batches was asked for. `Replay.batches` has checked each value."""
 
     item: Item
-    selector: Selector | PlannedSelector
+    selector: BoundSelector
     transform: Transform | None
     limiter: Limiter
     batch_size: int
@@ -58,14 +58,13 @@ class StreamConfig:
     @property
     def what(self) -> str:
         """What the stream consists of: the same text for equal streams, in every run."""
-        selector = self.selector
-        name = repr(selector) if isinstance(selector, Fifo) else type(selector).__name__
-        return f"{self.batch_size} {identity(self.item, self.item.window)} by {name}"
+        item = identity(self.item, self.item.window)
+        return f"{self.batch_size} {item} by {self.selector.stream_name}"
 
     @property
     def description(self) -> str:
         """Item and selector, for statistics."""
-        return f"{text_of(self.item)} by {text_of(self.selector)}"
+        return f"{text_of(self.item)} by {self.selector!r}"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ lock:
     sums     float64, a level each. A reader that sees old sums draws a little out of proportion,
              never a row without mass.
     largest  float64, one word: the largest mass that a row was given.
-    exponents   float64: the importance sampling exponents of the selectors that draw by these
+    exponents   float64: the importance sampling exponents of the streams that draw by these
                 masses.
 
 Rule: whoever changes a mass looks under the lock whether the row is still there; whoever recycles a
@@ -49,7 +49,7 @@ from areplay.errors import AreplayError
 logger = logging.getLogger(__name__)
 
 GROUP = 8
-_MOST_AT_TOP, _MOST_SELECTORS = 4_096, 1_024
+_MOST_AT_TOP, _MOST_EXPONENTS = 4_096, 1_024
 _AS_GIVEN = 1.0  # the exponent of masses that are the priorities themselves
 _SMALLEST, _LARGEST = (
     float(np.finfo(np.float32).smallest_subnormal),
@@ -84,7 +84,7 @@ class Priorities(Watcher):
             "priorities",
             {
                 "largest": ((1,), np.float64),
-                "exponents": ((_MOST_SELECTORS,), np.float64),
+                "exponents": ((_MOST_EXPONENTS,), np.float64),
                 "masses": ((lengths[0] * GROUP,), np.float32),
                 **{
                     f"sums:{k}": ((-(-n // GROUP) * GROUP,), np.float64)
@@ -96,7 +96,7 @@ class Priorities(Watcher):
         self._lock = forks.register_lock(threading.Lock())
         self._view()
         self._largest[0] = 1.0
-        self._selectors = itertools.count()
+        self._free_exponents = list(range(_MOST_EXPONENTS - 1, -1, -1))
         self._is_used = False
 
     def _view(self) -> None:
@@ -112,15 +112,24 @@ class Priorities(Watcher):
         self._top = self._sums[-1][: self._lengths[-1]]
 
     def new_exponent(self, value: float) -> int:
-        """Where in `exponents` that of a new selector is."""
-        number = next(self._selectors)
-        if number >= _MOST_SELECTORS:
-            raise ValueError(
-                f"more than {_MOST_SELECTORS} selectors of one replay; use a selector again"
-            )
-        self.exponents[number] = value
+        """Take a place in `exponents` for a stream, and put `value` there.
+
+        Raises:
+            ValueError: there are as many streams as places.
+        """
         self._is_used = True
+        try:
+            number = self._free_exponents.pop()
+        except IndexError:
+            raise ValueError(
+                f"more than {_MOST_EXPONENTS:,} streams of batches draw by priority; close some"
+            ) from None
+        self.exponents[number] = value
         return number
+
+    def free_exponent(self, number: int) -> None:
+        """Give a place back. The garbage collector may call this anywhere, so it takes no lock."""
+        self._free_exponents.append(number)
 
     @property
     def total(self) -> float:

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -68,6 +68,7 @@ Fields = Mapping[str, Any]
 field."""
 
 
+@runtime_checkable
 class Item(Protocol):
     """A kind of item."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from areplay._base.arrays import Indices
@@ -9,11 +11,12 @@ from areplay._storage.priorities import Masses
 from areplay._storage.ring import Ring
 
 
+@dataclass(frozen=True)
 class Uniform:
-    """Every committed row that has not been overwritten, each with the same probability, with
-    replacement.
+    """Draw each committed row with the same probability, with replacement.
 
     That is 1 / rows, final observations counted; items have the same probability among themselves.
+    Overwritten rows are gone.
     """
 
     def draw(
@@ -44,9 +47,6 @@ class Uniform:
         ordinals = _integers(rng, 0, int(ends[-1]), count)
         blocks = ends.searchsorted(ordinals, side="right")
         return serials[blocks] * ring.block_rows + ordinals - (ends[blocks] - rows[blocks])
-
-    def __repr__(self) -> str:
-        return "Uniform()"
 
 
 def _integers(rng: np.random.Generator, low: int, high: int, count: int) -> Indices:

@@ -13,8 +13,9 @@ from dataclasses import replace
 import numpy as np
 
 import areplay
+from areplay._sampling.bound_selector import weigh
 from areplay._shm.resource_limits import available_memory
-from areplay.selectors.selector import weigh
+from areplay.selectors import AnySelector
 from benchmarks.flows import delivered_per_s, warm_batches
 from benchmarks.harness.figures import Figure
 from benchmarks.harness.options import Options, Progress
@@ -26,7 +27,7 @@ MEMORY_SHARE = 0.5  # of what is free
 ROW_OVERHEAD_BYTES = 40  # priorities and their sums
 INSERTED_ROWS = 256  # at once
 # in this order: from the second on, priorities are kept
-SELECTORS: dict[str, Callable[[], areplay.Selector]] = {
+SELECTORS: dict[str, Callable[[], AnySelector]] = {
     "uniform": areplay.Uniform,
     "prioritised": areplay.Prioritized,
 }
@@ -84,15 +85,16 @@ def sizes_for(workload: Workload, options: Options) -> tuple[list[int], list[str
     return sizes, left_out
 
 
-def draw_us(replay: areplay.Replay, selector: areplay.Selector, options: Options) -> float:
+def draw_us(replay: areplay.Replay, selector: AnySelector, options: Options) -> float:
     """Microseconds to choose a batch's rows and weigh them, at the median, without copying them."""
     ring, rng = replay._opened().ring, np.random.default_rng(0)
     assert ring is not None
+    bound = replay._opened().sampler.bind(selector)
     weights = np.empty(options.batch_size, np.float32)
     times = Times(options)
     while not times.is_over:
         with times:
-            _, probabilities = selector.draw(ring, options.batch_size, rng)
+            _, probabilities = bound.draw_batches(ring, 1, options.batch_size, rng)
             if isinstance(probabilities, np.ndarray):
                 weigh(probabilities, 0.4, weights[: len(probabilities)])
     return times.median_us

@@ -97,8 +97,8 @@ async def test_every_use_of_a_learners_objects_is_a_typed_error(tmp_path: Path) 
                     "latest": weights.latest,
                     "publish": lambda: weights.publish({"w": np.ones(3)}),
                     "pickle weights": lambda: pickle.dumps(weights),
-                    "exponent": lambda: prioritized.importance_sampling_exponent,
-                    "exponent =": lambda: setattr(prioritized, "importance_sampling_exponent", 1.0),
+                    "exponent": lambda: batches.importance_sampling_exponent,
+                    "exponent =": lambda: setattr(batches, "importance_sampling_exponent", 1.0),
                     "limiter": lambda: batches.limiter,
                     "limiter =": lambda: setattr(batches, "limiter", limiter),
                 }
@@ -118,7 +118,7 @@ async def test_every_use_of_a_learners_objects_is_a_typed_error(tmp_path: Path) 
                 }
             )
             assert set(harmless.values()) == {"done"}, harmless
-            things = (replay, batch, weights, prioritized)
+            things = (replay, batch, weights)
             for text in in_child(lambda: [repr(thing) for thing in things]):
                 assert f"of process {os.getpid()}" in text
             assert in_child(lambda: [copy["x"].tolist(), own["x"].tolist()]) == [
@@ -130,7 +130,7 @@ async def test_every_use_of_a_learners_objects_is_a_typed_error(tmp_path: Path) 
             assert held["x"].min() >= 0 and (batch["x"] == before).all()
 
             assert await replay.add(x=7) == 500, "the next row is the parent's next row"
-            assert batches.limiter is limiter and prioritized.importance_sampling_exponent == 0.4
+            assert batches.limiter is limiter and batches.importance_sampling_exponent == 0.4
             assert weights.publish({"w": np.ones(3)}) == 1
             held.release()
             for _ in range(50):

@@ -175,14 +175,13 @@ async def test_what_a_schedule_raises_reaches_the_learner() -> None:
     next one works."""
     async with asyncio.timeout(60), Replay(SPEC, 400) as replay:
         await replay.extend({"x": X})
-        selector = areplay.Prioritized(
-            importance_sampling_exponent=Schedule(RuntimeError("not yet"))
-        )
+        schedule = Schedule(RuntimeError("not yet"))
+        selector = areplay.Prioritized(importance_sampling_exponent=schedule)
         async with replay.batches(batch_size=4, selector=selector) as batches:
             for kind in ERRORS:
                 for take in (batches.__anext__, batches.get):
                     error = ERRORS[kind]()
-                    selector._schedule = Schedule(error)
+                    schedule.error = error
                     delivered = batches.statistics().batches_delivered
                     with pytest.raises(BaseException) as caught:
                         await take()

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kit import bound
 from models.episode_oracle import Item, Oracle, Stack
 from models.episode_world import FRAMES, MODES, PLAIN, Kind, Player, World, check_draws
 from models.parts import PARTS, in_parts
@@ -618,7 +619,7 @@ def test_items_are_whole_whatever_a_writer_does_meanwhile(
                 )
                 disturbed = Disturbed(item, disturbance)
                 reader = Reader(
-                    world.ring, locks, disturbed, Uniform(), np.random.default_rng(seed)
+                    world.ring, locks, disturbed, bound(Uniform()), np.random.default_rng(seed)
                 )
                 monkeypatch.setattr(ring_module, "order", disturbance)
                 monkeypatch.setattr(writer_module, "order", disturbance)

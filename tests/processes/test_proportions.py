@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 import areplay
+from areplay.selectors import AnySelector
 
 SPEC = areplay.Spec(x=((), "int64"), padding=((64,), "float64"))
 CLASSES, ROWS, LAPS = 5, 4_000, 3
@@ -38,7 +39,7 @@ async def hand_in_classes(actor: areplay.Actor) -> None:
     ids=["uniform", "prioritized", "mixed"],
 )
 async def test_items_are_drawn_in_proportion_while_rows_are_overwritten(
-    make: Callable[[], areplay.Selector],
+    make: Callable[[], AnySelector],
     expected: np.ndarray[tuple[int], np.dtype[np.float64]],
     of_newcomers: float,
 ) -> None:

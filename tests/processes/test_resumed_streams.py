@@ -162,7 +162,7 @@ async def test_a_schedule_goes_on_at_its_count(tmp_path: Path) -> None:
         ) as batches:
             replay.update_priorities(np.arange(100), 1.0 + np.arange(100))
             await taken(batches, 10)
-            assert prioritized.importance_sampling_exponent == annealed(10)
+            assert batches.importance_sampling_exponent == annealed(10)
             await replay.save(tmp_path)
     async with await Replay.load(tmp_path) as replay:
         prioritized = areplay.Prioritized(1.0, annealed)
@@ -170,7 +170,7 @@ async def test_a_schedule_goes_on_at_its_count(tmp_path: Path) -> None:
             batch_size=20, selector=prioritized, inline_sampling=False
         ) as batches:
             for number in range(10, 14):
-                assert prioritized.importance_sampling_exponent == annealed(number)
+                assert batches.importance_sampling_exponent == annealed(number)
                 batch = await anext(batches)
                 priorities = 1.0 + batch["obs"]
                 np.testing.assert_allclose(
@@ -212,9 +212,8 @@ async def test_a_schedule_that_raises_when_it_goes_on(tmp_path: Path) -> None:
     async with await Replay.load(tmp_path) as replay:
         with pytest.raises(RuntimeError, match="schedule of the selector raised StopIteration"):
             replay.batches(batch_size=20, selector=areplay.Prioritized(1.0, raises))
-        prioritized = areplay.Prioritized(1.0, annealed)
-        replay.batches(batch_size=20, selector=prioritized)
-        assert prioritized.importance_sampling_exponent == annealed(10)
+        batches = replay.batches(batch_size=20, selector=areplay.Prioritized(1.0, annealed))
+        assert batches.importance_sampling_exponent == annealed(10)
 
 
 async def test_a_run_that_was_interrupted_is_as_one_that_was_not(tmp_path: Path) -> None:
