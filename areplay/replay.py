@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 from areplay._base import forks
 from areplay._base.arrays import Indices
+from areplay._base.hooks import Progress
 from areplay._base.validation import flag, optional_seconds, whole_number
-from areplay._checkpoint.format import CancelToken, Progress
-from areplay._checkpoint.loading import Loading
+from areplay._engine.blueprint import Blueprint
 from areplay._engine.checkpoints import (
     MAX_BYTES_PER_S,
-    count_on,
     load,
-    resume,
     saving,
     saving_every,
 )
@@ -31,7 +28,7 @@ from areplay._engine.config import ReplayConfig
 from areplay._engine.counters import Counters, Draws
 from areplay._engine.engine import Engine
 from areplay._engine.periodic import Checkpoints
-from areplay._engine.report import description_of, statistics_of
+from areplay._engine.report import statistics_of
 from areplay._ingest.actor_config import (
     ActorFunction,
     ActorGroupConfig,
@@ -41,7 +38,6 @@ from areplay._ingest.actor_config import (
 )
 from areplay._ingest.actors import Actors
 from areplay._ingest.quiet import quiet_options
-from areplay._processes.completion import in_thread
 from areplay._processes.lifetime import Lifetime
 from areplay._processes.opening import delivered
 from areplay._processes.supervisor import supervisor_options
@@ -89,13 +85,11 @@ class Replay:
         seed: int | None = None,
         block_rows: int | None = None,
         prefault: bool = False,
-        on_prefault: Callable[[int, int], None] | None = None,
+        on_prefault: Progress | None = None,
     ) -> None:
         config = ReplayConfig.checked(spec, capacity, block_rows, prefault, on_prefault)
         self.spec = spec
-        self._config = config
-        self._counters = Counters(seed)
-        self._loading: Loading | None = None
+        self._blueprint = Blueprint(config, Counters(seed))
         self._is_loaded = False  # open, and not entered yet
         self._engine: Engine | None = None
         what = f"a replay of {config.capacity_rows:,} rows"
@@ -104,7 +98,7 @@ class Replay:
     @property
     def capacity_rows(self) -> int:
         """Rows that fit: `capacity` rounded up to whole blocks, at least 4 of them."""
-        return self._config.capacity_rows
+        return self._blueprint.config.capacity_rows
 
     async def __aenter__(self) -> Replay:
         """Allocate the memory, off the loop.
@@ -118,7 +112,7 @@ class Replay:
         if self._is_loaded and not self._life.is_closing:
             self._is_loaded = False
             return self
-        await self._life.open(self, self._open_off_loop, self.close)
+        await self._life.open(self, self._open, self.close)
         return self
 
     async def __aexit__(
@@ -138,17 +132,10 @@ class Replay:
         """
         await self._life.close(self._close)
 
-    async def _open_off_loop(self) -> None:
-        stop = CancelToken() if self._loading is None else self._loading.stop
-        await in_thread("areplay-files", self._open, stop.set)
+    async def _open(self) -> None:
+        await self._blueprint.build(self._keep)
 
-    def _open(self) -> None:
-        loading = self._loading
-        fill = None if loading is None else loading.fill
-        engine = Engine(self._config, self._counters, fill, description_of)
-        if loading is not None:
-            resume(engine, loading)
-        self._loading = None
+    def _keep(self, engine: Engine) -> None:
         self._engine = engine
         engine.note(self._life.holdings)
 
@@ -195,25 +182,15 @@ class Replay:
                 allocated.
         """
 
-        async def open_with(loading: Loading) -> Self:
-            checkpoint = loading.checkpoint
-            is_as_before = block_rows is None and capacity in (None, checkpoint.capacity_rows)
-            replay = cls(
-                checkpoint.spec,
-                checkpoint.capacity_rows if capacity is None else capacity,
-                seed=seed,
-                block_rows=checkpoint.block_rows if is_as_before else block_rows,
-            )
-            if is_as_before:
-                is_given = checkpoint.has_given_block_rows
-                replay._config = replace(replay._config, has_given_block_rows=is_given)
-            count_on(replay._counters, checkpoint, seed is not None)
-            replay._loading = loading
+        async def open_with(blueprint: Blueprint) -> Self:
+            config = blueprint.config
+            replay = cls(config.spec, config.capacity_rows, block_rows=config.block_rows)
+            replay._blueprint = blueprint
             await replay.__aenter__()
             replay._is_loaded = True
             return replay
 
-        return await load(path, spec, on_progress, open_with)
+        return await load(path, spec, capacity, block_rows, seed, on_progress, open_with)
 
     def save(
         self,
@@ -333,10 +310,10 @@ class Replay:
         """
         engine = self._opened()
         program = actor_program(function, args, kwargs, weights, add_timeout_s)
-        number = self._counters.next_number()
+        number = engine.counters.next_number()
         config = ActorGroupConfig(
             number=number,
-            seeds=self._counters.seeds(Draws.ACTORS, number),
+            seeds=engine.counters.seeds(Draws.ACTORS, number),
             spec=self.spec,
             body=run_actor,
             program=program,
@@ -397,7 +374,7 @@ class Replay:
             ValueError, TypeError: an option is not what it should be.
         """
         engine = self._opened()
-        config = self._config
+        config = engine.config
         item, given = checked_item(self.spec, config.longest_window, item, selector, transform)
         with engine.registry.use(engine.ring):
             bound = engine.sampler.bind(given)
@@ -410,7 +387,7 @@ class Replay:
             limiter, min_size_to_sample, batch_size, self.capacity_rows, item, given
         )
         samplers = whole_number("samplers", samplers, at_most=1_000)
-        number = self._counters.next_number()
+        number = engine.counters.next_number()
         stream_config = StreamConfig(
             item=item,
             selector=bound,
@@ -422,7 +399,7 @@ class Replay:
             prefetch=whole_number("prefetch", prefetch, at_least=samplers, at_most=100_000),
             new_batch_plan=_batch_plan(engine, bound, item, batch_size, number),
             number=number,
-            seeds=self._counters.seeds_of_children(Draws.BATCHES, number),
+            seeds=engine.counters.seeds_of_children(Draws.BATCHES, number),
             timeout_s=optional_seconds("timeout_s", timeout_s),
             supervision=supervisor_options(max_restarts, start_timeout_s, grace_s),
         )
@@ -516,7 +493,7 @@ class Replay:
                 own has drawn.
         """
         engine = self._opened()
-        count = whole_number("batch_size", batch_size, at_most=self._config.max_batch_size)
+        count = whole_number("batch_size", batch_size, at_most=engine.config.max_batch_size)
         return Batch(engine.sampler.sample(count, item, selector, transform))
 
     def update_priorities(

@@ -51,6 +51,7 @@ KNOW_EVENT_LOOPS = {
     "replay",
     "actor",
     "batches",
+    "_engine.blueprint",
     "_engine.checkpoints",
     "_engine.engine",
     "_engine.periodic",

@@ -386,17 +386,17 @@ async def test_streams_with_a_gap_are_two(tmp_path: Path) -> None:
 async def test_seeds_go_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     """Actors and samplers that are started after a load get the seeds that would have come next."""
     async with Replay(SPEC, 100, seed=5) as replay:
-        replay._counters.next_number()
+        replay._opened().counters.next_number()
         await replay.save(tmp_path)
         expected = (
-            replay._counters.next_number(),
-            replay._counters.seeds(1, 2).generate_state(4).tolist(),
+            replay._opened().counters.next_number(),
+            replay._opened().counters.seeds(1, 2).generate_state(4).tolist(),
         )
     for seed in (None, 6):
         async with await Replay.load(tmp_path, seed=seed) as loaded:
             found = (
-                loaded._counters.next_number(),
-                loaded._counters.seeds(1, 2).generate_state(4).tolist(),
+                loaded._opened().counters.next_number(),
+                loaded._opened().counters.seeds(1, 2).generate_state(4).tolist(),
             )
             assert (found == expected) == (seed is None)
 

@@ -15,6 +15,9 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
+Progress = Callable[[int, int], None]
+"""Called with the bytes that are done, and the bytes of all."""
+
 _MOST_CHARACTERS = 500  # of a repr in a message
 
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
 from io import BytesIO
 from typing import Any, NamedTuple
 
@@ -41,9 +40,6 @@ HEADER_BYTES = 4_096
 PIECE_BYTES = 1 << 20
 """Bytes that are read or written, and summed up, in one go: they are in the processor's cache
 still."""
-
-Progress = Callable[[int, int], None]
-"""Called as `progress(done_bytes, size_bytes)`."""
 
 
 class CancelToken(threading.Event):

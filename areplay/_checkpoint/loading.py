@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from areplay._base.arrays import Indices, Mask
-from areplay._checkpoint.format import CancelToken, Progress
+from areplay._base.hooks import Progress
+from areplay._checkpoint.format import CancelToken
 from areplay._checkpoint.reader import Checkpoint
 from areplay._storage.priorities import Priorities
 from areplay._storage.ring import Ring

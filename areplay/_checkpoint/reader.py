@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from areplay._base.arrays import Array, Indices
+from areplay._base.hooks import Progress
 from areplay._checkpoint.files import CheckpointFiles
 from areplay._checkpoint.format import (
     HEADER_BYTES,
     TABLE,
     CancelToken,
     FileEntry,
-    Progress,
     read_column,
 )
 from areplay._checkpoint.manifest import MANIFEST, read_manifest

@@ -26,8 +26,9 @@ import numpy as np
 from areplay._base import forks
 from areplay._base.arrays import Array, Indices, Mask
 from areplay._base.failpoints import failpoint
+from areplay._base.hooks import Progress
 from areplay._checkpoint.block_copies import BlockCopies
-from areplay._checkpoint.format import CancelToken, Progress, block_name
+from areplay._checkpoint.format import CancelToken, block_name
 from areplay._checkpoint.manifest import (
     FORMAT,
     MANIFEST,

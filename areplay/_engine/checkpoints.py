@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
-from areplay._base.hooks import guarded
+from areplay._base.hooks import Progress, guarded
 from areplay._base.validation import optional_rate, seconds
-from areplay._checkpoint.format import CancelToken, Progress
+from areplay._checkpoint.format import CancelToken
 from areplay._checkpoint.loading import Loading
 from areplay._checkpoint.manifest import MANIFEST
 from areplay._checkpoint.reader import Checkpoint
+from areplay._engine.blueprint import Blueprint
+from areplay._engine.config import ReplayConfig
 from areplay._engine.counters import Counters
 from areplay._engine.engine import Engine
 from areplay._engine.periodic import Checkpoints
 from areplay._processes.completion import in_thread
-from areplay._sampling.stream_records import StreamState
 from areplay.errors import CheckpointDamaged
 from areplay.spec import Spec
 from areplay.statistics import SaveResult
@@ -37,7 +39,7 @@ def saving(
 ) -> Callable[[], Coroutine[Any, Any, SaveResult]]:
     """Check the options of a save; what begins it. It raises `HookRaised`, see `Saver.save`."""
     rate = optional_rate("max_bytes_per_s", max_bytes_per_s)
-    return partial(engine.saver.save, directory_of(path), rate, guarded_progress(on_progress))
+    return partial(engine.saver.save, directory_of(path), rate, _guarded_progress(on_progress))
 
 
 def saving_every(
@@ -72,50 +74,57 @@ def saving_every(
 async def load(
     path: str | os.PathLike[str],
     spec: Spec | None,
+    capacity: int | None,
+    block_rows: int | None,
+    seed: int | None,
     on_progress: Progress | None,
-    open_with: Callable[[Loading], Awaitable[T]],
+    open_with: Callable[[Blueprint], Awaitable[T]],
 ) -> T:
     """Find a checkpoint and open a replay with it; see `Replay.load`.
 
     Args:
-        open_with: opens the replay, which `resume` then makes go on.
+        open_with: opens the replay.
     """
     directory = directory_of(path)
-    progress = guarded_progress(on_progress)
+    progress = _guarded_progress(on_progress)
     while True:
         checkpoint = await _found(directory)
         if spec is not None:
             checkpoint.check_spec(spec)
+        config = _config(checkpoint, capacity, block_rows)
+        counters = _counters(checkpoint, seed)
         try:
-            return await open_with(Loading(checkpoint, progress))
+            return await open_with(Blueprint(config, counters, Loading(checkpoint, progress)))
         except CheckpointDamaged:
             # A save may have replaced the checkpoint, and deleted what was being read.
             if (await _found(directory)).id == checkpoint.id:
                 raise
 
 
-def count_on(counters: Counters, checkpoint: Checkpoint, has_new_seed: bool) -> None:
-    """Count on from where the checkpoint's replay was.
+def _config(checkpoint: Checkpoint, capacity: int | None, block_rows: int | None) -> ReplayConfig:
+    """The options of a replay for these rows; those of the checkpoint where they are not given."""
+    is_as_before = block_rows is None and capacity in (None, checkpoint.capacity_rows)
+    config = ReplayConfig.checked(
+        checkpoint.spec,
+        checkpoint.capacity_rows if capacity is None else capacity,
+        checkpoint.block_rows if is_as_before else block_rows,
+    )
+    if not is_as_before:
+        return config
+    return replace(config, has_given_block_rows=checkpoint.has_given_block_rows)
 
-    Raises:
-        CheckpointDamaged: it does not say where that was.
-    """
+
+def _counters(checkpoint: Checkpoint, seed: int | None) -> Counters:
+    """Counts that go on from where the checkpoint's replay was."""
+    counters = Counters(seed)
     try:
-        counters.restore(checkpoint.counts, has_new_seed)
+        counters.restore(checkpoint.counts, has_new_seed=seed is not None)
     # numpy has a type of its own for each way in which a state is none
     except Exception as error:
         raise CheckpointDamaged(
             checkpoint.path, MANIFEST, f"cannot be understood ({error!r})"
         ) from None
-
-
-def resume(engine: Engine, loading: Loading) -> None:
-    """Let an engine that was filled with a checkpoint go on where the checkpoint's replay was."""
-    for record, is_over in loading.streams:
-        kept = record["what"], record["batches_delivered"], record["limiter"]
-        engine.resumable.append(StreamState(*kept, is_over))
-    if loading.is_in_place:
-        engine.saver.knows(loading.checkpoint.path, loading.checkpoint.id)
+    return counters
 
 
 async def _found(path: str) -> Checkpoint:
@@ -124,7 +133,7 @@ async def _found(path: str) -> Checkpoint:
     return await in_thread("areplay-files", partial(Checkpoint, path, stop), stop.set)
 
 
-def guarded_progress(on_progress: Progress | None) -> Progress | None:
+def _guarded_progress(on_progress: Progress | None) -> Progress | None:
     """The hook, with its errors marked as the user's."""
     return None if on_progress is None else guarded("on_progress", on_progress)
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-from areplay._base.hooks import guarded
+from areplay._base.hooks import Progress, guarded
 from areplay._base.validation import whole_number
-from areplay._shm.resource_limits import check_memory
 from areplay._storage.block_sizes import default_block_rows, finest_block_rows
-from areplay._storage.ring import MIN_BLOCKS
+from areplay._storage.ring import MIN_BLOCKS, check_ring_memory
 from areplay.spec import Spec
 
 logger = logging.getLogger(__name__)
@@ -34,7 +32,7 @@ class ReplayConfig:
     block_rows: int
     has_given_block_rows: bool
     prefault: bool
-    on_prefault: Callable[[int, int], None] | None
+    on_prefault: Progress | None
 
     @classmethod
     def checked(
@@ -42,8 +40,8 @@ class ReplayConfig:
         spec: Spec,
         capacity: int,
         block_rows: int | None,
-        prefault: bool,
-        on_prefault: Callable[[int, int], None] | None,
+        prefault: bool = False,
+        on_prefault: Progress | None = None,
     ) -> ReplayConfig:
         """Check what `Replay` was given, and round the capacity up to whole blocks.
 
@@ -65,7 +63,7 @@ class ReplayConfig:
             logger.info(
                 "capacity %d rounded up to %d rows, whole blocks", capacity, config.capacity_rows
             )
-        config._check_memory()
+        check_ring_memory(spec, config.capacity_rows)
         return config
 
     @property
@@ -89,8 +87,3 @@ class ReplayConfig:
     def max_batch_size(self) -> int:
         """Items that a batch may have."""
         return max(_SMALL_BATCH, self.capacity_rows)
-
-    def _check_memory(self) -> None:
-        rows = self.capacity_rows
-        parts = {field.name: field.row_bytes * rows for field in self.spec.rows.values()}
-        check_memory(f"a replay of {rows:,} rows of {self.spec.row_bytes:,} bytes", parts)

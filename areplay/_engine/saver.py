@@ -13,8 +13,8 @@ from collections.abc import Callable
 from functools import partial
 
 from areplay._base import forks
-from areplay._base.hooks import HookRaised
-from areplay._checkpoint.format import CancelToken, Progress
+from areplay._base.hooks import HookRaised, Progress
+from areplay._checkpoint.format import CancelToken
 from areplay._checkpoint.snapshot import Snapshot
 from areplay._checkpoint.writer import Save
 from areplay._processes.completion import in_thread

@@ -16,9 +16,7 @@ from areplay._ingest.inbox import Inbox
 from areplay._ingest.reports import Report
 from areplay._ingest.running_actors import RowSink, RunningActors
 from areplay._processes.closing import InOrder
-from areplay._processes.completion import run_to_completion
-from areplay._processes.dropped import Holdings
-from areplay._processes.opening import ended, opened
+from areplay._processes.lifetime import Lifetime
 from areplay._processes.weakly import notice
 from areplay._shm.resource_limits import (
     DESCRIPTORS_A_CHILD,
@@ -26,7 +24,7 @@ from areplay._shm.resource_limits import (
     DESCRIPTORS_TO_START,
     check_descriptors,
 )
-from areplay.errors import ActorFailed, Closed
+from areplay.errors import ActorFailed
 from areplay.statistics import ActorStatistics, Wait
 
 
@@ -51,22 +49,15 @@ class ActorGroup:
         self._sink = sink
         self._on_change = on_change
         self._check_open = check_open
-        self._holdings = Holdings(config.what)
+        self._life = Lifetime("this group of actors", "actors", config.what, forks.current)
         self._running: RunningActors | None = None
         self._changed = asyncio.Event()
-        self._opening: asyncio.Task[None] | None = None
-        self._closing: asyncio.Task[None] | None = None
-        self._origin = forks.current
 
     async def open(self) -> None:
         """See `Actors.__aenter__`."""
         self.check_process()
         self._check_open()
-        if self._opening is not None or self._closing is not None:
-            raise Closed("this group of actors, which was opened before,")
-        self._holdings.begin(self)
-        self._opening = asyncio.create_task(self._open(), name="areplay opens actors")
-        await opened(self._opening, self.close, "this group of actors")
+        await self._life.open(self, self._open, self.close)
 
     async def _open(self) -> None:
         count = self._config.count
@@ -74,8 +65,8 @@ class ActorGroup:
         check_descriptors(f"{count} actors", needed)
         running = RunningActors(self._config, self._sink, notice(self._notice_change))
         self._running = running
-        self._holdings.push(self._on_change)
-        running.note(self._holdings)
+        self._life.holdings.push(self._on_change)
+        running.note(self._life.holdings)
         await running.start()
 
     async def leave(
@@ -85,23 +76,16 @@ class ActorGroup:
         trace: TracebackType | None,
     ) -> None:
         """See `Actors.__aexit__`."""
-        await self._holdings.leave(kind, self.close)
+        await self._life.holdings.leave(kind, self.close)
         failures = self.failures if error is None and self._config.raises else []
         if failures:
             raise failures[0]
 
     async def close(self) -> None:
         """See `Actors.close`."""
-        if self._origin is not forks.current:
-            return
-        if await self._holdings.are_lost():
-            return
-        if self._closing is None:
-            self._closing = asyncio.create_task(self._close(), name="areplay closes actors")
-        await run_to_completion(self._closing)
+        await self._life.close(self._close)
 
     async def _close(self) -> None:
-        await ended(self._opening)
         running = self._running
         if running is not None:
             await running.stop_watching()
@@ -109,26 +93,24 @@ class ActorGroup:
                 stack.callback(self._on_change)
                 stack.callback(self._changed.set)
                 running.stop_with(stack)
-        self._holdings.release()
 
     @property
     def is_closed(self) -> bool:
         """Whether it has been closed, to the end."""
         self.check_process()
-        return self._closing is not None and self._closing.done()
+        return self._life.is_closed
 
     @property
     def is_open(self) -> bool:
         """Whether it has been entered, and not begun to close."""
         self.check_process()
-        is_running = self._running is not None and self._closing is None
-        return is_running and not self._holdings.is_abandoned
+        return self._running is not None and not self._life.is_ending
 
     @property
     def alive(self) -> int:
         """How many actors are running, or being restarted."""
         self.check_process()
-        if self._running is None or self._closing is not None:
+        if self._running is None or self._life.is_closing:
             return 0
         return self._running.alive
 
@@ -177,11 +159,11 @@ class ActorGroup:
         self.check_process()
         if self._running is None:
             return []
-        return self._running.waits(counts_failed=self._closing is None)
+        return self._running.waits(counts_failed=not self._life.is_closing)
 
     def check_process(self) -> None:
         """Raise `WrongProcess` in a child that was forked from the process that made this."""
-        forks.check(self._origin, "this group of actors")
+        self._life.check_process()
 
     def _notice_change(self) -> None:
         self._changed.set()

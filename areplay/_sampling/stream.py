@@ -18,9 +18,7 @@ from areplay._base.hooks import guarded
 from areplay._ingest.rate_controller import checked_replacement
 from areplay._processes.backoff import poll
 from areplay._processes.closing import InOrder, Once
-from areplay._processes.completion import run_to_completion
-from areplay._processes.dropped import Holdings
-from areplay._processes.opening import ended, opened
+from areplay._processes.lifetime import Lifetime
 from areplay._sampling.prefetch_queue import SCHEDULE, Lent, PrefetchQueue
 from areplay._sampling.stream_records import StreamConfig, StreamHost, StreamState
 from areplay._shm.resource_limits import (
@@ -32,6 +30,7 @@ from areplay.errors import ActorFailed, Closed, Stalled
 from areplay.limiters import Limiter
 from areplay.statistics import BatchesStatistics, Wait
 
+_NAME = "this stream of batches"  # in errors
 _SPIN_S = 0.0001
 """How long a learner that found no batch ready looks again, letting its loop turn, before it
 sleeps. Small batches come every 30 us, and a sleep costs both sides about as much."""
@@ -55,11 +54,10 @@ class Stream:
         self._host = host
         self._resumed: StreamState | None = None
         self._actor_failure: ActorFailed | None = None
-        self._holdings = Holdings(f"a stream of batches of {self.what}")
+        what = f"a stream of batches of {self.what}"
+        self._life = Lifetime(_NAME, "batches", what, self.origin)
         self._owned = ExitStack()  # gives back what opening has taken, from the last line up
         self._queue: PrefetchQueue | None = None
-        self._opening: asyncio.Task[None] | None = None
-        self._closing: asyncio.Task[None] | None = None
 
     # Opening and closing.
 
@@ -67,11 +65,7 @@ class Stream:
         """See `Batches.__aenter__`."""
         self.check_process()
         self._host.check_open()
-        if self._opening is not None or self._closing is not None:
-            raise Closed("this stream of batches, which was opened before,")
-        self._holdings.begin(self)
-        self._opening = asyncio.create_task(self._open(), name="areplay opens batches")
-        await opened(self._opening, self.close, "this stream of batches")
+        await self._life.open(self, self._open, self.close)
 
     async def _open(self) -> None:
         samplers = self.config.samplers
@@ -82,37 +76,29 @@ class Stream:
         await poll(lambda is_late: registry.hold(ring, at_once=is_late))
         let_blocks_go = Once(registry.let_go)
         self._owned.callback(let_blocks_go)
-        self._holdings.push(let_blocks_go)
+        self._life.holdings.push(let_blocks_go)
         queue = PrefetchQueue(
-            self._host, self.config, self._resumed, self._holdings, self._owned.callback
+            self._host, self.config, self._resumed, self._life.holdings, self._owned.callback
         )
         self._queue = queue
-        await queue.pacing.begin(self._holdings)
+        await queue.pacing.begin(self._life.holdings)
         queue.gate.on_rows()
         await queue.supervisor.start()
 
     async def leave(self, kind: type[BaseException] | None) -> None:
         """See `Batches.__aexit__`."""
-        await self._holdings.leave(kind, self.close)
+        await self._life.holdings.leave(kind, self.close)
         self.is_closed = True
 
     async def close(self) -> None:
         """See `Batches.close`."""
-        if self.origin is not forks.current:
-            return
-        if await self._holdings.are_lost():
-            return
-        if self._closing is None:
-            self._closing = asyncio.create_task(self._close(), name="areplay closes batches")
-        await run_to_completion(self._closing)
+        await self._life.close(self._close)
 
     async def _close(self) -> None:
-        await ended(self._opening)
         async with InOrder() as steps:  # from the last line up, each even if another failed
             steps.callback(self._close_queue)
             if self._queue is not None:
                 steps.push_async_callback(self._queue.supervisor.stop)
-        self._holdings.release()
 
     def _close_queue(self) -> None:
         self.is_closed = True
@@ -123,7 +109,7 @@ class Stream:
 
     def check_process(self) -> None:
         """Raise `WrongProcess` in a child that was forked from the process that made the stream."""
-        forks.check(self.origin, "this stream of batches")
+        self._life.check_process()
 
     # The learner's side.
 
@@ -131,7 +117,7 @@ class Stream:
     def queue(self) -> PrefetchQueue:
         """The queue; raises `Closed` if the stream is not open."""
         if self.is_closed or self._queue is None:
-            raise Closed("this stream of batches")
+            raise Closed(_NAME)
         return self._queue
 
     def lend(self) -> Lent | None:
@@ -160,7 +146,7 @@ class Stream:
         return lent
 
     def _fill(self, queue: PrefetchQueue) -> Lent | None:
-        return None if self._closing is not None else queue.fill()
+        return None if self._life.is_closing else queue.fill()
 
     async def _wait(self, queue: PrefetchQueue, timeout_s: float | None) -> Lent:
         found: list[Lent] = []
@@ -196,8 +182,8 @@ class Stream:
     def replace_limiter(self, limiter: Limiter) -> None:
         """Let another limiter hold from now on, see `Batches.limiter`."""
         self.check_process()
-        if self.is_closed or self._closing is not None:
-            raise Closed("this stream of batches")
+        if self.is_closed or self._life.is_closing:
+            raise Closed(_NAME)
         if self._queue is None:
             checked_replacement(self.config.limiter, limiter, self.config.batch_size)
         else:
@@ -253,7 +239,7 @@ class Stream:
         queue = self._queue
         if queue is None or self.is_closed or not queue.pacing.holds_writers:
             return False
-        return self._closing is not None or queue.could_take
+        return self._life.is_closing or queue.could_take
 
     @property
     def is_beginning(self) -> bool:

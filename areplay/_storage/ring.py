@@ -50,6 +50,7 @@ from areplay._base.arrays import Columns, Indices, Mask
 from areplay._shm.layout import WORDS_A_LINE, Layout, int64_word
 from areplay._shm.memory_order import order
 from areplay._shm.range_locks import BlockLocks
+from areplay._shm.resource_limits import check_memory
 from areplay._shm.segment import Segment
 from areplay._storage.registry import Blocks
 from areplay.spec import Spec
@@ -58,6 +59,12 @@ logger = logging.getLogger(__name__)
 
 
 MIN_BLOCKS = 4
+
+
+def check_ring_memory(spec: Spec, rows: int) -> None:
+    """Raise `MemoryLimitExceeded` if a ring of that many rows takes more than is available."""
+    parts = {field.name: field.row_bytes * rows for field in spec.rows.values()}
+    check_memory(f"a replay of {rows:,} rows of {spec.row_bytes:,} bytes", parts)
 
 
 class Ring:

@@ -15,7 +15,6 @@ from areplay._checkpoint.reader import Checkpoint
 from areplay.cli import terminal as terminal
 from areplay.cli.summary import lines
 from areplay.errors import CheckpointDamaged
-from areplay.spec import Spec
 
 _LABEL = 18  # columns
 
@@ -102,7 +101,7 @@ def description(checkpoint: Checkpoint, damages: list[CheckpointDamaged] | None)
         **_origin(checkpoint),
         **_rows(checkpoint),
         "row_bytes": checkpoint.spec.row_bytes,
-        "spec": _fields(checkpoint.spec),
+        "spec": _fields(checkpoint),
         "is_steps": checkpoint.spec.is_steps,
         "priorities": _priorities(checkpoint),
         "streams": _streams(checkpoint),
@@ -137,7 +136,7 @@ def _rows(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _fields(spec: Spec) -> list[dict[str, Any]]:
+def _fields(checkpoint: Checkpoint) -> list[dict[str, Any]]:
     return [
         {
             "name": field.name,
@@ -145,7 +144,7 @@ def _fields(spec: Spec) -> list[dict[str, Any]]:
             "dtype": field.dtype.name,
             "row_bytes": field.row_bytes,
         }
-        for field in spec.values()
+        for field in checkpoint.spec.values()
     ]
 
 

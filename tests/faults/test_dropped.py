@@ -673,7 +673,7 @@ async def test_a_forked_child_that_drops_lets_nothing_go() -> None:
     opened.actors = await opened.replay.actors(
         workers.hand_in_until_stopped, args=(0.001,)
     ).__aenter__()
-    held, holdings = [opened], opened.actors._group._holdings
+    held, holdings = [opened], opened.actors._group._life.holdings
     before = children()
     pid = fork()
     if pid == 0:
