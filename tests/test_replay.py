@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -476,7 +477,7 @@ async def test_a_cancelled_extend_that_was_written_is_announced() -> None:
     """Its rows may be those that a stream of batches waits for."""
 
     class Stream:
-        told, is_planned = 0, False
+        told, config = 0, SimpleNamespace(is_planned=False)
 
         def on_rows(self) -> None:
             self.told += 1
@@ -920,7 +921,7 @@ async def test_rows_are_announced_when_they_can_be_drawn() -> None:
     seen: list[int] = []
 
     class Stream:
-        is_planned = False
+        config = SimpleNamespace(is_planned=False)
 
         def on_rows(self) -> None:
             seen.append(len(replay))

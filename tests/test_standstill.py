@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from areplay._engine.producers import Producers
 from areplay._engine.standstill import Standstill
 from areplay._ingest.local_admission import Lacks
 
@@ -48,17 +49,15 @@ class Scene:
         self.stream: Any = SimpleNamespace(
             may_let_rows_in=False, may_find_items=False, is_waited_for=False, is_beginning=False
         )
-        self.local: Any = SimpleNamespace(has_batch=False)
+        self.sampler: Any = SimpleNamespace(has_batch=False)
         self.group: Any = SimpleNamespace(alive=0, is_open=True, failures=[])
+        self.producers = Producers(self.admission, self.own, self.coordinator, [self.group])
         self.standstill = Standstill(
             self.ring,
             self.registry,
-            self.admission,
-            self.own,
-            self.coordinator,
-            lambda: [self.stream],
-            lambda: [self.local],
-            lambda: [self.group],
+            self.producers,
+            [self.stream],
+            self.sampler,
         )
 
     @property
@@ -125,27 +124,27 @@ def test_a_failed_actor_is_why_no_rows_come_once_there_is_no_other_writer(
     """Actors that live, the owner, and rows on their way bring more rows."""
     scene, lost = Scene(), RuntimeError("the actor")
     scene.own.any_written = False
-    assert scene.standstill.failure() is None
-    assert scene.standstill.supply().is_exhausted
+    assert scene.producers.failure() is None
+    assert scene.standstill.producer_state().is_exhausted
     scene.group.failures = [lost, RuntimeError("another one")]
-    assert scene.standstill.failure() is lost
-    assert scene.standstill.supply().failure is lost
+    assert scene.producers.failure() is lost
+    assert scene.standstill.producer_state().failure is lost
     setattr(getattr(scene, whose), what, value)
-    assert scene.standstill.failure() is None
-    assert not scene.standstill.supply().is_exhausted
+    assert scene.producers.failure() is None
+    assert not scene.standstill.producer_state().is_exhausted
     scene.coordinator.failure = MemoryError("the coordinator")
-    assert scene.standstill.failure() is scene.coordinator.failure
+    assert scene.producers.failure() is scene.coordinator.failure
 
 
 def test_a_ring_is_not_full_while_a_queue_only_begins() -> None:
     """It keeps all blocks until it has taken in what is there; a stream that waits for `min_size`
     must not open."""
     scene = Scene()
-    assert not scene.standstill.supply().is_stuck()
+    assert not scene.standstill.producer_state().is_stuck()
     scene.full_besides = None
-    assert scene.standstill.supply().is_stuck()
+    assert scene.standstill.producer_state().is_stuck()
     scene.stream.is_beginning = True
-    assert not scene.standstill.supply().is_stuck()
+    assert not scene.standstill.producer_state().is_stuck()
 
 
 def test_too_few_free_blocks_bar_a_call_that_needs_more() -> None:
@@ -154,17 +153,17 @@ def test_too_few_free_blocks_bar_a_call_that_needs_more() -> None:
     scene.limiters.clear()
     waits_for(scene, 20, blocks=True)
     assert "more rows at once than there is room for" in scene.why
-    assert scene.standstill.supply().is_stuck(), "so the ring is as full as it will be"
+    assert scene.standstill.producer_state().is_stuck(), "so the ring is as full as it will be"
     scene.group.alive = 1
     assert scene.why == "", "an actor may fill the block that is free"
-    assert not scene.standstill.supply().is_stuck()
+    assert not scene.standstill.producer_state().is_stuck()
 
 
 ENDS: dict[str, Callable[[Scene], object]] = {
     "a batch that a learner could take": lambda scene: vars(scene.stream).update(
         may_let_rows_in=True
     ),
-    "a batch that sample could take": lambda scene: vars(scene.local).update(has_batch=True),
+    "a batch that sample could take": lambda scene: vars(scene.sampler).update(has_batch=True),
     "rows of ours being written": lambda scene: vars(scene.own).update(is_writing=True),
     "rows of actors being written": lambda scene: vars(scene.coordinator).update(is_writing=True),
     "a final observation that is due": lambda scene: vars(scene.coordinator).update(
@@ -220,8 +219,11 @@ def test_who_writes_is_not_told_where_a_learner_is_or_items_may_be_found(what: s
 def test_what_is_held_is_said() -> None:
     """The owner's call, or whose rows stay in their inbox; nothing else."""
     scene = Scene()
-    assert scene.standstill.why_held() == ""
+    assert scene.standstill.producer_state().why_held() == ""
     scene.coordinator.held = lambda: [(None, "actor 3", 1.0)]
-    assert scene.standstill.why_held() == "rows of actor 3 may not be written yet: Limiter()"
+    assert (
+        scene.standstill.producer_state().why_held()
+        == "rows of actor 3 may not be written yet: Limiter()"
+    )
     scene.own.waits = lambda: [SimpleNamespace(reason="Replay.add or extend waits")]
-    assert scene.standstill.supply().why_held() == "Replay.add or extend waits"
+    assert scene.standstill.producer_state().why_held() == "Replay.add or extend waits"

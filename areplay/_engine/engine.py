@@ -26,6 +26,7 @@ from areplay._checkpoint.snapshot import Snapshot
 from areplay._engine.config import ReplayConfig
 from areplay._engine.counters import Counters
 from areplay._engine.local_sampler import LocalSampler
+from areplay._engine.producers import Producers
 from areplay._engine.saver import Saver
 from areplay._engine.standstill import Standstill
 from areplay._ingest.actor_config import ActorGroupConfig
@@ -122,19 +123,8 @@ class Engine:
         self.local_writer = LocalWriter(destination, why_hopeless)
         undo.callback(self.local_writer.writer.close)
         self.coordinator = Coordinator(destination, notice(self.on_change))
-        plans = self.sampler.plans
-        groups = self.groups
-        streams = self.streams
-        self.standstill = Standstill(
-            ring,
-            registry,
-            self.admission,
-            self.local_writer,
-            self.coordinator,
-            lambda: streams,
-            plans.all,
-            lambda: groups,
-        )
+        self.producers = Producers(self.admission, self.local_writer, self.coordinator, self.groups)
+        self.standstill = Standstill(ring, registry, self.producers, self.streams, self.sampler)
 
     def new_group(self, config: ActorGroupConfig, check_open: Callable[[], object]) -> ActorGroup:
         """A group of actors, that is not open yet.
@@ -164,8 +154,8 @@ class Engine:
             ring=self.ring,
             registry=self.registry,
             admission=self.admission,
-            producers=self.standstill.supply,
-            failure=self.standstill.failure,
+            producers=self.standstill.producer_state,
+            failure=self.producers.failure,
             check_open=check_open,
         )
         stream = Stream(host, config)
@@ -209,7 +199,7 @@ class Engine:
             for group in self.groups:
                 stack.push_async_callback(group.close)
             for stream in self.streams:
-                if stream.is_planned:  # rows that come in now would not be kept for it
+                if stream.config.is_planned:  # rows that come in now would not be kept for it
                     stack.push_async_callback(stream.close)
             stack.callback(self.status_server.close)
 

@@ -85,6 +85,11 @@ class LocalSampler:
             self._admission.notify()
         return arrays
 
+    @property
+    def has_batch(self) -> bool:
+        """Whether a call that goes on with a `Fifo` or `Epochs` would get a batch."""
+        return any(plan.has_batch for plan in self.plans.all())
+
     def close(self) -> None:
         """Keep no rows any more, and give the descriptors back."""
         self._locks.close()

@@ -15,27 +15,23 @@ Looks at what others own, at one moment, from the learner's loop. Changes nothin
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Protocol
 
-from areplay._ingest.actor_group import ActorGroup
-from areplay._ingest.admission import Admission
-from areplay._ingest.coordinator import Coordinator
-from areplay._ingest.local_writer import LocalWriter
-from areplay._sampling.batch_plan import LocalBatchPlan
+from areplay._engine.local_sampler import LocalSampler
+from areplay._engine.producers import Producers
 from areplay._sampling.stream_records import ProducerState
 from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 
 
 class Stream(Protocol):
-    """What is asked of a stream of batches."""
+    """What the standstill asks of a stream of batches."""
 
     @property
     def may_let_rows_in(self) -> bool:
-        """Whether it holds writers up, and a learner could take a batch of it and so let some go
-        on."""
+        """Whether it holds writers up, and a learner could take a batch of it and so let some
+        writers go on."""
         ...
 
     @property
@@ -58,145 +54,106 @@ class Standstill:
     """Finds out whether a replay stands still.
 
     Args:
-        streams: that are not closed.
-        local: what `sample` goes on with, of `Fifo` and `Epochs`.
-        groups: of actors, that are not closed.
+        streams: of batches that are not closed.
+        sampler: draws the batches of `Replay.sample`.
     """
 
     def __init__(
         self,
         ring: Ring,
         registry: WriterRegistry,
-        admission: Admission,
-        local_writer: LocalWriter,
-        coordinator: Coordinator,
-        streams: Callable[[], Iterable[Stream]],
-        local: Callable[[], Iterable[LocalBatchPlan]],
-        groups: Callable[[], Iterable[ActorGroup]],
+        producers: Producers,
+        streams: Iterable[Stream],
+        sampler: LocalSampler,
     ) -> None:
-        self._ring, self._registry, self._admission = ring, registry, admission
-        self._local_writer, self._coordinator = local_writer, coordinator
-        self._streams, self._local, self._groups = streams, local, groups
+        self._ring = ring
+        self._registry = registry
+        self._producers = producers
+        self._streams = streams
+        self._sampler = sampler
 
-    def supply(self) -> ProducerState:
-        """Where the rows come from, at this moment. From any thread."""
-        last = self._coordinator.last_rows_at
-        return ProducerState(
-            actors_alive=sum(group.alive for group in self._groups()),
-            is_exhausted=self._is_exhausted,
-            last_row=f"last row {time.monotonic() - last:.1f} s ago"
-            if last
-            else "no row from them yet",
-            failure=self.failure(),
-            is_stuck=self._is_stuck,
-            why_held=self.why_held,
-            why_barred=self.why_barred,
-        )
+    def producer_state(self) -> ProducerState:
+        """Look where rows come from, at this moment. From any thread."""
+        return self._producers.state(self.is_stuck, self.why_barred)
 
-    def failure(self) -> BaseException | None:
-        """What failed, if no more rows can come because of that. From any thread.
-
-        A learner asks at each turn of its loop, so that the common answer has to be cheap.
-        """
-        if self._coordinator.failure is not None:
-            return self._coordinator.failure
-        failures = [failure for group in self._groups() for failure in group.failures]
-        return failures[0] if failures and self._is_exhausted else None
-
-    def why_held(self) -> str:
-        """Say which rows wait at this moment, and for what; "" if no row waits. From any thread."""
-        for wait in self._local_writer.waits():
-            return wait.reason
-        held = self._coordinator.held()
-        why = self._admission.reason() if held else ""
-        return f"rows of {held[0][1]} may not be written yet: {why}" if why else ""
+    def is_stuck(self) -> bool:
+        """Say whether no more rows fit into the ring before a learner takes a batch. A stream that
+        only begins keeps all blocks for a moment: that does not count."""
+        return self._is_full and not any(stream.is_beginning for stream in self._streams)
 
     def why_barred(self) -> str:
-        """Say why no process can write a row any more, and what to do about it; "" if one can, or
+        """Say why no process can write a row any more, and what to do about it; "" if a process
         perhaps can.
 
         Call it when the caller itself has no batch to take.
         """
         inserted = self._ring.rows_inserted[0]
         why = self._what_bars_rows()
-        if not why or any(stream.may_let_rows_in for stream in self._streams()):
+        if not why or any(stream.may_let_rows_in for stream in self._streams):
             return ""
-        if any(local.has_batch for local in self._local()):
+        if self._sampler.has_batch:
             return ""
-        # Rows that were admitted before the look above may not be in the ring yet, and no sampler
-        # has looked at those that came since: of either an item may be made. Final observations are
-        # let in where steps are not.
-        own, coordinator = self._local_writer, self._coordinator
-        is_in_between = own.is_writing or coordinator.is_writing or coordinator.has_free_rows
-        return "" if is_in_between or inserted != self._ring.rows_inserted[0] else why
+        # An item may be made of rows that the look above found admitted but not written, and of
+        # rows that came since then, among which no sampler has searched.
+        if self._producers.are_writing or inserted != self._ring.rows_inserted[0]:
+            return ""
+        return why
 
     def why_hopeless(self) -> str:
         """Say why a call that waits to write rows in this process waits for ever; "" if it perhaps
         does not.
 
-        "" also where a learner waits for a batch: then the learner is told.
+        "" also where a learner waits for a batch: then the learner gets the error.
         """
-        if any(stream.may_find_items or stream.is_waited_for for stream in self._streams()):
+        if any(stream.may_find_items or stream.is_waited_for for stream in self._streams):
             return ""
         return self.why_barred()
 
     @property
-    def _is_exhausted(self) -> bool:
-        """Whether all actors of the open contexts are gone, and no other writer ever added a
-        row."""
-        groups = list(self._groups())
-        if not any(group.is_open for group in groups) or any(group.alive for group in groups):
-            return False
-        return not self._local_writer.any_written and not self._coordinator.has_rows
-
-    def _is_stuck(self) -> bool:
-        """Say whether no more rows fit into the ring, and it is no stream's beginning that keeps
-        the blocks."""
-        return self._is_full and not any(stream.is_beginning for stream in self._streams())
-
-    @property
     def _are_blocks_kept(self) -> bool:
         """Whether all blocks are kept, and no block is open for rows that wait or may come."""
-        lacks = self._local_writer.lacks
+        lacks = self._producers.lacks
         return self._registry.is_full(lacks.stream if lacks is not None and lacks.blocks else None)
 
     @property
     def _is_full(self) -> bool:
-        """Whether no more rows fit into the ring before a batch is taken."""
-        lacks = self._local_writer.lacks
-        return self._are_blocks_kept or (
-            lacks is not None and lacks.blocks and not self._may_others_write
-        )
-
-    @property
-    def _may_others_write(self) -> bool:
-        """Whether there are actors, or rows of theirs."""
-        return self._coordinator.has_rows or any(group.alive for group in self._groups())
+        """Whether no more rows fit into the ring before a learner takes a batch."""
+        if self._are_blocks_kept:
+            return True
+        lacks = self._producers.lacks
+        if lacks is None or not lacks.blocks:
+            return False
+        return not self._producers.may_actors_write
 
     def _what_bars_rows(self) -> str:
-        """Say what keeps every process from writing a row before a batch is taken, and what to do;
-        "" if nothing does.
+        """Say what keeps every process from writing a row before a learner takes a batch, and what
+        to do; "" if nothing does.
 
-        Rows of actors are written one by one: where there is room for one, they go on. A call of
-        this process writes all of its rows at once or nothing: it may wait where there is room, but
-        less than it needs.
+        The coordinator writes rows of actors one by one: where there is room for one row, they go
+        on. A call of this process writes all of its rows at once or nothing. It may wait where
+        there is room, but less than it needs.
         """
-        limiters, lacks = self._admission.limiters, self._local_writer.lacks
-        for limiter in limiters:
+        for limiter in self._producers.limiters:
             if not limiter.room:
                 return (
                     f"{limiter!r} lets none in before a batch is taken: raise "
                     "min_size_to_sample or error_buffer"
                 )
         if self._are_blocks_kept:
-            blocks = self._ring.blocks
             return (
-                f"all {blocks} blocks hold rows that are still needed: raise capacity, or "
-                "lower batch_size"
+                f"all {self._ring.blocks} blocks hold rows that are still needed: raise capacity, "
+                "or lower batch_size"
             )
-        if lacks is None or self._may_others_write:
+        if self._producers.may_actors_write:
             return ""
-        for limiter in limiters:
+        return self._what_bars_the_call()
+
+    def _what_bars_the_call(self) -> str:
+        """The same for the call of this process that waits."""
+        lacks = self._producers.lacks
+        if lacks is None:
+            return ""
+        for limiter in self._producers.limiters:
             if limiter.room < lacks.steps:
                 return (
                     f"{limiter!r} lets no more than {limiter.room:,} steps in before a batch is "

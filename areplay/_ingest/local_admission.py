@@ -2,7 +2,7 @@
 
 A call writes all of its rows at once, or nothing. So it needs room for all of its steps in each
 limiter, and blocks for all of its rows where a selector keeps blocks. Which of the two holds it
-back, and since when, is known here. `areplay._sampling.standstill` asks for it.
+back, and since when, is known here. `areplay._engine.standstill` asks for it.
 """
 
 from __future__ import annotations

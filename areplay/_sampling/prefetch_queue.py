@@ -108,8 +108,7 @@ class PrefetchQueue:
         own(slots.close)
         holdings.push(slots.close)
         self._lent = [
-            Lent(slots.batch(slot), partial(slots.give_back, slot))
-            for slot in range(slots.slots + slots.has_own)
+            Lent(slots.batch(slot), partial(slots.give_back, slot)) for slot in range(slots.places)
         ]
         self._inline = self._made_inline_sampler()
         if self._inline is not None:

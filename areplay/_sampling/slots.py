@@ -51,6 +51,7 @@ _PICKLED = (
     "samplers",
     "in_turn",
     "has_own",
+    "places",
     "_segment",
     "_events",
 )
@@ -68,6 +69,7 @@ class Slots:
         has_own: there is one slot more, which the learner fills itself.
 
     Attributes:
+        places: all slots, the learner's own included.
         board: what the processes tell each other beside batches.
     """
 
@@ -88,9 +90,9 @@ class Slots:
         self.samplers = samplers
         self.in_turn = in_turn
         self.has_own = has_own
-        self._segment = Segment(
-            self._layout(), f"{self._places} slots for batches of {batch_size:,}"
-        )
+        self.places = slots + has_own
+        name = f"{self.places} slots for batches of {batch_size:,}"
+        self._segment = Segment(self._layout(), name)
         self._events: list[EventFd] = []
         try:
             for whose in ("the learner's", *(f"sampler {k}'s" for k in range(samplers))):
@@ -100,13 +102,8 @@ class Slots:
             raise
         self._view()
 
-    @property
-    def _places(self) -> int:
-        """All slots, the learner's own included."""
-        return self.slots + self.has_own
-
     def _layout(self) -> Layout:
-        batch = (self._places, self.batch_size)
+        batch = (self.places, self.batch_size)
         columns = {
             f"field:{field.name}": ((*batch, *field.shape), field.dtype)
             for field in self.fields.stored.values()
@@ -114,7 +111,7 @@ class Slots:
         return Layout(
             "slots",
             {
-                "states": ((self._places,), np.int64),
+                "states": ((self.places,), np.int64),
                 "queue": ((self.samplers, self.slots), np.int64),
                 "published": ((self.samplers, WORDS_A_LINE), np.int64),
                 "taken": ((self.samplers, WORDS_A_LINE), np.int64),
@@ -145,7 +142,7 @@ class Slots:
                 {name: arrays[f"field:{name}"][slot] for name in self.fields.stored},
                 self.fields,
             )
-            for slot in range(self._places)
+            for slot in range(self.places)
         ]
 
     @property

@@ -75,13 +75,13 @@ class Stream:
         ring = self._host.ring
         await poll(lambda is_late: registry.hold(ring, at_once=is_late))
         let_blocks_go = Once(registry.let_go)
+        holdings = self._life.holdings
         self._owned.callback(let_blocks_go)
-        self._life.holdings.push(let_blocks_go)
-        queue = PrefetchQueue(
-            self._host, self.config, self._resumed, self._life.holdings, self._owned.callback
-        )
+        holdings.push(let_blocks_go)
+        own = self._owned.callback
+        queue = PrefetchQueue(self._host, self.config, self._resumed, holdings, own)
         self._queue = queue
-        await queue.pacing.begin(self._life.holdings)
+        await queue.pacing.begin(holdings)
         queue.gate.on_rows()
         await queue.supervisor.start()
 
@@ -124,7 +124,7 @@ class Stream:
         """Take the next ready batch; None if none is ready.
 
         Raises:
-            Closed, ActorFailed, EndOfEpochs, HookRaised: as `take`. No batch was taken.
+            Closed, ActorFailed, EndOfEpochs, HookRaised: see `Batches`. No batch was taken.
         """
         queue = self.queue
         if self._actor_failure is not None:
@@ -139,20 +139,19 @@ class Stream:
         """
         queue = self.queue
         started = time.monotonic()
-        lent = self._fill(queue)
+        lent = None if self._life.is_closing else queue.fill()
         if lent is None:
             return await self._wait(queue, timeout_s)
         queue.waits.add(started)
         return lent
 
-    def _fill(self, queue: PrefetchQueue) -> Lent | None:
-        return None if self._life.is_closing else queue.fill()
-
     async def _wait(self, queue: PrefetchQueue, timeout_s: float | None) -> Lent:
         found: list[Lent] = []
 
         def take() -> bool:
-            lent = self.lend() or self._fill(queue)
+            lent = self.lend()
+            if lent is None and not self._life.is_closing:
+                lent = queue.fill()
             if lent is None:
                 queue.raise_if_starved()
                 return False
@@ -221,11 +220,6 @@ class Stream:
         if queue is None:
             return []
         return [Wait("learner", queue.reason(), waited_s) for waited_s in queue.waits.lasting_s()]
-
-    @property
-    def is_planned(self) -> bool:
-        """Whether a plan settles beforehand which items are in which batch."""
-        return self.config.is_planned
 
     @property
     def is_waited_for(self) -> bool:
