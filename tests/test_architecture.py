@@ -76,6 +76,7 @@ KNOW_EVENT_LOOPS = {
     "_processes.reaper",
     "_processes.runner",
     "_processes.spawned",
+    "_processes.starting",
     "_processes.supervisor",
     "_processes.waiter",
     "_sampling.pacing",

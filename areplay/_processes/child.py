@@ -23,23 +23,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import pickle
 import signal
 import socket
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Executor
 from functools import partial
 from typing import Any
 
 from areplay._base import forks
 from areplay._processes.channel import FAILED, FINISHED, NOTICE, READY, RETURNED
 from areplay._processes.child_main import Body, main
-from areplay._processes.completion import Outcome, outcome_of, run_to_completion
+from areplay._processes.completion import Outcome, run_to_completion
+from areplay._processes.exits import Exit, guess, reaped
 from areplay._processes.remains import Remains
 from areplay._processes.spawned import SpawnedProcess
+from areplay._processes.starting import check_launched, launch_in
 from areplay.errors import ResourceUnavailable
 
 logger = logging.getLogger(__name__)
@@ -47,28 +47,6 @@ logger = logging.getLogger(__name__)
 _REAP_AGAIN_S = 0.05  # a debugger that is attached to a child gets its exit code first
 _MAX_REAPS = 40
 _RECEIVE_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class Exit:
-    """How a child ended: `finished` if its body returned, with `details` if not.
-
-    `code` is negative for a signal. It is None where the kernel did not tell: SIGCHLD is ignored,
-    or other code in this process collected it.
-    """
-
-    pid: int
-    code: int | None
-    finished: bool
-    details: str
-
-
-def starter(kind: str) -> ThreadPoolExecutor:
-    """Make a thread that starts children one after the other.
-
-    Shut it down when all its children are reaped: they die with it.
-    """
-    return ThreadPoolExecutor(1, f"areplay-{kind}-starter")
 
 
 class Child:
@@ -142,14 +120,14 @@ class Child:
     # Starting.
 
     async def start(self, timeout_s: float) -> bool:
-        """Start the process; `True` once it has said READY, `False` if it ended before or was
-        killed after `timeout_s`.
+        """Start the process; True once it has said READY.
 
+        False if it ended before that, or was killed since it said nothing for `timeout_s`.
         Cancelled: the process goes on starting; `kill` it.
 
         Raises:
-            ResourceUnavailable: no descriptor or process to be had. Nothing is left.
-            Exception: whatever pickling the arguments raised. Nothing is left.
+            ResourceUnavailable: the system refused a descriptor or a process. Nothing is left.
+            Exception: what pickling the arguments raised. Nothing is left.
         """
         forks.check(self._origin, self.name)
         await self._start_process()
@@ -170,7 +148,7 @@ class Child:
             process, childs_end = self._prepare()
             with childs_end:
                 launched = self._launch_in_thread(process)
-                _check_launched(await run_to_completion(launched))
+                check_launched(await run_to_completion(launched))
         except asyncio.CancelledError:
             if self._origin is forks.current:
                 self._watch()
@@ -201,15 +179,9 @@ class Child:
         return process, childs_end
 
     def _launch_in_thread(self, process: SpawnedProcess) -> asyncio.Future[Outcome[None]]:
-        """Let the starter's thread start the process.
-
-        The outcome is a value: the arguments are pickled there, and their code may raise what no
-        future holds.
-        """
         self.remains.is_launching = True
-        work = partial(outcome_of, partial(self._launch_once, process))
         try:
-            return asyncio.get_running_loop().run_in_executor(self._starter, work)
+            return launch_in(self._starter, partial(self._launch_once, process))
         except RuntimeError as error:
             self.remains.is_launching = False
             raise ResourceUnavailable("starting a thread", self.name, str(error)) from error
@@ -380,7 +352,7 @@ class Child:
         # A child that was cut short after its last word ended as it had said.
         if code is None or (code == -signal.SIGKILL and self._last_code is not None):
             code = self._last_code
-        details = self._details or self._guess(code)
+        details = self._details or guess(code, self.is_ready, self.has_finished)
         self.exit = Exit(self.pid, code, self.has_finished, details)
         said = "an unknown code" if code is None else code
         logger.info("%s (pid %d) ended with %s", self.name, self.pid, said)
@@ -391,28 +363,10 @@ class Child:
         if self._pidfd < 0 or self._process is None:
             return True, None
         try:
-            return _reaped(self.pid, self._pidfd)
+            return reaped(self.pid, self._pidfd)
         # The code is lost, unless multiprocessing has just been asked for its children.
         except ChildProcessError:
             return True, self._process.code
-
-    def _guess(self, code: int | None) -> str:
-        """Explain the end of a child that did not say why it ended."""
-        if self.has_finished:
-            return ""
-        if code is not None and code < 0:
-            return f"signal {-code} ended it; kernel log or supervisor may say who sent it"
-        if not self.is_ready:
-            return (
-                "it ended before it said READY, see its output above; a script that starts actors "
-                "needs the line `if __name__ == '__main__':` around its `areplay.run(...)`"
-            )
-        if code is None:
-            return (
-                "it ended without a word; SIGCHLD is ignored, or other code in this process "
-                "collected its exit code"
-            )
-        return "it ended without a word, by os._exit or in native code"
 
     def _release(self, code: int | None) -> None:
         """Close what this process has of the child."""
@@ -435,36 +389,3 @@ class Child:
     def __repr__(self) -> str:
         state = "running" if self.is_ready else "starting"
         return f"<Child {self.name}, pid {self.pid}, {self.exit or state}>"
-
-
-def _check_launched(outcome: Outcome[None]) -> None:
-    """Raise what starting a process raised, always as an `Exception`.
-
-    Only the code of the arguments raises anything else.
-    """
-    error = outcome.error
-    is_for_caller = isinstance(error, Exception) and not isinstance(
-        error, StopIteration | StopAsyncIteration
-    )
-    if error is not None and not is_for_caller:
-        raise RuntimeError(f"pickling its arguments raised {type(error).__name__}") from error
-    outcome.result()
-
-
-def _reaped(pid: int, pidfd: int) -> tuple[bool, int | None]:
-    """Reap a process without waiting: whether it is gone, and its exit code.
-
-    Raises:
-        ChildProcessError: other code has reaped it.
-    """
-    try:
-        result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
-    except ChildProcessError:
-        raise
-    except OSError:  # Linux 5.3, or a sandbox
-        reaped, status = os.waitpid(pid, os.WNOHANG)
-        return bool(reaped), os.waitstatus_to_exitcode(status) if reaped else None
-    if result is None:
-        return False, None
-    is_signal = result.si_code != os.CLD_EXITED
-    return True, -result.si_status if is_signal else result.si_status

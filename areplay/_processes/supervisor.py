@@ -26,12 +26,14 @@ from typing import Any
 from areplay._base import forks
 from areplay._base.process_state import is_stopped
 from areplay._base.validation import seconds, whole_number
-from areplay._processes.child import Child, Exit, starter
+from areplay._processes.child import Child
 from areplay._processes.child_main import Body
 from areplay._processes.completion import run_to_completion
 from areplay._processes.dropped import Holdings
 from areplay._processes.event_loops import cancel_if_open, drop_quietly
+from areplay._processes.exits import Exit
 from areplay._processes.remains import Remains
+from areplay._processes.starting import starter
 from areplay.errors import ChildFailed, Closed
 from areplay.statistics import ChildExit
 

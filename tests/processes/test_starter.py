@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 import areplay
-from areplay._processes.child import Child, starter
+from areplay._processes.child import Child
 from areplay._processes.spawned import SpawnedProcess
+from areplay._processes.starting import starter
 from areplay._sampling.sampler import run_sampler
 
 from . import workers
