@@ -40,7 +40,7 @@ from areplay._ingest.actors import Actors
 from areplay._ingest.quiet import quiet_options
 from areplay._processes.lifetime import Lifetime
 from areplay._processes.opening import delivered
-from areplay._processes.supervisor import supervisor_options
+from areplay._processes.supervision import supervisor_options
 from areplay._sampling.batch_plan import BatchPlan, PlannedSelector
 from areplay._sampling.bound_selector import BoundSelector
 from areplay._sampling.requests import check_sendable, checked_item, checked_limiter

@@ -17,7 +17,7 @@ from areplay._ingest.actor_config import (
 )
 from areplay._ingest.inbox import Inboxes
 from areplay._ingest.quiet import quiet_options
-from areplay._processes.supervisor import supervisor_options
+from areplay._processes.supervision import supervisor_options
 from areplay.spec import Spec
 
 SPEC = Spec(number=((), "int64"))

@@ -24,7 +24,7 @@ from kit import (
 from areplay._ingest.admission import Admission
 from areplay._processes import waiter as waiter_module
 from areplay._processes.dropped import Holdings
-from areplay._processes.supervisor import SupervisorOptions
+from areplay._processes.supervision import SupervisorConfig, SupervisorOptions
 from areplay._sampling import prefetch_queue as queue_module
 from areplay._sampling import stream as stream_module
 from areplay._sampling.batch_memory import BatchArrays
@@ -64,13 +64,14 @@ class Supervisor:
     """Stands in for the samplers' supervisor: starts and stops when told, and is as alive as the
     test says."""
 
-    def __init__(self, *args: Any, **callbacks: Any) -> None:
-        self.kind, self.count = args[0], args[1]
-        self.ask, self.after_exit, self.on_change = (
-            callbacks[name] for name in ("ask", "after_exit", "on_change")
-        )
+    def __init__(self, config: SupervisorConfig) -> None:
+        self.kind = config.kind
+        self.ask = config.ask
+        self.after_exit = config.after_exit
+        self.on_change = config.on_change
         self.workers: list[Any] = []
-        self.alive, self.failures = self.count, []
+        self.alive = config.count
+        self.failures: list[BaseException] = []
         self.steps: list[str] = []
         self.start_error: BaseException | None = None
         self.may_stop = asyncio.Event()

@@ -18,7 +18,7 @@ from areplay._base.validation import optional_seconds, whole_number
 from areplay._ingest.inbox import Inboxes, default_inbox_rows
 from areplay._ingest.quiet import QuietOptions
 from areplay._processes.child_main import Body
-from areplay._processes.supervisor import SupervisorOptions
+from areplay._processes.supervision import SupervisorOptions
 from areplay.spec import Spec
 from areplay.weights import Weights
 

@@ -16,7 +16,8 @@ from areplay._ingest.quiet import Quiet, QuietOptions
 from areplay._ingest.reports import ReportLog
 from areplay._processes.event_loops import drop_quietly
 from areplay._processes.opening import ended
-from areplay._processes.supervisor import Supervisor, Worker
+from areplay._processes.supervisor import Supervisor
+from areplay._processes.worker import Worker
 
 logger = logging.getLogger(__name__)
 

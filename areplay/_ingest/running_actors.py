@@ -16,8 +16,10 @@ from areplay._ingest.quiet_watch import QuietWatch
 from areplay._ingest.reports import ReportLog
 from areplay._processes.closing import InOrder
 from areplay._processes.dropped import Holdings
-from areplay._processes.supervisor import Supervisor, Worker
+from areplay._processes.supervision import SupervisorConfig
+from areplay._processes.supervisor import Supervisor
 from areplay._processes.weakly import unless_gone
+from areplay._processes.worker import Worker
 from areplay.errors import ActorFailed
 from areplay.statistics import ActorStatistics, Wait
 
@@ -66,16 +68,18 @@ class RunningActors:
         self._inbox = inbox_of = [self._inboxes.inbox(index) for index in range(config.count)]
         self.reports = ReportLog(config.count)
         self._supervisor = Supervisor(
-            "actor",
-            config.count,
-            config.body,
-            unless_gone(self._arguments, "this group of actors"),
-            config.supervisor,
-            ActorFailed,
-            ask=lambda index: inbox_of[index].stop(),
-            after_exit=lambda index: sink.mark_stream_end(inbox_of[index]),
-            on_change=on_change,
-            on_report=self.reports.add,
+            SupervisorConfig(
+                kind="actor",
+                count=config.count,
+                body=config.body,
+                arguments=unless_gone(self._arguments, "this group of actors"),
+                options=config.supervisor,
+                failure=ActorFailed,
+                ask=lambda index: inbox_of[index].stop(),
+                after_exit=lambda index: sink.mark_stream_end(inbox_of[index]),
+                on_change=on_change,
+                on_report=self.reports.add,
+            )
         )
         self._quiet = QuietWatch(config.quiet, self._supervisor, self._inbox, self.reports)
 

@@ -17,6 +17,7 @@ from areplay._base.debug import verify
 from areplay._base.hooks import HookRaised, guarded
 from areplay._processes.backoff import YieldTimer
 from areplay._processes.dropped import Holdings
+from areplay._processes.supervision import SupervisorConfig
 from areplay._processes.supervisor import Supervisor
 from areplay._processes.waiter import Waiter
 from areplay._processes.weakly import notice, unless_gone
@@ -155,17 +156,18 @@ class PrefetchQueue:
 
     def _made_supervisor(self) -> Supervisor:
         slots = self.slots
-        return Supervisor(
-            "sampler",
-            self._config.samplers,
-            run_sampler,
-            unless_gone(self._arguments, "this stream of batches"),
-            self._config.supervision,
-            SamplerFailed,
+        config = SupervisorConfig(
+            kind="sampler",
+            count=self._config.samplers,
+            body=run_sampler,
+            arguments=unless_gone(self._arguments, "this stream of batches"),
+            options=self._config.supervision,
+            failure=SamplerFailed,
             ask=lambda index: slots.board.stop(),
             after_exit=partial(recover, slots),
             on_change=notice(self.gate.wake_learner),
         )
+        return Supervisor(config)
 
     def _arguments(self, index: int, run: int) -> tuple[SamplerConfig]:
         config = self._config

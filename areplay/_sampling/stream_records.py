@@ -14,7 +14,7 @@ from areplay._base.arrays import Indices, Mask
 from areplay._base.hooks import text_of
 from areplay._base.identity import identity
 from areplay._ingest.admission import Admission
-from areplay._processes.supervisor import SupervisorOptions
+from areplay._processes.supervision import SupervisorOptions
 from areplay._sampling.batch_plan import BatchPlan
 from areplay._sampling.bound_selector import BoundSelector
 from areplay._storage.registry import WriterRegistry

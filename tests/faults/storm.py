@@ -49,8 +49,8 @@ from typing import Any
 import numpy as np
 
 import areplay
-from areplay._processes import supervisor as supervisor
-from areplay._processes.supervisor import Worker
+from areplay._processes import worker as worker_module
+from areplay._processes.worker import Worker
 from tests.processes.oracle import SPEC, torn
 from tests.processes.watching import (
     children,
@@ -486,8 +486,8 @@ async def storm(
     progress: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
     """So many kills, in rounds; what was found. Stops at the first round that hangs."""
-    outcome, chance, longest = Outcome(seed), random.Random(seed), supervisor._LONGEST_BACK_OFF_S
-    supervisor._LONGEST_BACK_OFF_S = 0.05  # pauses of seconds would leave little to kill
+    outcome, chance, longest = Outcome(seed), random.Random(seed), worker_module._LONGEST_BACK_OFF_S
+    worker_module._LONGEST_BACK_OFF_S = 0.05  # pauses of seconds would leave little to kill
     started = time.monotonic()
     try:
         # what is opened once and kept
@@ -509,7 +509,7 @@ async def storm(
                 f"{outcome.after.memory_bytes / 2**20:.0f} MiB"
             )
     finally:
-        supervisor._LONGEST_BACK_OFF_S = longest
+        worker_module._LONGEST_BACK_OFF_S = longest
     return outcome
 
 

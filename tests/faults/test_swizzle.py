@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from areplay._processes.supervisor import Worker
+from areplay._processes.worker import Worker
 from tests.faults.storm import KINDS, Outcome, Resources, Round
 
 pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])

@@ -18,7 +18,7 @@ import pytest
 from models.episode_oracle import Item, Lane, Oracle, Stack
 
 import areplay
-from areplay._processes import supervisor as supervisor
+from areplay._processes import worker as worker_module
 
 from . import steppers, workers
 from .oracle import OWNER, SPEC, ledgers, rows, torn
@@ -34,7 +34,7 @@ Seen = dict[tuple[int, int], list[int]]
 @pytest.fixture(autouse=True)
 def quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Children that die are replaced soon."""
-    monkeypatch.setattr(supervisor, "_LONGEST_BACK_OFF_S", 0.05)
+    monkeypatch.setattr(worker_module, "_LONGEST_BACK_OFF_S", 0.05)
 
 
 def take_down(batch: areplay.Batch, seen: Seen) -> None:

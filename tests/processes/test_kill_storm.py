@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import areplay
-from areplay._processes import supervisor as supervisor
+from areplay._processes import worker as worker_module
 
 from . import workers
 from .oracle import OWNER, SPEC, check_ledgers, rows, torn
@@ -33,7 +33,7 @@ async def test_a_storm_of_kills_loses_no_row_and_tears_no_batch(
     seed, kills = random.randrange(1 << 32), 12
     print(f"seed {seed}")
     chance, seen = random.Random(seed), 0
-    monkeypatch.setattr(supervisor, "_LONGEST_BACK_OFF_S", 0.05)
+    monkeypatch.setattr(worker_module, "_LONGEST_BACK_OFF_S", 0.05)
     async with areplay.Replay(SPEC, 2_000_000) as replay:
         await replay.extend(rows(OWNER, os.getpid(), 0, 100))
         before = children()

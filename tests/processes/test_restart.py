@@ -12,7 +12,7 @@ import threading
 import pytest
 
 import areplay
-from areplay._processes import supervisor as supervisor
+from areplay._processes import worker as worker_module
 
 from . import workers
 from .oracle import OWNER, SPEC, lives, row, rows
@@ -27,7 +27,7 @@ async def test_restarts_are_limited_and_backed_off(
     """One that always raises is started 1 + max_restarts times, with growing pauses, and each time
     as a new stream; then wait() raises, and the learner that can get no batch any more is told why,
     with the child's traceback."""
-    monkeypatch.setattr(supervisor, "_FIRST_BACK_OFF_S", 0.6)
+    monkeypatch.setattr(worker_module, "_FIRST_BACK_OFF_S", 0.6)
     async with areplay.Replay(SPEC, 10_000) as replay:
         async with (
             replay.actors(workers.hand_in_and_raise, 1, args=(10,), max_restarts=2) as actors,
@@ -252,7 +252,9 @@ async def test_a_place_that_cannot_be_cleared_is_given_up(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("max_restarts", [0, 1, 3, 18, 100, 5_000])
 async def test_as_many_restarts_as_are_allowed_fit_into_their_minute(max_restarts: int) -> None:
     """Pauses grow up to a longest one, which is shorter where more restarts are allowed."""
-    pauses = [supervisor._back_off_s(deaths, max_restarts) for deaths in range(1, max_restarts + 1)]
+    pauses = [
+        worker_module.back_off_s(deaths, max_restarts) for deaths in range(1, max_restarts + 1)
+    ]
     assert pauses == sorted(pauses)
-    assert sum(pauses) <= supervisor._RESTART_WINDOW_S / 2 + 1e-6
-    assert supervisor._back_off_s(1_000, None) == supervisor._LONGEST_BACK_OFF_S
+    assert sum(pauses) <= worker_module._RESTART_WINDOW_S / 2 + 1e-6
+    assert worker_module.back_off_s(1_000, None) == worker_module._LONGEST_BACK_OFF_S

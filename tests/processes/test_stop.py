@@ -9,6 +9,7 @@ import pytest
 
 import areplay
 from areplay._processes import supervisor as supervisor
+from areplay._processes import worker as worker_module
 
 from . import workers
 from .oracle import SPEC, lives
@@ -83,8 +84,8 @@ async def test_each_actor_is_stopped_by_the_first_rung_that_works(
 async def test_stopping_ends_a_pause_before_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
     """Closing while an actor is due to be restarted neither waits for the pause nor starts it once
     more."""
-    monkeypatch.setattr(supervisor, "_FIRST_BACK_OFF_S", 60.0)
-    monkeypatch.setattr(supervisor, "_LONGEST_BACK_OFF_S", 60.0)
+    monkeypatch.setattr(worker_module, "_FIRST_BACK_OFF_S", 60.0)
+    monkeypatch.setattr(worker_module, "_LONGEST_BACK_OFF_S", 60.0)
     async with areplay.Replay(SPEC, 1_000) as replay:
         async with replay.actors(workers.hand_in_and_raise, 1, args=(4,), max_restarts=5) as actors:
             pid = actors.statistics()[0].pid
