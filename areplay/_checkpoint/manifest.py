@@ -1,9 +1,9 @@
-"""Manifests: reading `manifest.json`, and refusing whatever is none before anything is made of it.
+"""Manifests: reads `manifest.json`, and refuses what is no manifest before anything uses it.
 
-Rule: what stands in a checkpoint's directory may be anything, a pipe, a device, a file without an
-end, JSON of a million brackets. Reading takes bounded time and memory, and each value has the type
-and range that the rest of areplay relies on. What a table holds is checked by
-`areplay._checkpoint.reader`, which knows the rows.
+Rule: a checkpoint's directory may hold anything, a pipe, a device, a file without an end, JSON of a
+million brackets. Reading takes bounded time and memory, and each value has the type and range that
+the rest of areplay relies on. `areplay._checkpoint.reader`, which knows the rows, checks what a
+table holds.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ OWN_FILES = re.compile(
 MOST_BYTES = 8 << 20
 """Of a manifest: some fifty thousand fields."""
 MOST_SAVES = 10**15
-"""A larger number in a file's name is none of ours."""
+"""No save writes a file with a larger number in its name."""
 
 _ASK_FROM_BYTES = 64 << 20  # an allocation that is compared with the memory that is left
 _MOST = 1 << 62  # of a serial, or a count
@@ -53,7 +53,7 @@ Manifest = dict[str, Any]
 
 
 def manifest_checksum(manifest: Manifest) -> int:
-    """Of all that is in it but the checksum itself."""
+    """The CRC-32 of all that the manifest says but the checksum itself."""
     content = {key: value for key, value in manifest.items() if key != "crc32"}
     return zlib.crc32(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
 
@@ -62,11 +62,31 @@ def read_manifest(path: str) -> tuple[Manifest, int]:
     """The manifest of the checkpoint in that directory, and its size in bytes.
 
     Raises:
-        CheckpointMissing: there is none.
-        CheckpointDamaged: it is none, or not as it was written; says what.
+        CheckpointMissing: the directory has no manifest.
+        CheckpointDamaged: it is no manifest, or not as it was written; says what.
         CheckpointMismatch: a newer version of areplay wrote it.
         ResourceUnavailable: no descriptor or memory is left.
     """
+    text = _read_text(path)
+    try:
+        manifest = _parsed(path, text)
+        is_whole = _whole(manifest, "crc32") == manifest_checksum(manifest)
+        if is_whole:
+            _check(manifest)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise CheckpointDamaged(path, MANIFEST, f"cannot be understood ({_short(error)})") from None
+    except MemoryError:
+        raise ResourceUnavailable(
+            "allocating memory", f"the checkpoint in {path}", "no memory is left"
+        ) from None
+    if not is_whole:
+        raise CheckpointDamaged(path, MANIFEST, "has another checksum than it says")
+    return manifest, len(text)
+
+
+def _read_text(path: str) -> bytes:
+    """The bytes of `manifest.json`: no more than a manifest may have, whatever its size is said to
+    be."""
     try:
         with opened(path, MANIFEST) as (file, size):
             if size > MOST_BYTES:
@@ -76,45 +96,32 @@ def read_manifest(path: str) -> tuple[Manifest, int]:
             text = b""
             while len(text) <= MOST_BYTES and (piece := file.read(MOST_BYTES + 1 - len(text))):
                 text += piece
+            return text
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointMissing(path) from None
-    try:
-        manifest = json.loads(text, parse_constant=_no_number, parse_float=_finite)
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            raise ValueError(f"it is no {FORMAT}")
-        if (version := _whole(manifest, "version")) > VERSION:
-            raise CheckpointMismatch(
-                path, {"version": f"expected at most {VERSION}, got {version}"}
-            )
-        is_whole = _whole(manifest, "crc32") == manifest_checksum(manifest)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise CheckpointDamaged(path, MANIFEST, f"cannot be understood ({_short(error)})") from None
-    except MemoryError:
-        raise ResourceUnavailable(
-            "allocating memory", f"the checkpoint in {path}", "no memory is left"
-        ) from None
-    if not is_whole:
-        raise CheckpointDamaged(path, MANIFEST, "has another checksum than it says")
-    try:
-        _check(manifest)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise CheckpointDamaged(path, MANIFEST, f"cannot be understood ({_short(error)})") from None
-    return manifest, len(text)
+
+
+def _parsed(path: str, text: bytes) -> Manifest:
+    """The manifest of a version that we know; its values are not checked yet."""
+    manifest = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ValueError(f"it is no {FORMAT}")
+    if (version := _whole(manifest, "version")) > VERSION:
+        raise CheckpointMismatch(path, {"version": f"expected at most {VERSION}, got {version}"})
+    return manifest
 
 
 @contextlib.contextmanager
 def opened(path: str, name: str) -> Iterator[tuple[FileIO, int]]:
-    """A regular file in a checkpoint's directory, to be read, and its size. Nothing else is waited
-    for, or read.
+    """Open a regular file in a checkpoint's directory to read it; the file and its size.
 
     Raises:
-        FileNotFoundError, NotADirectoryError: it is not there.
-        CheckpointDamaged: it is no file, or cannot be read.
+        FileNotFoundError, NotADirectoryError: the file does not exist.
+        CheckpointDamaged: it is no regular file, or cannot be read.
         ResourceUnavailable: no descriptor or memory is left.
     """
     try:
-        # O_NONBLOCK: opening a pipe that nobody writes to, or a line that is down, would wait for
-        # ever.
+        # O_NONBLOCK: opening a pipe without a writer, or a line that is down, would wait for ever.
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
         descriptor = os.open(os.path.join(path, name), flags)
         # not with a FileIO from here on: of a folder's descriptor it makes none, and leaves it open
@@ -135,20 +142,19 @@ def opened(path: str, name: str) -> Iterator[tuple[FileIO, int]]:
 
 
 def lack_of_means(error: OSError, path: str) -> ResourceUnavailable | None:
-    """What to raise if the error says that descriptors or memory have run out; None if it says
-    something else."""
+    """The error to raise if descriptors or memory have run out; None for other errors."""
     if error.errno not in _NO_MEANS:
         return None
     return ResourceUnavailable("opening a file", f"the checkpoint in {path}", str(error))
 
 
 def allocated(path: str, name: str, size: int) -> bytearray:
-    """Memory for a file of that size.
+    """Allocate memory for a file of `size` bytes.
 
     Raises:
-        MemoryLimitExceeded, ResourceUnavailable: there is not as much.
+        MemoryLimitExceeded, ResourceUnavailable: that much is not left.
     """
-    # the kernel promises more than it has, and zeros of a file with holes cost nothing
+    # The kernel promises more than it has, and a file with holes takes no room on the disk.
     if size >= _ASK_FROM_BYTES:
         check_memory(f"reading {name} of the checkpoint in {path}", {name: size})
     try:
@@ -164,7 +170,7 @@ def allocated(path: str, name: str, size: int) -> bytearray:
 
 
 def check_spec_kinds(spec: Any) -> None:
-    """Raise `ValueError` if it is no description of a spec: names, shapes and dtypes as lists,
+    """Raise `ValueError` if `spec` is no description of a spec: names, shapes and dtypes as lists,
     numbers and strings."""
     if not isinstance(spec, dict) or not isinstance(spec.get("fields"), list):
         raise ValueError("spec: expected its fields, a list")
@@ -187,36 +193,37 @@ def check_spec_kinds(spec: Any) -> None:
 
 
 def _check(manifest: Manifest) -> None:
-    """Raise `ValueError`, `TypeError` or `KeyError` if a value is not of the type and range that is
-    relied upon."""
-    for key in (
-        "id",
-        "spec",
-        "columns",
-        "block_rows_given",
-        "counters",
-        "counts",
-        "masses",
-        "streams",
-    ):
-        if key not in manifest:
-            raise KeyError(key)
+    """Raise `ValueError`, `TypeError` or `KeyError` if a value has not the type and the range that
+    the rest of areplay relies on."""
     _text(manifest, "id")
     _whole(manifest, "save", most=MOST_SAVES)
     _number(manifest, "time", least=-_MOST_TIME_S, most=_MOST_TIME_S)
     check_spec_kinds(manifest["spec"])
     if not _is_names(manifest["columns"]):
         raise ValueError(f"columns: expected names, got {_short(manifest['columns'])}")
+    _check_ring(manifest)
+    _check_counts(_table(manifest, "counts"))
+    _check_file(_table(manifest, "blocks"))
+    for masses in _list(manifest, "masses"):
+        _number(masses, "exponent", least=0, most=1)
+        _number(masses, "largest", least=0)
+        _check_file(masses)
+    for stream in _list(manifest, "streams"):
+        _check_stream(stream)
+
+
+def _check_ring(manifest: Manifest) -> None:
     _whole(manifest, "capacity_rows", least=1, most=_MOST_CAPACITY_ROWS)
     _whole(manifest, "block_rows", least=1, most=_MOST_BLOCK_ROWS)
-    if not isinstance(manifest["block_rows_given"], bool):
-        raise ValueError(
-            f"block_rows_given: expected true or false, got {_short(manifest['block_rows_given'])}"
-        )
+    is_given = manifest["block_rows_given"]
+    if not isinstance(is_given, bool):
+        raise ValueError(f"block_rows_given: expected true or false, got {_short(is_given)}")
     counters = _table(manifest, "counters")
     for key in ("next_serial", "next_stream", "rows_inserted"):
         _whole(counters, key)
-    counts = _table(manifest, "counts")
+
+
+def _check_counts(counts: Manifest) -> None:
     for key in ("priorities_updated", "priorities_stale", "made"):
         _whole(counts, key)
     entropy = counts["entropy"]
@@ -226,25 +233,21 @@ def _check(manifest: Manifest) -> None:
                 f"entropy: expected whole numbers of at least 0, got {_short(entropy)}"
             )
     _table(counts, "generator")
-    _file(_table(manifest, "blocks"))
-    for masses in _list(manifest, "masses"):
-        _number(masses, "exponent", least=0, most=1)
-        _number(masses, "largest", least=0)
-        _file(masses)
-    for stream in _list(manifest, "streams"):
-        _text(stream, "what")
-        _whole(stream, "batches_delivered")
-        if stream["limiter"] is not None:
-            limiter = _table(stream, "limiter")
-            for key in limiter:
-                _number(limiter, key)
-            for key in ("samples_per_insert", "min_size_to_sample", "inserts", "samples", "error"):
-                _number(limiter, key)
-        if stream["delivered"] is not None:
-            _file(_table(stream, "delivered"))
 
 
-def _file(entry: Manifest) -> None:
+def _check_stream(stream: Manifest) -> None:
+    _text(stream, "what")
+    _whole(stream, "batches_delivered")
+    if stream["limiter"] is not None:
+        limiter = _table(stream, "limiter")
+        required = ("samples_per_insert", "min_size_to_sample", "inserts", "samples", "error")
+        for key in (*limiter, *required):
+            _number(limiter, key)
+    if stream["delivered"] is not None:
+        _check_file(_table(stream, "delivered"))
+
+
+def _check_file(entry: Manifest) -> None:
     name = _text(entry, "file")
     if not OWN_FILES.fullmatch(name):
         raise ValueError(f"names {_short(name)}, which is no file of a checkpoint")
