@@ -275,7 +275,7 @@ def test_the_reason_is_that_of_as_many_steps_as_wait(admission: Admission) -> No
     assert admission.reason() == admission.reason(4) == admission.reason(4, lacks_blocks=True) == ""
     assert "7 steps inserted" in admission.reason(5)
     keeper = Keeper()
-    admission._ring_guard.keep(keeper)
+    admission._ring_guard.add_pins(keeper)
     assert admission.reason(4, lacks_blocks=False) == admission.reason(4) == ""
     assert "still needed by Fifo(); the learner" in admission.reason(4, lacks_blocks=True)
     keeper.keeps = True
@@ -288,7 +288,7 @@ class Keeper:
 
     keeps, name = False, "Fifo()"
 
-    def kept(self) -> Any:
+    def pinned(self) -> Any:
         """Which are needed."""
         return np.full(2, self.keeps)
 

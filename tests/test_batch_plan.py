@@ -148,7 +148,7 @@ def test_what_is_closed_keeps_nothing(scene: Scene) -> None:
     fifo.close()
     assert scene.rows(40) == 40
     assert fifo.log.appended == 32
-    assert (scene.registry.keepers, scene.registry.watchers) == ((), ())
+    assert (scene.registry.pins, scene.registry.listeners) == ((), ())
 
 
 # Epochs.
@@ -408,7 +408,7 @@ async def test_epochs_of_nothing_are_stalled_until_rows_came(epochs: Epochs) -> 
             ):
                 replay.sample(size, selector=epochs)
             assert memory_descriptors() == before
-        assert not replay._opened().registry.keepers
+        assert not replay._opened().registry.pins
         await replay.extend(columns(0, 8))
         found = [replay.sample(4, selector=epochs)["number"].tolist() for _ in range(2)]
         assert sorted(found[0] + found[1]) == list(range(8))
@@ -439,7 +439,7 @@ async def test_a_plan_that_cannot_begin_pins_nothing(monkeypatch: pytest.MonkeyP
             patch.setattr(BatchPlan, "begin", lambda self, without=None: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 replay.sample(4, selector=fifo)
-        assert not replay._opened().registry.keepers
+        assert not replay._opened().registry.pins
         assert replay.sample(4, selector=fifo)["number"].tolist() == [0, 1, 2, 3]
 
 
@@ -563,7 +563,7 @@ async def test_a_selector_that_is_gone_keeps_nothing() -> None:
     """Nor do epochs that are over: no descriptor, no block."""
     async with areplay.Replay(PLAIN, 64) as replay:
         await replay.extend({"number": np.arange(40)})
-        before, watchers = memory_descriptors(), replay._opened().registry.watchers
+        before, watchers = memory_descriptors(), replay._opened().registry.listeners
         for _ in range(3):
             replay.sample(8, selector=areplay.Fifo())
             epochs = areplay.Epochs(1)
@@ -576,7 +576,7 @@ async def test_a_selector_that_is_gone_keeps_nothing() -> None:
             gc.collect()
             assert memory_descriptors() == before
         assert (
-            not replay._opened().registry.keepers and replay._opened().registry.watchers == watchers
+            not replay._opened().registry.pins and replay._opened().registry.listeners == watchers
         )
 
 

@@ -681,7 +681,7 @@ async def test_a_full_ring_opens_the_gate_below_the_number() -> None:
         for _ in range(4):
             scene.write(3)
             assert not scene.slots.board.is_open
-            scene.writer.seal()
+            scene.writer.close_block()
         scene.write(1)
         assert scene.ring.rows_now[0] < 32
         assert scene.slots.board.is_open

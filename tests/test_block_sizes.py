@@ -79,7 +79,7 @@ class Scene:
     def __init__(self, finest_rows: int = 2) -> None:
         self.ring, self.registry = Ring(SPEC, 6, 16, finest_rows), WriterRegistry()
         self.priorities = Priorities(self.ring, 1.0)
-        self.registry.watch(self.priorities)
+        self.registry.add_listener(self.priorities)
         self.rows: dict[int, tuple[int, int]] = {}  # index -> number, stream
         self.chains: dict[int, list[int]] = {}  # stream -> indices
         self.writers: list[StreamWriter] = []
@@ -163,7 +163,7 @@ def test_rows_keep_index_place_mass_and_neighbours_when_blocks_are_split(
         elif step == "end":
             writer.begin_stream()
         elif step == "seal":
-            writer.seal()
+            writer.close_block()
         elif step == "leave":
             held, place = scene.ring.block_locks(), scene.ring.next_serial[0] % scene.ring.blocks
             assert held.try_shared(place)

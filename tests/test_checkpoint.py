@@ -37,7 +37,7 @@ from areplay._checkpoint.snapshot import Snapshot
 from areplay._checkpoint.writer import Save
 from areplay._engine import checkpoints as saving
 from areplay._shm.range_locks import BlockLocks
-from areplay._storage.registry import Watcher
+from areplay._storage.registry import RowListener
 from areplay._storage.stream_writer import StreamWriter
 
 SPEC = areplay.Spec(
@@ -630,7 +630,7 @@ async def test_masses_of_a_chunk_that_has_none_yet_are_waited_for(
             BlockLocks.has_writer,
         )
 
-        class Held(Watcher):
+        class Held(RowListener):
             """Stops the writer before the priorities hear of its rows."""
 
             def written(self, at: int, count: int, priorities: Any) -> None:
@@ -645,7 +645,7 @@ async def test_masses_of_a_chunk_that_has_none_yet_are_waited_for(
 
         monkeypatch.setattr(BlockLocks, "has_writer", seen)
         ring, registry = replay._opened().ring, replay._opened().registry
-        registry.watchers = (Held(), *registry.watchers)
+        registry.listeners = (Held(), *registry.listeners)
         writer = StreamWriter(ring, ring.block_locks(), registry)
         writing = asyncio.create_task(asyncio.to_thread(writer.write, columns(100, 120), 0, 20))
         await until(is_published.is_set)

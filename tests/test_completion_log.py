@@ -16,7 +16,7 @@ from kit import descriptors_pass_by_pickle, open_descriptors
 
 from areplay._ingest.episodes import Episodes
 from areplay._sampling.completion_log import CompletionLog
-from areplay._storage.registry import Watcher, WriterRegistry
+from areplay._storage.registry import RowListener, WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
 from areplay._storage.window_search import WindowFinder
@@ -105,7 +105,7 @@ class Scene:
         """One that has begun, and keeps what it needs."""
         log = CompletionLog(self.ring, Window(**window), "Fifo()")
         self._logs.append(log)
-        self.registry.keep(log)
+        self.registry.add_pins(log)
         log.begin(self.registry, goes_on=goes_on)
         return log
 
@@ -143,7 +143,7 @@ def plain() -> Iterator[Scene]:
 
 def kept(log: CompletionLog) -> str:
     """One digit a place."""
-    return "".join(str(int(one)) for one in log.kept())
+    return "".join(str(int(one)) for one in log.pinned())
 
 
 # What is in the log.
@@ -207,20 +207,20 @@ def test_rows_written_while_it_begins_are_taken_in_once(
     stream = plain.stream()
     stream.rows(1)
     log = CompletionLog(plain.ring, Window(), "Fifo()")
-    plain.registry.keep(log)
-    watch, told = plain.registry.watch, []
-    late: Any = Watcher()
+    plain.registry.add_pins(log)
+    watch, told = plain.registry.add_listener, []
+    late: Any = RowListener()
     # as if the thread that wrote was stopped before it told
     late.written = lambda *what: told.append(what)
 
-    def watch_and_write(watcher: Watcher) -> None:
+    def watch_and_write(watcher: RowListener) -> None:
         assert stream.rows(1) == 1
-        plain.registry.watchers = (late,)
+        plain.registry.listeners = (late,)
         assert stream.rows(1) == 1
-        plain.registry.watchers = ()
+        plain.registry.listeners = ()
         watch(watcher)
 
-    monkeypatch.setattr(plain.registry, "watch", watch_and_write)
+    monkeypatch.setattr(plain.registry, "add_listener", watch_and_write)
     log.begin(plain.registry, goes_on=True)
     for what in told:
         log.written(*what)

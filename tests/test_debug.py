@@ -159,7 +159,7 @@ def test_a_broken_invariant_is_found_at_the_next_step(tmp_path: Path) -> None:
 
 
 LOOKS = """
-print(debug.IS_ON, debug.check_step is debug.poison is debug.seal is debug.verify is debug._nothing, debug.tables(5))
+print(debug.IS_ON, debug.check_step is debug.poison is debug.record_checksums is debug.verify is debug._nothing, debug.tables(5))
 async with areplay.Replay(SPEC, 200) as replay:
     print(replay._opened().ring.checksums is None)
 """

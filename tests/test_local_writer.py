@@ -39,7 +39,7 @@ class StreamState:
     def __init__(self, blocks: int) -> None:
         self.places = np.zeros(blocks, np.bool_)
 
-    def kept(self) -> Mask:
+    def pinned(self) -> Mask:
         """See `areplay._storage.ring.Keeper`."""
         return self.places
 
@@ -60,7 +60,7 @@ class Scene:
             self.admission.add(self.limiter)
         self.keeper = StreamState(4)
         if keeps:
-            self.registry.keep(self.keeper)
+            self.registry.add_pins(self.keeper)
         destination = Destination(self.ring, self.registry, self.admission, self.on_rows)
         self.why_hopeless: Callable[[], str] = lambda: ""
         self.own = LocalWriter(destination, lambda: self.why_hopeless())

@@ -31,7 +31,7 @@ class Scene:
         self.ring, self.registry = Ring(spec, blocks, block_rows), WriterRegistry()
         self.writer = StreamWriter(self.ring, self.ring.block_locks(), self.registry)
         self.priorities = Priorities(self.ring, exponent)
-        self.registry.watch(self.priorities)
+        self.registry.add_listener(self.priorities)
 
     def write(self, count: int, priorities: list[float] | None = None) -> list[int]:
         """Append rows; their indices."""
@@ -198,7 +198,7 @@ def test_an_update_of_an_overwritten_row_is_recognised(scene: Scene) -> None:
 def test_rows_that_were_there_before_get_the_same_mass() -> None:
     """Priorities may be kept from any moment on, also with a ring that has gone round."""
     scene = Scene()
-    scene.registry.forget(scene.priorities)
+    scene.registry.remove(scene.priorities)
     scene.write(250)
     late = Priorities(scene.ring, 0.5)
     late.begin()
@@ -278,11 +278,11 @@ def test_rows_of_a_block_that_was_left_for_a_lap_are_not_drawn(scene: Scene) -> 
     class First:
         name = "Fifo()"
 
-        def kept(self) -> np.ndarray:
+        def pinned(self) -> np.ndarray:
             return np.arange(8) == 0
 
     names = np.array(scene.write(192))
-    scene.registry.keep(First())
+    scene.registry.add_pins(First())
     scene.write(30)
     assert scene.ring.committed(names[:24]).all() and not scene.ring.committed(names[24:48]).any()
     assert scene.priorities.total == scene.ring.rows_now[0] == 192 - 72 + 30
@@ -302,7 +302,7 @@ def test_a_block_that_is_left_while_its_writer_is_in_it_has_no_mass_either(scene
             super().written(at, count, priorities)
 
     overtaken = Overtaken(scene.ring, 1.0)
-    scene.registry.watch(overtaken)
+    scene.registry.add_listener(overtaken)
     scene.write(10)
     assert scene.ring.committed(np.arange(10)).all()
     assert scene.priorities.total == overtaken.total == scene.ring.rows_now[0]
@@ -337,7 +337,7 @@ def test_priorities_given_before_a_table_exists_are_in_each_that_is_made(
 
     write(5, None)
     write(3, [NONE] * 3)
-    assert not mine and not registry.watchers, "nothing is kept as long as none is given"
+    assert not mine and not registry.listeners, "nothing is kept as long as none is given"
     write(7, [0.5, -3.0, NONE, 1e-9, 0.0, 4.0, 2.0])
     write(150, None)
     write(40, (np.arange(40) / 7).tolist())  # recycles the first block

@@ -317,7 +317,7 @@ def test_rows_that_a_selector_of_the_users_has_made_up_are_not_delivered(scene: 
     """A name in the range of the ring that no row has: it is left out, and others are asked for."""
     scene.write(4)
     first, end = scene.ring.index_range()
-    scene.writer.seal()
+    scene.writer.close_block()
     scene.write(1)  # of its block's four places one has a row
     made_up = scene.next + 3 + 1
     assert not scene.ring.committed(np.array([made_up]))[0] and first < end <= made_up + 4

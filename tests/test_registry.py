@@ -12,7 +12,7 @@ import pytest
 
 from areplay._base.arrays import Mask
 from areplay._shm.range_locks import BlockLocks
-from areplay._storage.registry import Watcher, WriterRegistry
+from areplay._storage.registry import RowListener, WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter
 from areplay.spec import Spec
@@ -20,8 +20,8 @@ from areplay.spec import Spec
 SPEC = Spec(number=((), "int64"))
 
 
-class Keeps(Watcher):
-    """Keeps the blocks in the places that the test says, and, if it `grows`, those that are written
+class Pins(RowListener):
+    """Pins the blocks in the places that the test says, and, if it `grows`, those that are written
     to."""
 
     name = "Fifo()"
@@ -30,12 +30,12 @@ class Keeps(Watcher):
         self.places, self._grows = set(places), grows
 
     def written(self, at: int, count: int, priorities: Any) -> None:
-        """As of a `Watcher`."""
+        """As of a `RowListener`."""
         if self._grows:
             self.places.add(at // 4)
 
-    def kept(self) -> Mask:
-        """As of a `Keeper`."""
+    def pinned(self) -> Mask:
+        """As of `BlockPins`."""
         return np.isin(np.arange(4), sorted(self.places))
 
 
@@ -52,12 +52,12 @@ class Rig:
         self._open.append(StreamWriter(self.ring, self.ring.block_locks(), self.registry))
         return self._open[-1]  # type: ignore[return-value]
 
-    def keep(self, *places: int, grows: bool = False) -> Keeps:
-        """Somebody who keeps these."""
-        keeper = Keeps(*places, grows=grows)
-        self.registry.keep(keeper)
-        self.registry.watch(keeper)
-        return keeper
+    def pin(self, *places: int, grows: bool = False) -> Pins:
+        """Pin these."""
+        pins = Pins(*places, grows=grows)
+        self.registry.add_pins(pins)
+        self.registry.add_listener(pins)
+        return pins
 
     def write(self, writer: StreamWriter, rows: int) -> list[int]:
         """Append that many, or as many as there is room for; their indices."""
@@ -93,7 +93,7 @@ def test_a_kept_block_is_left_for_another_lap(rig: Rig) -> None:
     free and due."""
     writer = rig.writer()
     rig.write(writer, 16)
-    keeper = rig.keep(1, 2)
+    pins = rig.pin(1, 2)
     assert rig.write(writer, 8) == [16, 17, 18, 19, 28, 29, 30, 31]
     assert rig.numbers() == [4, 5, 6, 7, 8, 9, 10, 11, 16, 17, 18, 19, 20, 21, 22, 23]
     assert rig.ring.committed(np.arange(32)).nonzero()[0].tolist() == [
@@ -101,13 +101,13 @@ def test_a_kept_block_is_left_for_another_lap(rig: Rig) -> None:
         *range(16, 20),
         *range(28, 32),
     ]
-    assert (len(rig.ring), rig.registry.left) == (8, {1, 2})
+    assert (len(rig.ring), rig.registry.skipped) == (8, {1, 2})
     rig.write(writer, 8)
-    assert (len(rig.ring), rig.registry.left) == (8, {1, 2})
-    keeper.places.clear()
+    assert (len(rig.ring), rig.registry.skipped) == (8, {1, 2})
+    pins.places.clear()
     assert rig.write(writer, 16)[:4] == [48, 49, 50, 51]
     assert rig.numbers() == list(range(32, 48))
-    assert (len(rig.ring), rig.registry.left) == (16, set())
+    assert (len(rig.ring), rig.registry.skipped) == (16, set())
 
 
 def test_a_writer_writes_what_there_is_room_for(rig: Rig) -> None:
@@ -115,12 +115,12 @@ def test_a_writer_writes_what_there_is_room_for(rig: Rig) -> None:
     none, nothing is changed."""
     writer, other = rig.writer(), rig.writer()
     rig.write(writer, 2)
-    keeper = rig.keep(0, 1, 3, grows=True)
+    pins = rig.pin(0, 1, 3, grows=True)
     assert rig.write(writer, 9) == [2, 3, 8, 9, 10, 11]
-    state = repr(rig.ring), len(rig.ring), set(rig.registry.left), rig.registry.reserved
+    state = repr(rig.ring), len(rig.ring), set(rig.registry.skipped), rig.registry.reserved
     assert rig.write(writer, 1) == rig.write(other, 5) == []
-    assert (repr(rig.ring), len(rig.ring), rig.registry.left, rig.registry.reserved) == state
-    keeper.places.remove(1)
+    assert (repr(rig.ring), len(rig.ring), rig.registry.skipped, rig.registry.reserved) == state
+    pins.places.remove(1)
     assert rig.write(other, 5) == [20, 21, 22, 23]
     assert rig.numbers() == list(range(12))
 
@@ -129,12 +129,12 @@ def test_blocks_are_kept_for_whoever_wants_it(rig: Rig) -> None:
     """Of several keepers each one's; what nobody keeps any more is free at once."""
     writer = rig.writer()
     rig.write(writer, 16)
-    first, second = rig.keep(0, 1), rig.keep(1, 2)
+    first, second = rig.pin(0, 1), rig.pin(1, 2)
     assert rig.write(writer, 4) == [28, 29, 30, 31]
-    rig.registry.forget(first)
+    rig.registry.remove(first)
     assert rig.write(writer, 4) == [32, 33, 34, 35]
-    rig.registry.keep_nothing()
-    assert rig.registry.kept() is None and second.places == {1, 2}
+    rig.registry.drop_pins()
+    assert rig.registry.pinned() is None and second.places == {1, 2}
     assert len(rig.write(writer, 16)) == 16
 
 
@@ -142,18 +142,18 @@ def test_has_place_tells_whether_a_block_may_be_recycled(rig: Rig) -> None:
     """One that is kept by nobody, and promised to nobody."""
     writer = rig.writer()
     assert rig.registry.has_place()
-    keeper = rig.keep(0, 1, 2)
+    pins = rig.pin(0, 1, 2)
     assert rig.registry.has_place()
     assert writer.reserve(4)
     assert not rig.registry.has_place()
     writer.unreserve()
     assert rig.registry.has_place()
-    keeper.places.add(3)
+    pins.places.add(3)
     assert not rig.registry.has_place()
 
 
 def test_an_open_block_has_room_while_it_is_ours(rig: Rig) -> None:
-    """Until it is full, or sealed, or somebody has recycled it."""
+    """Until it is full, or closed, or somebody has recycled it."""
     writer, other = rig.writer(), rig.writer()
     assert not writer.has_open_block
     rig.write(writer, 3)
@@ -161,7 +161,7 @@ def test_an_open_block_has_room_while_it_is_ours(rig: Rig) -> None:
     rig.write(writer, 1)
     assert not writer.has_open_block
     rig.write(writer, 1)
-    writer.seal()
+    writer.close_block()
     assert not writer.has_open_block
     rig.write(writer, 1)
     rig.write(other, 16)
@@ -176,7 +176,7 @@ def test_reserving_is_all_or_none(rig: Rig) -> None:
     nothing changed."""
     writer = rig.writer()
     rig.write(writer, 3)
-    rig.keep(0, 1)
+    rig.pin(0, 1)
     assert not writer.reserve(9), "its open block may be taken away before it comes to it"
     assert rig.registry.reserved == 0
     assert writer.reserve(1)
@@ -198,7 +198,7 @@ def test_without_keepers_there_is_always_room(rig: Rig) -> None:
 def test_what_is_reserved_nobody_else_gets(rig: Rig) -> None:
     """Another writer gets what is beyond that; when it is given back, all."""
     writer, other = rig.writer(), rig.writer()
-    rig.keep(0, grows=True)
+    rig.pin(0, grows=True)
     assert writer.reserve(8)
     assert not other.reserve(5)
     assert len(rig.write(other, 16)) == 4
@@ -217,26 +217,26 @@ def test_an_open_block_of_another_is_promised_to_nobody(rig: Rig) -> None:
     does, too."""
     writer, other = rig.writer(), rig.writer()
     rig.write(other, 2)
-    keeper = rig.keep(1, 2)
+    pins = rig.pin(1, 2)
     assert not writer.reserve(8)
     assert writer.reserve(4)
     assert len(rig.write(other, 1)) == 1
-    keeper.places.add(0)
+    pins.places.add(0)
     assert len(rig.write(writer, 4)) == 4
     writer.unreserve()
 
 
 def test_open_blocks_that_nobody_writes_to_any_more_are_free(rig: Rig) -> None:
-    """A stream that has ended, or sealed its block, holds nothing up."""
-    writer, dead, sealed = rig.writer(), rig.writer(), rig.writer()
+    """A stream that has ended, or closed its block, holds nothing up."""
+    writer, dead, closed = rig.writer(), rig.writer(), rig.writer()
     rig.write(dead, 2)
-    rig.write(sealed, 1)
-    rig.keep(2, 3)
+    rig.write(closed, 1)
+    rig.pin(2, 3)
     assert not writer.reserve(4)
     dead.begin_stream()
     assert writer.reserve(4)
     writer.unreserve()
-    sealed.seal()
+    closed.close_block()
     assert writer.reserve(8)
 
 
@@ -246,7 +246,7 @@ def test_idle_streams_stop_nobody(rig: Rig) -> None:
     idle = [rig.writer() for _ in range(4)]
     for writer in idle:
         rig.write(writer, 1)
-    rig.keep()
+    rig.pin()
     newcomer = rig.writer()
     assert rig.registry.has_place() and not rig.registry.is_full()
     assert rig.write(newcomer, 2) == [16, 17]
@@ -258,25 +258,25 @@ def test_a_ring_is_full_when_nobody_can_write(rig: Rig) -> None:
     none."""
     writer = rig.writer()
     rig.write(writer, 4)
-    keeper = rig.keep(0, 1, 2, 3)
+    pins = rig.pin(0, 1, 2, 3)
     assert rig.registry.is_full()
-    keeper.places.clear()
+    pins.places.clear()
     rig.write(writer, 2)
-    keeper.places |= {0, 1, 2, 3}
+    pins.places |= {0, 1, 2, 3}
     assert not rig.registry.is_full()
     rig.write(writer, 2)
     assert rig.registry.is_full()
     other = rig.writer()
-    keeper.places.discard(2)
+    pins.places.discard(2)
     rig.write(other, 1)
     assert not rig.registry.is_full()
-    keeper.places |= {2}
-    keeper.places.discard(1)
+    pins.places |= {2}
+    pins.places.discard(1)
     rig.write(rig.writer(), 4)
-    keeper.places |= {1}
-    keeper.places.discard(3)
+    pins.places |= {1}
+    pins.places.discard(3)
     rig.write(rig.writer(), 4)  # passes the open block of the other
-    keeper.places |= {3}
+    pins.places |= {3}
     assert not other.has_open_block and rig.registry.is_full()
 
 
@@ -300,21 +300,21 @@ def test_a_block_that_is_needed_when_its_lock_is_had_stays(rig: Rig) -> None:
     left, its row stays."""
     slow, fast = rig.writer(), rig.writer()
     rig.write(slow, 3)
-    keeper = rig.keep(1, 2, 3)
+    pins = rig.pin(1, 2, 3)
     writing, go_on, wrote = (threading.Event() for _ in range(3))
 
-    class Told(Watcher):
+    class Told(RowListener):
         def written(self, at: int, count: int, priorities: Any) -> None:
             if at < 4:
                 writing.set()
                 go_on.wait(20)
-                keeper.places.add(0)
+                pins.places.add(0)
 
     def write_one() -> None:
         rig.write(slow, 1)
         wrote.set()
 
-    rig.registry.watch(Told())
+    rig.registry.add_listener(Told())
     thread = threading.Thread(target=write_one)
     thread.start()
     assert writing.wait(20)
@@ -339,16 +339,16 @@ def test_watchers_that_leave_while_others_are_told_take_nobody_along(rig: Rig) -
     """Each of the others is told of each row."""
     told = []
 
-    class Leaves(Watcher):
+    class Leaves(RowListener):
         def written(self, at: int, count: int, priorities: Any) -> None:
-            rig.registry.forget(self)
+            rig.registry.remove(self)
 
-    class Stays(Watcher):
+    class Stays(RowListener):
         def written(self, at: int, count: int, priorities: Any) -> None:
             told.append((at, count))
 
     for watcher in (Leaves(), Stays()):
-        rig.registry.watch(watcher)
+        rig.registry.add_listener(watcher)
     writer = rig.writer()
     rig.write(writer, 2)
     rig.write(writer, 3)
@@ -358,11 +358,11 @@ def test_watchers_that_leave_while_others_are_told_take_nobody_along(rig: Rig) -
 def test_watchers_are_told_of_the_end_of_each_stream(rig: Rig) -> None:
     """When the next one begins, and when its writer is closed."""
     ended: list[int] = []
-    watcher = Watcher()
+    watcher = RowListener()
     watcher.ended = ended.append  # type: ignore[assignment, method-assign]
-    rig.registry.watch(watcher)
+    rig.registry.add_listener(watcher)
     writer = StreamWriter(rig.ring, rig.ring.block_locks(), rig.registry)
     writer.begin_stream()
-    assert (ended, writer.stream, list(rig.registry.streams)) == ([0], 1, [1])
+    assert (ended, writer.stream, list(rig.registry.streams.places)) == ([0], 1, [1])
     writer.close()
-    assert (ended, list(rig.registry.streams)) == ([0, 1], [])
+    assert (ended, list(rig.registry.streams.places)) == ([0, 1], [])

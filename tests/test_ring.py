@@ -248,10 +248,10 @@ def test_a_sealed_block_gets_no_more_rows(rig: Rig) -> None:
     """The next row begins a new block in the same chain; sealing twice or before the first row does
     nothing."""
     writer = rig.writer()
-    writer.seal()
+    writer.close_block()
     assert rig.write(writer, 3) == [0, 1, 2]
-    writer.seal()
-    writer.seal()
+    writer.close_block()
+    writer.close_block()
     assert rig.write(writer, 1) == [8]
     assert rig.ring.chain(0) == (0, -1, 1)
     assert rig.ring.chain(1) == (0, 0, -1)
@@ -346,7 +346,7 @@ def test_counts_are_exact_with_writers_in_several_threads() -> None:
     there = [index for index in everything if rig.committed([index])[0]]
     # A thread that was not scheduled for a lap of the others had its open block left out: not
     # counted any more.
-    left = sum(rig.ring.block(place)[1] for place in rig.registry.left)
+    left = sum(rig.ring.block(place)[1] for place in rig.registry.skipped)
     assert len(there) == rig.ring.rows_now[0] + left
     assert rig.numbers(there) == [everything[index] for index in there]
     rig.close()
@@ -435,7 +435,7 @@ def test_after_a_write_no_lock_is_held(rig: Rig) -> None:
         writer.write_rows({"number": 1})
     assert rig.locked() == []
     rig.write(writer, 20)
-    writer.seal()
+    writer.close_block()
     assert rig.locked() == []
 
 

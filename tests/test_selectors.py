@@ -101,7 +101,7 @@ def mostly_empty(scene: Scene) -> None:
     writer = scene.writer()
     for turn in range(scene.blocks + 3):
         scene.write(writer, 1 + turn % 2)
-        writer.seal()
+        writer.close_block()
 
 
 def half_empty(scene: Scene) -> None:
@@ -109,7 +109,7 @@ def half_empty(scene: Scene) -> None:
     writer = scene.writer()
     for _ in range(scene.blocks):
         scene.write(writer, scene.block_rows // 2 + 1)
-        writer.seal()
+        writer.close_block()
 
 
 Arrange = Callable[[Scene], None]

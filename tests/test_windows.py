@@ -55,7 +55,7 @@ class Scene:
             assert not isinstance(rows, tuple)
             writer.write(rows, 0, len(rows["reward"]))
             if mean < 1e9 and rng.random() < 0.03:
-                writer.seal()  # as when a block is held by somebody: it stays short
+                writer.close_block()  # as when a block is held by somebody: it stays short
         return writer
 
     def committed(self) -> np.ndarray:

@@ -5,7 +5,8 @@ once.
                  slots, writers)
     poison       fills the memory of a batch that was given back with 0xA5, so that a view kept past
                  its turn shows it
-    seal         keeps a checksum of each row beside it, made when the row is written into the ring
+    record_checksums   stores a checksum of each row beside it, when the row is written into the
+                 ring
     verify       compares the rows of a batch with theirs, when the learner gets it
 
 Unset, all of these are empty functions and there are no checksums. Set it before areplay is
@@ -49,7 +50,7 @@ class Lent(Protocol):
         ...
 
 
-class Sealed(Protocol):
+class Checksummed(Protocol):
     """Rows with checksums: a ring."""
 
     checksums: NDArray[np.uint32] | None
@@ -76,15 +77,21 @@ def _tables(rows: int) -> Table:
     return {"checksums": ((rows,), np.dtype(np.uint32))}
 
 
-def _seal(
-    ring: Sealed, names: Iterable[str], columns: Mapping[str, NDArray[Any]], at: int, count: int
+def _record_checksums(
+    ring: Checksummed,
+    names: Iterable[str],
+    columns: Mapping[str, NDArray[Any]],
+    at: int,
+    count: int,
 ) -> None:
     assert ring.checksums is not None
     rows = {name: columns[name][at : at + count] for name in names}
     ring.checksums[at : at + count] = row_checksums(rows, count)
 
 
-def _verify(ring: Sealed, fields: Mapping[str, NDArray[Any]], indices: NDArray[np.int64]) -> None:
+def _verify(
+    ring: Checksummed, fields: Mapping[str, NDArray[Any]], indices: NDArray[np.int64]
+) -> None:
     assert ring.checksums is not None
     expected = ring.checksums[ring.positions(indices)]
     differs = row_checksums(fields, len(indices)) != expected
@@ -117,10 +124,10 @@ def _no_tables(rows: int) -> Table:
 
 check_step: Callable[[Checked], None] = _check_step if IS_ON else _nothing
 poison: Callable[[Lent], None] = _poison if IS_ON else _nothing
-seal: Callable[[Sealed, Iterable[str], Mapping[str, NDArray[Any]], int, int], None] = (
-    _seal if IS_ON else _nothing
-)
-verify: Callable[[Sealed, Mapping[str, NDArray[Any]], NDArray[np.int64]], None] = (
+record_checksums: Callable[
+    [Checksummed, Iterable[str], Mapping[str, NDArray[Any]], int, int], None
+] = _record_checksums if IS_ON else _nothing
+verify: Callable[[Checksummed, Mapping[str, NDArray[Any]], NDArray[np.int64]], None] = (
     _verify if IS_ON else _nothing
 )
 tables: Callable[[int], Table] = _tables if IS_ON else _no_tables

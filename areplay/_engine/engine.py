@@ -104,7 +104,7 @@ class Engine:
         self.priorities = {} if fill is None else fill(self.ring)
         self.tables = PriorityTables(self.ring, self.registry, self.priorities)
         self._memory.callback(self.tables.close)
-        self._memory.callback(self.registry.forget, self.tables)
+        self._memory.callback(self.registry.remove, self.tables)
         if config.prefault:
             self.ring.segment.prefault(config.on_prefault)
         self.admission = Admission(self.registry)

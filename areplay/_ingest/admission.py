@@ -122,7 +122,7 @@ class Admission:
         for limiter in self._limiters:
             steps = limiter.buffer_steps
             limits.append(steps << (1 + limiter.room // steps).bit_length() - 1)
-        if self._ring_guard.keepers:
+        if self._ring_guard.pins:
             limits.append(capacity_rows // 16)
         return min(limits, default=None)
 
@@ -196,9 +196,9 @@ class Admission:
                     f"{limiter!r}: {seen.inserts:,} steps inserted, {seen.samples:,} items handed "
                     f"to the learner, error {seen.error:g}; the learner has to take a batch"
                 )
-        keepers = self._ring_guard.keepers
-        if keepers and (not self._ring_guard.has_place() if lacks_blocks is None else lacks_blocks):
-            needed = ", ".join(keeper.name for keeper in keepers)
+        pins = self._ring_guard.pins
+        if pins and (not self._ring_guard.has_place() if lacks_blocks is None else lacks_blocks):
+            needed = ", ".join(one.name for one in pins)
             return (
                 f"the blocks hold rows that are still needed by {needed}; the learner has to "
                 "take a batch"

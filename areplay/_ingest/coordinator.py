@@ -205,7 +205,7 @@ class Coordinator:
 
     def _lift(self) -> None:
         self._is_stopped = True
-        self._destination.registry.keep_nothing()
+        self._destination.registry.drop_pins()
         self._destination.admission.lift()
 
     def _begin(self) -> None:

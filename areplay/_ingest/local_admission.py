@@ -88,7 +88,7 @@ class LocalAdmission:
             ValueError: they can never be written at once.
         """
         self._refused_at = None
-        if not self._registry.keepers and not self._admission.limits:
+        if not self._registry.pins and not self._admission.limits:
             return Admitted(0, ())
         if not self._writer.reserve(rows):
             self._check_fits_beside_kept(rows)

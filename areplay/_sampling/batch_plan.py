@@ -65,12 +65,12 @@ class BatchPlan:
     def keep(self) -> None:
         """Let no block be recycled from now on that is still needed."""
         assert self._registry is not None
-        self._registry.keep(self.log)
+        self._registry.add_pins(self.log)
 
     def close(self) -> None:
         """Keep nothing any more."""
         assert self._registry is not None
-        self._registry.forget(self.log)
+        self._registry.remove(self.log)
         self.log.close()
 
     def batch(self, number: int) -> Indices | None:

@@ -12,8 +12,8 @@ sampler that reads an old count sees fewer items. If the owner dies everything h
                                while the item is due: its row is in the ring until then.
     appended                   how many items there are; stored after their entries.
 
-The log also keeps blocks from being recycled, as a `Keeper` of the ring: those with rows of an item
-that is pending or was not yet released. Items are released in their order, so per block the number
+The log also pins blocks (`BlockPins`): those with rows of an item that is pending or was not yet
+released. Items are released in their order, so per block the number
 of the last item that needs it is enough; and per stream, the blocks from the first pending row on,
 with what its window needs before that.
 """
@@ -33,7 +33,7 @@ from areplay._base.episode_links import NEXT_OFFSET, PREV_OFFSET
 from areplay._shm.layout import WORDS_A_LINE, Layout, int64_word
 from areplay._shm.memory_order import order
 from areplay._shm.segment import Segment
-from areplay._storage.registry import Watcher, WriterRegistry
+from areplay._storage.registry import RowListener, WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.window_search import WindowFinder
 from areplay._storage.window_walk import Walk
@@ -57,7 +57,7 @@ class _Stream:
     blocks: deque[tuple[int, int]] = field(default_factory=deque)
 
 
-class CompletionLog(Watcher):
+class CompletionLog(RowListener):
     """The items of such windows in a ring. Pickles into a sampler that is being spawned.
 
     Args:
@@ -83,7 +83,7 @@ class CompletionLog(Watcher):
         # per place: number of the last item that needs its block
         self._last = np.full(ring.blocks, -1)
         # per place: for pending items; at first all, until `begin`
-        self._is_kept = np.ones(ring.blocks, np.bool_)
+        self._is_pinned = np.ones(ring.blocks, np.bool_)
         self.released = 0
         """How many items, from the first on, are not due any more. Raised by the learner's loop."""
         self._without: Callable[[Indices], Mask] | None = None
@@ -132,7 +132,7 @@ class CompletionLog(Watcher):
     ) -> None:
         """Take in what is in the ring already, oldest first, and, if it `goes_on`, what comes.
 
-        Meanwhile no block is recycled, if this is a keeper of the ring.
+        Meanwhile no block is recycled, if the ring has its pins.
 
         Args:
             without: by which rows of the ring no item is drawn any more.
@@ -140,7 +140,7 @@ class CompletionLog(Watcher):
         with self._lock:
             self._without = without
             if goes_on:  # those who write meanwhile wait for our registry before they tell us
-                registry.watch(self)
+                registry.add_listener(self)
             there = []
             # all blocks first: items reach into later ones
             for serial in np.sort(self._ring.occupied()[0]).tolist():
@@ -152,30 +152,30 @@ class CompletionLog(Watcher):
             for place, first, end in there:
                 self._take_in(place, first, end)
             for stream in list(self._streams):
-                if not goes_on or stream not in registry.streams:
+                if not goes_on or stream not in registry.streams.places:
                     self._end(stream)
             self._without = None
             kept = np.zeros(self._ring.blocks, np.bool_)
             for state in self._streams.values():
                 kept[[place for place, _ in state.blocks]] = True
-            self._is_kept = kept  # at once: a writer may look without our registry
+            self._is_pinned = kept  # at once: a writer may look without our registry
 
     def written(self, at: int, count: int, priorities: Array | None) -> None:
-        """See `Watcher.written`."""
+        """See `RowListener.written`."""
         with self._lock:
             place = at // self._ring.block_rows
             end = int(self._ring.ends[place])
             self._take_in(place, max(end - count, int(self._known[place])), end)
 
     def ended(self, stream: int) -> None:
-        """See `Watcher.ended`: what is still pending will never be complete."""
+        """See `RowListener.ended`: what is still pending will never be complete."""
         with self._lock:
             self._end(stream)
 
-    def kept(self) -> Mask:
-        """Per place, whether its block has rows that are still needed. See `Keeper.kept`."""
+    def pinned(self) -> Mask:
+        """Per place, whether its block has rows that are still needed. See `BlockPins.pinned`."""
         kept: Mask = self._last >= self.released
-        kept |= self._is_kept
+        kept |= self._is_pinned
         return kept
 
     def _end(self, stream: int) -> None:
@@ -183,7 +183,7 @@ class CompletionLog(Watcher):
         if state is not None:
             self._settle(state, len(state.pending))
             for place, _ in state.blocks:
-                self._is_kept[place] = False
+                self._is_pinned[place] = False
 
     def _take_in(self, place: int, first: int, end: int) -> None:
         """Rows `first` to `end`, by index, of the block in that place are new."""
@@ -267,7 +267,7 @@ class CompletionLog(Watcher):
             state.blocks[-1] = place, end + rows
         elif rows > 0:
             state.blocks.append((place, end + rows))
-            self._is_kept[place] = True
+            self._is_pinned[place] = True
 
     def _settle(self, state: _Stream, count: int) -> None:
         """Append those of the first `count` pending items that are complete, drop those that never
@@ -326,13 +326,13 @@ class CompletionLog(Watcher):
         first -= 2 * self._window.back * state.longest_stride
         while state.blocks and state.blocks[0][1] <= first:
             place, _ = state.blocks.popleft()
-            self._is_kept[place] = False
+            self._is_pinned[place] = False
 
     def check(self) -> None:
         """Assert what must always hold: what is due is there, and its blocks are kept."""
         with self._lock:
             due = self.entries(self.released, self.appended)
-            kept = self.kept()
+            kept = self.pinned()
             assert self._ring.committed(due).all(), self
             assert kept[due // self._ring.block_rows % self._ring.blocks].all(), self
             assert len(np.unique(due)) == len(due), self

@@ -42,7 +42,7 @@ from areplay._base.episode_links import NEXT_OFFSET
 from areplay._shm.layout import Layout
 from areplay._shm.memory_order import order
 from areplay._shm.segment import Segment
-from areplay._storage.registry import Watcher, WriterRegistry
+from areplay._storage.registry import RowListener, WriterRegistry
 from areplay._storage.ring import Ring
 from areplay.errors import AreplayError
 
@@ -59,7 +59,7 @@ Masses = NDArray[np.float64]
 Patch = tuple[Indices, Masses]
 
 
-class Priorities(Watcher):
+class Priorities(RowListener):
     """The masses of the rows of a ring, for one priority exponent. Pickles into a sampler that is
     being spawned.
 
@@ -364,7 +364,7 @@ class Priorities(Watcher):
         return f"<Priorities ** {self.exponent}, total {self.total:.6g}>"
 
 
-class PriorityTables(Watcher):
+class PriorityTables(RowListener):
     """The priorities of a replay's rows: one table of masses for each exponent that a selector
     draws by.
 
@@ -385,7 +385,7 @@ class PriorityTables(Watcher):
         self._ring, self._ring_guard, self._tables = ring, ring_guard, tables
         self._lock = forks.register_lock(threading.Lock())
         if tables:
-            ring_guard.watch(self)
+            ring_guard.add_listener(self)
         else:
             ring_guard.on_priorities = self._begin_given
 
@@ -406,13 +406,13 @@ class PriorityTables(Watcher):
             return self._tables[exponent]
 
     def written(self, at: int, count: int, priorities: Masses | None = None) -> None:
-        """See `Watcher.written`."""
+        """See `RowListener.written`."""
         with self._lock:
             for table in self._tables.values():
                 table.written(at, count, priorities)
 
     def cleared(self, at: int, count: int) -> None:
-        """See `Watcher.cleared`."""
+        """See `RowListener.cleared`."""
         with self._lock:
             for table in self._tables.values():
                 table.cleared(at, count)
@@ -435,7 +435,7 @@ class PriorityTables(Watcher):
         others = [other for other in self._tables.values() if other.exponent > 0]
         # first of all: a row is there when we look, or its writer tells us and waits for the lock
         if not self._tables:
-            self._ring_guard.watch(self)
+            self._ring_guard.add_listener(self)
             self._ring_guard.on_priorities = None
         table.begin(max(others, key=lambda other: other.exponent, default=None))
         self._tables[table.exponent] = table

@@ -1,17 +1,15 @@
-"""The ring's registry: what its writers share, in the owner's process, and who has a say in which
-blocks are recycled.
+"""The ring's registry: what its writers share, in the owner's process, and which blocks may be
+recycled.
 
-Rule: one lock, held for a few stores at a time; what is in shared memory under it says
-`areplay._storage.ring`. It also decides when blocks are split, since it knows the streams, and who
-uses blocks at this moment: see `areplay._storage.block_sizes`.
+Rule: one lock, held for a few stores at a time; `areplay._storage.ring` says what is in shared
+memory under it. The registry also decides when blocks are split, since it knows the streams, and
+who uses blocks at this moment: see `areplay._storage.block_sizes`.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import threading
-from collections import deque
 from collections.abc import Callable, Collection
 from typing import NamedTuple, Protocol
 
@@ -19,12 +17,9 @@ import numpy as np
 
 from areplay._base import forks
 from areplay._base.arrays import Array, Indices, Mask
-from areplay._storage.block_sizes import (
-    FEW_STREAMS,
-    MAX_SHARE_UNUSED,
-    fitting_block_rows,
-    most_streams,
-)
+from areplay._storage.block_sizes import fitting_block_rows, most_streams
+from areplay._storage.open_streams import OpenStreams
+from areplay._storage.unused_room import UnusedRoomWarnings
 
 logger = logging.getLogger(__name__)
 
@@ -52,40 +47,44 @@ class RegisteredRing(Protocol):
         """See `Ring.split`."""
         ...
 
-    def table(self, kept: Mask | None) -> Blocks:
+    def table(self, pinned: Mask | None) -> Blocks:
         """See `Ring.table`."""
         ...
 
 
-class Watcher:
-    """Who keeps something about each row. Told by the thread that writes it, under the lock of its
-    block."""
+class RowListener:
+    """Holds something for each row, such as its priority. The thread that writes a row tells it,
+    under the lock of the row's block."""
 
     needs_blocks = False
-    """Whether it keeps something about each block, which must then stay as large as it is."""
+    """Whether it holds something for each block, too. Then blocks must stay as large as they
+    are."""
 
     def written(self, at: int, count: int, priorities: Array | None) -> None:
-        """Rows were written to positions `at` to `at + count`, with these priorities, if any were
-        given (NaN: none)."""
+        """Take note that rows were written to positions `at` to `at + count`.
+
+        Args:
+            priorities: (count,) float64, NaN where none was given; None: none were given.
+        """
 
     def cleared(self, at: int, count: int) -> None:
-        """No row in positions `at` to `at + count` can be drawn any more, and no new ones are there
-        yet."""
+        """Take note that no row in positions `at` to `at + count` can be drawn any more. New rows
+        are not there yet."""
 
     def ended(self, stream: int) -> None:
-        """No more rows of that stream will be written."""
+        """Take note that no more rows of that stream will be written."""
 
 
-class Keeper(Protocol):
-    """Who needs blocks to stay."""
+class BlockPins(Protocol):
+    """Pins blocks: they are not recycled."""
 
     @property
     def name(self) -> str:
-        """What the user calls it, for messages: a selector, as "Fifo()"."""
+        """What it is called in a message that writers wait for it."""
         ...
 
-    def kept(self) -> Mask:
-        """(blocks,) bool: in which places they may not be recycled."""
+    def pinned(self) -> Mask:
+        """(blocks,) bool: the places whose blocks may not be recycled."""
         ...
 
 
@@ -94,274 +93,221 @@ class WriterRegistry:
     a time.
 
     Attributes:
-        left: places of blocks that were due to be recycled but held by somebody, until they are due
-            again. Their rows are out of every reader's range, and no longer counted.
-        watchers: told of rows that were written, and of those that are gone; by the thread that
-            wrote, not guarded.
-        keepers: their blocks are left for another lap; a writer that finds all of them kept writes
-            nothing.
+        lock: for callers for whom `with registry` is too slow.
+        skipped: places of blocks that were due to be recycled, but were held or pinned. Their rows
+            are out of every reader's range, and no longer counted, until they are due again.
+        listeners: told of rows that were written, and of those that are gone, by the thread that
+            wrote them, outside the lock.
+        pins: a writer leaves pinned blocks for another lap; it writes nothing if all are pinned.
         reserved: how many places are promised to a writer.
-        streams: those that are not ended, each with the place of its open block, -1 if it has none.
-        on_priorities: called with the priorities of rows that are about to be written, while no
-            watcher keeps any.
-        ended: of streams that ended and left a block in part empty, the index of its first row and
-            how many rows are empty in it; oldest first.
-        has_given_size: whether the user has said how large blocks are.
+        streams: those that have not ended, and their open blocks.
+        on_priorities: called, before the listeners, with priorities of rows that were written,
+            while there is no table of priorities.
     """
 
     def __init__(self) -> None:
-        self.left: set[int] = set()
-        # replaced as a whole: other threads go through them meanwhile
-        self.watchers: tuple[Watcher, ...] = ()
-        self.keepers: tuple[Keeper, ...] = ()
+        self.lock = forks.register_lock(threading.Lock())
+        self.skipped: set[int] = set()
+        # Replaced as a whole: other threads go through them meanwhile.
+        self.listeners: tuple[RowListener, ...] = ()
+        self.pins: tuple[BlockPins, ...] = ()
         self.on_priorities: Callable[[Array], None] | None = None
         self.reserved = 0
-        self.streams: dict[int, int] = {}
-        # place -> stream: a ring may have a thousand of them, and pass one every 10 us
-        self._open: dict[int, int] = {}
-        self.ended: deque[tuple[int, int]] = deque()
-        self.has_given_size = False
-        # of blocks: those of a moment, and those of streams of batches
-        self._uses = self._holds = 0
-        # so many streams have nothing to ask for, be it that blocks are small enough or cannot be
+        self.streams = OpenStreams()
+        # Uses of blocks that last a moment, and those of streams of batches and saves.
+        self._uses = 0
+        self._holds = 0
+        # Up to so many streams blocks need not be split, or cannot be.
         self._served = 0
         self._is_split_due = False
-        self._warned_streams = 0
-        # warnings: a log that is slow must not hold up the writers
-        self._unsaid: list[tuple[object, ...]] = []
-        # for callers that must not wait; see `__enter__`
-        self.lock = forks.register_lock(threading.Lock())
+        self._warnings = UnusedRoomWarnings()
+
+    # The size of blocks.
+
+    @property
+    def has_given_size(self) -> bool:
+        """Whether the user has said how large blocks are."""
+        return self._warnings.has_given_size
+
+    @has_given_size.setter
+    def has_given_size(self, has_given: bool) -> None:
+        self._warnings.has_given_size = has_given
 
     def begin_use(self, ring: RegisteredRing) -> None:
-        """Blocks stay as large as they are from now on, until `end_use`: of a write, a sample, a
-        save.
+        """Begin a write, a sample or a save: blocks stay as large as they are until `end_use`.
 
-        First they are made as small as they should be; if others are at work, the last of them does
-        that.
+        Before that this splits them if that is due. If other uses have begun, the last of them
+        does that when it ends.
         """
-        with self.lock:  # not by way of our own methods: it is once a write, and half the price
-            if len(self.streams) + len(self.ended) > self._served:
+        streams = self.streams
+        with self.lock:  # not `with self`, which is a call: each write comes here
+            if len(streams.places) + len(streams.part_empty) > self._served:
                 self._fit_blocks(ring)
             self._uses += 1
-        if self._unsaid:
-            self._say()
+        if self._warnings.unsaid:
+            self._warnings.say()
 
     def end_use(self, ring: RegisteredRing) -> None:
-        """Blocks may be split again, for all that this one cares."""
+        """End what `begin_use` began."""
         with self.lock:
             self._uses -= 1
             if self._is_split_due and not self._uses:
                 self._fit_blocks(ring)
-        if self._unsaid:
-            self._say()
+        if self._warnings.unsaid:
+            self._warnings.say()
 
     def use(self, ring: RegisteredRing) -> BlockUse:
         """`begin_use` and `end_use`, as a context."""
         return BlockUse(self, ring)
 
     def hold(self, ring: RegisteredRing, *, at_once: bool = False) -> bool:
-        """Blocks stay as large as they are until `let_go`, for as long as samplers live or a save
-        takes.
+        """Keep blocks as large as they are until `let_go`, while samplers live or a save runs.
 
-        False, and nothing changed: blocks are to be split, which those that use them this moment do
-        when they have done; ask again in a moment. Not if it has to be `at_once`.
+        Args:
+            at_once: also if blocks are about to be split.
+
+        Returns:
+            False, and nothing changed, if the uses of this moment are about to split blocks when
+            they end: ask again in a moment.
         """
         with self:
             self._fit_blocks(ring)
-            is_held = (
-                not self._is_split_due
-                or not self._uses
-                or at_once
-                or self._holds > 0
-                or bool(self.keepers)
-            )
+            is_split_soon = self._is_split_due and self._uses > 0
+            is_split_possible = not self._holds and not self.pins
+            is_held = at_once or not (is_split_soon and is_split_possible)
             self._holds += is_held
-        self._say()
+        self._warnings.say()
         return is_held
 
     def let_go(self) -> None:
-        """End what `hold` began. The next use, or the next who holds, splits blocks if that is
-        due."""
+        """End what `hold` began. The next use or hold splits blocks if that is due."""
         with self:
             self._holds -= 1
 
     def warn_of_streams(self, ring: RegisteredRing, more_streams: int) -> None:
-        """Say so if so many more streams would leave much of the ring unused."""
+        """Log a warning if `more_streams` more streams would leave much of the ring unused."""
         with self:
-            streams = len(self.streams) + more_streams
-            self._warn_if_unused(
-                ring, streams, ring.block_rows if self._holds else self.fitting_rows(ring, streams)
-            )
-        self._say()
+            streams = len(self.streams.places) + more_streams
+            block_rows = ring.block_rows
+            if not self._holds:
+                block_rows = self.fitting_rows(ring, streams)
+            self._note_unused(ring, streams, block_rows)
+        self._warnings.say()
 
     def fitting_rows(self, ring: RegisteredRing, streams: int) -> int:
-        """How large blocks should be for so many streams that write."""
+        """The size of block that `streams` streams that write want."""
+        ended = len(self.streams.part_empty)
         return fitting_block_rows(
-            ring.capacity_rows, ring.block_rows, ring.finest_rows, streams, len(self.ended)
+            ring.capacity_rows, ring.block_rows, ring.finest_rows, streams, ended
         )
 
     def _fit_blocks(self, ring: RegisteredRing) -> None:
-        """Make blocks as small as they should be, if nobody uses them. Under this registry."""
-        due = (ring.next_serial[0] - ring.blocks) * ring.block_rows
-        while self.ended and self.ended[0][0] < due:
-            self.ended.popleft()
-        wanted = self.fitting_rows(ring, len(self.streams))
-        is_used = (
-            self._uses
-            or self._holds
-            or self.keepers
-            or self.reserved
-            or any(one.needs_blocks for one in self.watchers)
-        )
-        self._is_split_due = bool(is_used) and wanted < ring.block_rows
-        if not is_used and wanted < ring.block_rows:
+        """Split blocks if they should be smaller and nothing uses them. Under the lock."""
+        open_streams = self.streams
+        oldest = (ring.next_serial[0] - ring.blocks) * ring.block_rows
+        while open_streams.part_empty and open_streams.part_empty[0][0] < oldest:
+            open_streams.part_empty.popleft()
+        wanted = self.fitting_rows(ring, len(open_streams.places))
+        is_due = wanted < ring.block_rows
+        is_used = self._is_used()
+        self._is_split_due = is_due and is_used
+        if is_due and not is_used:
             self._split(ring, wanted)
-        streams = len(self.streams) + len(self.ended)
+        streams = len(open_streams.places) + len(open_streams.part_empty)
         self._served = max(most_streams(ring.capacity_rows, ring.block_rows), streams)
         if wanted == ring.block_rows and wanted > ring.finest_rows:
             return
+        # Blocks cannot be smaller now: look again when there are a quarter more streams.
         self._served = max(self._served, streams + streams // 4)
-        self._warn_if_unused(ring, len(self.streams), ring.block_rows)
+        self._note_unused(ring, len(open_streams.places), ring.block_rows)
+
+    def _is_used(self) -> bool:
+        """Whether the size of blocks must stay. Under the lock."""
+        return bool(
+            self._uses
+            or self._holds
+            or self.pins
+            or self.reserved
+            or any(listener.needs_blocks for listener in self.listeners)
+        )
 
     def _split(self, ring: RegisteredRing, block_rows: int) -> None:
-        parts, before = ring.block_rows // block_rows, ring.block_rows
-        moved = ring.split(block_rows, self._open.keys())
-        self._open = {moved[place]: stream for place, stream in self._open.items()}
-        self.streams = dict.fromkeys(self.streams, -1) | {
-            stream: place for place, stream in self._open.items()
-        }
-        self.left = {place * parts + k for place in self.left for k in range(parts)}
-        logger.debug(
-            "blocks split from %d to %d rows, for %d streams", before, block_rows, len(self.streams)
-        )
+        before = ring.block_rows
+        parts = before // block_rows
+        self.streams.move(ring.split(block_rows, self.streams.open_places))
+        self.skipped = {place * parts + part for place in self.skipped for part in range(parts)}
+        streams = len(self.streams.places)
+        logger.debug("blocks split from %d to %d rows, for %d streams", before, block_rows, streams)
 
-    def _warn_if_unused(self, ring: RegisteredRing, streams: int, block_rows: int) -> None:
-        """Have it said if so many streams that write, and those that ended, may leave much of the
-        ring unused.
+    def _note_unused(self, ring: RegisteredRing, streams: int, block_rows: int) -> None:
+        self._warnings.note(self.streams, streams, ring.capacity_rows, block_rows, ring.finest_rows)
 
-        Again when they are twice as many. Under this registry.
-        """
-        ended = len(self.ended)
-        unused = streams * (block_rows - 1) + sum(rows for _, rows in self.ended)
-        if unused <= MAX_SHARE_UNUSED * ring.capacity_rows or streams + ended <= max(
-            FEW_STREAMS, self._warned_streams
-        ):
-            return
-        self._warned_streams = 2 * (streams + ended)
-        smaller = fitting_block_rows(
-            ring.capacity_rows, block_rows, ring.finest_rows, streams + ended, 0
-        )
-        if self.has_given_size:
-            remedy = f"lower block_rows from {block_rows}, or leave it out"
-        # restarts: samplers hold the size, whoever was first
-        elif smaller < block_rows and ended > streams:
-            remedy = f"give the replay block_rows={smaller}"
-        elif smaller < block_rows:
-            remedy = (
-                "enter the context of actors before that of batches, or give the replay "
-                f"block_rows={smaller}"
-            )
-        else:
-            remedy = f"raise capacity to {math.ceil(unused / MAX_SHARE_UNUSED):,} or more"
-        share = min(100.0, 100 * unused / ring.capacity_rows)
-        others = f", and {ended} have ended within theirs" if ended else ""
-        self._unsaid.append((streams, block_rows, others, share, ring.capacity_rows, remedy))
+    # Listeners and pins.
 
-    def _say(self) -> None:
-        """Log the warnings, not under the registry."""
-        while self._unsaid:
-            with self:
-                said = self._unsaid[:1]
-                del self._unsaid[:1]
-            for values in said:
-                logger.warning(
-                    "%d streams write to a block of %d rows each%s, so that up to %.0f %% of the "
-                    "%d rows of capacity stay unused; %s",
-                    *values,
-                )
-
-    def watch(self, watcher: Watcher) -> None:
+    def add_listener(self, listener: RowListener) -> None:
         """Tell it of the rows that come and go from now on."""
         with self:
-            self.watchers = (*self.watchers, watcher)
+            self.listeners = (*self.listeners, listener)
 
-    def keep(self, keeper: Keeper) -> None:
-        """Recycle no block any more that it needs."""
+    def add_pins(self, pins: BlockPins) -> None:
+        """Recycle no block any more that it pins."""
         with self:
-            self.keepers = (*self.keepers, keeper)
+            self.pins = (*self.pins, pins)
 
-    def forget(self, one: Watcher | Keeper) -> None:
-        """Tell it nothing any more, and keep nothing for it."""
+    def remove(self, one: RowListener | BlockPins) -> None:
+        """Tell it of no rows any more, and leave no block for its pins."""
         with self:
-            self.watchers = tuple(other for other in self.watchers if other is not one)
-            self.keepers = tuple(other for other in self.keepers if other is not one)
+            self.listeners = tuple(other for other in self.listeners if other is not one)
+            self.pins = tuple(other for other in self.pins if other is not one)
 
-    def keep_nothing(self) -> None:
-        """Recycle blocks whoever needs them, from now on."""
+    def drop_pins(self) -> None:
+        """Recycle blocks from now on, whoever pins them."""
         with self:
-            self.keepers = ()
+            self.pins = ()
 
-    def kept(self) -> Mask | None:
-        """The places that are kept; None if there is no keeper."""
-        masks = [keeper.kept() for keeper in self.keepers]
+    def pinned(self) -> Mask | None:
+        """(blocks,) bool: the places that are pinned; None if there are no pins."""
+        masks = [pins.pinned() for pins in self.pins]
         if not masks:
             return None
         return masks[0] if len(masks) == 1 else np.logical_or.reduce(masks)
 
+    # Places for new blocks.
+
     def blocks(self, ring: RegisteredRing) -> Blocks:
-        """All blocks that hold rows which can be sampled, or which somebody keeps though they are
-        left for a lap."""
+        """All blocks that hold rows which can be sampled, and the pinned ones that are left for
+        another lap."""
         with self:
-            return ring.table(self.kept())
+            return ring.table(self.pinned())
 
     def has_place(self) -> bool:
-        """Whether a block may be recycled that is not promised to anybody."""
+        """Whether a block may be recycled that is not promised to a writer."""
         with self:
-            kept = self.kept()
-            return kept is None or self.has_place_among(kept, self.reserved)
+            pinned = self.pinned()
+            return pinned is None or self.has_place_among(pinned, self.reserved)
 
-    def has_place_among(self, kept: Mask, promised: int) -> bool:
-        """Whether there is one beside so many that are promised to others. Under this registry."""
-        return not kept.all() and (promised == 0 or self.sure(kept) > promised)
+    def has_place_among(self, pinned: Mask, promised: int) -> bool:
+        """Whether a place is free beside `promised` ones. Under the lock."""
+        return not pinned.all() and (promised == 0 or self.free_places(pinned) > promised)
+
+    def free_places(self, pinned: Mask) -> int:
+        """The number of places that stay free of pins until they are recycled. An open block may
+        still get rows that are pinned. Under the lock."""
+        free = int(np.count_nonzero(~pinned))
+        return free - sum(not pinned[place] for place in self.streams.open_places)
 
     def is_full(self, besides: int | None = None) -> bool:
-        """Whether no row can be written by anybody before a keeper lets a block go.
+        """Whether no row can be written before a pin is taken away.
 
         Args:
             besides: a stream that waits, since what it is to write does not fit into its open
                 block.
         """
         with self:
-            kept = self.kept()
-            return (
-                kept is not None and bool(kept.all()) and not set(self._open.values()) - {besides}
-            )
-
-    def goes_on_in(self, stream: int, place: int) -> None:
-        """The open block of a stream is in that place now; -1: it has none. Under this registry."""
-        before = self.streams.get(stream, -1)
-        if before >= 0 and self._open.get(before) == stream:
-            del self._open[before]
-        self.streams[stream] = place
-        if place >= 0:
-            self._open[place] = stream
-
-    def forget_stream(self, stream: int) -> None:
-        """A stream has ended. Under this registry."""
-        self.goes_on_in(stream, -1)
-        del self.streams[stream]
-
-    def take_away(self, place: int) -> None:
-        """No writer goes on in the block in that place: the ring has passed it. Under this
-        registry."""
-        stream = self._open.get(place)
-        if stream is not None:
-            self.goes_on_in(stream, -1)
-
-    def sure(self, kept: Mask) -> int:
-        """How many places will not be kept before they are recycled: an open block may still get
-        rows that are."""
-        return int(np.count_nonzero(~kept)) - sum(not kept[place] for place in self._open)
+            pinned = self.pinned()
+            if pinned is None or not pinned.all():
+                return False
+            return not self.streams.have_room(besides)
 
     def __enter__(self) -> None:
         self.lock.acquire()
@@ -375,7 +321,8 @@ class BlockUse:
     go through it."""
 
     def __init__(self, registry: WriterRegistry, ring: RegisteredRing) -> None:
-        self._registry, self._ring = registry, ring
+        self._registry = registry
+        self._ring = ring
 
     def __enter__(self) -> None:
         self._registry.begin_use(self._ring)

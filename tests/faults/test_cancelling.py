@@ -224,7 +224,7 @@ async def test_starting_children_cancelled_anywhere_leaves_none() -> None:
                 if not isinstance(outcome, asyncio.CancelledError):
                     await outcome.__aexit__(None, None, None)
                 assert children() == before
-                assert replay._opened().registry.keepers == ()
+                assert replay._opened().registry.pins == ()
 
             await cancelled_anywhere(lambda make=make: make().__aenter__(), check, waits=False)
 

@@ -199,9 +199,9 @@ class Player:
         self._hand.die()
         self._begin()
 
-    def seal(self) -> None:
+    def close_block(self) -> None:
         """The next row goes into a new block, as when a reader holds the open one for a moment."""
-        getattr(self._hand, "_local_writer", self._hand).writer.seal()
+        getattr(self._hand, "_local_writer", self._hand).writer.close_block()
 
     async def play(self, gives_next: bool) -> None:
         """One step of each environment, handed in."""

@@ -197,7 +197,7 @@ class CompletionLogMachine(RuleBasedStateMachine):
         ever = {number for queue in self.queues for stream in queue.streams for number in stream}
         self.gone = ever - self.there()
         self.log = CompletionLog(self.ring, window, "Fifo()")
-        self.registry.keep(self.log)
+        self.registry.add_pins(self.log)
         self.log.begin(self.registry, goes_on=True)
         self.read()
 
@@ -251,8 +251,8 @@ class CompletionLogMachine(RuleBasedStateMachine):
         self.players[which % len(self.players)].break_off(environment)
 
     @rule(which=st.integers(0, 1))
-    def seal(self, which: int) -> None:
-        self.queues[which % len(self.queues)].writer.seal()
+    def close_block(self, which: int) -> None:
+        self.queues[which % len(self.queues)].writer.close_block()
 
     @rule(share=st.floats(0, 1))
     def the_learner_takes_some(self, share: float) -> None:
@@ -281,7 +281,7 @@ class CompletionLogMachine(RuleBasedStateMachine):
     def drain(self) -> None:
         """Each queue in turn; nobody waits for a reader that holds the last block there is."""
         for queue in self.queues:
-            kept = self.registry.kept()
+            kept = self.registry.pinned()
             if kept is not None and np.count_nonzero(~kept) < 20:
                 self.a_reader_gives_it_back()
             queue.drain()
@@ -351,7 +351,7 @@ class CompletionLogMachine(RuleBasedStateMachine):
             needed |= set(stream[min(its) : max(its) + 1])
         if not self.is_over:
             needed |= {number for queue in self.queues for number in queue.written[-self.reach :]}
-        for place in np.flatnonzero(self.log.kept()).tolist():
+        for place in np.flatnonzero(self.log.pinned()).tolist():
             assert needed & self.in_block(place)
 
     def teardown(self) -> None:
@@ -368,7 +368,7 @@ class CompletionLogMachine(RuleBasedStateMachine):
             self.what_is_needed_is_there()
             self.what_is_not_needed_is_not_kept()
             self.log.released = self.log.appended
-            assert not self.log.kept().any()
+            assert not self.log.pinned().any()
         finally:
             self.reader.close()
             self.log.close()

@@ -117,7 +117,7 @@ async def happen(world: World, history: History) -> None:
         elif what == "lose":
             await player.lose()
         elif what == "seal":
-            player.seal()
+            player.close_block()
         elif what == "jump":
             await player.jump()
         elif what.startswith("break"):
@@ -362,7 +362,7 @@ def test_actors_in_step_with_each_other_are_not_mixed_up(seed: int) -> None:
                 for _ in range(a_block * rng.integers(1, 3) if at_random else a_block):
                     await player.play(gives_next=False)
                 if at_random and turn % 10 == 9:
-                    player.seal()
+                    player.close_block()
                 if at_random and turn % 20 == 19:
                     player.die()
             for item, items in DENSE:

@@ -142,9 +142,9 @@ class RingMachine(RuleBasedStateMachine):
             self.writers[which % len(self.writers)].write_rows(bad)
 
     @rule(which=st.integers(0, 99))
-    def seal(self, which: int) -> None:
+    def close_block(self, which: int) -> None:
         which %= len(self.writers)
-        self.writers[which].seal()
+        self.writers[which].close_block()
         self.streams[which].open = None
 
     @precondition(lambda self: len(self.writers) < 4)

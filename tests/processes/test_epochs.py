@@ -111,11 +111,11 @@ async def test_endless_epochs_go_on_until_the_context_is_left() -> None:
 async def test_epochs_of_nothing_are_stalled() -> None:
     """When the stream is opened; nothing is kept by it after that."""
     async with asyncio.timeout(60), areplay.Replay(SPEC, **CAPACITY) as replay:
-        before = replay._opened().registry.watchers
+        before = replay._opened().registry.listeners
         with pytest.raises(areplay.Stalled, match=r"Epochs\(1\) of 0 "):
             async with replay.batches(batch_size=20, selector=areplay.Epochs()):
                 pass
-        assert (replay._opened().registry.keepers, replay._opened().registry.watchers) == (
+        assert (replay._opened().registry.pins, replay._opened().registry.listeners) == (
             (),
             before,
         )
