@@ -32,7 +32,7 @@ STEPS = Spec.steps(obs=((), "float32"), action=((), "int64"))
 
 
 class StreamState:
-    """A keeper of as many places as the test says."""
+    """Pins as many places as the test says."""
 
     name = "Fifo()"
 
@@ -40,7 +40,7 @@ class StreamState:
         self.places = np.zeros(blocks, np.bool_)
 
     def pinned(self) -> Mask:
-        """See `areplay._storage.ring.Keeper`."""
+        """As of `BlockPins`."""
         return self.places
 
 
