@@ -5,45 +5,22 @@ An actor knows its inbox and nothing behind it.
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping
-from functools import partial
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 import numpy as np
 
 from areplay._base import forks
-from areplay._base.arrays import Array, Columns, detached, own_columns
 from areplay._base.validation import NO_PRIORITY, one_priority, plain_scalar, priority_column
 from areplay._ingest.actor_config import ActorConfig
 from areplay._ingest.episodes import Episodes
-from areplay._ingest.inbox import waiting_rows
+from areplay._ingest.handed_rows import HandedRows, row_count
+from areplay._ingest.inbox_writer import InboxWriter
 from areplay._ingest.reports import Scalar
-from areplay._processes.backoff import YieldTimer
 from areplay._processes.channel import READY, REPORT, Channel
-from areplay._processes.waiter import Waiter
-from areplay.errors import Closed, InboxFull, WaitTimeout, WouldBlock
+from areplay.errors import Closed
 from areplay.weights import Weights
-
-logger = logging.getLogger(__name__)
-
-
-_STOPPING_S = 0.2  # so long an actor that was asked to stop still waits for room
-
-
-# copied for turns of the loop: a hundredth of what memory takes, so they cost 1 % at most
-_TURN_BYTES_S = 100e6
-
-
-# an actor that never waits lets its loop turn so often, for its other tasks and for cancellation
-_TURN_S = 0.002
-
-
-# a call whose arrays have so many bytes waits for room so long before it copies them and suspends
-_DEAR_BYTES = 256 << 10
-_BLOCKED_S = 0.001
 
 
 class Actor:
@@ -65,12 +42,11 @@ class Actor:
         self._channel = channel
         self._spec = spec
         self._inbox = config.inboxes.inbox(config.index)
+        self._writer = InboxWriter(
+            self._inbox, config.index, spec.row_bytes, config.program.add_timeout_s
+        )
         self._weights = config.program.weights
-        self._add_timeout_s = config.program.add_timeout_s
         self._episodes = Episodes(spec) if spec.is_steps else None
-        self._room = Waiter(self._inbox.room_bell)
-        self._turns = YieldTimer(_TURN_S)
-        self._row_bytes = spec.row_bytes
         self._origin = forks.current
 
     @property
@@ -98,11 +74,11 @@ class Actor:
         first `add`. Of ale-py's vectors say `envs.autoreset_mode`: their metadata is shared, and
         has the mode of the one made last.
         """
-        return self._steps().autoreset_mode
+        return self._episodes_for("autoreset_mode").autoreset_mode
 
     @autoreset_mode.setter
     def autoreset_mode(self, mode: object) -> None:
-        self._steps().autoreset_mode = mode
+        self._episodes_for("autoreset_mode").autoreset_mode = mode
 
     def add(self, /, *, priority: Any = None, **row: Any) -> Coroutine[Any, Any, None]:
         """Hand in one row, waiting while the inbox is full. When this returns, the row is safe: it
@@ -153,7 +129,7 @@ class Actor:
     async def _add_row(self, row: dict[str, Any], priority: Any) -> None:
         self._check_process()
         given = NO_PRIORITY if priority is None else one_priority(priority)
-        await self._put((row,), given)
+        await self._writer.put((row,), given)
 
     async def _add_step(
         self, episodes: Episodes, ticket: int, step: dict[str, Any], priority: Any
@@ -162,12 +138,13 @@ class Actor:
         with episodes.step(ticket):
             rows = episodes.rows(step)
             if isinstance(rows, tuple):
-                await self._put(rows, NO_PRIORITY if priority is None else one_priority(priority))
+                given = NO_PRIORITY if priority is None else one_priority(priority)
+                await self._writer.put(rows, given)
             else:
                 episodes.check_width(self._inbox.inbox_rows)
-                await self._extend(
-                    rows, priority_column(priority, episodes.environments, _length(rows)), step
-                )
+                count = episodes.environments
+                priorities = priority_column(priority, count, row_count(rows))
+                await self._writer.extend(HandedRows(rows, priorities, step))
 
     def end_episode(self, environments: Any = None) -> None:
         """Break off the episode: the environment raised, or you reset it in the middle. Never
@@ -194,13 +171,7 @@ class Actor:
             ValueError: `environments` is neither; or the spec is not one of steps. Nothing has
                 changed.
         """
-        forks.check(self._origin, "this actor")
-        if self._episodes is None:
-            raise ValueError(
-                "end_episode is about steps of environments; make the spec with "
-                "Spec.steps or from_env"
-            )
-        self._episodes.break_off(environments)
+        self._episodes_for("end_episode").break_off(environments)
 
     def extend(
         self, columns: Mapping[str, Any], *, priorities: Any = None
@@ -233,7 +204,8 @@ class Actor:
     async def _extend_rows(self, columns: Mapping[str, Any], priorities: Any) -> None:
         self._check_process()
         rows, arrays = self._spec.convert_columns(columns)
-        await self._extend(arrays, priority_column(priorities, rows, rows), columns)
+        given = priority_column(priorities, rows, rows)
+        await self._writer.extend(HandedRows(arrays, given, columns))
 
     async def _extend_steps(
         self, episodes: Episodes, ticket: int, columns: Mapping[str, Any], priorities: Any
@@ -241,9 +213,8 @@ class Actor:
         self._check_process()
         with episodes.step(ticket):
             steps, at = episodes.columns(columns)
-            await self._extend(
-                steps, priority_column(priorities, len(at), _length(steps), at), None
-            )
+            given = priority_column(priorities, len(at), row_count(steps), at)
+            await self._writer.extend(HandedRows(steps, given, None))
 
     async def flush(self) -> None:
         """Wait until every row handed in so far can be sampled. Cancelled: nothing is lost.
@@ -253,10 +224,7 @@ class Actor:
             Closed: it was waiting, and the actor is asked to stop. The rows are safe all the same.
         """
         forks.check(self._origin, "this actor")
-        target = self._inbox.rows_put
-        await self._wait_taken(
-            lambda: self._inbox.rows_put - self._inbox.used >= target, WaitTimeout
-        )
+        await self._writer.flush()
 
     def report(self, /, **values: Scalar) -> None:
         """Send scalars to the learner's side, where `actors.reports()` returns them. Never waits.
@@ -270,110 +238,17 @@ class Actor:
         scalars = {name: plain_scalar(f"report {name}=", value) for name, value in values.items()}
         self._channel.send_nowait(REPORT, (time.time(), scalars))
 
-    def _steps(self) -> Episodes:
+    def _episodes_for(self, what: str) -> Episodes:
         forks.check(self._origin, "this actor")
         if self._episodes is None:
             raise ValueError(
-                "autoreset_mode is about steps of environments; make the spec with "
-                "Spec.steps or from_env"
+                f"{what} is about steps of environments; make the spec with Spec.steps or from_env"
             )
         return self._episodes
 
     def _check_process(self) -> None:
         if self._origin is not forks.current:
             forks.check(self._origin, "this actor")
-
-    async def _put(self, rows: tuple[Mapping[str, Any], ...], priority: float) -> None:
-        """Hand in a row, or two, together. What the caller writes to its arrays meanwhile does not
-        reach them."""
-        if self._turns.is_due():
-            rows = tuple(detached(row) for row in rows)
-            await asyncio.sleep(0)
-            self._check_process()  # another task may have forked
-        while True:
-            try:
-                self._inbox.put(*rows, priority=priority)
-                return
-            except WouldBlock:
-                rows = tuple(detached(row) for row in rows)
-                await self._wait_room(len(rows))
-
-    async def _extend(
-        self, columns: Columns, priorities: Array | None, given: Mapping[str, Any] | None
-    ) -> None:
-        """Hand in checked columns, together if they fit into the inbox.
-
-        Args:
-            given: what the caller handed in, if `columns` may share memory with it; `None` if they
-                do not.
-        """
-        rows = _length(columns)
-        # A turn of the loop costs a copy here, and of many rows a dear one: so it comes later then.
-        if self._turns.is_due(0 if given is None else rows * self._row_bytes / _TURN_BYTES_S):
-            if given is not None:
-                columns, given = own_columns(columns, given), None
-            await asyncio.sleep(0)
-            self._check_process()
-        for start in range(0, rows, self._inbox.inbox_rows):
-            stop = min(rows, start + self._inbox.inbox_rows)
-            while not self._put_columns(columns, start, stop, priorities):
-                if given is not None:
-                    if self._has_room_soon(stop - start):
-                        continue
-                    columns, given = own_columns(columns, given), None
-                await self._wait_room(stop - start)
-
-    def _put_columns(
-        self, columns: Columns, start: int, stop: int, priorities: Array | None
-    ) -> bool:
-        try:
-            self._inbox.extend(columns, start, stop, priorities)
-        except WouldBlock:
-            return False
-        return True
-
-    def _has_room_soon(self, rows: int) -> bool:
-        """Whether there is room for rows that would have to be copied if the call suspended.
-
-        Blocks the loop for a moment, as the copy would. At full speed room comes in that time. The
-        copy would cost throughput: the coordinator needs the memory's bandwidth and the cache, too.
-        """
-        inbox = self._inbox
-        if rows * self._row_bytes < _DEAR_BYTES:
-            return False
-        inbox.request_flush()
-        with inbox.waiting():
-            self._room.block_until(lambda: inbox.room >= rows or inbox.is_stopping, _BLOCKED_S)
-        return inbox.room >= rows
-
-    async def _wait_room(self, rows: int) -> None:
-        if self._inbox.room < rows:
-            await self._wait_taken(lambda: self._inbox.room >= rows, InboxFull)
-
-    async def _wait_taken(self, is_ready: Callable[[], bool], error: type[WaitTimeout]) -> None:
-        """Wait until the coordinator has taken enough; request a flush."""
-        inbox = self._inbox
-        inbox.request_flush()
-        late = partial(error, option="add_timeout_s")
-        with inbox.waiting():
-            await self._room.wait(
-                lambda: is_ready() or inbox.is_stopping, self._reason, self._add_timeout_s, late
-            )
-            if not is_ready():
-                # The learner may take no more batches, and then a limiter never lets these rows in.
-                await self._room.wait_briefly(is_ready, _STOPPING_S)
-                if not is_ready():
-                    raise Closed(f"the inbox of actor {self.index}, whose actor was asked to stop,")
-
-    def _reason(self) -> str:
-        return (
-            f"actor {self.index} waits for the coordinator: {waiting_rows(self._inbox)}; the "
-            f"learner may be slower than its limiter or selector allows"
-        )
-
-
-def _length(columns: Columns) -> int:
-    return len(next(iter(columns.values())))
 
 
 async def run_actor(channel: Channel, config: ActorConfig) -> None:

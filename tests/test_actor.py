@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from kit import cancel_at_every_tick, other_task, ticks, until
 
-from areplay import actor as actor_module
+from areplay._ingest import inbox_writer
 from areplay._ingest.actor_config import ActorConfig, ActorProgram
 from areplay._ingest.inbox import Inboxes
 from areplay._processes import waiter as waiter_module
@@ -96,7 +96,7 @@ class Scene:
 
     def close(self) -> None:
         """Give everything back."""
-        self.actor._room.close()
+        self.actor._writer._room.close()
         self.inboxes.close()
 
 
@@ -220,9 +220,9 @@ async def test_many_bytes_are_not_copied_for_room_that_comes_soon(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The call does not suspend, so that the caller cannot change its arrays before the end."""
-    monkeypatch.setattr(actor_module, "_DEAR_BYTES", 3 * SPEC.row_bytes)
-    monkeypatch.setattr(actor_module, "_BLOCKED_S", 1_000.0)
-    scene.actor._turns.period_s = 1_000.0
+    monkeypatch.setattr(inbox_writer, "_DEAR_BYTES", 3 * SPEC.row_bytes)
+    monkeypatch.setattr(inbox_writer, "_BLOCKED_S", 1_000.0)
+    scene.actor._writer._turns.period_s = 1_000.0
     await scene.fill()
     taking = when_it_waits(scene, scene.take)
     with pytest.raises(StopIteration):
@@ -240,9 +240,9 @@ async def test_an_actor_that_is_asked_to_stop_waits_no_longer_for_room_that_come
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The call suspends, and raises as it does whenever there is no room."""
-    monkeypatch.setattr(actor_module, "_DEAR_BYTES", 0)
-    monkeypatch.setattr(actor_module, "_BLOCKED_S", 1_000.0)
-    scene.actor._turns.period_s = 1_000.0
+    monkeypatch.setattr(inbox_writer, "_DEAR_BYTES", 0)
+    monkeypatch.setattr(inbox_writer, "_BLOCKED_S", 1_000.0)
+    scene.actor._writer._turns.period_s = 1_000.0
     await scene.fill()
     stopping = when_it_waits(scene, scene.coordinator.stop)
     with pytest.raises(Closed, match="asked to stop"):
@@ -260,12 +260,12 @@ async def test_what_the_arrays_held_when_the_call_began_is_handed_in(
 ) -> None:
     """Whatever is written to them while it waits."""
     if held_by == "an inbox that gets no room soon":
-        monkeypatch.setattr(actor_module, "_DEAR_BYTES", 0)
+        monkeypatch.setattr(inbox_writer, "_DEAR_BYTES", 0)
     if held_by != "a turn of the loop":
-        scene.actor._turns.period_s = 1_000.0
+        scene.actor._writer._turns.period_s = 1_000.0
         await scene.fill()
     else:
-        scene.actor._turns.period_s = 0.0
+        scene.actor._writer._turns.period_s = 0.0
     first = scene.coordinator.used
     rows = {"add": 1, "extend": 3, "more than an inbox": 9}[how]
     given = row(first) if how == "add" else columns(first, rows)
@@ -288,7 +288,7 @@ async def test_a_vectors_arrays_may_change_while_it_waits_for_room() -> None:
     coordinator = inboxes.inbox(0)
     for axes in ((2,), ()):
         actor = Actor(Channel(), config(inboxes))  # type: ignore[arg-type]
-        actor._turns.period_s = 1_000.0
+        actor._writer._turns.period_s = 1_000.0
 
         def step(axes: tuple[int, ...] = axes) -> dict[str, Any]:
             given = {"obs": np.full((*axes, 2), 3, np.float32), "action": np.full(axes, 4)}
@@ -310,7 +310,7 @@ async def test_a_vectors_arrays_may_change_while_it_waits_for_room() -> None:
         assert rows["action"][start:stop].tolist() == [4] * max(1, *axes, 0)
         assert not rows["terminated"][start:stop].any()
         coordinator.consume(stop - start)
-        actor._room.close()
+        actor._writer._room.close()
     inboxes.close()
 
 
@@ -341,7 +341,7 @@ async def test_a_vector_of_which_a_step_may_not_fit_is_refused_at_the_first_step
         else:
             await actor.add(**given)
             assert inboxes.inbox(0).used == 8
-        actor._room.close()
+        actor._writer._room.close()
     inboxes.close()
 
 

@@ -60,6 +60,7 @@ KNOW_EVENT_LOOPS = {
     "_ingest.actors",
     "_ingest.coordinator",
     "_ingest.feed_tasks",
+    "_ingest.inbox_writer",
     "_ingest.local_admission",
     "_ingest.local_writer",
     "_ingest.quiet_watch",

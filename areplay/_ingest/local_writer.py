@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from areplay._base import forks
-from areplay._base.arrays import Array, Columns, Indices, detached, own_columns
+from areplay._base.arrays import Indices, detached
 from areplay._base.validation import NO_PRIORITY, one_priority, priority_column
 from areplay._ingest.admission import steps_among
 from areplay._ingest.destination import Destination
 from areplay._ingest.episodes import Episodes
+from areplay._ingest.handed_rows import HandedRows, row_count
 from areplay._ingest.local_admission import Lacks, LocalAdmission
 from areplay._processes.completion import outcome_of, run_to_completion
 from areplay.errors import ResourceUnavailable, WouldBlock
@@ -36,39 +37,6 @@ _INLINE_BYTES = 16 << 20
 # Up to `_COPIED_BYTES` are copied, at some 10 GB/s. Of more bytes, a copy may be more memory than
 # there is: they are written on the loop.
 _COPIED_BYTES = 1 << 30
-
-
-class _Rows:
-    """The checked rows of one call.
-
-    Args:
-        given: what the caller handed in, if `columns` may share memory with it; None if they do
-            not.
-
-    Attributes:
-        columns: the values, which the caller may change until `detach`.
-    """
-
-    def __init__(
-        self, columns: Columns, priorities: Array | None, given: Mapping[str, Any] | None
-    ) -> None:
-        self.columns = columns
-        self.priorities = priorities
-        self._given = given
-
-    def __len__(self) -> int:
-        return _length(self.columns)
-
-    @property
-    def may_change(self) -> bool:
-        """Whether the caller can still change the values."""
-        return self._given is not None
-
-    def detach(self) -> None:
-        """Copy what the caller could still change."""
-        if self._given is not None:
-            self.columns = own_columns(self.columns, self._given)
-            self._given = None
 
 
 class LocalWriter:
@@ -178,8 +146,8 @@ class LocalWriter:
                     if isinstance(rows, tuple):
                         return await self._add_few(rows, priority)
                     count = self._episodes.environments
-                    priorities = priority_column(priority, count, _length(rows))
-                    indices = await self._write(_Rows(rows, priorities, row))
+                    priorities = priority_column(priority, count, row_count(rows))
+                    indices = await self._write(HandedRows(rows, priorities, row))
                     return indices[:count]
         finally:
             self._calls -= 1
@@ -221,7 +189,7 @@ class LocalWriter:
     ) -> Indices:
         count, arrays = self._spec.convert_columns(columns)
         self._check_fits(count)
-        rows = _Rows(arrays, priority_column(priorities, count, count), columns)
+        rows = HandedRows(arrays, priority_column(priorities, count, count), columns)
         if not is_alone:
             rows.detach()
         async with self._lock:
@@ -245,13 +213,13 @@ class LocalWriter:
             self._local_admission.check_open()
             with episodes.step(ticket):
                 steps, which = episodes.columns(columns, theirs)
-                count = _length(steps)
+                count = row_count(steps)
                 self._check_fits(count)
                 given = priority_column(priorities, len(which), count, which)
-                indices = await self._write(_Rows(steps, given, None))
+                indices = await self._write(HandedRows(steps, given, None))
                 return indices[which]
 
-    async def _write(self, rows: _Rows) -> Indices:
+    async def _write(self, rows: HandedRows) -> Indices:
         """Write rows, off the loop if they have many bytes. Once begun, cancelling does not stop
         it.
 
@@ -268,7 +236,7 @@ class LocalWriter:
             done += len(part)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    async def _write_part(self, rows: _Rows, start: int) -> Indices:
+    async def _write_part(self, rows: HandedRows, start: int) -> Indices:
         """Write rows from `start` on, when they may be: all, or, if some are written already, as
         many as there will be room for.
 
@@ -297,7 +265,7 @@ class LocalWriter:
         self._admission.give_back(admitted, unwritten)
         return written
 
-    async def _write_admitted(self, rows: _Rows, start: int, stop: int) -> Indices:
+    async def _write_admitted(self, rows: HandedRows, start: int, stop: int) -> Indices:
         write = partial(self.writer.write, rows.columns, start, stop, rows.priorities)
         if rows.may_change or len(rows) * self._spec.row_bytes <= _INLINE_BYTES:
             return write()
@@ -339,7 +307,3 @@ class LocalWriter:
                 f"extend takes at most capacity_rows = {self._capacity_rows:,} rows, got "
                 f"{rows:,}; raise capacity"
             )
-
-
-def _length(columns: Columns) -> int:
-    return len(next(iter(columns.values())))
