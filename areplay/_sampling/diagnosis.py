@@ -14,7 +14,7 @@ from areplay._processes.supervisor import Supervisor
 from areplay._sampling.gate import Gate
 from areplay._sampling.inline_sampler import RELEASE
 from areplay._sampling.pacing import Pacing
-from areplay._sampling.sampler import why_unfilled
+from areplay._sampling.sampler_report import why_unfilled
 from areplay._sampling.slots import LENT, Slots
 from areplay._sampling.stream_records import ProducerState, StreamConfig, StreamHost
 from areplay.errors import AreplayError, Closed, Stalled

@@ -1,14 +1,13 @@
-"""Own batches: the learner fills one itself where no sampler has one ready, rather than wait for
-theirs.
+"""Inline sampling: a learner that finds no batch ready fills one itself, rather than wait.
 
-The samplers go on meanwhile. So where they are slower than the learner, two fill instead of one,
-and nobody has to be woken; and while the only sampler is being restarted, the learner goes on. What
-it draws is as good as theirs: the same reader, over the same rows, with a random generator of its
+The samplers go on meanwhile. Where they are slower than the learner, two processes fill instead of
+one, and no process has to be woken; while the only sampler is restarted, the learner goes on. What
+the learner draws is as good: the same reader, over the same rows, with a random generator of its
 own.
 
-Not where it is settled which sampler fills what (`Fifo`, `Epochs`); not with what is the user's, a
-transform above all, which runs in samplers only; and not where one batch would block the learner's
-loop for long, be it to copy it or to find its items.
+Disabled for planned selectors (`Fifo`, `Epochs`), whose batches belong to certain samplers; for
+items, selectors and transforms of the user, which run in samplers only; and for batches that would
+block the learner's loop for more than about 5 ms.
 """
 
 from __future__ import annotations
@@ -31,15 +30,21 @@ from areplay.items.transitions import Transitions
 
 logger = logging.getLogger(__name__)
 
-MOST_BYTES, MOST_ROWS = 16 << 20, 16_384
-"""Of a batch, with all rows of its items' windows: to fill one so large takes 3 to 5 ms."""
+MOST_BYTES = 16 << 20
+MOST_ROWS = 16_384
+"""Limits of a batch, with all rows of its items' windows. To fill such a batch takes 3 to 5 ms."""
 
 RELEASE = "; release() batches that were taken with get()"
 """The remedy where lent slots keep the samplers from filling any."""
 
 _ITEMS = (Rows, Transitions, Sequences)
-_MOST_DRAWN = 4  # rows a batch's item, in search of those that can be made
-_REST_S = 0.1  # if they were too few
+
+_MOST_DRAWN = 4
+"""Rows drawn for each item of a batch, before a search gives up."""
+
+_REST_S = 0.1
+"""Between a search that gave up and the next one."""
+
 _WARN_AFTER_S = 5.0
 
 
@@ -62,11 +67,11 @@ def may_fill(
 
 
 class InlineSampler:
-    """What a learner fills itself, of one stream of batches. One thread uses it.
+    """Fills batches of one stream for its learner. One thread uses it.
 
     Args:
         slots: with one that is the learner's own.
-        most_at_once: as of `Reader`.
+        most_at_once: as for `Reader`.
 
     Attributes:
         filled: batches so far.
@@ -81,36 +86,42 @@ class InlineSampler:
         seeds: np.random.SeedSequence,
         most_at_once: int,
     ) -> None:
-        self._slots, self._locks = slots, ring.block_locks()
-        rng = np.random.default_rng(seeds)
-        at_once = most_at_once if item.window.rows == 1 else 1  # long windows take long to find
-        limits = SearchLimits(most_drawn=_MOST_DRAWN)
-        self._reader = Reader(
-            ring, self._locks, item, selector, rng, most_at_once=at_once, limits=limits
-        )
         self.filled = 0
-        self._has_begun, self._rest_until_s = False, 0.0
-        self._published, self._published_s, self._warn_after_s = -1, 0.0, _WARN_AFTER_S
+        self._slots = slots
+        self._locks = ring.block_locks()
+        self._reader = Reader(
+            ring,
+            self._locks,
+            item,
+            selector,
+            np.random.default_rng(seeds),
+            # Long windows take long to find.
+            most_at_once=most_at_once if item.window.rows == 1 else 1,
+            limits=SearchLimits(most_drawn=_MOST_DRAWN),
+        )
+        self._has_begun = False
+        self._rest_until_s = 0.0
+        self._loneliness = _Loneliness(slots)
 
     @property
     def rows_redrawn(self) -> int:
-        """Rows that were copied in vain."""
+        """Rows that were copied for nothing, since they were overwritten meanwhile."""
         return self._reader.rows_redrawn
 
     def fill(self) -> int | None:
-        """The learner's own slot, LENT and filled; `None` if the samplers must be waited for.
+        """Fill the learner's own slot, LENT from now on; `None` if the learner must wait for the
+        samplers.
 
-        That is so while the learner still holds its last own batch, before a sampler has filled its
-        first, and for a moment after a search for items that was given up, since few or none can be
-        made: to find them takes long.
+        It must while it holds the last batch that it filled itself, and before a sampler has filled
+        a first one. It also must for a moment after a search that gave up: where few items or no
+        item can be made, they take long to find.
         """
         slots = self._slots
         self._has_begun = self._has_begun or slots.all_published > 0
-        if (
-            not self._has_begun
-            or time.monotonic() < self._rest_until_s
-            or (slot := slots.lend_own()) is None
-        ):
+        if not self._has_begun or time.monotonic() < self._rest_until_s:
+            return None
+        slot = slots.lend_own()
+        if slot is None:
             return None
         is_filled = False
         try:
@@ -122,28 +133,39 @@ class InlineSampler:
             self._rest_until_s = time.monotonic() + _REST_S
             return None
         self.filled += 1
-        self._warn_if_alone()
+        self._loneliness.look()
         return slot
 
     def close(self) -> None:
         """Give back the locks."""
         self._locks.close()
 
-    def _warn_if_alone(self) -> None:
-        """Say so when samplers fill nothing for long: the learner goes on, and nobody would
-        notice."""
+
+class _Loneliness:
+    """Warns when samplers fill nothing for long: the learner goes on, so nothing else shows it."""
+
+    def __init__(self, slots: Slots) -> None:
+        self._slots = slots
+        self._published = -1  # by all samplers
+        self._since_s = 0.0
+        self._warn_after_s = _WARN_AFTER_S
+
+    def look(self) -> None:
+        """Warn if it is time. Call it after each batch that the learner has filled."""
         now_s = time.monotonic()
-        if now_s - self._published_s < self._warn_after_s:
+        if now_s - self._since_s < self._warn_after_s:
             return
         published = self._slots.all_published
         if published != self._published:
-            self._published, self._published_s, self._warn_after_s = published, now_s, _WARN_AFTER_S
+            self._published = published
+            self._since_s = now_s
+            self._warn_after_s = _WARN_AFTER_S
             return
         self._warn_after_s *= 2
         logger.warning(
             "no sampler has filled a batch for %.0f s, the learner fills them itself: %r%s",
-            now_s - self._published_s,
+            now_s - self._since_s,
             self._slots,
-            # beside our own slot, which is lent by now
+            # Beside our own slot, which is lent by now.
             RELEASE if self._slots.count(LENT) > 1 else "",
         )

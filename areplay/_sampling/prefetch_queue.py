@@ -26,12 +26,8 @@ from areplay._sampling.diagnosis import Diagnosis
 from areplay._sampling.gate import Gate
 from areplay._sampling.inline_sampler import InlineSampler, may_fill
 from areplay._sampling.pacing import pacing_of
-from areplay._sampling.sampler import (
-    SamplerConfig,
-    recover,
-    run_sampler,
-    sampler_statistics,
-)
+from areplay._sampling.sampler import SamplerConfig, recover, run_sampler
+from areplay._sampling.sampler_report import sampler_statistics
 from areplay._sampling.slots import FILLING, LENT, READY, Slots
 from areplay._sampling.stream_records import StreamConfig, StreamHost, StreamState
 from areplay._sampling.wait_log import WaitLog

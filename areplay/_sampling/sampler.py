@@ -15,7 +15,6 @@ import numpy as np
 
 from areplay._processes.backoff import SleepBackoff, YieldTimer
 from areplay._processes.channel import READY, Channel
-from areplay._processes.supervisor import Supervisor
 from areplay._processes.waiter import Waiter
 from areplay._sampling.batch_plan import BatchPlan
 from areplay._sampling.bound_selector import BoundSelector
@@ -25,7 +24,6 @@ from areplay._sampling.slots import Slots
 from areplay._storage.ring import Ring
 from areplay.items.item import Item
 from areplay.items.transform import Transform
-from areplay.statistics import SamplerStatistics
 
 logger = logging.getLogger(__name__)
 
@@ -136,47 +134,10 @@ class _Work:
 
 
 async def recover(slots: Slots, index: int) -> None:
-    """In the learner's process: free the slots that a dead sampler was filling."""
+    """Free the slots that a dead sampler was filling, before its successor starts. In the learner's
+    process."""
     if slots.recover(index):
         logger.warning(
             "sampler %d left a batch half filled; it is not delivered, its slot is free again",
             index,
         )
-
-
-def sampler_statistics(supervisor: Supervisor, slots: Slots) -> tuple[SamplerStatistics, ...]:
-    """One record a sampler, as the learner's process sees it. From any thread."""
-    found = []
-    for member in supervisor.workers:
-        taken, filled = slots.taken(member.index), slots.published(member.index)
-        found.append(
-            SamplerStatistics(
-                index=member.index,
-                pid=member.child.pid if member.child is not None else 0,
-                is_alive=member.is_alive,
-                restarts=member.restarts,
-                has_finished=member.has_finished,
-                has_failed=member.failure is not None,
-                last_failure=member.last_failure,
-                batches_filled=filled,
-                ready=filled - taken,
-                rows_redrawn=slots.board.redrawn(member.index),
-            )
-        )
-    return tuple(found)
-
-
-def why_unfilled(supervisor: Supervisor, slots: Slots, batch: str = "") -> str:
-    """Say why no batch is ready: how far the samplers are, and which of them are stopped.
-
-    Args:
-        batch: the one that the sampler whose turn it is has to fill, where no other may.
-    """
-    state = f"{slots!r}, {supervisor.alive} of {slots.samplers} samplers alive"
-    if batch:
-        return (
-            f"{supervisor.workers[slots.next_sampler].described('sampler')} has not filled "
-            f"{batch}; {state}"
-        )
-    stopped = [member.described("sampler") for member in supervisor.workers if member.is_stopped]
-    return ", ".join([state, *stopped])

@@ -70,6 +70,8 @@ class Slots:
 
     Attributes:
         places: all slots, the learner's own included.
+        next_sampler: the sampler whose batch the learner takes next, if `in_turn`; otherwise the
+            one whose queue it looks at first.
         board: what the processes tell each other beside batches.
     """
 
@@ -133,7 +135,7 @@ class Slots:
         self._published = [int64_word(arrays["published"], k) for k in samplers]
         self._taken = [int64_word(arrays["taken"], k) for k in samplers]
         self._leased: set[int] = set()  # by this process
-        self._next_sampler = 0  # the learner looks at its queue first
+        self.next_sampler = 0
         self._batches = [
             BatchArrays(
                 arrays["indices"][slot],
@@ -219,7 +221,7 @@ class Slots:
         Slots of one sampler come in the order in which it filled them; the samplers take turns.
         """
         turns = 1 if self.in_turn else self.samplers
-        for turn in range(self._next_sampler, self._next_sampler + turns):
+        for turn in range(self.next_sampler, self.next_sampler + turns):
             sampler = turn % self.samplers
             number = self._taken[sampler][0]
             if self._published[sampler][0] > number:
@@ -227,7 +229,7 @@ class Slots:
                 slot: int = self._queues[sampler][number % self.slots]
                 self._states[slot] = LENT
                 self._taken[sampler][0] = number + 1
-                self._next_sampler = (sampler + 1) % self.samplers
+                self.next_sampler = (sampler + 1) % self.samplers
                 check_step(self)
                 return slot
         return None
@@ -265,12 +267,6 @@ class Slots:
             self._leased.discard(slot)
         check_step(self)
         return len(torn)
-
-    @property
-    def next_sampler(self) -> int:
-        """The sampler whose batch the learner takes next, if `in_turn`; otherwise the one whose
-        queue it looks at first."""
-        return self._next_sampler
 
     @property
     def size_bytes(self) -> int:
