@@ -8,8 +8,7 @@ reaped -> descriptors are closed. The memory goes with its last view.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Coroutine, Mapping
-from functools import partial
+from collections.abc import Coroutine, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -41,8 +40,6 @@ from areplay._ingest.quiet import quiet_options
 from areplay._processes.lifetime import Lifetime
 from areplay._processes.opening import delivered
 from areplay._processes.supervision import supervisor_options
-from areplay._sampling.batch_plan import BatchPlan, PlannedSelector
-from areplay._sampling.bound_selector import BoundSelector
 from areplay._sampling.requests import check_sendable, checked_item, checked_limiter
 from areplay._sampling.stream_records import StreamConfig
 from areplay.actor import run_actor
@@ -397,7 +394,7 @@ class Replay:
             samplers=samplers,
             inline_sampling=flag("inline_sampling", inline_sampling),
             prefetch=whole_number("prefetch", prefetch, at_least=samplers, at_most=100_000),
-            new_batch_plan=_batch_plan(engine, bound, item, batch_size, number),
+            new_batch_plan=engine.planning(bound, item, batch_size, number),
             number=number,
             seeds=engine.counters.seeds_of_children(Draws.BATCHES, number),
             timeout_s=optional_seconds("timeout_s", timeout_s),
@@ -545,20 +542,3 @@ class Replay:
         if self._life.origin is not None and self._life.is_foreign:
             return f"<Replay of process {self._life.origin.pid}>"
         return f"<Replay {'closed' if self._life.is_closing else self._engine or 'not open'}>"
-
-
-def _batch_plan(
-    engine: Engine,
-    selector: BoundSelector,
-    item: Item,
-    batch_size: int,
-    number: int,
-) -> Callable[[], BatchPlan] | None:
-    """What settles which items are in which batch, if the selector does."""
-    if not isinstance(selector, PlannedSelector):
-        return None
-    selector.check(batch_size, item.window, engine.config.capacity_rows)
-    seeds = engine.counters.seeds(Draws.BATCH_PLANS, number)
-    return partial(
-        selector.batch_plan, engine.ring, engine.registry, item.window, batch_size, seeds
-    )

@@ -54,6 +54,10 @@ class Counters:
         """The seeds of one generator."""
         return _seeds(self._entropy, draws, *key)
 
+    def next_seeds(self, draws: Draws) -> np.random.SeedSequence:
+        """The seeds of one more generator of that kind, under the next number."""
+        return self.seeds(draws, self.next_number())
+
     def seeds_of_children(
         self, draws: Draws, number: int
     ) -> Callable[[int, int], np.random.SeedSequence]:

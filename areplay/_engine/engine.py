@@ -24,8 +24,7 @@ from areplay._base.hooks import HookRaised
 from areplay._base.validation import fraction, priority_values, row_indices
 from areplay._checkpoint.snapshot import Snapshot
 from areplay._engine.config import ReplayConfig
-from areplay._engine.counters import Counters
-from areplay._engine.local_sampler import LocalSampler
+from areplay._engine.counters import Counters, Draws
 from areplay._engine.producers import Producers
 from areplay._engine.saver import Saver
 from areplay._engine.standstill import Standstill
@@ -39,6 +38,9 @@ from areplay._processes.closing import InOrder
 from areplay._processes.dropped import Holdings
 from areplay._processes.opening import deliver
 from areplay._processes.weakly import Living, notice, unless_gone
+from areplay._sampling.batch_plan import BatchPlan, PlannedSelector
+from areplay._sampling.bound_selector import BoundSelector
+from areplay._sampling.local_sampler import LocalSampler
 from areplay._sampling.stream import Stream
 from areplay._sampling.stream_records import StreamConfig, StreamHost, StreamState
 from areplay._status.server import StatusServer
@@ -46,6 +48,7 @@ from areplay._storage.priorities import Priorities, PriorityTables
 from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay.errors import ActorFailed, SpecMismatch
+from areplay.items.item import Item
 from areplay.statistics import PriorityUpdate
 
 _NAME = "this replay"  # in errors
@@ -110,7 +113,13 @@ class Engine:
         self.admission = Admission(self.registry)
         self._memory.callback(self.admission.close)
         self.sampler = LocalSampler(
-            config, self.ring, self.registry, self.tables, self.admission, self.counters
+            self.ring,
+            self.registry,
+            self.tables,
+            self.admission,
+            config.longest_window,
+            self.counters.generator,
+            partial(self.counters.next_seeds, Draws.BATCH_PLANS),
         )
         self._memory.callback(self.sampler.close)
 
@@ -139,6 +148,21 @@ class Engine:
         )
         self.groups.append(group)
         return group
+
+    def planning(
+        self, selector: BoundSelector, item: Item, batch_size: int, number: int
+    ) -> Callable[[], BatchPlan] | None:
+        """What begins the plan of stream `number`; None of a selector that plans no batches.
+
+        Raises:
+            ValueError: the ring has too little room for a batch of such items.
+        """
+        if not isinstance(selector, PlannedSelector):
+            return None
+        selector.check(batch_size, item.window, self.config.capacity_rows)
+        seeds = self.counters.seeds(Draws.BATCH_PLANS, number)
+        plan = selector.batch_plan
+        return partial(plan, self.ring, self.registry, item.window, batch_size, seeds)
 
     def new_stream(self, config: StreamConfig, check_open: Callable[[], object]) -> Stream:
         """A stream of batches, that is not open yet. It goes on where a checkpoint's was.

@@ -18,8 +18,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from areplay._engine.local_sampler import LocalSampler
 from areplay._engine.producers import Producers
+from areplay._sampling.local_sampler import LocalSampler
 from areplay._sampling.stream_records import ProducerState
 from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring

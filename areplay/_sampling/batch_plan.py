@@ -57,20 +57,17 @@ class BatchPlan:
             without: by which rows items were delivered already, before a checkpoint; if it takes in
                 what comes.
         """
-        assert self._registry is not None
         self.log.begin(
-            self._registry, goes_on=self.takes_in, without=without if self.takes_in else None
+            self._owners_registry, goes_on=self.takes_in, without=without if self.takes_in else None
         )
 
     def keep(self) -> None:
         """Let no block be recycled from now on that is still needed."""
-        assert self._registry is not None
-        self._registry.add_pins(self.log)
+        self._owners_registry.add_pins(self.log)
 
     def close(self) -> None:
         """Keep nothing any more."""
-        assert self._registry is not None
-        self._registry.remove(self.log)
+        self._owners_registry.remove(self.log)
         self.log.close()
 
     def batch(self, number: int) -> Indices | None:
@@ -94,6 +91,11 @@ class BatchPlan:
         """Items that are there and not handed out as often as they should be, after so many
         batches; None: endless."""
         raise NotImplementedError
+
+    @property
+    def _owners_registry(self) -> WriterRegistry:
+        assert self._registry is not None, "a sampler keeps no blocks"
+        return self._registry
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_registry": None}

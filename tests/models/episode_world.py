@@ -397,6 +397,7 @@ class World:
         self.held: set[int] = set()
         # So that small blocks can be tested with long windows, which users are refused.
         replay._opened().config.__dict__["longest_window"] = 1_000_000
+        replay._opened().sampler._longest_window = 1_000_000
 
     def player(
         self, mode: str, lengths: Sequence[Sequence[tuple[int, str]]], *, owner: bool = False

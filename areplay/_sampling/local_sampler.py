@@ -7,12 +7,13 @@ selector lives.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from functools import partial
+
+import numpy as np
 
 from areplay._base.arrays import Indices
 from areplay._base.hooks import text_of
-from areplay._engine.config import ReplayConfig
-from areplay._engine.counters import Counters, Draws
 from areplay._ingest.admission import Admission
 from areplay._sampling.batch_memory import BatchArrays
 from areplay._sampling.batch_plan import LocalBatchPlan, LocalBatchPlans, PlannedSelector
@@ -32,25 +33,32 @@ from areplay.selectors import AnySelector
 class LocalSampler:
     """Draws batches for `Replay.sample`.
 
+    Args:
+        longest_window: rows that an item may span.
+        generator: draws the rows.
+        new_seeds: called for the seeds of each new plan.
+
     Attributes:
         plans: what each `Fifo` and `Epochs` goes on with.
     """
 
     def __init__(
         self,
-        config: ReplayConfig,
         ring: Ring,
         registry: WriterRegistry,
         tables: PriorityTables,
         admission: Admission,
-        counters: Counters,
+        longest_window: int,
+        generator: np.random.Generator,
+        new_seeds: Callable[[], np.random.SeedSequence],
     ) -> None:
-        self._config = config
         self._ring = ring
         self._registry = registry
         self._tables = tables
         self._admission = admission
-        self._counters = counters
+        self._longest_window = longest_window
+        self._generator = generator
+        self._new_seeds = new_seeds
         self._locks = ring.block_locks()
         self.plans = LocalBatchPlans()
 
@@ -66,15 +74,14 @@ class LocalSampler:
         Args:
             batch_size: items of the batch, from 1 to `max_batch_size`.
         """
-        config = self._config
-        item, given = checked_item(config.spec, config.longest_window, item, selector, transform)
+        spec = self._ring.spec
+        item, given = checked_item(spec, self._longest_window, item, selector, transform)
         with self._registry.use(self._ring):
             chosen = self.bind(given)
             rows = None
             if isinstance(chosen, PlannedSelector):
                 rows = self._planned_rows(chosen, item, batch_size)
-            generator = self._counters.generator
-            reader = Reader(self._ring, self._locks, item, chosen, generator, transform)
+            reader = Reader(self._ring, self._locks, item, chosen, self._generator, transform)
             arrays = BatchArrays.empty(batch_size if rows is None else len(rows), reader.fields)
             is_filled = reader.fill(arrays, rows)
         if not is_filled:
@@ -116,8 +123,8 @@ class LocalSampler:
         return plan.next_rows(item, batch_size)
 
     def _new_plan(self, selector: PlannedSelector, item: Item, batch_size: int) -> LocalBatchPlan:
-        selector.check(batch_size, item.window, self._config.capacity_rows)
-        seeds = self._counters.seeds(Draws.BATCH_PLANS, self._counters.next_number())
+        selector.check(batch_size, item.window, self._ring.capacity_rows)
+        seeds = self._new_seeds()
         plan = selector.batch_plan(self._ring, self._registry, item.window, batch_size, seeds)
         return LocalBatchPlan(repr(selector), item, plan)
 
