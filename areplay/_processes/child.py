@@ -181,23 +181,20 @@ class Child:
     def _launch_in_thread(self, process: SpawnedProcess) -> asyncio.Future[Outcome[None]]:
         self.remains.is_launching = True
         try:
-            return launch_in(self._starter, partial(self._launch_once, process))
+            return launch_in(self._starter, partial(self._launch, process))
         except RuntimeError as error:
             self.remains.is_launching = False
             raise ResourceUnavailable("starting a thread", self.name, str(error)) from error
 
-    def _launch_once(self, process: SpawnedProcess) -> None:
-        try:
-            self._launch(process)
-        finally:
-            self.remains.is_launching = False
-
     def _launch(self, process: SpawnedProcess) -> None:
         """Start the process. In the starter's thread; the loop looks at nothing of it meanwhile."""
-        launcher = process.start()
-        self.pid = launcher.pid
-        self._pidfd = launcher.sentinel
-        self.remains.pidfd = self._pidfd
+        try:
+            launcher = process.start()
+            self.pid = launcher.pid
+            self._pidfd = launcher.sentinel
+            self.remains.pidfd = self._pidfd
+        finally:
+            self.remains.is_launching = False
 
     # Waiting.
 

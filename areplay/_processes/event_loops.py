@@ -22,8 +22,12 @@ import re
 import select
 import threading
 import weakref
+from asyncio.selector_events import BaseSelectorEventLoop
 from pathlib import Path
+from selectors import EpollSelector
 from typing import Any
+
+import uvloop
 
 from areplay._base import forks
 
@@ -98,7 +102,7 @@ class _InheritedLoop:
         descriptor = _epoll_of(loop)
         if descriptor >= 0:
             replace_epoll(descriptor)
-        if hasattr(loop, "_get_backend_id"):
+        if isinstance(loop, uvloop.Loop):
             _replace_io_urings_once()
         if self._thread != threading.get_ident():
             return  # the thread that ran it is not there
@@ -226,12 +230,13 @@ def _new_io_uring(
 
 def _epoll_of(loop: asyncio.AbstractEventLoop) -> int:
     """The descriptor of the loop's epoll; -1 if it has none that is known."""
-    backend = getattr(loop, "_get_backend_id", None)  # uvloop
-    if backend is not None:
-        return int(backend())
-    # asyncio; one without a descriptor shares nothing
-    selector: Any = getattr(loop, "_selector", None)
-    return int(selector.fileno()) if hasattr(selector, "fileno") else -1
+    if isinstance(loop, uvloop.Loop):
+        return int(loop._get_backend_id())  # type: ignore[attr-defined]
+    if isinstance(loop, BaseSelectorEventLoop):
+        selector = loop._selector  # type: ignore[attr-defined]
+        # Another selector has no descriptor, and shares nothing with the parent.
+        return selector.fileno() if isinstance(selector, EpollSelector) else -1
+    return -1
 
 
 def _is_ours(task: object) -> bool:

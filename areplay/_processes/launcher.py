@@ -71,7 +71,7 @@ _FIRST_DESCRIPTOR = 3  # those below are standard input, output and error
 
 
 class _Source:
-    """Unpickles as what `source` leaves in the variable `loaded`, without an import of areplay."""
+    """Unpickles as the variable `loaded` that `source` sets, without an import of areplay."""
 
     def __init__(self, source: str) -> None:
         self._source = source
@@ -81,8 +81,7 @@ class _Source:
 
 
 class Launcher(popen_spawn_posix.Popen):
-    """Starts a spawned child like multiprocessing does, but never waits until the child reads what
-    it is given.
+    """Starts a spawned child like multiprocessing does, but never waits for it.
 
     multiprocessing writes its preparation data and the process object into a pipe, and waits for
     the child where they are more than the pipe holds. Here both lie in a memory file. The pipe
@@ -97,11 +96,10 @@ class Launcher(popen_spawn_posix.Popen):
     _fds: list[int]
 
     def duplicate_for_child(self, fd: int) -> int:
-        """The number that a descriptor will have in the child; never that of a standard stream,
-        which print writes to.
+        """The number that a descriptor will have in the child.
 
-        A learner that was started without standard output has low numbers to give, for example to
-        its memory.
+        It is never that of a standard stream, which `print` writes to. A learner that was started
+        without standard output gives low numbers to other files, for example to its memory.
         """
         if fd < _FIRST_DESCRIPTOR:
             fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST_DESCRIPTOR)
@@ -113,41 +111,20 @@ class Launcher(popen_spawn_posix.Popen):
             self._start(process, self._moved)
 
     def _start(self, process: Any, stack: contextlib.ExitStack) -> None:
-        tracker = resource_tracker.getfd()
-        assert tracker is not None
+        tracker: Any = resource_tracker.getfd()  # it runs, so there is one
         tracker = self.duplicate_for_child(tracker)
         childs_end, parents_end = os.pipe()
         stack.callback(os.close, childs_end)
-        # a fork of this process must not keep children alive
+        # A fork of this process must not keep children alive.
         self._lifeline = forks.Descriptor(parents_end)
         with contextlib.ExitStack() as if_it_fails:
             if_it_fails.callback(self._lifeline.close)
             lifeline = self.duplicate_for_child(childs_end)
             state = os.memfd_create("areplay child", os.MFD_CLOEXEC)
             stack.callback(os.close, state)
-            at = {}
-            with open(state, "wb", closefd=False) as file:
-                context.set_spawning_popen(self)
-                try:
-                    reduction.dump(spawn.get_preparation_data(process.name), file)
-                    at["process"] = file.tell()
-                    reduction.dump(process, file)
-                    at["descriptors"] = file.tell()
-                    reduction.dump(self._fds, file)
-                finally:
-                    context.set_spawning_popen(None)
-            os.lseek(state, 0, os.SEEK_SET)  # the child shares the position
+            places = self._write_state(process, state)
             state = self.duplicate_for_child(state)
-            guard = _GUARD.format(
-                first=_FIRST_DESCRIPTOR,
-                set_death_signal=_PR_SET_PDEATHSIG,
-                lifeline=lifeline,
-                parent=os.getpid(),
-            )
-            first = pickle.dumps(_Source(guard + _LOAD_PREPARATION.format(state=state)))
-            second = pickle.dumps(_Source(_LOAD_PROCESS.format(state=state, **at)))
-            assert len(first) + len(second) <= _LEAST_PIPE_BYTES
-            os.write(parents_end, first + second)
+            os.write(parents_end, _first_words(lifeline, state, places))
             executable: Any = spawn.get_executable()
             command = spawn.get_command_line(tracker_fd=tracker, pipe_handle=lifeline)
             pid = util.spawnv_passfds(executable, command, self._fds)
@@ -156,9 +133,43 @@ class Launcher(popen_spawn_posix.Popen):
             if_it_fails.pop_all()
         self.finalizer = util.Finalize(self, _close, (self._lifeline, self.sentinel))
 
+    def _write_state(self, process: Any, state: int) -> dict[str, int]:
+        """Pickle what the child needs into a memory file; the places of its later parts."""
+        places = {}
+        with open(state, "wb", closefd=False) as file:
+            context.set_spawning_popen(self)
+            try:
+                reduction.dump(spawn.get_preparation_data(process.name), file)
+                places["process"] = file.tell()
+                reduction.dump(process, file)
+                places["descriptors"] = file.tell()
+                reduction.dump(self._fds, file)
+            finally:
+                context.set_spawning_popen(None)
+        os.lseek(state, 0, os.SEEK_SET)  # the child shares the position
+        return places
+
     def cut_lifeline(self) -> None:
         """Close the pipe, upon which the kernel kills the child."""
         self._lifeline.close()
+
+
+def _first_words(lifeline: int, state: int, places: dict[str, int]) -> bytes:
+    """What the child unpickles from its pipe: the guard, and how to read the memory file.
+
+    The three numbers are those of descriptors and places in the child.
+    """
+    guard = _GUARD.format(
+        first=_FIRST_DESCRIPTOR,
+        set_death_signal=_PR_SET_PDEATHSIG,
+        lifeline=lifeline,
+        parent=os.getpid(),
+    )
+    preparation = _LOAD_PREPARATION.format(state=state)
+    process = _LOAD_PROCESS.format(state=state, **places)
+    words = pickle.dumps(_Source(guard + preparation)) + pickle.dumps(_Source(process))
+    assert len(words) <= _LEAST_PIPE_BYTES
+    return words
 
 
 def _close(lifeline: forks.Descriptor, pidfd: int) -> None:
@@ -168,10 +179,10 @@ def _close(lifeline: forks.Descriptor, pidfd: int) -> None:
 
 
 def _open_pidfd(pid: int) -> int:
-    """A pidfd of a child of ours; -1 if it is gone already and was reaped by others.
+    """Open a pidfd of a child; -1 if the child is gone and other code has reaped it.
 
     Raises:
-        OSError: there is none to be had. The child has been killed.
+        OSError: the system refused. The child has been killed.
     """
     try:
         pidfd = os.pidfd_open(pid)
@@ -184,7 +195,7 @@ def _open_pidfd(pid: int) -> int:
         raise
     try:
         os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    # none of ours: the child was reaped by others, and this one has got its number
+    # It is not our child: others have reaped that, and another process has got its number.
     except ChildProcessError:
         os.close(pidfd)
         return -1
@@ -194,12 +205,11 @@ def _open_pidfd(pid: int) -> int:
 
 
 def fill_standard_streams() -> None:
-    """Open /dev/null in the place of each standard stream that is closed, as some launchers leave
-    them.
+    """Open /dev/null in the place of each standard stream that is closed.
 
-    Memory and sockets would get their numbers otherwise, and native code that prints would write
-    into those. libuv aborts the process when it closes one of them. Python's `sys.stdout` stays
-    None.
+    Some launchers leave them closed. Memory and sockets would get their numbers otherwise, and
+    native code that prints would write into those. libuv aborts the process when it closes one of
+    them. Python's `sys.stdout` stays None.
     """
     while (null := os.open(os.devnull, os.O_RDWR)) < _FIRST_DESCRIPTOR:
         pass
@@ -207,32 +217,17 @@ def fill_standard_streams() -> None:
 
 
 def tie_to_parent() -> str:
-    """In a child: see whether it will end with its parent, and mend what is missing. What could not
-    be had, in words.
+    """In a child: make sure that it ends with its parent; say what the system refuses, in words.
 
     The user's main module may have changed its credentials while it was imported, which clears
     PR_SET_PDEATHSIG.
     """
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    lifeline, refused = parent.sentinel, ""
-    libc, found = ctypes.CDLL(None), ctypes.c_int()
-    libc.prctl(_PR_GET_PDEATHSIG, ctypes.byref(found), 0, 0, 0)
-    if (
-        found.value != signal.SIGKILL
-        and libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0
-    ):
+    parent: Any = multiprocessing.parent_process()
+    lifeline: int = parent.sentinel
+    refused = ""
+    if not _has_death_signal():
         refused = "PR_SET_PDEATHSIG is refused, by a sandbox for example; its pipe does the same"
-    try:
-        is_tied = bool(fcntl.fcntl(lifeline, fcntl.F_GETFL) & os.O_ASYNC)
-        is_tied = (
-            is_tied
-            and fcntl.fcntl(lifeline, fcntl.F_GETSIG) == signal.SIGKILL
-            and not _is_in_user_namespace()
-        )
-    except OSError:
-        is_tied = False
-    if not is_tied:
+    if not _is_killed_by(lifeline):
         threading.Thread(
             target=end_with, args=(lifeline,), name="areplay-lifeline", daemon=True
         ).start()
@@ -241,9 +236,32 @@ def tie_to_parent() -> str:
     return refused
 
 
+def _has_death_signal() -> bool:
+    """Whether the kernel kills this process after its parent; asks the kernel for that if not."""
+    libc = ctypes.CDLL(None)
+    found = ctypes.c_int()
+    libc.prctl(_PR_GET_PDEATHSIG, ctypes.byref(found), 0, 0, 0)
+    if found.value == signal.SIGKILL:
+        return True
+    refused: int = libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    return refused == 0
+
+
+def _is_killed_by(lifeline: int) -> bool:
+    """Whether the kernel kills this process when the pipe is closed, as the guard asked it to."""
+    try:
+        is_asynchronous = bool(fcntl.fcntl(lifeline, fcntl.F_GETFL) & os.O_ASYNC)
+        is_fatal = fcntl.fcntl(lifeline, fcntl.F_GETSIG) == signal.SIGKILL
+        return is_asynchronous and is_fatal and not _is_in_user_namespace()
+    except OSError:
+        return False
+
+
 def _is_in_user_namespace() -> bool:
-    """Whether root here is not the machine's root: then a process that changed its user gets no
-    signal from a pipe."""
+    """Whether root here is not the machine's root.
+
+    Then a process that changed its user gets no signal from a pipe.
+    """
     try:
         with open("/proc/self/uid_map") as file:
             return file.read().split() != ["0", "0", "4294967295"]
@@ -252,8 +270,10 @@ def _is_in_user_namespace() -> bool:
 
 
 def end_with(lifeline: int) -> None:
-    """Sleep until the parent is gone, then end. In a thread: user code may keep the event loop from
-    turning."""
+    """Sleep until the parent is gone, then end.
+
+    In a thread: user code may keep the event loop from turning.
+    """
     poll = select.poll()
     poll.register(lifeline, 0)  # its end is always reported
     poll.poll()

@@ -31,6 +31,8 @@ from areplay.errors import ResourceUnavailable
 class EventFd:
     """An eventfd that pickles into a child that is being spawned."""
 
+    descriptor = -1  # of one whose making failed
+
     def __init__(self, what: str) -> None:
         try:
             self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -73,8 +75,7 @@ class EventFd:
         self._hold()
 
     def __del__(self) -> None:
-        if getattr(self, "descriptor", -1) >= 0:
-            self.close()
+        self.close()
 
 
 class Doorbell:

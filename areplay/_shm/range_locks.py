@@ -34,6 +34,8 @@ _F_OFD_GETLK, _F_OFD_SETLK = 36, 37
 class BlockLocks:
     """The locks of all blocks, as one process or thread sees them."""
 
+    _descriptor = -1  # of locks whose making failed
+
     def __init__(self, descriptor: int, holders: Array) -> None:
         try:
             self._descriptor = os.open(f"/proc/self/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)
@@ -88,8 +90,7 @@ class BlockLocks:
         self._descriptor = forks.close(self._descriptor)
 
     def __del__(self) -> None:
-        if getattr(self, "_descriptor", -1) >= 0:
-            self.close()
+        self.close()
 
     def _try(self, mode: int, block: int) -> bool:
         try:

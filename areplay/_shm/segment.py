@@ -61,7 +61,8 @@ class Segment:
         ResourceUnavailable: memfd_create, fallocate or mmap failed. Nothing is left allocated.
     """
 
-    _is_creator = False  # who tells of its birth and its end
+    _is_creator = False  # the creator logs its birth and its end
+    _descriptor = -1  # of a segment whose making failed
 
     def __init__(self, layout: Layout, what: str) -> None:
         check_memory(what, layout.sizes())
@@ -152,7 +153,7 @@ class Segment:
         self.layout.check_header(memoryview(self._memory))
 
     def __del__(self) -> None:
-        if getattr(self, "_descriptor", -1) >= 0:
+        if self._descriptor >= 0:
             os.close(self._descriptor)  # without a word: there may be no logging any more
 
     def __repr__(self) -> str:
