@@ -354,7 +354,7 @@ async def test_out_of_descriptors_is_no_damage(
 async def test_no_thread_can_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every call that needs one says so, and has done nothing; what is open can be closed."""
     await saved(tmp_path)
-    rows = {"x": np.zeros((80, 1 << 14))}  # 10 MB, more than are copied on the loop
+    rows = {"x": np.zeros((160, 1 << 14))}  # 21 MB, more than are written on the loop
 
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -376,7 +376,7 @@ async def test_no_thread_can_be_started(tmp_path: Path, monkeypatch: pytest.Monk
                 ):
                     await call()
         assert len(replay) == 0 and not (tmp_path / "there").exists()
-        assert len(await replay.extend(rows)) == 80
+        assert len(await replay.extend(rows)) == 160
         monkeypatch.setattr(threading.Thread, "start", refuse)  # and closing goes on without one
 
 
