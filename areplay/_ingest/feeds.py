@@ -59,7 +59,9 @@ class Feed:
     @property
     def has_chunk(self) -> bool:
         """Whether to move rows now, without waiting for more."""
-        return self.inbox.used >= self.wake_rows or self.inbox.is_flush_requested
+        used = self.inbox.used
+        # A whole chunk first: it is never less than `wake_rows`, and cheaper to ask for.
+        return used >= self._chunk_rows or used >= self.wake_rows or self.inbox.is_flush_requested
 
     @property
     def begins_with_final(self) -> bool:

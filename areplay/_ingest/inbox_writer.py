@@ -30,7 +30,7 @@ _TURN_BYTES_S = 100e6
 # A call whose arrays have `_DEAR_BYTES` waits `_BLOCKED_S` for room before it copies them and
 # suspends.
 _DEAR_BYTES = 256 << 10
-_BLOCKED_S = 0.001
+_BLOCKED_S = 0.002
 
 
 class InboxWriter:
