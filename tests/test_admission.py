@@ -62,7 +62,7 @@ def admission() -> Iterator[Admission]:
 def test_without_a_limiter_everybody_may_write(admission: Admission) -> None:
     """Any number of rows, at once."""
     assert not admission.limits and admission.has_room
-    assert admission.admit(10**9).steps == admission.admit(10**9, all_or_none=True).steps == 10**9
+    assert admission.admit(10**9) == admission.admit_all(10**9) == (10**9, ())
     assert admission.admit_rows(columns("sfs" * 100), 7, 290)[0] == 283
     admission.give_back(admission.admit(9), 3)
 
@@ -118,12 +118,32 @@ def test_all_or_none_admits_all_or_none(admission: Admission) -> None:
     slow, fast = limiter(8.0, batch_size=2), limiter(100.0, batch_size=2)
     admission.add(fast)
     admission.add(slow)
-    assert admission.admit(5, all_or_none=True).steps == 5
-    assert admission.admit(4, all_or_none=True).steps == 0
+    assert admission.admit_all(5) == (5, admission.limiters)
+    assert admission.admit_all(4) is None
     assert inserted(slow) == inserted(fast) == 5
     slow.sample()
-    assert admission.admit(5, all_or_none=True).steps == 5
+    assert admission.admit_all(5) == (5, admission.limiters)
     assert inserted(slow) == inserted(fast) == 10
+
+
+def test_a_limiter_that_goes_before_it_was_asked_holds_no_step_back(admission: Admission) -> None:
+    """It goes between the first look and the lock: all steps are admitted, none is counted."""
+
+    class Late:
+        """A lock that is had only when the limiter is gone."""
+
+        def __enter__(self) -> None:
+            admission.lock = lock
+            admission.remove(one)
+
+        def __exit__(self, *what: object) -> None: ...
+
+    lock, one = admission.lock, limiter(4.0)
+    for admit in (admission.admit, admission.admit_all):
+        admission.add(one)
+        admission.lock = Late()  # type: ignore[assignment]
+        assert admit(100) == (100, ())
+        assert not admission.limits and inserted(one) == 0
 
 
 @pytest.mark.parametrize("ratio", [0.5, 1.0, 2.0])
@@ -136,13 +156,13 @@ def test_more_at_once_than_the_buffer_can_ever_hold_is_an_error(
     admission.add(limiter(1_000.0))
     admission.add(narrow)
     most = int((16 - 2) / ratio)
-    assert admission.admit(int(8 / ratio), all_or_none=True).steps == int(8 / ratio)
+    assert admission.admit_all(int(8 / ratio)) == (int(8 / ratio), admission.limiters)
     before = narrow.statistics()
-    assert admission.admit(most, all_or_none=True).steps == 0
+    assert admission.admit_all(most) is None
     name = repr(narrow).replace("(", r"\(").replace(")", r"\)")
     said = rf"{most + 1} steps at once .*{name}.*smaller parts, or raise error_buffer"
     with pytest.raises(ValueError, match=said):
-        admission.admit(most + 1, all_or_none=True)
+        admission.admit_all(most + 1)
     assert narrow.statistics() == before
     assert admission.admit(most + 1).steps == 0, "a part of them would do"
 
@@ -211,7 +231,7 @@ def test_when_lifted_nobody_is_held_back(admission: Admission) -> None:
     assert admission.admit(9).steps == 5 and not admission.is_lifted
     admission.lift()
     assert admission.is_lifted and admission.has_room
-    assert admission.admit(9).steps == admission.admit(9, all_or_none=True).steps == 9
+    assert admission.admit(9) == admission.admit_all(9) == (9, ())
     assert admission.admit_rows(columns("sfsfs"), 1, 5)[0] == 4
 
 
@@ -275,7 +295,7 @@ def test_the_reason_is_that_of_as_many_steps_as_wait(admission: Admission) -> No
     assert admission.reason() == admission.reason(4) == admission.reason(4, lacks_blocks=True) == ""
     assert "7 steps inserted" in admission.reason(5)
     keeper = Keeper()
-    admission._ring_guard.add_pins(keeper)
+    admission._registry.add_pins(keeper)
     assert admission.reason(4, lacks_blocks=False) == admission.reason(4) == ""
     assert "still needed by Fifo(); the learner" in admission.reason(4, lacks_blocks=True)
     keeper.keeps = True

@@ -12,17 +12,17 @@ Shared words of each inbox (int64, a cache line each):
                ring.
     wake_at    the tail from which the actor rings the coordinator. Written by the coordinator
                before it sleeps.
-    flush_at   the tail up to which the actor (that waits for room, or flushes) wants its rows taken
-               at once. Written by the actor.
+    flush_at   the tail up to which the rows are to be taken at once. Written by the actor when it
+               waits for room, or flushes.
     rows_sleep, room_sleep   the two doorbells: the coordinator sleeps until rows are there, the
                              actor until room is.
     stopping   1 when the actor is to end. Written by the learner's process.
     waits_since   CLOCK_MONOTONIC, in ns, since when the actor has been waiting for room, or 0.
                   Written by the actor, for statistics only.
     may_wait   rows up to which further ones may join those that wait, at most inbox_rows. Written
-               by the learner's process: less where rows are held back, so that no more of them grow
-               old here than are soon let in. A stale read costs a few rows that wait longer, or a
-               look more.
+               by the learner's process: less where rows are held back, so that only rows grow old
+               here that are soon let in. A stale read costs a few rows that wait longer, or one
+               more look.
 
 head <= tail <= head + inbox_rows at every instant. The rows from head to tail belong to the
 coordinator, the others to the actor.
@@ -48,11 +48,21 @@ from areplay._storage.row_writer import RowWriter
 from areplay.errors import WouldBlock
 from areplay.spec import Spec
 
-# tens of milliseconds at 20,000 Atari rows a second, and still small beside the ring
+# Tens of milliseconds at 20,000 Atari rows a second, and still small beside the ring.
 _TARGET_BYTES = 16 << 20
 _MAX_ROWS = 8_192
 _MIN_ROWS = 16
-_WORDS, _MAY_WAIT = 9, 8  # how many, and which of them
+# The places of the shared words.
+_TAIL = 0
+_HEAD = 1
+_WAKE_AT = 2
+_FLUSH_AT = 3
+_ROWS_SLEEP = 4
+_ROOM_SLEEP = 5
+_STOPPING = 6
+_WAITS_SINCE = 7
+_MAY_WAIT = 8
+_WORDS = 9
 
 
 def default_inbox_rows(spec: Spec) -> int:
@@ -75,14 +85,20 @@ class Inboxes:
     spawned."""
 
     def __init__(self, spec: Spec, count: int, inbox_rows: int) -> None:
-        self.spec, self.count, self.inbox_rows = spec, count, inbox_rows
-        columns = {
-            f"column:{f.name}": ((count, inbox_rows, *f.shape), f.dtype) for f in spec.rows.values()
+        self.spec = spec
+        self.count = count
+        self.inbox_rows = inbox_rows
+        arrays = {
+            "words": ((count, _WORDS, WORDS_A_LINE), np.dtype(np.int64)),
+            **{
+                f"column:{field.name}": ((count, inbox_rows, *field.shape), field.dtype)
+                for field in spec.rows.values()
+            },
+            "priorities": ((count, inbox_rows), np.dtype(np.float64)),
         }
-        columns["priorities"] = ((count, inbox_rows), np.dtype(np.float64))
-        layout = Layout("inboxes", {"words": ((count, _WORDS, WORDS_A_LINE), np.int64), **columns})
         self._segment = Segment(
-            layout, f"{count} inboxes of {inbox_rows:,} rows of {spec.row_bytes:,} bytes"
+            Layout("inboxes", arrays),
+            f"{count} inboxes of {inbox_rows:,} rows of {spec.row_bytes:,} bytes",
         )
         self._segment.arrays["words"][:, _MAY_WAIT, 0] = inbox_rows
         self._events: list[EventFd] = []  # of each inbox the coordinator's, then the actor's
@@ -102,13 +118,13 @@ class Inboxes:
         """Inbox number `index`, as this process sees it."""
         arrays = self._segment.arrays
         columns = {name: arrays[f"column:{name}"][index] for name in self.spec.rows}
-        priorities = arrays["priorities"][index]
         return Inbox(
             self.spec.rows,
             columns,
-            priorities,
+            arrays["priorities"][index],
             arrays["words"][index],
-            *self._events[2 * index : 2 * index + 2],
+            rows_event=self._events[2 * index],
+            room_event=self._events[2 * index + 1],
         )
 
     def close(self) -> None:
@@ -131,16 +147,18 @@ class Inbox:
         rows_event: EventFd,
         room_event: EventFd,
     ) -> None:
-        self._columns, self._priorities = columns, priorities
         self.inbox_rows = len(next(iter(columns.values())))
-        self._tail, self._head, self._wake_at, self._flush_at = (
-            int64_word(words, k) for k in range(4)
-        )
-        self.rows_bell = Doorbell(rows_event, int64_word(words, 4))
-        self.room_bell = Doorbell(room_event, int64_word(words, 5))
-        self._stopping, self._waits_since, self._may_wait = (
-            int64_word(words, k) for k in (6, 7, _MAY_WAIT)
-        )
+        self.rows_bell = Doorbell(rows_event, int64_word(words, _ROWS_SLEEP))
+        self.room_bell = Doorbell(room_event, int64_word(words, _ROOM_SLEEP))
+        self._columns = columns
+        self._priorities = priorities
+        self._tail = int64_word(words, _TAIL)
+        self._head = int64_word(words, _HEAD)
+        self._wake_at = int64_word(words, _WAKE_AT)
+        self._flush_at = int64_word(words, _FLUSH_AT)
+        self._stopping = int64_word(words, _STOPPING)
+        self._waits_since = int64_word(words, _WAITS_SINCE)
+        self._may_wait = int64_word(words, _MAY_WAIT)
         self._writer = RowWriter(spec, columns)
         self._waits_since[0] = 0  # a predecessor may have died while it waited
 
@@ -202,13 +220,15 @@ class Inbox:
             WouldBlock: there is not room for all of them.
             SpecMismatch: a row does not fit the spec. Either way nothing was put.
         """
-        tail, count = self._tail[0], len(rows)
+        tail = self._tail[0]
+        count = len(rows)
         if tail - self._head[0] + count > self._may_wait[0] and self.room < count:
             raise WouldBlock("the inbox is full")
         failpoint("add.before")
-        for k, row in enumerate(rows):
-            self._writer.write((tail + k) % self.inbox_rows, row)
-            self._priorities[(tail + k) % self.inbox_rows] = priority
+        for k, row in enumerate(rows, tail):
+            at = k % self.inbox_rows
+            self._writer.write(at, row)
+            self._priorities[at] = priority
         failpoint("add.written")
         self._publish(tail + count)
         failpoint("add.published")
@@ -225,7 +245,8 @@ class Inbox:
         Raises:
             WouldBlock: there is not room for all of them. Nothing was put.
         """
-        tail, count = self._tail[0], stop - start
+        tail = self._tail[0]
+        count = stop - start
         if tail - self._head[0] + count > self._may_wait[0] and self.room < count:
             raise WouldBlock("the inbox is full")
         failpoint("add.before")
@@ -257,8 +278,8 @@ class Inbox:
     def _publish(self, tail: int) -> None:
         order()  # the rows before the tail that makes them the coordinator's
         self._tail[0] = tail
-        # the tail before the look at what the coordinator waits for: it arms, and looks, the other
-        # way round
+        # The tail, before the look at what the coordinator waits for. The coordinator arms, and
+        # then looks at the tail.
         fence()
         if tail >= self._wake_at[0]:
             self.rows_bell.notify()
@@ -268,8 +289,9 @@ class Inbox:
 
     def peek(self) -> tuple[Mapping[str, Array], Array, int, int]:
         """`(columns, priorities, start, stop)`: the oldest rows, as many as lie in one piece."""
-        head, tail = self._head[0], self._tail[0]
-        order()
+        head = self._head[0]
+        tail = self._tail[0]
+        order()  # the tail, before the rows that lie before it are read
         at = head % self.inbox_rows
         return self._columns, self._priorities, at, min(at + tail - head, self.inbox_rows)
 
@@ -286,7 +308,7 @@ class Inbox:
         self._wake_at[0] = self._head[0] + rows
 
     def limit_waiting(self, rows: int) -> None:
-        """Let at most `rows` rows wait, or as many as are put at once into an empty inbox. From any
+        """Let at most `rows` rows wait. One call may put more into an empty inbox. From any
         thread."""
         before = self._may_wait[0]
         self._may_wait[0] = min(rows, self.inbox_rows)

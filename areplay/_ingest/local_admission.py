@@ -94,17 +94,15 @@ class LocalAdmission:
             self._check_fits_beside_kept(rows)
             self._lacks = Lacks(steps, True, self._writer.stream)
             return None
-        is_done = False
+        admitted = None
         try:
-            admitted = self._admission.admit(steps, all_or_none=True)
-            is_done = admitted.steps == steps
+            admitted = self._admission.admit_all(steps)
         finally:
-            if not is_done:
+            if admitted is None:
                 self._writer.unreserve()
-        if is_done:
-            return admitted
-        self._lacks = Lacks(steps, False, self._writer.stream)
-        return None
+        if admitted is None:
+            self._lacks = Lacks(steps, False, self._writer.stream)
+        return admitted
 
     async def admit(self, rows: int, steps: int, *, may_refuse: bool = True) -> Admitted:
         """Wait until `admit_nowait` succeeds. Cancelled: nothing changed.
