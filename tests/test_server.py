@@ -314,7 +314,7 @@ def test_an_answer_that_fails_is_logged_and_the_next_one_is_given(
         ):
             fetch_report(post_of(watched))
         assert fetch_report(post_of(watched))["format"] == FORMAT
-    assert caplog.messages == ["somebody asked how this replay is, and could not be told"]
+    assert caplog.messages == ["a client asked how this replay is, and could not be told"]
 
 
 def test_who_asks_and_is_not_known_is_hung_up_on(
@@ -335,7 +335,7 @@ def test_who_asks_and_is_not_known_is_hung_up_on(
             fetch_report(address)
         monkeypatch.undo()
         assert fetch_report(address)["format"] == FORMAT
-    assert set(caplog.messages) == {"somebody asked how this replay is, and could not be answered"}
+    assert set(caplog.messages) == {"a client asked how this replay is, and could not be answered"}
 
 
 @contextmanager

@@ -1,8 +1,7 @@
-"""The other side of a replay's status: which replays run on this host, and what one of them says of
-itself.
+"""The client of a replay's status: finds the replays of this host, and asks one of them.
 
-Whatever listens under a replay's name may be another program: what it says is checked before it is
-believed.
+Another program may listen under a replay's name. So what comes from there is bounded in size and
+time, and checked before it is used.
 """
 
 from __future__ import annotations
@@ -22,24 +21,17 @@ from areplay._status.server import FORMAT, MAX_ANSWER_BYTES, PIECE_BYTES, REST_M
 from areplay.errors import Closed, ResourceUnavailable, StatusUnavailable
 
 _LISTENS = 1 << 16  # __SO_ACCEPTCON, in /proc/net/unix
-
-
 _NAME = re.compile(r"areplay-(\d+)-(\d+)-(\d+)")
-
-
-_NUMBER_DIGITS, _LARGEST_NUMBER = 40, 2.0**63  # of JSON; no count or time of ours is larger
-
-
+# Of a number in JSON: no count or time of areplay's is larger.
+_NUMBER_DIGITS = 40
+_LARGEST_NUMBER = 2.0**63
 _TEXT_CHARACTERS = 500
-
-
-# The other side.
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class ReplayAddress:
-    """A replay that may be asked: of which process (as that one calls itself), and which of its
-    replays."""
+    """A replay that may be asked: its process, by that one's own pid, and which of its replays."""
 
     pid: int
     number: int
@@ -47,7 +39,7 @@ class ReplayAddress:
 
     @property
     def name(self) -> str:
-        """Of the socket."""
+        """The name of its socket."""
         return f"areplay-{self.uid}-{self.pid}-{self.number}"
 
     def __str__(self) -> str:
@@ -55,8 +47,7 @@ class ReplayAddress:
 
 
 def running_replays(root: Path = Path("/")) -> list[ReplayAddress]:
-    """The replays that run at this moment in this network namespace, of this user; of all, for
-    root.
+    """List the replays of this user that run in this network namespace; of all users, for root.
 
     Raises:
         StatusUnavailable: the kernel does not tell.
@@ -69,25 +60,29 @@ def running_replays(root: Path = Path("/")) -> list[ReplayAddress]:
             f"/proc/net/unix cannot be read ({error})",
             "`areplay top` has to run where /proc is mounted and may be read",
         ) from None
-    found = set()
-    for line in lines:
-        words = line.split()
-        if len(words) == 8 and words[7].startswith("@") and int(words[3], 16) & _LISTENS:
-            match = _NAME.fullmatch(words[7][1:])
-            if match:
-                uid, pid, number = map(int, match.groups())
-                found.add(ReplayAddress(pid, number, uid))
+    found = {address for line in lines if (address := _listed(line)) is not None}
     return sorted(address for address in found if os.geteuid() in (address.uid, 0))
 
 
+def _listed(line: str) -> ReplayAddress | None:
+    """The replay that listens on the socket of a line of /proc/net/unix."""
+    words = line.split()
+    if len(words) != 8 or not words[7].startswith("@"):
+        return None
+    match = _NAME.fullmatch(words[7][1:])
+    if match is None or not int(words[3], 16) & _LISTENS:
+        return None
+    uid, pid, number = (int(group) for group in match.groups())
+    return ReplayAddress(pid, number, uid)
+
+
 def fetch_report(address: ReplayAddress, timeout_s: float = 5.0) -> dict[str, Any]:
-    """What that replay says of itself; see docs/observing.md.
+    """Ask a replay for its description; see docs/observing.md.
 
     Raises:
-        Closed: it is gone. StatusUnavailable: it may not be asked, does not answer, or not to the
-            end, could not tell,
-        belongs to somebody else,
-            or is of a version that is not understood.
+        Closed: it is gone.
+        StatusUnavailable: it may not be asked, belongs to another user, does not answer in time or
+            to the end, could not tell, or is of a version that is not understood.
         ResourceUnavailable: this process has no descriptor left to ask with, or no memory.
     """
     what = f"replay {address}"
@@ -95,47 +90,47 @@ def fetch_report(address: ReplayAddress, timeout_s: float = 5.0) -> dict[str, An
     try:
         answer = json.loads(said, parse_int=_number, parse_float=_number, parse_constant=_number)
     except (json.JSONDecodeError, UnicodeDecodeError):
-        if _is_gone(address):
-            raise Closed(what) from None
-        reason = (
-            f"its answer broke off after {len(said):,} bytes"
-            if said
-            else "it hung up without an answer"
-        )
-        raise StatusUnavailable(
-            what, reason, "ask again; if it stays so, its log may say why"
-        ) from None
-    except (ValueError, RecursionError):  # numbers that are none, or lists in lists in lists
+        raise _broken_off(address, len(said)) from None
+    except (ValueError, RecursionError):  # what is no number, or lists in lists in lists
         raise _no_description(what) from None
-    if (
-        not isinstance(answer, dict)
-        or answer.get("format") != FORMAT
-        or type(answer.get("version")) is not int
-    ):
+    if not isinstance(answer, dict) or answer.get("format") != FORMAT:
+        raise _no_description(what)
+    if type(answer.get("version")) is not int:
         raise _no_description(what)
     if answer["version"] > VERSION:
-        versions = answer.get("versions")
-        newer = _harmless(
-            f"areplay {versions.get('areplay') if isinstance(versions, dict) else ''}".rstrip()
-        )
-        raise StatusUnavailable(
-            what, f"it is of a newer version, {newer}", f"use the `areplay top` of {newer}"
-        )
+        raise _newer(what, answer.get("versions"))
     if answer.get("closed"):
         raise Closed(what)
     if "failure" in answer:
         failure = _harmless(str(answer["failure"]))
-        raise StatusUnavailable(
-            what, f"it could not tell how it is ({failure})", "its log has the traceback"
-        )
+        reason = f"it could not tell how it is ({failure})"
+        raise StatusUnavailable(what, reason, "its log has the traceback")
     return answer
 
 
+def _broken_off(address: ReplayAddress, count_bytes: int) -> Closed | StatusUnavailable:
+    """Why an answer is no whole document."""
+    what = f"replay {address}"
+    if _is_gone(address):
+        return Closed(what)
+    reason = "it hung up without an answer"
+    if count_bytes:
+        reason = f"its answer broke off after {count_bytes:,} bytes"
+    return StatusUnavailable(what, reason, "ask again; if it stays so, its log may say why")
+
+
+def _newer(what: str, versions: object) -> StatusUnavailable:
+    version = versions.get("areplay") if isinstance(versions, dict) else ""
+    newer = _harmless(f"areplay {version}".rstrip())
+    reason = f"it is of a newer version, {newer}"
+    return StatusUnavailable(what, reason, f"use the `areplay top` of {newer}")
+
+
 def _number(text: str) -> float:
-    """A number of JSON, if it is finite and no larger than any count or time of ours.
+    """Read a number of JSON.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is not finite, or larger than any count or time of areplay's.
     """
     if len(text) <= _NUMBER_DIGITS:
         number = int(text) if text.lstrip("-").isdigit() else float(text)
@@ -152,13 +147,12 @@ def _no_description(what: str) -> StatusUnavailable:
 
 
 def _harmless(text: str) -> str:
-    """The beginning of a text of another process, without what could move a cursor or change a
-    colour."""
+    """The beginning of a text, without what could move a cursor or change a colour."""
     return "".join(char if char.isprintable() else "?" for char in text[:_TEXT_CHARACTERS])
 
 
 def _said(address: ReplayAddress, timeout_s: float) -> bytes:
-    """All that it says until it hangs up."""
+    """All bytes that it writes until it hangs up."""
     what = f"replay {address}"
     deadline = time.monotonic() + timeout_s
     pieces: list[bytes] = []
@@ -178,7 +172,8 @@ def _said(address: ReplayAddress, timeout_s: float) -> bytes:
                 left -= len(piece)
                 if left < 0:
                     raise _no_description(what)
-                if time.monotonic() > deadline:  # also of one that says a byte now and then
+                # The time is for the whole answer, also if bytes come now and then.
+                if time.monotonic() > deadline:
                     raise TimeoutError
                 connection.settimeout(max(1e-3, deadline - time.monotonic()))
     except TimeoutError:
@@ -193,20 +188,16 @@ def _said(address: ReplayAddress, timeout_s: float) -> bytes:
 
 
 def _silent(what: str, timeout_s: float, listener: int) -> StatusUnavailable:
-    """Why nothing was heard in time."""
-    reason = f"no answer within {timeout_s:g} s"
+    """Why no answer came in time."""
+    reason = f"no answer within {timeout_s:g} s, its process is stopped"
     if is_stopped(listener):
-        return StatusUnavailable(
-            what, f"{reason}, its process is stopped", f"`kill -CONT {listener}` lets it go on"
-        )
-    return StatusUnavailable(
-        what, f"{reason}, its process is stopped or very busy", "look at it with ps, or ask again"
-    )
+        return StatusUnavailable(what, reason, f"`kill -CONT {listener}` lets it go on")
+    return StatusUnavailable(what, f"{reason} or very busy", "look at it with ps, or ask again")
 
 
 def _refused(what: str, error: OSError) -> StatusUnavailable | ResourceUnavailable:
-    """Why it could not even be asked."""
-    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+    """Why it could not be asked."""
+    if error.errno in _NO_ROOM:
         return ResourceUnavailable("socket", f"asking {what}", str(error))
     if error.errno in (errno.EPERM, errno.EACCES):
         remedy = (
@@ -220,14 +211,14 @@ def _refused(what: str, error: OSError) -> StatusUnavailable | ResourceUnavailab
 
 
 def _is_gone(address: ReplayAddress) -> bool:
-    """Whether nobody listens under its name any more."""
+    """Whether no process listens under its name any more."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.setblocking(False)
         return connection.connect_ex("\0" + address.name) == errno.ECONNREFUSED
 
 
 def _connect(connection: socket.socket, address: ReplayAddress, deadline: float) -> None:
-    """Connect, once there is room among those who wait to be accepted."""
+    """Connect as soon as there is room among the clients that wait to be accepted."""
     while True:
         try:
             return connection.connect("\0" + address.name)

@@ -1,18 +1,17 @@
-"""Watching: a running replay answers whoever of the same user asks how it is. Read-only, and for
-local eyes only.
+"""The status server: a running replay tells programs of the same user how it is.
 
 A `StatusServer` listens on a socket of AF_UNIX with an abstract name,
 "areplay-<uid>-<pid>-<number>": no file, gone with its process, listed in /proc/net/unix. To connect
-is to ask: the answer, one JSON document, is written and the connection closed. Whatever a client
-sends is not read. The kernel says who it is (SO_PEERCRED): anybody but the same user or root is
-turned away. See docs/decisions/007.
+is to ask: the server writes one JSON document and closes the connection. It reads nothing that a
+client sends, and a client can change nothing. The kernel says who the client is (SO_PEERCRED): any
+user but the same one and root is turned away. See docs/decisions/007.
 
-It has a thread of its own, which sleeps until somebody asks, so that a learner that blocks its
-event loop is answered for all the same, and so that nobody pays for it while nobody asks. The
-thread never waits for a client: one that does not read its answer within `CLIENT_S` is dropped, and
-there are at most `MAX_CLIENTS` at a time.
+The server has one thread, which sleeps until a client asks. So a learner that blocks its event loop
+is answered for all the same, and without clients the server costs nothing. The thread never waits
+for a client: one that does not read its answer within `CLIENT_S` is dropped, and there are at most
+`MAX_CLIENTS` at a time.
 
-`posts` and `ask` are the other side.
+`areplay._status.client` is the other side.
 """
 
 from __future__ import annotations
@@ -36,46 +35,32 @@ from areplay.errors import Closed
 
 logger = logging.getLogger(__name__)
 
-
-FORMAT, VERSION = "areplay replay", 1
-
-
+FORMAT = "areplay replay"
+VERSION = 1
 CLIENT_S = 2.0
 """How long a client may take to read its answer."""
-
-
 MAX_CLIENTS = 8
-"""At a time; others wait to be accepted, CLIENT_S at most."""
-
-
+"""Clients at a time. Others wait to be accepted, for `CLIENT_S` at most."""
 MAX_ANSWER_BYTES = 8 << 20
 """More is no answer: a description has some 500 bytes an actor, and parsed JSON takes up to twenty
 times its text."""
-
-
-# of replays of one process, and of other processes that are called the same in their container
-_NUMBERS = 1_000
-
-
-_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
-
-
 PIECE_BYTES = 1 << 16
-
-
 REST_MS = 20
-
-
+# Replays of one process, and of processes of other containers with the same pid.
+_NUMBERS = 1_000
+_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 _BACKLOG = 64
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
 
 class StatusServer:
-    """Answers, from its making until `close`. Never raises: where no socket can be had, a warning
-    says so.
+    """Answers clients, from its making until `close`.
+
+    Never raises: if the system refuses a socket or a thread, a warning says so.
 
     Args:
-        answer: what there is to say, called in the post's thread; raises `Closed` if it is too late
-            for that. Who asked is told so, and also that it failed, if it raises anything else.
+        answer: makes the document, in the server's thread. If it raises, the client is told that
+            the replay is closed (`Closed`), or that the answer failed (anything else).
     """
 
     def __init__(self, answer: Callable[[], dict[str, Any]]) -> None:
@@ -104,47 +89,51 @@ class StatusServer:
         return "" if self._listener is None else bytes(self._listener.getsockname()[1:]).decode()
 
     def close(self) -> None:
-        """Answer nobody any more; those who are being answered are cut off. Takes no time. May be
-        called twice."""
-        listener, self._listener = self._listener, None
+        """Stop answering, and cut off the clients that are being answered.
+
+        Does not wait for clients. May be called twice.
+        """
+        listener = self._listener
+        self._listener = None
         if listener is None:
             return
         self._is_closing = True
         with contextlib.suppress(OSError):
-            # which wakes the thread, also if a child has inherited the descriptor
+            # This wakes the thread, also if a child has inherited the descriptor.
             listener.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         listener.close()
 
     def after_fork(self) -> None:
-        """Close the forked child's copies: it would seem to listen under this name, and clients
-        would see no end."""
+        """Close the forked child's copies.
+
+        The child would seem to listen under this name, and clients would see no end.
+        """
         for client in self._clients.values():
             client.connection.close()
         if self._listener is not None:
             self._listener.close()
-        self._listener, self._clients = None, {}
+        self._listener = None
+        self._clients = {}
 
-    # What follows runs in the post's thread.
+    # What follows runs in the server's thread.
 
     def _run(self, listener: socket.socket) -> None:
         clients = self._clients
         poll = select.poll()
         while not self._is_closing:
-            # Nobody is accepted while there is no room; the listener stays registered, since it
+            # While there is no room, no client is accepted. The listener stays registered, since it
             # tells of the end.
             poll.register(listener, select.POLLIN if len(clients) < MAX_CLIENTS else 0)
-            ready = poll.poll(_milliseconds_left(clients))
-            for descriptor, _ in ready:
-                if descriptor in clients and clients[descriptor].write():
+            ready = {descriptor for descriptor, _ in poll.poll(_milliseconds_left(clients))}
+            for descriptor in ready & clients.keys():
+                if clients[descriptor].write():
                     clients[descriptor].deadline = 0.0
             now = time.monotonic()
             for descriptor in [key for key, client in clients.items() if client.deadline <= now]:
                 poll.unregister(descriptor)
                 clients.pop(descriptor).connection.close()
-            if self._is_closing or not any(
-                descriptor == listener.fileno() for descriptor, _ in ready
-            ):
+            if self._is_closing or listener.fileno() not in ready:
                 continue
             client = self._accept(listener)
             if client is not None:
@@ -154,13 +143,15 @@ class StatusServer:
             client.connection.close()
 
     def _accept(self, listener: socket.socket) -> _Client | None:
-        """The next one who asks, with the answer for it; None if nobody is there after all, or it
-        gets none."""
+        """Accept the next client, with the answer for it; None if there is no such client.
+
+        A client of another user, or that is gone already, gets no answer.
+        """
         try:
             connection, _ = listener.accept()
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
-                _rest(listener)  # whoever it was still waits to be accepted
+            if error.errno in _NO_ROOM:
+                _rest(listener)  # the client still waits to be accepted
             return None
         try:
             connection.setblocking(False)
@@ -168,28 +159,26 @@ class StatusServer:
             if uid not in (os.geteuid(), 0):
                 logger.debug("user %d asked how this replay is, and was turned away", uid)
                 connection.close()
-                _rest(listener)  # so that nobody can take our time by asking again and again
+                _rest(listener)  # so that asking again and again does not take our time
                 return None
             return _Client(connection, self._document(), time.monotonic() + CLIENT_S)
         except Exception:
-            logger.exception("somebody asked how this replay is, and could not be answered")
+            logger.exception("a client asked how this replay is, and could not be answered")
             connection.close()
         return None
 
     def _document(self) -> bytes:
-        """The answer; or that there is none, and why."""
+        """The answer as JSON; or why there is no answer."""
         try:
             document = json.dumps(self._answer()).encode()
             if len(document) <= MAX_ANSWER_BYTES:
                 return document
-            excuse: dict[str, Any] = {
-                "failure": f"its description has {len(document):,} bytes, {MAX_ANSWER_BYTES:,} may "
-                "be sent"
-            }
+            size = f"{len(document):,} bytes, {MAX_ANSWER_BYTES:,} may be sent"
+            excuse: dict[str, Any] = {"failure": f"its description has {size}"}
         except Closed:
             excuse = {"closed": True}
         except Exception as error:
-            logger.exception("somebody asked how this replay is, and could not be told")
+            logger.exception("a client asked how this replay is, and could not be told")
             excuse = {"failure": f"{type(error).__name__}: {error}"}
         return json.dumps({"format": FORMAT, "version": VERSION, **excuse}).encode()
 
@@ -199,28 +188,27 @@ class StatusServer:
 
 @dataclass
 class _Client:
-    """Somebody who is being answered."""
+    """A client that is being answered."""
 
     connection: socket.socket
     rest: bytes
     deadline: float  # monotonic seconds
 
     def write(self) -> bool:
-        """Write what goes; whether it is done with."""
+        """Write what the socket takes; whether the client is done with."""
         try:
-            # Without a SIGPIPE, which would end us if the user's program lets it.
-            self.rest = self.rest[
-                self.connection.send(self.rest[:PIECE_BYTES], socket.MSG_NOSIGNAL) :
-            ]
+            # Without a SIGPIPE, which would end the process if the user's program lets it.
+            written = self.connection.send(self.rest[:PIECE_BYTES], socket.MSG_NOSIGNAL)
         except BlockingIOError:
             return False
         except OSError:
             return True  # it is gone
+        self.rest = self.rest[written:]
         return not self.rest
 
 
 def _rest(listener: socket.socket) -> None:
-    """Do nothing for a moment; over at once if the listener is shut down."""
+    """Do nothing for a moment, or until the listener is shut down."""
     poll = select.poll()
     poll.register(listener, 0)
     poll.poll(REST_MS)
@@ -234,7 +222,7 @@ def _milliseconds_left(clients: dict[int, _Client]) -> int | None:
 
 
 def listening_socket() -> socket.socket:
-    """A socket under the first name that is free."""
+    """Listen under the first name that is free."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         for number in range(_NUMBERS):
@@ -254,7 +242,7 @@ def listening_socket() -> socket.socket:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Who is at the other end of a socket, as the kernel says."""
+    """The process at the other end of a socket, as the kernel says."""
 
     pid: int
     uid: int
