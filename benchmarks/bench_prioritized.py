@@ -18,7 +18,8 @@ from areplay._base.arrays import Indices
 from areplay._sampling import binding
 from areplay._sampling.bound_selector import weigh
 from areplay._sampling.prioritized_selector import PrioritizedSelector
-from areplay._storage.priorities import Masses, Priorities
+from areplay._storage.mass_tree import Masses
+from areplay._storage.priorities import Priorities
 from areplay._storage.ring import Ring
 from benchmarks.flows import wait_rows
 from benchmarks.harness.figures import Figure, Target, medians, ratios

@@ -10,7 +10,8 @@ import pytest
 from scipy import stats
 
 from areplay._ingest.episodes import Episodes
-from areplay._storage.priorities import Priorities, PriorityTables
+from areplay._storage.priorities import Priorities
+from areplay._storage.priority_tables import PriorityTables
 from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.stream_writer import StreamWriter

@@ -44,7 +44,8 @@ from areplay._sampling.local_sampler import LocalSampler
 from areplay._sampling.stream import Stream
 from areplay._sampling.stream_records import StreamConfig, StreamHost, StreamState
 from areplay._status.server import StatusServer
-from areplay._storage.priorities import Priorities, PriorityTables
+from areplay._storage.priorities import Priorities
+from areplay._storage.priority_tables import PriorityTables
 from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay.errors import ActorFailed, SpecMismatch

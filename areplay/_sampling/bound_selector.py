@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from areplay._base.arrays import Indices
 from areplay._base.hooks import text_of
-from areplay._storage.priorities import Masses
+from areplay._storage.mass_tree import Masses
 from areplay._storage.ring import Ring
 from areplay.selectors.selector import Selector, WeightedSelector
 from areplay.selectors.uniform import Uniform

@@ -21,7 +21,7 @@ from areplay._sampling.binding import bind
 from areplay._sampling.bound_selector import BoundSelector
 from areplay._sampling.reader import Reader
 from areplay._sampling.requests import checked_item
-from areplay._storage.priorities import PriorityTables
+from areplay._storage.priority_tables import PriorityTables
 from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay.errors import Stalled

@@ -15,7 +15,8 @@ from areplay._base.arrays import Indices
 from areplay._base.hooks import text_of
 from areplay._base.validation import fraction
 from areplay._sampling.bound_selector import MOST_AT_ONCE, BoundSelector
-from areplay._storage.priorities import Masses, Priorities
+from areplay._storage.mass_tree import Masses
+from areplay._storage.priorities import Priorities
 from areplay._storage.ring import Ring
 from areplay.selectors.prioritized import Prioritized
 from areplay.selectors.uniform import Uniform

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from areplay._base.arrays import Indices
-from areplay._storage.priorities import Masses
+from areplay._storage.mass_tree import Masses
 from areplay._storage.ring import Ring
 
 
