@@ -89,10 +89,6 @@ LEARNT = {
 """The last numbers of what is printed, where they are known; nearly."""
 
 HIDDEN = {
-    "Rows": {"assemble", "fields", "window"},
-    "Transitions": {"assemble", "fields"},
-    "Sequences": {"assemble", "fields"},
-    "Transform": {"split"},
     "Windows": {"blocks", "changed", "joined", "part", "places", "unchanged"},
     "Field": {"convert"},
     "Spec": {"check_names", "convert_columns", "described", "description", "differences"},

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import inspect
+import pickle
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,3 +158,34 @@ def test_what_was_copied_is_nobody_elses(ring: Ring) -> None:
     Rows().assemble(windows(ring, [30]), out)
     out["obs"][:] = 0
     assert (ring.columns["obs"][30 % 16] == 30).all()
+
+
+def doubled(batch: Any, out: Any, rng: Any) -> None:
+    """A transform."""
+
+
+def test_items_and_transforms_are_values() -> None:
+    """They cannot be changed; what was made of equal options is equal, in other processes, too."""
+    for make in (
+        Rows,
+        lambda: areplay.Transitions(3, frame_stack={"obs": 4}, pad="zero"),
+        lambda: areplay.Sequences(8, burn_in=2, first_step_only=["b", "a"]),
+        lambda: areplay.Transform(doubled, obs=((), "float32")),
+    ):
+        one: Any = make()
+        assert one == make() == pickle.loads(pickle.dumps(one))
+        assert hash(one) == hash(make())
+        for field in dataclasses.fields(one):
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(one, field.name, 1)
+    assert areplay.Transitions(3) != areplay.Transitions(4)
+    assert areplay.Sequences(8) != areplay.Sequences(8, pad="zero")
+
+
+def test_an_item_keeps_its_stacks_when_the_users_dict_changes() -> None:
+    """It has a copy."""
+    depths = {"obs": 4}
+    item = areplay.Transitions(frame_stack=depths)
+    depths["obs"] = 8
+    assert item == areplay.Transitions(frame_stack={"obs": 4})
+    assert item.window.back == 3

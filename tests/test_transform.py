@@ -11,6 +11,7 @@ import pytest
 
 import areplay
 from areplay.items.item import BatchFields
+from areplay.items.transform import split_fields
 
 SPEC = areplay.Spec.steps(obs=((3,), "uint8"), action=((), "int64"))
 
@@ -123,10 +124,10 @@ def test_memory_that_no_field_of_the_batch_needs_is_not_in_the_slots() -> None:
     """Replacing both views of the shared frames leaves the frames to the sampler's own memory."""
     item = BatchFields(areplay.Transitions(frame_stack=4).fields(SPEC))
     both = areplay.Transform(halved, obs=((4, 3), "float32"), next_obs=((4, 3), "float32"))
-    after, scratch = both.split(item)
+    after, scratch = split_fields(both, item)
     assert list(scratch) == ["frames:obs"] and "frames:obs" not in after.stored
     assert after.names == item.names
-    one, scratch = areplay.Transform(halved, obs=((4, 3), "float32")).split(item)
+    one, scratch = split_fields(areplay.Transform(halved, obs=((4, 3), "float32")), item)
     assert scratch == {} and "frames:obs" in one.stored and list(one.views) == ["next_obs"]
     assert repr(both) == "Transform(halved, obs, next_obs)"
 

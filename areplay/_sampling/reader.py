@@ -28,7 +28,7 @@ from areplay._storage.ring import Ring
 from areplay._storage.window_search import WindowFinder
 from areplay._storage.windows import Windows
 from areplay.items.item import BatchFields, Item
-from areplay.items.transform import Transform
+from areplay.items.transform import Transform, split_fields
 
 ROUNDS_WITHOUT_LOCK = 8
 
@@ -100,7 +100,7 @@ class Reader:
         # What the item writes and the batch does not have, but the transform reads.
         self._scratch: dict[str, Array] = {}
         if transform is not None:
-            self.fields, self._scratch_fields = transform.split(self._item_fields)
+            self.fields, self._scratch_fields = split_fields(transform, self._item_fields)
         self._most_at_once = most_at_once
         self._gives_up = limits.gives_up
         self._stock: _Stock | None = None

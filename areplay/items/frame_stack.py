@@ -4,43 +4,38 @@ they are sampled."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from areplay._base.arrays import Array
 from areplay._base.episode_links import Numbers
-from areplay._base.validation import whole_number
+from areplay._base.validation import set_checked, whole_number
 from areplay.spec import Spec
 
 PADS = ("first", "zero")
 
 
+@dataclass(frozen=True)
 class Stacks:
     """Which observations are stacked, how deep, and what stands for the frames before an episode's
     first.
 
     Args:
-        frame_stack: frames of each observation field, or of those that are named; `None`: no
-            stacks.
+        frame_stack: frames of each observation field, or of those that are named; None: no stacks.
         pad: "first": the first frame is repeated; "zero": zeros.
 
     Raises:
         ValueError, TypeError: not such options.
     """
 
-    def __init__(self, frame_stack: int | Mapping[str, int] | None, pad: str) -> None:
-        if pad not in PADS:
-            raise ValueError(f"pad must be one of {', '.join(PADS)}, got {pad!r}")
-        self.pad = pad
-        self._all = 0
-        self._each: dict[str, int] = {}
-        if isinstance(frame_stack, Mapping):
-            self._each = {
-                name: whole_number(f"frame_stack[{name!r}]", k) for name, k in frame_stack.items()
-            }
-        elif frame_stack is not None:
-            self._all = whole_number("frame_stack", frame_stack)
-        self.frame_stack = frame_stack
+    frame_stack: int | Mapping[str, int] | None
+    pad: str
+
+    def __post_init__(self) -> None:
+        if self.pad not in PADS:
+            raise ValueError(f"pad must be one of {', '.join(PADS)}, got {self.pad!r}")
+        set_checked(self, frame_stack=_checked(self.frame_stack))
 
     @property
     def pad_text(self) -> str:
@@ -50,11 +45,15 @@ class Stacks:
     @property
     def back(self) -> int:
         """How many frames before an observation are needed."""
-        return max(self._all, *self._each.values(), 1) - 1
+        if isinstance(self.frame_stack, Mapping):
+            return max(self.frame_stack.values(), default=1) - 1
+        return (self.frame_stack or 1) - 1
 
     def depth(self, name: str) -> int:
         """Frames of that observation field; 0: it is not stacked."""
-        return self._all or self._each.get(name, 0)
+        if isinstance(self.frame_stack, Mapping):
+            return self.frame_stack.get(name, 0)
+        return self.frame_stack or 0
 
     def check(self, spec: Spec) -> None:
         """Refuse a stack of what is no observation.
@@ -62,7 +61,9 @@ class Stacks:
         Raises:
             ValueError: names it.
         """
-        for name in self._each:
+        if not isinstance(self.frame_stack, Mapping):
+            return
+        for name in self.frame_stack:
             if name not in spec.observations:
                 known = ", ".join(spec.observations)
                 raise ValueError(
@@ -93,3 +94,12 @@ class Stacks:
                 missing = np.arange(frames.shape[1]) < frames.shape[1] - 1 - behind[short, None]
                 rows, columns = np.nonzero(missing)
                 frames[short[rows], columns] = 0
+
+
+def _checked(frame_stack: int | Mapping[str, int] | None) -> int | dict[str, int] | None:
+    if isinstance(frame_stack, Mapping):
+        return {
+            name: whole_number(f"frame_stack[{name!r}]", depth)
+            for name, depth in frame_stack.items()
+        }
+    return None if frame_stack is None else whole_number("frame_stack", frame_stack)

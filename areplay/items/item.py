@@ -18,8 +18,8 @@ five rewards::
 
         def assemble(self, windows, out):
             windows.take("obs", out=out["obs"])
-            rewards = windows.take("reward", slice(0, 5))  # (B, 5); behind an episode's end the
-                                                           last row is repeated
+            # (B, 5); behind an episode's end the last row is repeated
+            rewards = windows.take("reward", slice(0, 5))
             is_step = np.arange(5) < windows.steps[:, None]
             out["returns"][:] = (rewards * is_step) @ 0.99 ** np.arange(5)
 """
@@ -72,8 +72,10 @@ field."""
 class Item(Protocol):
     """A kind of item."""
 
-    window: Window
-    """Which rows it needs."""
+    @property
+    def window(self) -> Window:
+        """The rows that an item needs around the one that it is drawn by."""
+        ...
 
     def fields(self, spec: Spec) -> Fields:
         """Name, shape (without the batch axis) and dtype of each field of a batch of such items.

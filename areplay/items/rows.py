@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 from areplay._base.arrays import Array
 from areplay._storage.windows import Window, Windows
@@ -10,10 +12,11 @@ from areplay.items.item import Fields
 from areplay.spec import Spec
 
 
+@dataclass(frozen=True)
 class Rows:
     """Each item is one row as it was handed in; of a spec of steps, one step."""
 
-    window = Window()
+    window: ClassVar[Window] = Window()
 
     def fields(self, spec: Spec) -> Fields:
         """The fields of the spec."""
@@ -25,6 +28,3 @@ class Rows:
         # as `Windows.take`, which is a third of the time of a batch of small rows
         for name, array in out.items():
             windows.columns[name].take(at, axis=0, out=array, mode="clip")
-
-    def __repr__(self) -> str:
-        return "Rows()"

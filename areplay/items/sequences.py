@@ -4,11 +4,12 @@ once."""
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from areplay._base.arrays import Array
-from areplay._base.validation import flag, whole_number
+from areplay._base.validation import flag, set_checked, whole_number
 from areplay._storage.windows import Window, Windows
 from areplay.items.frame_stack import Stacks
 from areplay.items.item import Fields, FieldView
@@ -17,6 +18,7 @@ from areplay.spec import Spec
 MAX_STEPS = 100_000
 
 
+@dataclass(frozen=True, repr=False)
 class Sequences:
     """Each item is a sequence of T = `sequence_length` steps: fields `(batch, T, ...)`, and which
     of the steps count.
@@ -50,36 +52,37 @@ class Sequences:
         ValueError, TypeError: an option is not such a number.
     """
 
-    def __init__(
-        self,
-        sequence_length: int,
-        burn_in: int = 0,
-        period: int = 1,
-        frame_stack: int | Mapping[str, int] | None = None,
-        across_episodes: bool = False,
-        pad: str = "first",
-        first_step_only: Collection[str] = (),
-    ) -> None:
-        self.sequence_length = whole_number("sequence_length", sequence_length, at_most=MAX_STEPS)
-        self.burn_in = whole_number(
-            "burn_in", burn_in, at_least=0, at_most=self.sequence_length - 1
+    sequence_length: int
+    burn_in: int = 0
+    period: int = 1
+    frame_stack: int | Mapping[str, int] | None = field(default=None, hash=False)
+    across_episodes: bool = False
+    pad: str = "first"
+    first_step_only: Collection[str] = ()
+    window: Window = field(init=False, compare=False)
+    _stacks: Stacks = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        length = whole_number("sequence_length", self.sequence_length, at_most=MAX_STEPS)
+        stacks = Stacks(self.frame_stack, self.pad)
+        set_checked(
+            self,
+            sequence_length=length,
+            burn_in=whole_number("burn_in", self.burn_in, at_least=0, at_most=length - 1),
+            period=whole_number("period", self.period),
+            frame_stack=stacks.frame_stack,
+            across_episodes=flag("across_episodes", self.across_episodes),
+            first_step_only=_checked_names(self.first_step_only),
+            _stacks=stacks,
         )
-        self.period = whole_number("period", period)
-        self.across_episodes = flag("across_episodes", across_episodes)
-        self._stacks = Stacks(frame_stack, pad)
-        if isinstance(first_step_only, str) or not isinstance(first_step_only, Collection):
-            raise ValueError(
-                "first_step_only must be names of extras, such as ('state',), got "
-                f"{first_step_only!r}"
-            )
-        self._first_step_only = frozenset(first_step_only)
-        self.window = Window(
-            back=self._stacks.back,
-            forward=self.sequence_length - 1,
+        window = Window(
+            back=stacks.back,
+            forward=length - 1,
             period=self.period,
             min_steps=self.burn_in + 1,
             across_episodes=self.across_episodes,
         )
+        set_checked(self, window=window)
 
     def fields(self, spec: Spec) -> Fields:
         """See `Item.fields`."""
@@ -88,7 +91,7 @@ class Sequences:
                 f"{self!r} needs a spec of steps, made with Spec.steps or Spec.from_env; use Rows()"
             )
         self._stacks.check(spec)
-        for name in self._first_step_only:
+        for name in self.first_step_only:
             if name not in spec.extras:
                 raise ValueError(
                     f"first_step_only: {name!r} is no extra of the spec, which has "
@@ -96,17 +99,17 @@ class Sequences:
                 )
         length = self.sequence_length
         fields: dict[str, object] = {}
-        for name, field in spec.items():
+        for name, each in spec.items():
             depth = self._stacks.depth(name) if name in spec.observations else 0
             if depth and not self.across_episodes:
-                fields[f"frames:{name}"] = ((length + depth - 1, *field.shape), field.dtype)
+                fields[f"frames:{name}"] = ((length + depth - 1, *each.shape), each.dtype)
                 fields[name] = FieldView(f"frames:{name}", 0, length + depth - 1, stack=depth)
             elif depth:
-                fields[name] = ((length, depth, *field.shape), field.dtype)
+                fields[name] = ((length, depth, *each.shape), each.dtype)
             else:
                 fields[name] = (
-                    field.shape if name in self._first_step_only else (length, *field.shape),
-                    field.dtype,
+                    each.shape if name in self.first_step_only else (length, *each.shape),
+                    each.dtype,
                 )
         for name in ("mask", "is_first"):
             if name in fields:
@@ -127,7 +130,7 @@ class Sequences:
         for name in windows.spec:
             if name in windows.spec.observations:
                 self._assemble_observations(windows, name, out, numbers, times > steps)
-            elif name in self._first_step_only:
+            elif name in self.first_step_only:
                 windows.take(name, out=out[name])
             else:
                 windows.take(name, slice(0, self.sequence_length), out=out[name])
@@ -165,11 +168,22 @@ class Sequences:
 
     def __repr__(self) -> str:
         options = [f"{self.sequence_length}"]
-        for name in ("burn_in", "period", "across_episodes"):
-            if getattr(self, name) != (1 if name == "period" else 0):
-                options.append(f"{name}={getattr(self, name)}")
+        if self.burn_in:
+            options.append(f"burn_in={self.burn_in}")
+        if self.period != 1:
+            options.append(f"period={self.period}")
+        if self.across_episodes:
+            options.append("across_episodes=True")
         if self._stacks.frame_stack:
             options.append(f"frame_stack={self._stacks.frame_stack!r}{self._stacks.pad_text}")
-        if self._first_step_only:
-            options.append(f"first_step_only={sorted(self._first_step_only)}")
+        if self.first_step_only:
+            options.append(f"first_step_only={sorted(self.first_step_only)}")
         return f"Sequences({', '.join(options)})"
+
+
+def _checked_names(names: Collection[str]) -> frozenset[str]:
+    if isinstance(names, str) or not isinstance(names, Collection):
+        raise ValueError(
+            f"first_step_only must be names of extras, such as ('state',), got {names!r}"
+        )
+    return frozenset(names)

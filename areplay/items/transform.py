@@ -4,18 +4,23 @@ learner's time."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 
 from areplay._base.arrays import Array
 from areplay._base.field import Field, as_field
+from areplay._base.hooks import text_of
+from areplay._base.validation import set_checked
 from areplay.items.item import BatchFields, Item
 from areplay.spec import Spec
 
 Function = Callable[[Mapping[str, Array], Mapping[str, Array], np.random.Generator], object]
 
 
+@dataclass(frozen=True, init=False, repr=False)
 class Transform:
     """A function and the fields that it writes:
     `Transform(normalise, obs=((4, 84, 84), "float32"))`.
@@ -33,6 +38,9 @@ class Transform:
         ValueError, TypeError: no function, or no such fields.
     """
 
+    function: Function
+    fields: Mapping[str, Field] = field(hash=False)
+
     def __init__(self, function: Function, /, **fields: tuple[tuple[int, ...], Any]) -> None:
         if not callable(function):
             raise TypeError(f"Transform needs a function(batch, out, rng), got {function!r}")
@@ -40,34 +48,35 @@ class Transform:
             raise ValueError(
                 "Transform needs the fields that it writes, such as obs=((4, 84, 84), 'float32')"
             )
-        self.function = function
-        self.fields = {name: as_field(name, given) for name, given in fields.items()}
-
-    def split(self, item: BatchFields) -> tuple[BatchFields, dict[str, Field]]:
-        """The fields of a batch after this, and those of the item's own memory that are only needed
-        before it."""
-        kept = [name for name in item.names if name not in self.fields]
-        views = {name: item.views[name] for name in kept if name in item.views}
-        sources = {view.source for view in views.values()}
-        stored = {
-            name: field for name, field in item.stored.items() if name in sources or name in kept
-        }
-        if clash := stored.keys() & self.fields.keys():
-            raise ValueError(
-                f"Transform cannot write {clash.pop()!r}, of which other fields are views"
-            )
-        after: dict[str, Any] = dict.fromkeys(item.names)  # in the item's order
-        after |= {name: views.get(name, stored.get(name)) for name in kept} | self.fields
-        after |= {name: field for name, field in stored.items() if name in sources}
-        return BatchFields(after), {
-            name: field for name, field in item.stored.items() if name not in stored
-        }
+        checked = {name: as_field(name, given) for name, given in fields.items()}
+        set_checked(self, function=function, fields=checked)
 
     def __repr__(self) -> str:
-        return (
-            f"Transform({getattr(self.function, '__name__', self.function)!s}, "
-            f"{', '.join(self.fields)})"
-        )
+        function = self.function
+        name = function.__name__ if isinstance(function, FunctionType) else text_of(function)
+        return f"Transform({name}, {', '.join(self.fields)})"
+
+
+def split_fields(transform: Transform, item: BatchFields) -> tuple[BatchFields, dict[str, Field]]:
+    """Fields of a batch after the transform, and fields of the item's own memory that are only
+    needed before it.
+
+    Raises:
+        ValueError: the transform would write a field of which others are views.
+    """
+    kept = [name for name in item.names if name not in transform.fields]
+    views = {name: item.views[name] for name in kept if name in item.views}
+    sources = {view.source for view in views.values()}
+    stored = {name: each for name, each in item.stored.items() if name in sources or name in kept}
+    if clash := stored.keys() & transform.fields.keys():
+        raise ValueError(f"Transform cannot write {clash.pop()!r}, of which other fields are views")
+    after: dict[str, Any] = dict.fromkeys(item.names)  # in the item's order
+    after |= {name: views.get(name, stored.get(name)) for name in kept}
+    after |= transform.fields
+    after |= {name: each for name, each in stored.items() if name in sources}
+    return BatchFields(after), {
+        name: each for name, each in item.stored.items() if name not in stored
+    }
 
 
 def batch_fields(item: Item, spec: Spec, transform: Transform | None) -> BatchFields:
@@ -78,4 +87,4 @@ def batch_fields(item: Item, spec: Spec, transform: Transform | None) -> BatchFi
             it.
     """
     fields = BatchFields(item.fields(spec))
-    return fields if transform is None else transform.split(fields)[0]
+    return fields if transform is None else split_fields(transform, fields)[0]

@@ -4,11 +4,13 @@ stored once."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from areplay._base.arrays import Array
-from areplay._base.validation import fraction, whole_number
+from areplay._base.validation import fraction, set_checked, whole_number
 from areplay._storage.windows import Window, Windows
 from areplay.items.frame_stack import Stacks
 from areplay.items.item import Fields, FieldView
@@ -17,6 +19,7 @@ from areplay.spec import Spec
 MAX_STEPS = 10_000
 
 
+@dataclass(frozen=True, repr=False)
 class Transitions:
     """Each item is a transition over n steps of one episode, or fewer where it ends.
 
@@ -47,18 +50,27 @@ class Transitions:
         ValueError, TypeError: an option is not such a number.
     """
 
-    def __init__(
-        self,
-        n_step: int = 1,
-        gamma: float = 0.99,
-        frame_stack: int | Mapping[str, int] | None = None,
-        pad: str = "first",
-    ) -> None:
-        self.n_step = whole_number("n_step", n_step, at_most=MAX_STEPS)
-        self.gamma = fraction("gamma", gamma)
-        self._stacks = Stacks(frame_stack, pad)
-        self.window = Window(back=self._stacks.back, forward=self.n_step)
-        self._discounts = self.gamma ** np.arange(self.n_step + 1)
+    n_step: int = 1
+    gamma: float = 0.99
+    frame_stack: int | Mapping[str, int] | None = field(default=None, hash=False)
+    pad: str = "first"
+    window: Window = field(init=False, compare=False)
+    _stacks: Stacks = field(init=False, compare=False)
+    _discounts: NDArray[np.float64] = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        n_step = whole_number("n_step", self.n_step, at_most=MAX_STEPS)
+        gamma = fraction("gamma", self.gamma)
+        stacks = Stacks(self.frame_stack, self.pad)
+        set_checked(
+            self,
+            n_step=n_step,
+            gamma=gamma,
+            frame_stack=stacks.frame_stack,
+            window=Window(back=stacks.back, forward=n_step),
+            _stacks=stacks,
+            _discounts=gamma ** np.arange(n_step + 1),
+        )
 
     def fields(self, spec: Spec) -> Fields:
         """See `Item.fields`."""
