@@ -199,6 +199,16 @@ async def test_a_ring_that_has_no_rows_for_a_moment_is_no_accident() -> None:
     await scene.close()
 
 
+async def test_a_search_that_found_nothing_is_told_with_the_rows_that_it_saw(scene: Scene) -> None:
+    """Those inserted when it began: of later rows nothing is known."""
+    scene.ring.ends[:] = -1  # no block has rows
+    scene.slots.board.open_gate()
+    scene.start()
+    scene.slots.board.note_fruitless(0, 20)  # sampler 0
+    await until(lambda: scene.slots.board.found_no_items_since(20))
+    assert scene.slots.count(READY) == 0
+
+
 async def test_a_sampler_that_always_has_work_lets_its_loop_turn(scene: Scene) -> None:
     """Otherwise neither a signal nor a request would reach it."""
     scene.slots.board.open_gate()

@@ -3,9 +3,9 @@
 Rule: a state in which neither side may go on cannot be configured.
 
 Both sides read the same few numbers and wait on doorbells, see `areplay._ingest.admission` and
-`areplay.batches`. Writers change the count of inserts under the admission's lock; the learner's
-loop alone changes the count of samples. Each side may see the other's count a moment late, and then
-waits a moment longer than necessary, never shorter.
+`areplay._sampling.pacing`. Writers change the count of inserts under the admission's lock; the
+learner's loop alone changes the count of samples. Each side may see the other's count a moment
+late, and then waits a moment longer than necessary, never shorter.
 """
 
 from __future__ import annotations

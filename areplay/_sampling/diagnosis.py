@@ -1,6 +1,6 @@
 """Diagnosis: why the learner finds no batch, and whether one can still come.
 
-`reason` says whom the learner waits for and why, for warnings, statistics and timeouts. `diagnose`
+`reason` says what the learner waits for and why, for warnings, statistics and timeouts. `diagnose`
 decides whether the wait can end at all; its caller raises what it returns.
 """
 
@@ -114,7 +114,7 @@ class Diagnosis:
         return "" if producers.is_exhausted else None
 
     def reason(self, lent_to_loop: int) -> str:
-        """Say whom the learner waits for, and why.
+        """Say what the learner waits for, and why.
 
         Args:
             lent_to_loop: slots that the loop over the stream holds. The learner took the others

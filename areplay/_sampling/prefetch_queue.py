@@ -1,8 +1,8 @@
 """The prefetch queue: ready batches for the learner, kept near capacity by sampler processes.
 
 Complete from the moment at which it is made: slots, supervisor of the samplers, gate, pacing, and
-the learner's own sampler where it may have one. All decisions are synchronous; who has to wait for
-a batch, waits in `areplay._sampling.stream`.
+the learner's own sampler where it may have one. All decisions are synchronous; the learner
+waits in `areplay._sampling.stream`.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class PrefetchQueue:
     Args:
         resumed: the state that the stream continues.
         holdings: of the stream, which take the steps that let everything go if it is dropped.
-        own: takes the steps that give back slots and locks when the stream is closed.
+        own: takes a step that gives something back when the stream is closed or dropped.
 
     Attributes:
         current: the batch that the loop over the stream holds.
@@ -103,14 +103,12 @@ class PrefetchQueue:
 
         self.slots = slots = self._made_slots()
         own(slots.close)
-        holdings.push(slots.close)
         self._lent = [
             Lent(slots.batch(slot), partial(slots.give_back, slot)) for slot in range(slots.places)
         ]
         self._inline = self._made_inline_sampler()
         if self._inline is not None:
             own(self._inline.close)
-            holdings.push(self._inline.close)
         self.ready = Waiter(slots.board.learner_bell)
         holdings.push(partial(unpin, slots.batch(0)), host.admission.changed)
         holdings.watched(self.ready)
@@ -241,7 +239,7 @@ class PrefetchQueue:
             raise starvation.error from starvation.cause
 
     def reason(self) -> str:
-        """Say whom the learner waits for, and why."""
+        """Say what the learner waits for, and why."""
         return self.diagnosis.reason(self._lent_to_loop)
 
     @property

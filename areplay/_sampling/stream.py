@@ -11,6 +11,7 @@ import asyncio
 import copy
 import dataclasses
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 
 from areplay._base import forks
@@ -74,11 +75,14 @@ class Stream:
         registry = self._host.registry
         ring = self._host.ring
         await poll(lambda is_late: registry.hold(ring, at_once=is_late))
-        let_blocks_go = Once(registry.let_go)
         holdings = self._life.holdings
-        self._owned.callback(let_blocks_go)
-        holdings.push(let_blocks_go)
-        own = self._owned.callback
+
+        def own(step: Callable[[], None]) -> None:
+            """Take `step` when the stream is closed, and also if it is dropped."""
+            self._owned.callback(step)
+            holdings.push(step)
+
+        own(Once(registry.let_go))
         queue = PrefetchQueue(self._host, self.config, self._resumed, holdings, own)
         self._queue = queue
         await queue.pacing.begin(holdings)
