@@ -297,7 +297,8 @@ class Replay:
                 None: never.
             restart_after_s: after how long a quiet actor is restarted: SIGTERM, and SIGKILL after 1
                 s or `grace_s` if that is shorter. It counts as a restart. None: never.
-            start_timeout_s: until a process is ready, its imports included.
+            start_timeout_s: until a process is ready, its imports included. Pickling its arguments
+                before that may take as long again.
             grace_s: how long an actor that is asked to end may take, before SIGTERM, and then again
                 before SIGKILL. Also how long its interpreter may take to end, before SIGKILL: from
                 when the function has raised, or from when the group closes, if it has returned.

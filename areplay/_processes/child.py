@@ -15,8 +15,8 @@ of its own. So a thread does it, while the learner is at a training step, and no
 between two of them (docs/decisions/008). The death signal follows the thread that started the
 child, so that thread must live until its last child is reaped.
 
-How a child is started is in `areplay._processes.spawned` and `launcher`, what it runs in
-`child_main`.
+How a child is started is in `areplay._processes.starting`, `spawned` and `launcher`, what it runs
+in `child_main`.
 """
 
 from __future__ import annotations
@@ -29,17 +29,16 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
-from functools import partial
 from typing import Any
 
 from areplay._base import forks
 from areplay._processes.channel import FAILED, FINISHED, NOTICE, READY, RETURNED
 from areplay._processes.child_main import Body, main
-from areplay._processes.completion import Outcome, run_to_completion
+from areplay._processes.completion import run_to_completion
 from areplay._processes.exits import Exit, guess, reaped
 from areplay._processes.remains import Remains
 from areplay._processes.spawned import SpawnedProcess
-from areplay._processes.starting import check_launched, launch_in
+from areplay._processes.starting import Launch
 from areplay.errors import ResourceUnavailable
 
 logger = logging.getLogger(__name__)
@@ -96,6 +95,7 @@ class Child:
         self._socket: socket.socket | None = None
         self._childs_end: socket.socket | None = None  # until the process has it
         self._process: SpawnedProcess | None = None
+        self._launch: Launch | None = None
         self._origin = forks.current
         self._loop: asyncio.AbstractEventLoop | None = None
         # Descriptors that the loop watches, by number: the reaper may have closed them.
@@ -122,7 +122,9 @@ class Child:
     async def start(self, timeout_s: float) -> bool:
         """Start the process; True once it has said READY.
 
-        False if it ended before that, or was killed since it said nothing for `timeout_s`.
+        False if it ended before that, was called off, or was killed since it said nothing for
+        `timeout_s`. Before that, pickling its arguments may take as long.
+
         Cancelled: the process goes on starting; `kill` it.
 
         Raises:
@@ -130,7 +132,11 @@ class Child:
             Exception: what pickling the arguments raised. Nothing is left.
         """
         forks.check(self._origin, self.name)
-        await self._start_process()
+        if not await self._start_process(timeout_s):
+            said = f"its arguments were not pickled within start_timeout_s = {timeout_s:g} s"
+            self.exit = Exit(0, 1, False, said)
+            self._changed.set()
+            return False
         self._watch()
         logger.info("%s started, pid %d", self.name, self.pid)
         try:
@@ -143,14 +149,20 @@ class Child:
             await self.wait_exit()
         return self.is_ready  # even if it has ended meanwhile: it has begun
 
-    async def _start_process(self) -> None:
+    def call_off(self) -> None:
+        """Do without the process, if it is not started yet. `start` returns soon."""
+        if self._launch is not None:
+            self._launch.call_off()
+
+    async def _start_process(self, timeout_s: float) -> bool:
+        """Start the process; `False` if that took longer, or was called off, and is undone."""
+        launch: Launch | None = None
         try:
-            process, childs_end = self._prepare()
-            with childs_end:
-                launched = self._launch_in_thread(process)
-                check_launched(await run_to_completion(launched))
+            launch = self._begin_launch()
+            await run_to_completion(launch.wait(timeout_s))
         except asyncio.CancelledError:
-            if self._origin is forks.current:
+            if self._origin is forks.current and launch is not None and not launch.is_undone:
+                self._take(launch)
                 self._watch()
             raise
         except GeneratorExit:  # this task is destroyed with its loop; see `Remains`
@@ -164,6 +176,22 @@ class Child:
             if isinstance(error, OSError):
                 raise ResourceUnavailable("starting a process", self.name, str(error)) from error
             raise
+        self._take(launch)
+        return not launch.is_undone
+
+    def _begin_launch(self) -> Launch:
+        process, childs_end = self._prepare()
+        try:
+            launch = Launch(process, childs_end, self.remains, self._starter)
+        except RuntimeError as error:
+            raise ResourceUnavailable("starting a thread", self.name, str(error)) from error
+        self._launch = launch
+        return launch
+
+    def _take(self, launch: Launch) -> None:
+        if launch.launcher is not None:
+            self.pid = launch.launcher.pid
+            self._pidfd = launch.launcher.sentinel
 
     def _prepare(self) -> tuple[SpawnedProcess, socket.socket]:
         """Make the process before its start, and the child's end of its channel."""
@@ -177,24 +205,6 @@ class Child:
         self.remains.socket = parents_end
         self.remains.process = process
         return process, childs_end
-
-    def _launch_in_thread(self, process: SpawnedProcess) -> asyncio.Future[Outcome[None]]:
-        self.remains.is_launching = True
-        try:
-            return launch_in(self._starter, partial(self._launch, process))
-        except RuntimeError as error:
-            self.remains.is_launching = False
-            raise ResourceUnavailable("starting a thread", self.name, str(error)) from error
-
-    def _launch(self, process: SpawnedProcess) -> None:
-        """Start the process. In the starter's thread; the loop looks at nothing of it meanwhile."""
-        try:
-            launcher = process.start()
-            self.pid = launcher.pid
-            self._pidfd = launcher.sentinel
-            self.remains.pidfd = self._pidfd
-        finally:
-            self.remains.is_launching = False
 
     # Waiting.
 

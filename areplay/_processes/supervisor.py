@@ -77,9 +77,11 @@ class Supervisor:
         self._keeper = asyncio.create_task(self._keep(started), name=f"areplay {self.kind}s")
         drop_quietly(self._keeper)  # with its loop: then the reaper sees to the children
         # Not `self`: a stopped loop of libuv's would keep it by this callback for ever.
-        starter = self._starter
-        # By then all children are reaped, and the thread has no work.
-        self._keeper.add_done_callback(lambda keeper: starter.shutdown())
+        starter, remains = self._starter, self._remains
+        # All children are reaped. So the starter has nothing to do, unless arguments block it.
+        self._keeper.add_done_callback(
+            lambda keeper: starter.shutdown(wait=not any(each.is_launching for each in remains))
+        )
         try:
             await asyncio.gather(*started)
         except GeneratorExit:  # this task is destroyed with its loop, and cannot wait
@@ -120,10 +122,12 @@ class Supervisor:
             for number in (signal.SIGTERM, signal.SIGKILL):
                 if await self._all_ended():
                     break
+                self._call_off_starts()
                 for child in self._running():
                     self._insist(child, number)
             await self._keeper
         finally:
+            self._call_off_starts()
             for child in self._running():
                 child.kill()
 
@@ -195,6 +199,11 @@ class Supervisor:
             return True
         done, _ = await asyncio.wait({self._keeper}, timeout=self.options.grace_s)
         return bool(done)
+
+    def _call_off_starts(self) -> None:
+        for member in self.workers:
+            if member.child is not None:
+                member.child.call_off()
 
     def _running(self) -> list[Child]:
         children = [worker.child for worker in self.workers if worker.child is not None]

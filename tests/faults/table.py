@@ -333,6 +333,8 @@ ROWS = {
             "tests/test_doctor.py::test_a_death_is_seen_where_sigchld_is_ignored",
             "tests/processes/test_starter.py::test_a_start_that_is_stuck_before_the_arguments_are_read_ends_in_time",
             "tests/processes/test_starter.py::test_a_start_that_is_stuck_can_be_cancelled",
+            "tests/processes/test_starter.py::test_arguments_that_block_while_they_are_pickled_end_a_start_in_time",
+            "tests/processes/test_starter.py::test_a_start_that_is_stuck_in_pickling_can_be_cancelled",
             "tests/processes/test_starter.py::test_arguments_of_any_size_reach_each_successor",
             "tests/processes/test_starter.py::test_arguments_that_do_not_pickle_leave_nothing",
             "tests/processes/test_signals.py::test_ctrl_c_ends_a_start_that_is_stuck",

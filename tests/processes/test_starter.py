@@ -17,13 +17,16 @@ import pytest
 
 import areplay
 from areplay._processes.child import Child
+from areplay._processes.launcher import Launcher
 from areplay._processes.spawned import SpawnedProcess
 from areplay._processes.starting import starter
+from areplay._processes.supervision import SupervisorConfig, SupervisorOptions
+from areplay._processes.supervisor import Supervisor
 from areplay._sampling.sampler import run_sampler
 
 from . import workers
 from .oracle import OWNER, SPEC, rows
-from .watching import children, threads, until
+from .watching import WATCHDOG_S, children, threads, until, until_now
 
 pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
 
@@ -49,13 +52,13 @@ class Gate:
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     """One that is open at last."""
-    gate, launch = Gate(), Child._launch
+    gate, start = Gate(), SpawnedProcess.start
 
-    def launch_later(child: Child, process: SpawnedProcess) -> None:
+    def start_later(process: SpawnedProcess) -> Launcher:
         gate.pass_through()
-        launch(child, process)
+        return start(process)
 
-    monkeypatch.setattr(Child, "_launch", launch_later)
+    monkeypatch.setattr(SpawnedProcess, "start", start_later)
     yield gate
     gate.open()
 
@@ -204,6 +207,100 @@ async def test_arguments_of_any_size_reach_each_successor(tmp_path: Path) -> Non
         await actors.wait()
         sizes = [report.values["size"] for report in actors.reports()]
         assert sizes == [20_000_000 + len(str(tmp_path))] * 2
+
+
+class SlowToPickle:
+    """Takes until it is told to be pickled."""
+
+    begun = threading.Event()
+    may_end = threading.Event()
+    was_waited_for = threading.Event()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self.begun.set()
+        if not self.may_end.wait(WATCHDOG_S):
+            self.was_waited_for.set()
+        return SlowToPickle, ()
+
+
+@pytest.fixture
+def slow_to_pickle() -> Iterator[SlowToPickle]:
+    """One whose pickling ends with the test at the latest, and the thread that does it, too."""
+    SlowToPickle.begun.clear()
+    SlowToPickle.may_end.clear()
+    SlowToPickle.was_waited_for.clear()
+    yield SlowToPickle()
+    assert not SlowToPickle.was_waited_for.is_set(), "the loop stood still, or a task waited"
+    SlowToPickle.may_end.set()
+    until_now(lambda: not any(name.startswith("areplay-actor-starter") for name in threads()))
+
+
+async def test_arguments_that_block_while_they_are_pickled_end_a_start_in_time(
+    slow_to_pickle: SlowToPickle,
+) -> None:
+    """`start_timeout_s` counts for each of several actors, though one thread starts them all. What
+    that thread starts when it can go on does not live."""
+    before = children()
+    async with areplay.Replay(SPEC, 1_000) as replay:
+        actors = replay.actors(
+            workers.tell_size, 2, args=(slow_to_pickle,), start_timeout_s=0.3, grace_s=0.1
+        )
+        with pytest.raises(
+            areplay.ActorFailed, match=r"not pickled within start_timeout_s = 0\.3 s"
+        ):
+            await actors.__aenter__()
+        assert children() == before
+        SlowToPickle.may_end.set()
+        await until(lambda: not any("actor-starter" in name for name in threads()))
+        assert children() == before
+        async with replay.actors(workers.hand_in, 1, args=(6,)) as others:
+            await others.wait()
+
+
+async def test_a_start_that_is_stuck_in_pickling_can_be_cancelled(
+    slow_to_pickle: SlowToPickle,
+) -> None:
+    """It ends after `grace_s`, however long `start_timeout_s` is."""
+    async with areplay.Replay(SPEC, 1_000) as replay:
+        actors = replay.actors(
+            workers.tell_size, 2, args=(slow_to_pickle,), start_timeout_s=1_000.0, grace_s=0.1
+        )
+        opening = asyncio.create_task(actors.__aenter__())
+        await until(SlowToPickle.begun.is_set)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        assert not children()
+
+
+async def test_a_start_that_is_stuck_in_pickling_ends_at_once_when_stopping_is_cancelled(
+    slow_to_pickle: SlowToPickle,
+) -> None:
+    """As by a second Ctrl-C."""
+
+    async def nothing(index: int) -> None: ...
+
+    supervisor = Supervisor(
+        SupervisorConfig(
+            kind="actor",
+            count=1,
+            body=run_sampler,
+            arguments=lambda index, run: (slow_to_pickle,),
+            options=SupervisorOptions(max_restarts=0, start_timeout_s=1_000.0, grace_s=1_000.0),
+            failure=areplay.ActorFailed,
+            ask=lambda index: None,
+            after_exit=nothing,
+            on_change=lambda: None,
+        )
+    )
+    starting = asyncio.create_task(supervisor.start())
+    await until(SlowToPickle.begun.is_set)
+    stopping = asyncio.create_task(supervisor.stop())
+    await asyncio.sleep(0)
+    stopping.cancel()
+    async with asyncio.timeout(WATCHDOG_S):
+        await starting
+    assert not children()
 
 
 async def test_arguments_that_do_not_pickle_leave_nothing() -> None:
