@@ -6,7 +6,7 @@ the parent's, or answer for the parent. So the child gets an empty epoll and a n
 same places. No descriptor wakes the copy from then on: asyncio does not let a child go on with it
 anyway, but ends the tasks that are left where `asyncio.run` is left.
 
-Rule: tasks of areplay's own are named `TASK_PREFIX...`. They see to children, rows and files of the
+Rule: areplay's tasks are named `TASK_PREFIX...`. They see to children, rows and files of the
 parent's, and are cancelled in the child before they run again.
 """
 
@@ -72,7 +72,7 @@ class _Parameters(ctypes.Structure):
 
 
 def leave_to_parent(loop: asyncio.AbstractEventLoop) -> None:
-    """Have children that this process forks leave that loop, and tasks of areplay's, alone.
+    """Have children that this process forks leave that loop, and areplay's tasks, alone.
 
     Call it in the thread that runs the loop. May be called again.
     """
@@ -91,7 +91,8 @@ class _InheritedLoop:
     """What a forked child does with its copy of a loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop, self._thread = weakref.ref(loop), threading.get_ident()
+        self._loop = weakref.ref(loop)
+        self._thread = threading.get_ident()
         forks.register(self)
 
     def after_fork(self) -> None:
@@ -131,8 +132,7 @@ def replace_epoll(descriptor: int) -> None:
 
 
 def replace_io_urings() -> None:
-    """Put a new io_uring in the place of each one that this process has inherited mapped, with
-    libuv's use in mind.
+    """Put a new io_uring in the place of each one that this process has inherited mapped.
 
     libuv submits one batch at a time and waits for it, so the new one may begin empty. Rings of
     kernels that do not tell which mapping belongs to which descriptor stay as they are.
@@ -175,11 +175,13 @@ def _is_io_uring(descriptor: int) -> bool:
 
 
 def _replace_io_uring(descriptor: int, mapped: list[tuple[int, int, int]]) -> None:
-    """Put a new ring of the same size in its place: descriptor, mappings, and libuv's table of
-    slots."""
+    """Put a new ring of the same size in its place.
+
+    The new ring takes over the descriptor, the mappings, and libuv's table of slots.
+    """
     about = Path(f"/proc/self/fdinfo/{descriptor}").read_text()
     masks = _MASKS.search(about)
-    # or the kernel has a thread for it, as libuv wants it for files if it is told so
+    # Otherwise the kernel has a thread for the ring, which libuv asks for with files.
     if masks is None:
         return
     sq_entries, cq_entries = (int(mask, 16) + 1 for mask in masks.groups())
@@ -201,18 +203,19 @@ def _replace_io_uring(descriptor: int, mapped: list[tuple[int, int, int]]) -> No
 def _new_io_uring(
     sq_entries: int, cq_entries: int, rings: tuple[int, int], sqes: tuple[int, int]
 ) -> int:
-    """A new ring with its memory at the places `(start, size)` of an inherited one; -1 if the
-    kernel refuses."""
-    access, anonymous = (
-        mmap.PROT_READ | mmap.PROT_WRITE,
-        mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED,
-    )
+    """Make a ring with its memory at the places `(start, size)` of an inherited one.
+
+    Returns its descriptor, -1 if the kernel refuses.
+    """
+    access = mmap.PROT_READ | mmap.PROT_WRITE
+    anonymous = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED
     for start, size in (rings, sqes):
         if _libc.mmap(start, size, access, anonymous, -1, 0) != start:
             raise OSError(ctypes.get_errno(), "mmap")
     # the kernel maps no ring at an address that it is given
     parameters = _Parameters(flags=_NO_MMAP)
-    parameters.sqes_address, parameters.rings_address = sqes[0], rings[0]
+    parameters.sqes_address = sqes[0]
+    parameters.rings_address = rings[0]
     ring: int = _libc.syscall(_SYS_IO_URING_SETUP, sq_entries, ctypes.byref(parameters))
     if ring < 0:  # an older one does, but has no IORING_SETUP_NO_MMAP
         parameters = _Parameters()
@@ -260,8 +263,7 @@ def cancel_if_open(task: asyncio.Task[None]) -> None:
 
 
 def _silence(loop: asyncio.AbstractEventLoop) -> None:
-    """Drop what asyncio complains of in tasks of areplay's: they were made to end in the middle of
-    their work."""
+    """Drop asyncio's complaints about areplay's tasks, which end in the middle of their work."""
     handler = loop.get_exception_handler()
 
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -27,7 +27,8 @@ from typing import Any
 
 from areplay._base import forks
 
-_PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG = 1, 2
+_PR_SET_PDEATHSIG = 1
+_PR_GET_PDEATHSIG = 2
 
 # What a child runs first, before it imports the user's main module; areplay cannot be imported yet.
 # Ctrl-C is for the parent to answer. Standard streams that are closed are occupied, as by

@@ -43,7 +43,7 @@ def _ignore(index: int, report: Any) -> None:
 
 @dataclass(frozen=True)
 class SupervisorConfig:
-    """What a supervisor runs, and whom it tells.
+    """What a supervisor runs, and what it calls.
 
     Attributes:
         kind: what its children are called, such as "actor".

@@ -1,7 +1,7 @@
 """Waiters: how a coroutine of areplay sleeps until a doorbell rings.
 
-A `Waiter` sleeps until a condition holds. No wait is silent: a long one says in warnings who waits
-for whom and why. No wait is without an end: it has a timeout, or its condition raises, for example
+A `Waiter` sleeps until a condition holds. A long wait is not silent: warnings say which process
+waits for which, and why. Every wait ends: it has a timeout, or its condition raises, for example
 `Closed` or `Stalled`, once the other side is gone.
 """
 
@@ -50,8 +50,8 @@ class Waiter:
 
         Args:
             is_ready: the condition. It may raise, and the wait raises that.
-            reason: says who waits for whom and why, for warnings and the error. It says "" if
-                another wait says the same. None: a rest between two tasks, never complained of.
+            reason: says which process waits for which and why, for warnings and the error. It says
+                "" if another wait says the same. None: a rest between two tasks, without warnings.
             timeout_s: how long to wait; None: without a limit.
             error: makes the error from the reason and `timeout_s`.
 

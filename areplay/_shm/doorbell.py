@@ -1,7 +1,7 @@
 """Doorbells: how one process wakes another, without a system call while the other is awake.
 
 A doorbell is an eventfd and one shared word. The word is n > 0 while the sleeper is asleep for the
-n-th time, and 0 or -n while it is awake. Only the sleeper writes it; whoever rings reads it. A
+n-th time, and 0 or -n while it is awake. Only the sleeper writes it; the ringer reads it. A
 ringer that died leaves nothing behind; a sleeper that died leaves the word above 0, which costs
 each ringer one needless write to the eventfd.
 
@@ -45,7 +45,7 @@ class EventFd:
         forks.register(self)
 
     def notify(self) -> None:
-        """Make the descriptor readable. Does nothing once it is closed: there is nobody to wake."""
+        """Make the descriptor readable. Does nothing once it is closed: then no process sleeps."""
         if self.descriptor < 0:
             return
         with contextlib.suppress(BlockingIOError):  # the counter is full: it is readable already
@@ -58,7 +58,8 @@ class EventFd:
 
     def close(self) -> None:
         """Give back the descriptor. May be called twice."""
-        descriptor, self.descriptor = self.descriptor, -1
+        descriptor = self.descriptor
+        self.descriptor = -1
         if descriptor >= 0:
             os.close(descriptor)
 
@@ -88,10 +89,9 @@ class Doorbell:
         self._rung = 0
 
     def arm(self) -> None:
-        """Waiter: say that you are about to sleep. Look once more at your condition before you
-        do."""
+        """Waiter: say that you are about to sleep. Look once more at your condition before that."""
         # Never a number that was used before, also not by a predecessor that died: a ringer rings
-        # once a number.
+        # once for each number.
         self._word[0] = abs(self._word[0]) + 1
         fence()
 

@@ -5,15 +5,15 @@ Byte i of the memory file stands for block i, locked by open-file-description ra
 giving back costs 1.3 us.
 
 Rules: each process, and each thread that writes, makes its own `BlockLocks`, which opens a
-description of its own; an inherited or passed descriptor shares its description and excludes
-nobody. Nothing here waits: a lock is had at once or not at all. Few are held at a time, since the
-kernel walks a list of them.
+description of its own; an inherited or passed descriptor shares its description and excludes no
+other holder. Nothing here waits: a lock is had at once or not at all. Few are held at a time, since
+the kernel walks a list of them.
 
 A copy of the descriptor would keep locks alive after their holder died. So a forked child closes
 its copy, and `close` unlocks first, for the sake of copies made by other means.
 
-`holders[block]` names the process that took the block's lock last, for messages only: written by
-whoever takes the lock, never cleared, so a dead owner leaves its old number there and nothing else.
+`holders[block]` names the process that took the block's lock last, for messages only. The process
+that takes the lock writes it and never clears it: a dead owner leaves its old number there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from areplay._base.arrays import Array
 from areplay.errors import ResourceUnavailable
 
 _FLOCK = struct.Struct("@hhqqi4x")  # l_type, l_whence, (padding), l_start, l_len, l_pid
-_F_OFD_GETLK, _F_OFD_SETLK = 36, 37
+_F_OFD_GETLK = 36
+_F_OFD_SETLK = 37
 
 
 class BlockLocks:
@@ -42,12 +43,12 @@ class BlockLocks:
         except OSError as error:
             raise ResourceUnavailable("open", "the block locks", str(error)) from error
         self._holders = holders
-        self._pid, self._origin = os.getpid(), forks.current
+        self._pid = os.getpid()
+        self._origin = forks.current
         forks.register(self)
 
     def try_exclusive(self, block: int) -> bool:
-        """Take the block for writing: `False` if anybody else has it. Not re-entrant in effect:
-        never take it twice."""
+        """Take the block for writing: False if another holder has it. Never take it twice."""
         return self._try(fcntl.F_WRLCK, block)
 
     def try_shared(self, block: int) -> bool:
@@ -55,8 +56,10 @@ class BlockLocks:
         return self._try(fcntl.F_RDLCK, block)
 
     def has_writer(self, block: int) -> bool:
-        """Whether anybody else has the block for writing at this moment. Looks only, so that nobody
-        has to pass by."""
+        """Whether another holder has the block for writing at this moment.
+
+        Looks only, so that no writer has to pass by.
+        """
         asked = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, block, 1, 0)
         found = fcntl.fcntl(self._descriptor, _F_OFD_GETLK, asked)
         return bool(_FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
@@ -70,18 +73,17 @@ class BlockLocks:
         )
 
     def holder(self, block: int) -> int:
-        """Process id of the last one to take this block's lock, 0 if nobody ever did."""
+        """Process id of the last holder of this block's lock, 0 before the first."""
         return int(self._holders[block])
 
     def close(self) -> None:
         """Give back everything held, and the descriptor. May be called twice."""
-        descriptor, self._descriptor = self._descriptor, -1
+        descriptor = self._descriptor
+        self._descriptor = -1
         if descriptor >= 0:
+            all_blocks = _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0)
             try:
-                # all bytes
-                fcntl.fcntl(
-                    descriptor, _F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0)
-                )
+                fcntl.fcntl(descriptor, _F_OFD_SETLK, all_blocks)
             finally:
                 os.close(descriptor)
 

@@ -77,7 +77,7 @@ def processor_quota(root: Path = Path("/")) -> float | None:
     quotas = []
     for group in groups(root, "cpu"):
         words = " ".join(_lines(group / "cpu.max")).split()
-        # a quota of -1 is none
+        # A quota of -1 means that there is no limit.
         v1 = [_number(group / name) for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")]
         quota, period = map(int, words) if words and words[0] != "max" else v1
         if quota is not None and period:

@@ -1,5 +1,4 @@
-"""Segments: shared memory that several processes map, and that is gone when the last of them is
-gone.
+"""Segments: shared memory that several processes map, and that ends with the last of them.
 
 A segment is an anonymous memory file (memfd): it has no name that could leak, it does not count
 against a container's small /dev/shm, and the kernel frees it with its last user, however that one
@@ -34,10 +33,11 @@ from areplay.errors import Closed, ResourceUnavailable
 logger = logging.getLogger(__name__)
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-# what is allocated or touched at once: between two steps others may run, and see progress
+# What is allocated or touched at once: between two steps other threads run, and see progress.
 _STEP_BYTES = 64 << 20
 _MADV_POPULATE_WRITE = 23  # Linux 5.14
-_MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000
+_MAP_FIXED = 0x10
+_MAP_NORESERVE = 0x4000
 _libc_mmap = ctypes.CDLL(None).mmap
 _libc_mmap.argtypes = [
     ctypes.c_void_p,
@@ -66,7 +66,8 @@ class Segment:
 
     def __init__(self, layout: Layout, what: str) -> None:
         check_memory(what, layout.sizes())
-        self.layout, self.what = layout, what
+        self.layout = layout
+        self.what = what
         self._descriptor = _create(layout.size_bytes, what)
         try:
             self._map()
@@ -101,7 +102,7 @@ class Segment:
             length = min(_STEP_BYTES, size - start)
             try:
                 self._memory.madvise(_MADV_POPULATE_WRITE, start, length)
-            # an older kernel: read and write back one byte a page, which changes nothing
+            # An older kernel: read and write back one byte a page, which changes nothing.
             except OSError:
                 for at in range(start, start + length, mmap.PAGESIZE):
                     self._memory[at] = self._memory[at]
@@ -109,9 +110,12 @@ class Segment:
                 progress(start + length, size)
 
     def close(self) -> None:
-        """Give back the descriptor; the memory follows when the last view into it is gone. May be
-        called twice."""
-        descriptor, self._descriptor = self._descriptor, -1
+        """Give back the descriptor; the memory follows when the last view into it is gone.
+
+        May be called twice.
+        """
+        descriptor = self._descriptor
+        self._descriptor = -1
         if descriptor >= 0:
             os.close(descriptor)
             if self._is_creator:

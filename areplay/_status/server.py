@@ -85,7 +85,7 @@ class StatusServer:
 
     @property
     def name(self) -> str:
-        """Of the socket; empty if there is none."""
+        """The name of the socket; empty without one."""
         return "" if self._listener is None else bytes(self._listener.getsockname()[1:]).decode()
 
     def close(self) -> None:

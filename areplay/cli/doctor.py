@@ -17,7 +17,8 @@ from areplay.cli.finding import FAIL, OK, WARN, Finding
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_NAME, _VALUE = 20, 22  # columns
+_NAME = 20  # columns
+_VALUE = 22  # columns
 
 
 def add_to(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -16,7 +16,7 @@ class Result(NamedTuple):
     status: str
     """`OK`, `WARN` or `FAIL`."""
     value: str
-    """What is there, in a few words."""
+    """What it found, in a few words."""
     meaning: str
     """What that means for the user, in one sentence."""
 
