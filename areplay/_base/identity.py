@@ -98,19 +98,10 @@ class _Digests:
         if kind is dict:
             return self._of_pairs(value.items())
         if isinstance(value, np.ndarray):
-            content = (
-                [self.of(value.tolist())]
-                if value.dtype.hasobject
-                else [np.ascontiguousarray(value).tobytes()]
-            )
-            return _hash(
-                kind.__qualname__, [str(value.dtype).encode(), repr(value.shape).encode(), *content]
-            )
+            return self._of_array(value)
         if isinstance(value, _NAMED):
-            return _hash(
-                "named",
-                [value.__name__.encode() if kind is np.ufunc else value.__qualname__.encode()],
-            )
+            name = value.__name__ if kind is np.ufunc else value.__qualname__
+            return _hash("named", [name.encode()])
         if isinstance(value, types.ModuleType):
             return _hash("module", [value.__name__.encode()])
         if isinstance(value, types.FunctionType):
@@ -118,13 +109,22 @@ class _Digests:
         if isinstance(value, types.MethodType):
             return _hash("method", [self.of(value.__func__), self.of(value.__self__)])
         if isinstance(value, types.CodeType):
-            names = (value.co_names, value.co_varnames, value.co_freevars)
-            return _hash(
-                "code", [value.co_code, *map(self.of, value.co_consts), *map(self.of, names)]
-            )
+            return self._of_code(value)
         if isinstance(value, _GENERATORS):
             return _hash("generator", [kind.__qualname__.encode()])
         return self._of_object(value)
+
+    def _of_array(self, array: np.ndarray[Any, Any]) -> bytes:
+        if array.dtype.hasobject:
+            content = self.of(array.tolist())
+        else:
+            content = np.ascontiguousarray(array).tobytes()
+        kind = type(array).__qualname__
+        return _hash(kind, [str(array.dtype).encode(), repr(array.shape).encode(), content])
+
+    def _of_code(self, code: types.CodeType) -> bytes:
+        names = (code.co_names, code.co_varnames, code.co_freevars)
+        return _hash("code", [code.co_code, *map(self.of, code.co_consts), *map(self.of, names)])
 
     def _of_pairs(self, pairs: Iterable[tuple[Any, Any]]) -> bytes:
         return _hash("dict", sorted(self.of(key) + self.of(value) for key, value in pairs))

@@ -145,9 +145,14 @@ class Sequences:
         numbers: Array,
         is_beyond: Array,
     ) -> None:
-        """Those of one field; zero in the times that `is_beyond` says, after the final
-        observation."""
-        depth, length = self._stacks.depth(name), self.sequence_length
+        """The observations of one field, (B, T, ...).
+
+        Args:
+            numbers: (B, T), the number of each step in its episode.
+            is_beyond: (B, T), the times after the final observation; they get zeros.
+        """
+        depth = self._stacks.depth(name)
+        length = self.sequence_length
         if not depth:
             windows.take(name, slice(0, length), out=out[name])
             if is_beyond.any():
@@ -159,12 +164,17 @@ class Sequences:
             if is_beyond.any():
                 frames[:, depth - 1 :][is_beyond] = 0
         else:
-            last = np.broadcast_to(np.arange(length) + windows.back, numbers.shape)
-            behind = np.minimum(numbers, depth - 1)
-            columns = self._stacks.columns(depth, last, behind)
-            positions = windows.positions[np.arange(len(windows))[:, None, None], columns]
-            windows.columns[name].take(positions, axis=0, out=out[name], mode="clip")
-            self._stacks.blank(out[name].reshape(-1, *out[name].shape[2:]), behind.ravel())
+            self._stack_each_step(windows, name, numbers, out[name])
+
+    def _stack_each_step(self, windows: Windows, name: str, numbers: Array, out: Array) -> None:
+        """A stack of its own for each step, (B, T, depth, ...): an episode may begin at any."""
+        depth = self._stacks.depth(name)
+        last = np.broadcast_to(np.arange(self.sequence_length) + windows.back, numbers.shape)
+        behind = np.minimum(numbers, depth - 1)
+        columns = self._stacks.columns(depth, last, behind)
+        positions = windows.positions[np.arange(len(windows))[:, None, None], columns]
+        windows.columns[name].take(positions, axis=0, out=out, mode="clip")
+        self._stacks.blank(out.reshape(-1, *out.shape[2:]), behind.ravel())
 
     def __repr__(self) -> str:
         options = [f"{self.sequence_length}"]

@@ -111,16 +111,8 @@ class Transitions:
         n = windows.ahead
         is_full = int(n.min()) == self.n_step
         for name in windows.spec.observations:
-            depth = self._stacks.depth(name)
-            if not depth:
-                windows.take(name, out=out[name])
-                windows.take(name, self.n_step, out=out[f"next_{name}"])
-            elif self.n_step == 1:
-                frames = out[f"frames:{name}"]
-                windows.take(name, slice(1 - depth, 2), out=frames)
-                self._stacks.blank(frames, np.minimum(windows.behind + 1, depth))
-            else:
-                self._take_both(windows, name, depth, out[f"frames:{name}"])
+            self._assemble_observations(windows, name, out)
+        # The last step of each transition tells whether its episode ended there.
         if is_full:
             at_last = windows.positions[:, windows.back + self.n_step - 1]
         else:
@@ -137,6 +129,19 @@ class Transitions:
         out["n"][:] = n
         for name in windows.spec.actions + windows.spec.extras:
             windows.take(name, out=out[name])
+
+    def _assemble_observations(self, windows: Windows, name: str, out: Mapping[str, Array]) -> None:
+        """The observation before the first step and the one after the last, of one field."""
+        depth = self._stacks.depth(name)
+        if not depth:
+            windows.take(name, out=out[name])
+            windows.take(name, self.n_step, out=out[f"next_{name}"])
+        elif self.n_step == 1:
+            frames = out[f"frames:{name}"]
+            windows.take(name, slice(1 - depth, 2), out=frames)
+            self._stacks.blank(frames, np.minimum(windows.behind + 1, depth))
+        else:
+            self._take_both(windows, name, depth, out[f"frames:{name}"])
 
     def _take_both(self, windows: Windows, name: str, depth: int, out: Array) -> None:
         """The stacks that end with the row itself, and those that end with the row after the last
