@@ -89,12 +89,11 @@ LEARNT = {
 """The last numbers of what is printed, where they are known; nearly."""
 
 HIDDEN = {
-    "Windows": {"blocks", "changed", "joined", "part", "places", "unchanged"},
+    "Windows": {"blocks", "changed", "joined", "part", "places", "unchanged", "where"},
     "Field": {"convert"},
     "Spec": {"check_names", "convert_columns", "described", "description", "differences"},
 }
-"""Methods that are there for areplay itself; of an item or selector they are those of the protocol
-that it follows."""
+"""Methods that are there for areplay itself."""
 
 
 @dataclass(frozen=True)
