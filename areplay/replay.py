@@ -252,7 +252,7 @@ class Replay:
         """Counts and states at this moment. From any thread."""
         return statistics_of(self._opened())
 
-    def actors(
+    def actors(  # noqa: PLR0913  options of a user, by name
         self,
         function: ActorFunction,
         count: int = 1,
@@ -323,7 +323,7 @@ class Replay:
         )
         return Actors(engine.new_group(config, self._opened))
 
-    def batches(
+    def batches(  # noqa: PLR0913  options of a user, by name
         self,
         item: Item | None = None,
         batch_size: int = 256,
