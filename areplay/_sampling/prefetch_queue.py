@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from areplay._base.debug import verify
+from areplay._base import debug
 from areplay._base.hooks import HookRaised, guarded
 from areplay._processes.backoff import YieldTimer
 from areplay._processes.dropped import Holdings
@@ -99,7 +99,8 @@ class PrefetchQueue:
         self._selector = config.selector
         self._delivered_before = 0 if resumed is None else resumed.batches_delivered
         # Only rows as they were written have the checksums of debug mode.
-        self._has_whole_rows = type(config.item) is Rows and config.transform is None
+        has_whole_rows = type(config.item) is Rows and config.transform is None
+        self._verifies = debug.IS_ON and has_whole_rows
 
         self.slots = slots = self._made_slots()
         own(slots.close)
@@ -222,8 +223,8 @@ class PrefetchQueue:
             raise HookRaised(SCHEDULE, error) from error
         self.pacing.on_delivered()
         arrays = self.pacing.part_of(lent.arrays)
-        if self._has_whole_rows:
-            verify(self._host.ring, arrays.stored, arrays.indices)
+        if self._verifies:
+            debug.verify(self._host.ring, arrays.stored, arrays.indices)
         return lent if arrays is lent.arrays else Lent(arrays, lent.give_back)
 
     def release_current(self) -> None:
