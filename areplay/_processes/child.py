@@ -258,7 +258,9 @@ class Child:
         Where this process may not, since one of the two has changed its user, a SIGKILL closes the
         child's lifeline instead: then the kernel kills the child.
         """
-        if self.exit is not None or self._pidfd < 0 or self._is_left_to_reaper():
+        loop_is_closed = self._loop is not None and self._loop.is_closed()
+        is_left_to_reaper = self._is_given_up or loop_is_closed
+        if self.exit is not None or self._pidfd < 0 or is_left_to_reaper:
             return
         try:
             signal.pidfd_send_signal(self._pidfd, number)
@@ -270,9 +272,6 @@ class Child:
             )
             if number == signal.SIGKILL and self._process is not None:
                 self._process.cut_lifeline()
-
-    def _is_left_to_reaper(self) -> bool:
-        return self._is_given_up or (self._loop is not None and self._loop.is_closed())
 
     def give_up(self) -> None:
         """Let the loop hear of it no more, for good; `remains` is left.
