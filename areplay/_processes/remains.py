@@ -75,4 +75,7 @@ class Remains:
                 self.socket.close()
             if self.process is not None:
                 self.process.close(None)
+            # The process has its arguments, with all their memory. Others may keep this for long:
+            # a stopped loop of libuv's keeps its tasks, and their callbacks know what remains.
+            self.process = None
         return True
