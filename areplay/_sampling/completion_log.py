@@ -1,35 +1,38 @@
 """The completion log: the items of a ring in the order in which they became complete, each once.
 
 An item is complete when all the rows that its window needs are written. The threads that write rows
-find that out: for each stream they keep the rows whose items are *pending*, and append those that
-have become complete to the log. A row by which no item can ever be made any more (its actor died, a
-step of it was lost) is dropped.
+find that out: for each stream they hold the rows whose items are *pending*, and append those that
+have become complete to the log. They drop a row by which no item can ever be made any more, since
+its actor died or a step of it was lost.
 
 Shared memory, written by the owner's process under `_lock`, read by samplers without a lock. A
-sampler that reads an old count sees fewer items. If the owner dies everything here ends with it.
+sampler that reads an old count sees fewer items. If the owner dies, everything here ends with it.
 
     order[n % capacity_rows]   index of the row that the n-th item is drawn by. Not written again
                                while the item is due: its row is in the ring until then.
     appended                   how many items there are; stored after their entries.
 
 The log also pins blocks (`BlockPins`): those with rows of an item that is pending or was not yet
-released. Items are released in their order, so per block the number
-of the last item that needs it is enough; and per stream, the blocks from the first pending row on,
-with what its window needs before that.
+released.
+
+    order      0  1  2  3  4  5  6  7           items 0 to 2 are released, 3 to 7 are due
+    block      A  A  B  A  B  B  C  C           A is pinned up to item 3, B to 5, C to 7
+
+Items are released in their order, so for each block the number of the last item that needs it is
+enough; and for each stream, the blocks from the first pending row on, with what its window needs
+before that.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from areplay._base import forks
 from areplay._base.arrays import Array, Indices, Mask
-from areplay._base.episode_links import NEXT_OFFSET, PREV_OFFSET
+from areplay._sampling.pending_stream import PendingStream, chosen
 from areplay._shm.layout import WORDS_A_LINE, Layout, int64_word
 from areplay._shm.memory_order import order
 from areplay._shm.segment import Segment
@@ -38,23 +41,6 @@ from areplay._storage.ring import Ring
 from areplay._storage.window_search import WindowFinder
 from areplay._storage.window_walk import Walk
 from areplay._storage.windows import Window
-
-_NO_HOP = 1 << 40  # more than any ring has rows: nothing has told yet how far the next step is
-
-
-@dataclass
-class _Stream:
-    """What is not yet settled of one stream. Its rows are counted from 0, by *distance* from where
-    we began."""
-
-    pending: Indices = field(default_factory=lambda: np.empty(0, np.int64))  # indices
-    distances: Indices = field(default_factory=lambda: np.empty(0, np.int64))  # of them
-    rows: int = 0
-    longest_stride: int = 1
-    announced: int = 0  # episodes that are to begin: their final observations are there
-    shortest_hop: int = _NO_HOP  # rows from a step to the next one of its environment, at least
-    # (place, distance of its end), those that we keep
-    blocks: deque[tuple[int, int]] = field(default_factory=deque)
 
 
 class CompletionLog(RowListener):
@@ -77,7 +63,7 @@ class CompletionLog(RowListener):
         self._view()
         self._lock = forks.register_lock(threading.Lock())
         self._finder = WindowFinder(ring, window)
-        self._streams: dict[int, _Stream] = {}
+        self._streams: dict[int, PendingStream] = {}
         # per place: up to which index we have seen its rows
         self._known = np.zeros(ring.blocks, np.int64)
         # per place: number of the last item that needs its block
@@ -113,14 +99,16 @@ class CompletionLog(RowListener):
     # Writing, in the owner's process.
 
     def is_over(self, released: int, indices: Indices) -> Mask:
-        """Which of these rows were taken in, but are neither pending nor due, if so many items are
-        released."""
+        """Mask of the rows that were taken in, but are neither pending nor due.
+
+        Args:
+            released: the number of items that are released, from the first on.
+            indices: (n,) int64.
+        """
         with self._lock:
             due = self.entries(max(released, self.appended - len(self._order)), self.appended)
-            pending = [state.pending for state in self._streams.values()]
-            is_known = indices < self._known.take(
-                indices // self._ring.block_rows % self._ring.blocks
-            )
+            pending = [stream.pending["index"] for stream in self._streams.values()]
+            is_known = indices < self._known.take(self._places(indices))
         return is_known & ~np.isin(indices, np.concatenate([due, *pending]))
 
     def begin(
@@ -130,35 +118,27 @@ class CompletionLog(RowListener):
         goes_on: bool,
         without: Callable[[Indices], Mask] | None = None,
     ) -> None:
-        """Take in what is in the ring already, oldest first, and, if it `goes_on`, what comes.
+        """Take in what is in the ring already, oldest first.
 
-        Meanwhile no block is recycled, if the ring has its pins.
+        Meanwhile no block is recycled, if the log is one of the registry's pins.
 
         Args:
-            without: by which rows of the ring no item is drawn any more.
+            goes_on: take in the rows that come, too.
+            without: mask of the rows of the ring by which no item is drawn any more.
         """
         with self._lock:
             self._without = without
-            if goes_on:  # those who write meanwhile wait for our registry before they tell us
+            if goes_on:  # threads that write meanwhile wait for our lock when they tell us
                 registry.add_listener(self)
-            there = []
-            # all blocks first: items reach into later ones
-            for serial in np.sort(self._ring.occupied()[0]).tolist():
-                place, first = serial % self._ring.blocks, serial * self._ring.block_rows
-                found, rows = self._ring.block(place)
-                if found == serial:
-                    there.append((place, first, first + rows))
-                    self._add_block(self._stream_of(serial), place, rows)
-            for place, first, end in there:
-                self._take_in(place, first, end)
-            for stream in list(self._streams):
-                if not goes_on or stream not in registry.streams.places:
-                    self._end(stream)
+            self._take_in_ring()
+            for number in list(self._streams):
+                if not goes_on or number not in registry.streams.places:
+                    self._end(number)
             self._without = None
-            kept = np.zeros(self._ring.blocks, np.bool_)
-            for state in self._streams.values():
-                kept[[place for place, _ in state.blocks]] = True
-            self._is_pinned = kept  # at once: a writer may look without our registry
+            is_pinned = np.zeros(self._ring.blocks, np.bool_)
+            for stream in self._streams.values():
+                is_pinned[[place for place, _ in stream.blocks]] = True
+            self._is_pinned = is_pinned  # at once: a writer may look without our lock
 
     def written(self, at: int, count: int, priorities: Array | None) -> None:
         """See `RowListener.written`."""
@@ -173,168 +153,156 @@ class CompletionLog(RowListener):
             self._end(stream)
 
     def pinned(self) -> Mask:
-        """Per place, whether its block has rows that are still needed. See `BlockPins.pinned`."""
-        kept: Mask = self._last >= self.released
-        kept |= self._is_pinned
-        return kept
+        """(blocks,) bool: the places whose blocks have rows that are still needed. See
+        `BlockPins.pinned`."""
+        is_pinned: Mask = self._last >= self.released
+        is_pinned |= self._is_pinned
+        return is_pinned
 
-    def _end(self, stream: int) -> None:
-        state = self._streams.pop(stream, None)
-        if state is not None:
-            self._settle(state, len(state.pending))
-            for place, _ in state.blocks:
+    def _take_in_ring(self) -> None:
+        there = []
+        # All blocks first: items reach into later ones.
+        for serial in np.sort(self._ring.occupied()[0]).tolist():
+            place = serial % self._ring.blocks
+            first = serial * self._ring.block_rows
+            found, rows = self._ring.block(place)
+            if found == serial:
+                there.append((place, first, first + rows))
+                self._add_block(self._stream_of(serial), place, rows)
+        for place, first, end in there:
+            self._take_in(place, first, end)
+
+    def _end(self, number: int) -> None:
+        """Append what is complete of a stream, and drop the rest."""
+        stream = self._streams.pop(number, None)
+        if stream is not None:
+            self._append_complete(stream, len(stream.pending))
+            for place, _ in stream.blocks:
                 self._is_pinned[place] = False
 
     def _take_in(self, place: int, first: int, end: int) -> None:
-        """Rows `first` to `end`, by index, of the block in that place are new."""
+        """Take in rows `first` to `end`, by index, of the block in that place."""
         if first >= end:
             return
         self._known[place] = end
-        state = self._stream_of(first // self._ring.block_rows)
-        indices = np.arange(first, end)
-        distances = np.arange(state.rows, state.rows + len(indices))
-        state.rows += len(indices)
-        self._add_block(
-            state, place, state.rows - state.blocks[-1][1] if state.blocks else state.rows
-        )
-        has_ends = False
+        stream = self._stream_of(first // self._ring.block_rows)
+        new = stream.take_in(np.arange(first, end))
+        taken_in = stream.blocks[-1][1] if stream.blocks else 0
+        self._add_block(stream, place, stream.rows - taken_in)
+        looks_at_all = False
         is_broken_off = False
         if self._ring.spec.is_steps:
-            is_step = self._look_at_strides(state, place, first, end)
-            has_ends = not is_step.all()
-            is_broken_off = self._is_broken_off(state, place, first, end)
-            if has_ends:
-                indices, distances = indices[is_step], distances[is_step]
+            start = place * self._ring.block_rows + first % self._ring.block_rows
+            rows = slice(start, start + end - first)
+            is_step = stream.note_strides(self._ring.columns, rows)
+            is_broken_off = stream.note_beginnings(self._ring.columns, rows)
+            has_finals = not is_step.all()
+            # A final observation may complete any item; an episode in the place of a step tells
+            # that items never will be complete.
+            looks_at_all = has_finals or is_broken_off
+            if has_finals:
+                new = chosen(new, is_step)
         if self._without is not None:
-            is_wanted = ~self._without(indices)
-            indices, distances = indices[is_wanted], distances[is_wanted]
-        state.pending = np.concatenate([state.pending, indices])
-        state.distances = np.concatenate([state.distances, distances])
-        # An item without an episode's end needs the row `forward` hops on. No hop so far was
-        # shorter than the shortest one, so none before that row can be complete: those are not
-        # looked at. Hops differ where final observations lie between the steps of a vector; there a
-        # few rows are looked at too early, and again with the next chunk. A guess by a row's own
-        # stride would look at some too late, after a step that may never come. A final observation
-        # may complete any item; an episode in the place of a step tells that items never will be.
-        due = state.rows - self._window.forward * state.shortest_hop
-        looks_at_all = has_ends or is_broken_off
-        count = len(state.pending) if looks_at_all else int(state.distances.searchsorted(due))
-        self._settle(state, count)
+            new = chosen(new, ~self._without(new["index"]))
+        stream.add(new)
+        forward = self._window.forward
+        count = len(stream.pending) if looks_at_all else stream.may_be_complete(forward)
+        self._append_complete(stream, count)
         if is_broken_off:
-            self._drop_broken(state)
-        self._let_go(state)
+            self._drop_broken(stream)
+        self._unpin(stream)
 
-    def _look_at_strides(self, state: _Stream, place: int, first: int, end: int) -> Mask:
-        """Take note of how far apart the rows of an environment are; which of these rows are
-        steps."""
-        start = place * self._ring.block_rows + first % self._ring.block_rows
-        rows, columns = slice(start, start + end - first), self._ring.columns
-        strides = columns[NEXT_OFFSET][rows].astype(np.int64)
-        is_step: Mask = strides > 0
-        state.longest_stride = max(state.longest_stride, int(np.abs(strides).max()))
-        # The last step of an episode leads to its final observation, which may be as near as the
-        # next row. The hop to the next step, of an item that goes on across episodes, leads over
-        # that one, which tells both parts of it.
-        hops = np.where(is_step, strides, columns[PREV_OFFSET][rows] - strides)
-        hops = hops[~(is_step & (columns["terminated"][rows] | columns["truncated"][rows]))]
-        state.shortest_hop = int(hops.min(initial=state.shortest_hop))
-        return is_step
+    def _stream_of(self, serial: int) -> PendingStream:
+        number, _, _ = self._ring.chain(serial)
+        return self._streams.setdefault(number, PendingStream())
 
-    def _is_broken_off(self, state: _Stream, place: int, first: int, end: int) -> bool:
-        """Whether an episode begins with one of these rows in the place of a step that was to come.
-
-        Every other beginning comes after a final observation. Those of a vector come one step after
-        theirs, so counting both tells, at the latest with the rest of that step.
-        """
-        start = place * self._ring.block_rows + first % self._ring.block_rows
-        rows = slice(start, start + end - first)
-        columns = self._ring.columns
-        state.announced += int(np.count_nonzero(columns[NEXT_OFFSET][rows] < 0))
-        state.announced -= int(np.count_nonzero(columns[PREV_OFFSET][rows] == 0))
-        if state.announced >= 0:
-            return False
-        state.announced = 0
-        return True
-
-    def _stream_of(self, serial: int) -> _Stream:
-        return self._streams.setdefault(self._ring.chain(serial)[0], _Stream())
-
-    def _add_block(self, state: _Stream, place: int, rows: int) -> None:
-        """So many more rows of the stream are in the block in that place; none if they are known of
-        already."""
-        end = state.blocks[-1][1] if state.blocks else 0
-        if rows > 0 and state.blocks and state.blocks[-1][0] == place:
-            state.blocks[-1] = place, end + rows
-        elif rows > 0:
-            state.blocks.append((place, end + rows))
+    def _add_block(self, stream: PendingStream, place: int, rows: int) -> None:
+        """Note that `rows` more rows of the stream are in the block in that place, and pin it; none
+        if they are known already."""
+        if rows <= 0:
+            return
+        end = stream.blocks[-1][1] if stream.blocks else 0
+        if stream.blocks and stream.blocks[-1][0] == place:
+            stream.blocks[-1] = place, end + rows
+        else:
+            stream.blocks.append((place, end + rows))
             self._is_pinned[place] = True
 
-    def _settle(self, state: _Stream, count: int) -> None:
-        """Append those of the first `count` pending items that are complete, drop those that never
-        will be."""
+    def _append_complete(self, stream: PendingStream, count: int) -> None:
+        """Append those of the first `count` pending items that are complete, and drop those that
+        never will be."""
         if count == 0:
             return
-        windows = self._finder.find(state.pending[:count])
-        is_done = np.zeros(len(state.pending), np.bool_)
+        pending = stream.pending["index"][:count]
+        windows = self._finder.find(pending)
+        is_done = np.zeros(len(stream.pending), np.bool_)
         if len(windows):
-            is_done[:count] = np.isin(state.pending[:count], windows.indices, assume_unique=True)
+            is_done[:count] = np.isin(pending, windows.indices, assume_unique=True)
             start = self._appended[0]
             numbers = np.arange(start, start + len(windows))
             self._order[numbers % len(self._order)] = windows.indices
-            self._need(state, numbers, *windows.places())
+            self._note_needs(stream, numbers, *windows.places())
             order()  # the entries before their count
             self._appended[0] = start + len(windows)
-        # Each row that its window needs is within so many rows, or was lost.
-        reach = 2 * (self._window.forward + 1) * state.longest_stride
-        is_done[:count] |= state.distances[:count] + reach < state.rows
+        is_done[:count] |= stream.are_lost(count, self._window.forward)
         if is_done.any():
-            rest = ~is_done
-            state.pending, state.distances = state.pending[rest], state.distances[rest]
+            stream.keep(~is_done)
 
-    def _drop_broken(self, state: _Stream) -> None:
+    def _drop_broken(self, stream: PendingStream) -> None:
         """Drop pending items whose episode was broken off, or lost a step, before they were
         complete.
 
         Their reach would tell, too, but only many rows later. In a small ring those may never be
-        written: the blocks that such items keep could be all there are.
+        written: the blocks that such items pin could be all there are.
         """
-        walk = Walk(self._ring, self._window, state.pending)
+        walk = Walk(self._ring, self._window, stream.pending["index"])
         walk.forward()
-        state.pending = state.pending[walk.waits]
-        state.distances = state.distances[walk.waits]
+        stream.keep(walk.waits)
 
-    def _need(self, state: _Stream, numbers: Indices, items: Indices, places: Indices) -> None:
-        """Note for the blocks of new items who needs them: also for those between, since the way
-        leads through them."""
+    def _note_needs(
+        self, stream: PendingStream, numbers: Indices, items: Indices, places: Indices
+    ) -> None:
+        """Note for the blocks of new items the number of the last item that needs them.
+
+        An item also needs the blocks between its own, since the way leads through them:
+
+            blocks of the stream   |  A  |  B  |  C  |     an item in A and C needs B, too
+
+        Args:
+            numbers: of the new items.
+            items, places: see `Windows.places`.
+        """
         np.maximum.at(self._last, places, numbers[items])
         if len(items) == len(numbers):  # each item is in one block
             return
-        ours = np.array([place for place, _ in state.blocks])
-        # per place: which of the stream's blocks it holds; others are older
+        ours = np.array([place for place, _ in stream.blocks])
+        # For each place which of the stream's blocks it holds; -1: an older one, or none.
         nth = np.full(self._ring.blocks, -1)
         nth[ours] = np.arange(len(ours))
-        first, last = np.full(len(numbers), len(ours)), np.zeros(len(numbers), np.int64)
+        first = np.full(len(numbers), len(ours))
+        last = np.zeros(len(numbers), np.int64)
         np.minimum.at(first, items, nth[places])
         np.maximum.at(last, items, nth[places])
         for item in np.flatnonzero(last - first > 1).tolist():
             between = ours[max(0, first[item]) : last[item]]
             self._last[between] = np.maximum(self._last[between], numbers[item])
 
-    def _let_go(self, state: _Stream) -> None:
-        """Keep no block of the stream that lies before all that is pending and all that comes."""
-        first = int(state.distances[0]) if len(state.distances) else state.rows
-        first -= 2 * self._window.back * state.longest_stride
-        while state.blocks and state.blocks[0][1] <= first:
-            place, _ = state.blocks.popleft()
+    def _unpin(self, stream: PendingStream) -> None:
+        """Unpin the blocks of the stream that lie before all that is pending and all that comes."""
+        first = stream.needed_from(self._window.back)
+        while stream.blocks and stream.blocks[0][1] <= first:
+            place, _ = stream.blocks.popleft()
             self._is_pinned[place] = False
 
+    def _places(self, indices: Indices) -> Indices:
+        return indices // self._ring.block_rows % self._ring.blocks
+
     def check(self) -> None:
-        """Assert what must always hold: what is due is there, and its blocks are kept."""
+        """Assert what must always hold: what is due is there, and its blocks are pinned."""
         with self._lock:
             due = self.entries(self.released, self.appended)
-            kept = self.pinned()
             assert self._ring.committed(due).all(), self
-            assert kept[due // self._ring.block_rows % self._ring.blocks].all(), self
+            assert self.pinned()[self._places(due)].all(), self
             assert len(np.unique(due)) == len(due), self
 
     def close(self) -> None:
@@ -349,7 +317,7 @@ class CompletionLog(RowListener):
         self._view()
 
     def __repr__(self) -> str:
-        pending = sum(len(state.pending) for state in self._streams.values())
+        pending = sum(len(stream.pending) for stream in self._streams.values())
         return (
             f"<CompletionLog {self.appended:,} items, {self.released:,} of them released, "
             f"{pending:,} pending>"
