@@ -4,7 +4,7 @@
                                                                       for example
     prometheus_client.start_http_server(9100, addr="127.0.0.1")
 
-Nothing is counted twice: at each scrape the statistics are taken, in whichever thread that is. All
+Nothing is counted twice: at each scrape the statistics are taken, in the thread that scrapes. All
 names begin with `areplay_`, those of counters end in `_total`, and units are in the names.
 """
 
@@ -31,14 +31,19 @@ Labelled = Iterable[tuple[tuple[str, ...], object]]
 
 @dataclass(frozen=True, slots=True)
 class _Metric:
-    """One metric of one kind of record: its name (a counter's without `_total`), the record's
-    field, what it is."""
+    """One metric of one kind of record.
+
+    Attributes:
+        name: of the metric; of a counter without `_total`.
+        field: the path of fields from the record to the number.
+        what: the metric's help text.
+        is_moment: seconds since the epoch; 0.0 in the record if there was no such moment yet.
+    """
 
     name: str
     field: str
     is_counter: bool
     what: str
-    # since the epoch; a record says 0.0 before the first, which is no moment and no sample
     is_moment: bool = False
 
 
@@ -134,7 +139,7 @@ _STREAM = (
     _counter(
         "rows_redrawn",
         "rows_redrawn",
-        "Rows that its samplers, since their last start, and learner copied in vain",
+        "Rows copied and overwritten meanwhile: by samplers since their last start, by the learner",
     ),
     _counter("learner_waits", "learner_waits", "Times that the learner found no batch ready"),
     _counter("learner_wait_seconds", "learner_waited_s", "How long it waited then"),
@@ -178,14 +183,16 @@ _SAMPLER = (
     _counter("sampler_batches", "batches_filled", "Batches that it filled"),
     _gauge("sampler_ready_batches", "ready", "Those of them that wait in the queue"),
     _counter(
-        "sampler_rows_redrawn", "rows_redrawn", "Rows that it copied in vain, since its last start"
+        "sampler_rows_redrawn",
+        "rows_redrawn",
+        "Rows copied and overwritten meanwhile, since its last start",
     ),
 )
 _WAITING = (
     _gauge(
         "waiting_seconds",
         "waited_s",
-        "How long somebody has been waiting; the longest wait of that name",
+        "How long a process has been waiting; the longest wait of that name",
     ),
 )
 _KINDS = (
@@ -203,8 +210,8 @@ class ReplayCollector:
     `{"name": replay}`.
 
     The label `replay` is that name, "replay" of a single one. A replay that is not open has no
-    samples, and none is there in a process forked from the one that opened it; a replay is not kept
-    alive by being collected.
+    samples. A process forked from the one that opened it has no samples either. The collector does
+    not keep a replay alive.
 
     Raises:
         MissingDependency: prometheus_client is not installed.
@@ -217,12 +224,12 @@ class ReplayCollector:
         self._replays = {name: weakref.ref(each) for name, each in replays.items()}
 
     def describe(self) -> Iterator[Family]:
-        """All metrics, without samples: a registry refuses names that it has already."""
+        """List all metrics without samples: a registry refuses names that it has already."""
         for metrics, labels in _KINDS:
             yield from (_family(metric, labels) for metric in metrics)
 
     def collect(self) -> Iterator[Family]:
-        """All metrics, as they are now. From any thread."""
+        """Collect all metrics as they are now. From any thread."""
         now = dict(self._statistics())
         for (metrics, labels), labelled in zip(_KINDS, _records(now), strict=True):
             for metric in metrics:
@@ -239,13 +246,13 @@ class ReplayCollector:
             if replay is not None:
                 try:
                     yield name, replay.statistics()
-                # or not open yet; a forked child has its own metrics, and not these
+                # Or it is not open yet. A forked child has its own metrics, and not these.
                 except (Closed, WrongProcess):
                     continue
 
 
 def _records(now: Mapping[str, Statistics]) -> tuple[Labelled, ...]:
-    """The values of the labels, and the record that they name, of each kind."""
+    """The records of each kind, each with the values of its labels."""
     streams = [(name, stream) for name, whole in now.items() for stream in whole.batches]
     waits: dict[tuple[str, ...], object] = {}
     for name, whole in now.items():
@@ -274,7 +281,7 @@ def _records(now: Mapping[str, Statistics]) -> tuple[Labelled, ...]:
 
 
 def _value(record: object, path: str) -> float | None:
-    """The number at the end of a path of fields; None if something on it is."""
+    """The number at the end of a path of fields; None if a field on it is None."""
     for field in path.split("."):
         record = getattr(record, field)
         if record is None:
