@@ -793,6 +793,17 @@ async def test_only_a_stream_with_a_batch_may_let_rows_in() -> None:
     await scene.close()
 
 
+async def test_a_stream_that_only_begins_may_let_rows_in() -> None:
+    """Its plan keeps all blocks for the moment; whether it has a batch is not known yet."""
+    scene = Scene(min_size=20)
+    scene.write(8)
+    async with scene.batches:
+        assert not scene.queue.could_take, "it waits for rows"
+        scene.queue.pacing.is_beginning = True
+        assert scene.queue.could_take
+    await scene.close()
+
+
 # No batch can come any more.
 
 
