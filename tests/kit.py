@@ -16,6 +16,7 @@ import pytest
 
 from areplay._sampling.binding import bind
 from areplay._sampling.bound_selector import BoundSelector
+from areplay._storage.priorities import Exponents
 from areplay.selectors import AnySelector
 
 T = TypeVar("T")
@@ -24,14 +25,7 @@ T = TypeVar("T")
 class _NoPriorities:
     """Stands in for priorities where nothing is drawn by them."""
 
-    exponents = np.zeros(1)
-
-    def new_exponent(self, value: float) -> int:
-        """There is one place."""
-        return 0
-
-    def free_exponent(self, number: int) -> None:
-        """Nobody else wants it."""
+    exponents = Exponents(np.zeros(100))
 
 
 def bound(selector: AnySelector) -> BoundSelector:

@@ -344,7 +344,7 @@ def test_priorities_given_before_a_table_exists_are_in_each_that_is_made(
     write(40, (np.arange(40) / 7).tolist())  # recycles the first block
     write(2, None)
     for number, exponent in enumerate(exponents):
-        tables.of_exponent(exponent).new_exponent(0.0)
+        tables.of_exponent(exponent).exponents.take(0.0)
         write(1, None)
         check(exponent)
         name = max(expected) - number

@@ -44,9 +44,9 @@ class PrioritizedSelector(BoundSelector):
         self._priorities = priorities
         self._schedule = exponent if callable(exponent) else None
         first = exponent(0) if callable(exponent) else exponent
-        self._number = priorities.new_exponent(fraction("importance_sampling_exponent", first))
-        self._free_number: Callable[[], object]
-        self._free_number = weakref.finalize(self, priorities.free_exponent, self._number)
+        self._place = priorities.exponents.take(fraction("importance_sampling_exponent", first))
+        self._free_place: Callable[[], object]
+        self._free_place = weakref.finalize(self, priorities.exponents.free, self._place)
         self._last_exponent: float | None = None
 
     @property
@@ -54,18 +54,16 @@ class PrioritizedSelector(BoundSelector):
         """What the weights are raised to now; after `close`, what they were raised to last."""
         if self._last_exponent is not None:
             return self._last_exponent
-        return float(self._priorities.exponents[self._number])
+        return self._priorities.exponents[self._place]
 
     def set_exponent(self, value: float) -> None:
         """See `BoundSelector.set_exponent`."""
-        exponent = fraction("importance_sampling_exponent", value)
-        if self._last_exponent is None:
-            self._priorities.exponents[self._number] = exponent
+        self._use(fraction("importance_sampling_exponent", value))
 
     def close(self) -> None:
         """See `BoundSelector.close`."""
         self._last_exponent = self.importance_sampling_exponent
-        self._free_number()
+        self._free_place()
 
     @property
     def obstacle(self) -> str:
@@ -83,10 +81,8 @@ class PrioritizedSelector(BoundSelector):
             ValueError: the schedule returned no number from 0 to 1.
         """
         if self._schedule is not None:
-            self._priorities.exponents[self._number] = fraction(
-                f"importance_sampling_exponent, by its schedule after {batches} batches,",
-                self._schedule(batches),
-            )
+            name = f"importance_sampling_exponent, by its schedule after {batches} batches,"
+            self._use(fraction(name, self._schedule(batches)))
 
     def batches_at_once(self, prefetch: int, samplers: int) -> int:
         """See `BoundSelector.batches_at_once`. Priorities change with every batch: drawing at once
@@ -133,9 +129,13 @@ class PrioritizedSelector(BoundSelector):
         rows = np.setdiff1d(drawn, made)
         return bool(self._priorities.probabilities(rows).sum() * _SHARE_LOST >= 1)
 
+    def _use(self, exponent: float) -> None:
+        if self._last_exponent is None:  # or the place may be another stream's
+            self._priorities.exponents[self._place] = exponent
+
     def __getstate__(self) -> dict[str, object]:
         # The learner's process follows the schedule, which may not reach another process.
-        of_learner = {"_schedule": None, "given": None, "_free_number": _nothing}
+        of_learner = {"_schedule": None, "given": None, "_free_place": _nothing}
         return self.__dict__ | of_learner
 
     def __repr__(self) -> str:

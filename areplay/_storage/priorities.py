@@ -41,6 +41,49 @@ _SMALLEST = float(np.finfo(np.float32).smallest_subnormal)
 _LARGEST = float(np.finfo(np.float32).max)
 
 
+class Exponents:
+    """The importance sampling exponents of the streams that draw by one table, in shared memory.
+
+    Only the owner's process takes, frees and writes places.
+
+    Args:
+        values: (n,) float64, a place for each stream.
+
+    Attributes:
+        were_taken: whether a stream ever took a place.
+    """
+
+    def __init__(self, values: Masses) -> None:
+        self.were_taken = False
+        self._values = values
+        self._free = list(range(len(values) - 1, -1, -1))
+
+    def take(self, value: float) -> int:
+        """Take a place, and put `value` there.
+
+        Raises:
+            ValueError: there are as many streams as places.
+        """
+        if not self._free:
+            raise ValueError(
+                f"more than {len(self._values):,} streams of batches draw by priority; close some"
+            )
+        place = self._free.pop()
+        self._values[place] = value
+        self.were_taken = True
+        return place
+
+    def free(self, place: int) -> None:
+        """Give a place back. The garbage collector may call this anywhere, so it takes no lock."""
+        self._free.append(place)
+
+    def __getitem__(self, place: int) -> float:
+        return float(self._values[place])
+
+    def __setitem__(self, place: int, value: float) -> None:
+        self._values[place] = value
+
+
 class Priorities(RowListener):
     """The masses of the rows of a ring, for one priority exponent. Pickles into a sampler that is
     being spawned.
@@ -75,38 +118,16 @@ class Priorities(RowListener):
         self._lock = forks.register_lock(threading.Lock())
         self._view()
         self._largest[0] = 1.0
-        self._free_exponents = list(range(_MOST_EXPONENTS - 1, -1, -1))
-        self._is_used = False
 
     def _view(self) -> None:
         self.origin = forks.current
         arrays = self._segment.arrays
         self._largest: Masses = arrays["largest"]
-        self.exponents: Masses = arrays["exponents"]
+        self.exponents = Exponents(arrays["exponents"])
         self.masses: NDArray[np.float32] = arrays["masses"]
         lengths = level_lengths(self._ring.capacity_rows)
         sums: list[Masses] = [arrays[f"sums:{level}"] for level in range(len(lengths))]
         self._tree = MassTree(self.masses, sums, lengths)
-
-    def new_exponent(self, value: float) -> int:
-        """Take a place in `exponents` for a stream, and put `value` there.
-
-        Raises:
-            ValueError: there are as many streams as places.
-        """
-        self._is_used = True
-        try:
-            number = self._free_exponents.pop()
-        except IndexError:
-            raise ValueError(
-                f"more than {_MOST_EXPONENTS:,} streams of batches draw by priority; close some"
-            ) from None
-        self.exponents[number] = value
-        return number
-
-    def free_exponent(self, number: int) -> None:
-        """Give a place back. The garbage collector may call this anywhere, so it takes no lock."""
-        self._free_exponents.append(number)
 
     @property
     def total(self) -> float:
@@ -305,7 +326,7 @@ class Priorities(RowListener):
     @property
     def is_used(self) -> bool:
         """Whether there ever was a selector that draws by these masses."""
-        return bool(self._is_used)
+        return self.exponents.were_taken
 
     @property
     def size_bytes(self) -> int:

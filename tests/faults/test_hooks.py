@@ -205,6 +205,7 @@ class Fails(areplay.Rows):
     """Rows that cannot be put together as long as there is an error to raise."""
 
     error: BaseException | None = None
+    state: object = None
 
     def assemble(self, windows: Windows, out: Mapping[str, Array]) -> None:
         """See `Item.assemble`."""
@@ -287,8 +288,8 @@ async def test_what_pickling_raises_is_told(kind: str) -> None:
         name = "nobody reads" if kind == "OSError" else type(ERRORS[kind]()).__name__
         with pytest.raises(areplay.ActorFailed, match=rf"could not be started.*{name}"):
             await replay.actors(act, args=(Unpicklable(kind),)).__aenter__()
-        item = areplay.Rows()
-        item.state = Unpicklable(kind)  # type: ignore[attr-defined]
+        item = Fails()
+        item.state = Unpicklable(kind)
         with pytest.raises((ValueError, type(ERRORS[kind]()))):
             replay.batches(item)
 
