@@ -1,8 +1,8 @@
 """The replay: the front door to an engine, which it opens and closes.
 
-Closing, whatever the reason: nobody can look at it from outside any more -> actors stop -> their
-inboxes are emptied into blocks -> samplers stop -> waiting learners get `Closed` -> children are
-reaped -> descriptors are closed. The memory goes with its last view.
+Closing is the same for every reason. The status server closes first. The actors stop, and the
+coordinator empties their inboxes into blocks. The samplers stop, and learners that wait get
+`Closed`. The children are reaped, and the descriptors closed. The memory goes with its last view.
 """
 
 from __future__ import annotations
@@ -56,16 +56,17 @@ from areplay.weights import Weights
 
 
 class Replay:
-    """A replay buffer in shared memory: an async context manager. Dropped without being closed, it
-    is let go.
+    """A replay buffer in shared memory: an async context manager.
+
+    A replay that is dropped without being closed is let go.
 
     Args:
         spec: the fields of a row.
         capacity: rows to keep, the newest ones; rounded up to whole blocks, see `capacity_rows`.
-        seed: makes the draws of `sample`, and the seeds of actors and samplers, the same each time.
-        block_rows: rows a block; there is hardly ever a reason to give it. By default blocks are
-            split as streams become more, so that nine rows in ten are used with up to 1,000 of
-            them; given, they stay as they are.
+        seed: fixes the draws of `sample`, and the seeds of actors and samplers.
+        block_rows: rows a block; there is hardly ever a reason to give it. By default writers split
+            blocks as streams become more. Nine rows in ten are then used with up to 1,000 streams.
+            Given, blocks stay as they are.
         prefault: touch all the memory when opening, rather than as rows come in.
         on_prefault: called as `on_prefault(done_bytes, size_bytes)` meanwhile, from another thread.
 
@@ -101,9 +102,10 @@ class Replay:
         """Allocate the memory, off the loop.
 
         Raises:
+            Closed: the replay was opened before.
             MemoryLimitExceeded, ResourceUnavailable: nothing was left allocated.
-            BaseException: what `on_prefault` raised, as `save` raises it of `on_progress`. Nothing
-                was left allocated.
+            BaseException: what `on_prefault` raised, in the way of `save`. Nothing was left
+                allocated.
         """
         self._life.check_process()
         if self._is_loaded and not self._life.is_closing:
@@ -121,11 +123,11 @@ class Replay:
         await self._life.holdings.leave(kind, self.close)
 
     async def close(self) -> None:
-        """Close everything that hangs on this replay, and itself; leaving the context does it. May
-        be called twice.
+        """Close the replay, its groups of actors and its streams of batches. May be called twice.
 
-        Cancelled: it is closed all the same, then the cancellation is delivered. In a process
-        forked from the one that opened it, this returns at once and does nothing.
+        Leaving the context does the same. Cancelled: the replay is closed all the same, then the
+        cancellation is delivered. In a process forked from the one that opened the replay, this
+        returns at once and does nothing.
         """
         await self._life.close(self._close)
 
@@ -151,31 +153,33 @@ class Replay:
         seed: int | None = None,
         on_progress: Progress | None = None,
     ) -> Self:
-        """A replay with what a checkpoint holds, already open:
-        `async with await Replay.load(path) as replay`.
+        """Open a replay with what a checkpoint holds.
 
-        Every row has the index that it had, if capacity and block_rows are those of the checkpoint
-        (and no `Fifo` had kept blocks over a whole lap). All streams are ended: who writes rows
-        begins new ones. Streams of batches that are opened as before go on with the counts of their
-        limiters, and a `Fifo` leaves out what it has delivered.
+        Use it as `async with await Replay.load(path) as replay`.
+
+        Each row keeps its index if capacity and `block_rows` are those of the checkpoint, unless a
+        `Fifo` had kept blocks over a whole lap. All streams of rows are ended: each writer begins a
+        new one. A stream of batches that is opened with the same options goes on: with the counts
+        of its limiter, and with a `Fifo` that leaves out the items it has delivered.
 
         Cancelled: nothing is left allocated.
 
         Args:
-            spec: which the rows must be of; None: whatever they are.
-            capacity: rows to keep, the newest ones; None: as many as before.
-            block_rows: as for `Replay`; None: as before, if the capacity is the same.
+            spec: that the rows must have; None: any spec.
+            capacity: rows to keep, the newest ones; None: as in the checkpoint.
+            block_rows: as for `Replay`; None: as in the checkpoint, if the capacity is the same.
             seed: for other random numbers than those that would have come next.
             on_progress: called as `on_progress(done_bytes, size_bytes)` meanwhile, from another
                 thread.
 
         Raises:
-            CheckpointMissing: there is none.
-            CheckpointMismatch: it is of another spec, named field by field, or of a newer version.
-            CheckpointDamaged: something in it is not as it was written; says what. Nothing is left
-                allocated.
+            CheckpointMissing: the directory has no checkpoint.
+            CheckpointMismatch: the checkpoint has another spec, or is of a newer version. The
+                message names the fields.
+            CheckpointDamaged: a part of it is not as it was written; the message says which.
+                Nothing is left allocated.
             MemoryLimitExceeded, ResourceUnavailable, ValueError: as for `Replay`.
-            BaseException: what `on_progress` raised, as `save` raises it. Nothing is left
+            BaseException: what `on_progress` raised, in the way of `save`. Nothing is left
                 allocated.
         """
 
@@ -196,23 +200,21 @@ class Replay:
         max_bytes_per_s: float | None = MAX_BYTES_PER_S,
         on_progress: Progress | None = None,
     ) -> Coroutine[Any, Any, SaveResult]:
-        """Write a checkpoint into that directory, off the loop, while everybody goes on; what was
-        written.
+        """Write a checkpoint into a directory, off the loop, while writers and learners go on.
 
-        It holds the rows that are there when this is awaited, their episodes and priorities, and
-        what limiters, selectors and random generators have counted; see docs/checkpoints.md. Of
-        rows that are overwritten before their turn comes, it holds those that took their place: it
-        is as full as the ring, however long it takes. Only those blocks are written that were not
-        in the directory's checkpoint before, if that one is of this replay. What is there before is
-        replaced in one step at the end: killed at any moment, the directory has one checkpoint,
-        whole.
+        The checkpoint holds the rows of the moment at which this is awaited, with their episodes
+        and priorities. It also holds the counts of limiters, selectors and random generators; see
+        docs/checkpoints.md. Where a block is overwritten before it is copied, its successor is
+        saved instead, so a checkpoint is as full as the ring. Blocks that this replay's last
+        checkpoint in the directory has are not written again. One step at the end replaces the
+        checkpoint before: a process that is killed at any moment leaves one whole checkpoint.
 
-        Cancelled, or the replay is closed: it stops at the next block, and the checkpoint before
-        stays; only if it was at its end already, the new one is there.
+        Cancelled, or the replay is closed: the save stops at the next block, and the checkpoint
+        before stays. Only if the save was at its end already, the new checkpoint stays.
 
         Args:
-            path: of the directory; made if it is not there. It should hold nothing else.
-            max_bytes_per_s: not faster than that, so that the learner does not feel it; None: as
+            path: of the directory; made if it does not exist. It should hold nothing else.
+            max_bytes_per_s: an upper limit, so that the learner does not feel the save; None: as
                 fast as it goes.
             on_progress: called as `on_progress(done_bytes, size_bytes)` meanwhile, from another
                 thread.
@@ -220,12 +222,12 @@ class Replay:
         Raises:
             CheckpointFailed: the disk is full, the directory read-only, or the like. The checkpoint
                 before stays.
-            CheckpointBusy: another save into this directory is going on, of any process.
+            CheckpointBusy: a save of this or another process into this directory is under way.
             ResourceUnavailable: no descriptor, thread or memory is left. The checkpoint before
                 stays.
             Closed: the replay was closed meanwhile. The checkpoint before stays.
-            BaseException: what `on_progress` raised; a `RuntimeError` from it, if it is a
-                `StopIteration`, `StopAsyncIteration`, `GeneratorExit` or `CancelledError`. The
+            BaseException: what `on_progress` raised. A `StopIteration`, `StopAsyncIteration`,
+                `GeneratorExit` or `CancelledError` becomes the cause of a `RuntimeError`. The
                 checkpoint before stays.
         """
         return delivered(saving(self._opened(), path, max_bytes_per_s, on_progress))
@@ -238,13 +240,12 @@ class Replay:
         max_bytes_per_s: float | None = MAX_BYTES_PER_S,
         on_progress: Progress | None = None,
     ) -> Checkpoints:
-        """Save into that directory every `every_s` seconds, and once more when the context is left:
-        see `save`.
+        """Save into a directory every `every_s` seconds, and once more on leaving the context.
 
-        One after the other, never two at once. A save that fails, say because the disk is full, is
-        logged as an error; the next one tries again. So it is if `on_progress` raises; only
-        `SystemExit` and `KeyboardInterrupt` end the program, as they do from every task. An async
-        context manager; leaving it waits for the last save.
+        An async context manager; leaving it waits for the last save. See `save`. Two saves of one
+        context never overlap. A save that fails, for example on a full disk, is logged as an error,
+        and the next one tries again. The same holds where `on_progress` raises. Only `SystemExit`
+        and `KeyboardInterrupt` end the program, as they do from every task.
         """
         return saving_every(self._opened, path, every_s, max_bytes_per_s, on_progress)
 
@@ -269,39 +270,41 @@ class Replay:
         start_timeout_s: float = 60.0,
         grace_s: float = 2.0,
     ) -> Actors:
-        """`count` processes that run `await function(actor, *args, **kwargs)`: an async context
-        manager.
+        """Run `await function(actor, *args, **kwargs)` in `count` processes.
 
-        A process that dies or raises is restarted; its rows so far are kept. One whose function
-        returns is done. Leaving the context stops the actors and takes all their rows.
+        An async context manager. A process that dies or raises is restarted, and its rows are kept.
+        A process whose function returns is done. Leaving the context stops the actors and takes all
+        their rows.
 
-        An actor is quiet if it hands in neither rows nor reports, though nothing holds it: its
-        environment may hang. The learner's event loop notices that, so it has to turn now and then.
+        An actor is quiet if it hands in neither rows nor reports though nothing holds it, perhaps
+        since its environment hangs. The learner's event loop finds that out, so let it turn now and
+        then.
 
         Args:
-            function: a coroutine function that can be imported, at the top level of its module.
+            function: a coroutine function at the top level of a module that can be imported.
             weights: what `actor.weights` reads.
-            inbox_rows: rows that an actor may be ahead of the coordinator, whatever holds them
-                back. By default some 16 MiB, at most 8,192; while a limiter or selector holds rows
-                back, only as many as it lets in soon, see `SamplesPerInsert`.
-            add_timeout_s: how long `Actor.add` waits for room before it raises `InboxFull`; None
+            inbox_rows: rows that an actor may be ahead of the coordinator. By default about 16 MiB,
+                at most 8,192 rows. While a limiter or selector holds rows back, the default is only
+                as many as it will let in soon, see `SamplesPerInsert`.
+            add_timeout_s: how long `Actor.add` waits for room before it raises `InboxFull`; None:
                 for ever.
-            max_restarts: within a minute, of one actor, before it counts as failed for good. None:
-                for ever, after a pause that doubles with each end within a minute, from 0.05 s to 5
-                s.
-            on_failure: what an actor that failed for good means. "go on": an error in the log, and
+            max_restarts: of one actor within a minute, before it counts as failed for good. None:
+                without limit, after a pause that doubles with each end within a minute, from 0.05 s
+                to 5 s.
+            on_failure: what an actor that failed for good means. "go on": an error in the log and
                 an entry in `statistics().waits`; the other actors and the learner go on. "raise":
-                besides, `ActorFailed` is raised where the learner waits for a batch, at its next
-                batch, and when the context is left.
-            quiet_s: after how long a quiet actor is named by a warning and in `statistics().waits`;
-                None: never.
-            restart_after_s: after how long a quiet actor is restarted: SIGTERM, and SIGKILL after 1
-                s or `grace_s` if that is shorter. It counts as a restart. None: never.
-            start_timeout_s: until a process is ready, its imports included. Pickling its arguments
-                before that may take as long again.
-            grace_s: how long an actor that is asked to end may take, before SIGTERM, and then again
-                before SIGKILL. Also how long its interpreter may take to end, before SIGKILL: from
-                when the function has raised, or from when the group closes, if it has returned.
+                the learner also gets `ActorFailed`, at its next batch or while it waits for one.
+                Leaving the context raises it, too.
+            quiet_s: after how long a warning and `statistics().waits` name a quiet actor; None:
+                never.
+            restart_after_s: after how long a quiet actor is restarted, with SIGTERM first. SIGKILL
+                follows after 1 s, or after `grace_s` if that is shorter. Counts as a restart. None:
+                never.
+            start_timeout_s: how long a process may take until it is ready, imports included.
+                Pickling its arguments before that may take as long again.
+            grace_s: how long an actor may take to end when asked, before SIGTERM, and again before
+                SIGKILL. An interpreter gets as long to end, before SIGKILL: after its function has
+                raised, or, if the function has returned, from when the group closes.
 
         Raises:
             ValueError, TypeError: an option is not what it should be.
@@ -340,32 +343,33 @@ class Replay:
         start_timeout_s: float = 60.0,
         grace_s: float = 2.0,
     ) -> Batches:
-        """An endless stream of batches, drawn ahead of time by sampler processes: async context
-        manager and iterator.
+        """An endless stream of batches, drawn ahead of time by sampler processes.
+
+        An async context manager and iterator.
 
         Args:
             item: what a batch consists of; by default `Transitions()` for a spec of steps, else
                 `Rows()`.
-            batch_size: items a batch, with replacement; at most `capacity_rows`, or 4,096 if that
+            batch_size: items a batch, with replacement; at most `capacity_rows` or 4,096, whichever
                 is more.
             samplers: processes that fill the queue.
-            inline_sampling: where no batch is ready, the learner fills one itself rather than wait,
-                once a sampler has filled one: of areplay's own items and selectors, but not with
-                `Fifo` or `Epochs`, nor with a transform, nor above 16 MiB or 16,384 rows. False
-                keeps its event loop free meanwhile; and with one sampler, `Uniform`, rows that do
-                not change and the same seed, the batches are the same each time.
-            prefetch: batches that are kept ready, beside the one that the learner holds and one
-                that each sampler is filling; at least one a sampler.
+            inline_sampling: whether the learner fills a batch itself where no batch is ready, once
+                a sampler has filled one. It does so for built-in items and selectors, without a
+                transform, up to 16 MiB and 16,384 rows, and never for `Fifo` or `Epochs`. False
+                keeps its event loop free. Then batches are also the same each time: with one
+                sampler, `Uniform`, the same seed, and rows that do not change.
+            prefetch: batches that samplers keep ready, at least one a sampler. One batch that the
+                learner holds, and one that each sampler fills, come on top.
             selector: which items: `Uniform()` by default, `Prioritized`, `Fifo`, `Epochs`, or one
                 of your own.
             transform: a function over the batch, run by the samplers, and the fields that it
                 writes.
             limiter: how learner and actors wait for each other: `SamplesPerInsert`, or by default
                 `MinSize`.
-            min_size_to_sample: rows that must be there before the first batch is drawn, or a full
-                ring; at most `capacity_rows`. Short for `limiter=MinSize(...)`; 1 by default.
+            min_size_to_sample: rows that the first batch waits for, unless the ring is full before;
+                at most `capacity_rows`. Short for `limiter=MinSize(...)`; 1 by default.
             timeout_s: how long a step of the loop waits for a batch before it raises `WaitTimeout`;
-                None for ever.
+                None: for ever.
             max_restarts, start_timeout_s, grace_s: as for `actors`.
 
         Raises:
@@ -404,29 +408,29 @@ class Replay:
         return Batches(engine.new_stream(stream_config, self._opened))
 
     def add(self, /, *, priority: Any = None, **row: Any) -> Coroutine[Any, Any, int | Indices]:
-        """Write one row from this process; its index. It can be sampled when this returns.
+        """Write one row from this process; its index. Samplers can draw the row when this returns.
 
-        With a spec of steps: one step of one environment, or of a vector of them, as `Actor.add`
-        takes it; the index of its row, or (L,) int64. Steps handed in from this process are one
-        stream.
+        With a spec of steps: one step of one environment, or of a vector of environments, as for
+        `Actor.add`. Returns the index of its row, or (L,) int64. All steps that this process hands
+        in are one stream.
 
-        Waits for another `add` or `extend`, and where a limiter or selector lets no row in before
+        Waits for another `add` or `extend`, and while a limiter or selector lets no row in before
         the learner takes a batch. Cancelled meanwhile: nothing was written.
 
         The row gets the values that its arrays hold when the call begins to run, see `Actor.add`.
 
         Raises:
             SpecMismatch: the row does not fit the spec. Nothing was written.
-            Stalled: it would wait for a batch that cannot be made without more rows. Nothing was
-                written. If a learner waits for that batch it is the learner who gets this error.
+            Stalled: the call would wait for a batch that cannot be made without more rows. Nothing
+                was written. If a learner waits for that batch, the learner gets this error instead.
         """
         return self._opened().local_writer.add(row, priority)
 
     def end_episode(self, environments: Any = None) -> None:
-        """As `Actor.end_episode`, for the steps that `add` and `extend` take in this process.
+        """End the episode, as `Actor.end_episode` does, for the steps that this process hands in.
 
         Raises:
-            ValueError: `environments` is no choice of them; or the spec is not one of steps.
+            ValueError: `environments` does not name environments, or the spec is not one of steps.
                 Nothing has changed.
         """
         self._opened().local_writer.break_off(environments)
@@ -445,14 +449,16 @@ class Replay:
     ) -> Coroutine[Any, Any, Indices]:
         """Write n rows from this process, all or none; their indices, (n,) int64.
 
-        Waits as `add` does, until all of them may be written. More than 16 MiB are written off the
-        loop.
+        Waits as `add` does, until all rows may be written. A call with more than 16 MiB writes off
+        the loop.
 
-        The rows get the values that the columns hold when the call begins to run: so columns of 16
-        MiB to 1 GiB are copied first (0.1 s a GiB), unless they are read-only or converted; larger
-        ones are written on the loop. Cancelled before the copy begins: none were written;
-        meanwhile: all of them, and the cancellation is delivered after that. (If a stream with
-        `Fifo` or `Epochs` is opened during the copy, it may have to wait for room in between.)
+        The rows get the values that the columns hold when the call begins to run. For that, columns
+        of 16 MiB to 1 GiB are copied first (0.1 s a GiB), unless they are read-only or converted.
+        Larger ones are written on the loop.
+
+        Cancelled before the copy begins: no row was written. Cancelled later: all rows are written,
+        then the cancellation is delivered. A stream with `Fifo` or `Epochs` that is opened during
+        the copy may make the call wait for room after it.
 
         Args:
             columns: field name -> array of shape `(n, *field.shape)`, dtype as in the spec, 1 <= n
@@ -464,7 +470,7 @@ class Replay:
             SpecMismatch: a field is missing, extra, or has the wrong shape or dtype. Nothing was
                 written.
             ValueError: more rows than fit, or than a limiter or selector can ever let in at once.
-            Stalled: as of `add`.
+            Stalled: as for `add`.
         """
         return self._opened().local_writer.extend(columns, priorities)
 
@@ -476,19 +482,19 @@ class Replay:
         *,
         transform: Transform | None = None,
     ) -> Batch:
-        """A batch drawn in this process at once, in memory of its own; the same each time under the
-        same seed.
+        """Draw a batch in this process, at once, in memory of its own.
 
-        With `Fifo` or `Epochs` each call goes on where the one before it with this selector ended;
-        from the first one on rows are kept that are still to come, as long as that selector lives.
+        The same seed gives the same batches. With `Fifo` or `Epochs` each call goes on where the
+        call before it with the same selector ended. From the first call on, rows that are still to
+        come are kept for as long as that selector lives.
 
         Raises:
-            Stalled: no item can be made of the rows, or there are none; of `Fifo`: too few; of
-                `Epochs`, at the first call: none, or with `drop_last` less than a batch. When rows
-                were added, the same call gives them.
-            EndOfEpochs: of `Epochs`: all of them were given.
-            ValueError, TypeError: an option is not what it should be, or what a selector of your
-                own has drawn.
+            Stalled: the ring has no item, or no row. With `Fifo`: too few items. With `Epochs`, at
+                the first call: no item, or less than a batch with `drop_last`. The same call works
+                when rows were added.
+            EndOfEpochs: `Epochs` has given all items.
+            ValueError, TypeError: an option, or what your own selector has drawn, is not what it
+                should be.
         """
         engine = self._opened()
         count = whole_number("batch_size", batch_size, at_most=engine.config.max_batch_size)
@@ -497,33 +503,32 @@ class Replay:
     def update_priorities(
         self, indices: Indices, priorities: Any, *, max_mean_mix: float = 0.9, mask: Any = None
     ) -> PriorityUpdate:
-        """Give the rows that a batch's items were drawn by new priorities: `batch.indices` and
-        their errors.
+        """Give new priorities to the rows that the items of a batch were drawn by.
 
-        A row that was overwritten meanwhile is recognised by its index, and left out. Of an index
-        that occurs twice the last priority counts. Signs do not matter. A row of priority 0 is not
-        drawn by `Prioritized` any more.
+        Pass `batch.indices` and the errors of the items. A row that was overwritten meanwhile is
+        recognised by its index, and skipped. Where an index occurs twice, its last priority counts.
+        Signs do not matter. `Prioritized` does not draw a row of priority 0 any more.
 
         Args:
             indices: (B,) int64.
-            priorities: (B,), or the errors of sequences, (B, T): then an item's priority is
-                `max_mean_mix` times the largest of them and the rest times their mean (R2D2,
+            priorities: (B,), or the errors of sequences, (B, T). From those, an item's priority is
+                `max_mean_mix` times the largest error plus the rest times their mean (R2D2,
                 Kapturowski et al. 2019, section 2.3).
             max_mean_mix: from 0 to 1.
-            mask: (B, T) bool, which of the errors count; all by default. Of none, an item gets
-                priority 0.
+            mask: (B, T) bool, which of the errors count; all by default. An item without such
+                errors gets priority 0.
 
         Raises:
-            ValueError: not one finite number an item (a tensor that requires a gradient is none:
-                `.detach().cpu()`), a whole number that float64 would round, or no `Prioritized`
-                selector was given to `batches` or `sample` yet and no row came with a priority.
-                Nothing was changed.
+            ValueError: `priorities` is not one finite number an item, or a whole number that
+                float64 would round. For a tensor that requires a gradient pass `.detach().cpu()`.
+                Or no priorities exist: no `Prioritized` was given to `batches` or `sample`, and no
+                row came with a priority. Nothing was changed.
         """
         return self._opened().update_priorities(indices, priorities, max_mean_mix, mask)
 
     def __len__(self) -> int:
-        """Rows that are there, final observations among them. `Uniform` and `Prioritized` draw from
-        these alone."""
+        """Rows in the ring, final observations included; `Uniform` and `Prioritized` draw from
+        these."""
         rows: int = self._opened().ring.rows_now[0]
         return rows
 

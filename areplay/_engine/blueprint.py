@@ -19,7 +19,7 @@ class Blueprint:
     """Makes one engine.
 
     Args:
-        loading: the checkpoint that the engine begins with; None: there is none.
+        loading: the checkpoint that the engine begins with; None: it begins empty.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ from areplay.statistics import SaveResult
 T = TypeVar("T")
 
 MAX_BYTES_PER_S = 100e6
-"""What a save writes a second, by default: about a tenth of a core's work, and less than any disk
+"""What a save writes a second by default: about a tenth of a core's work, and less than any disk
 takes."""
 
 
@@ -119,7 +119,7 @@ def _counters(checkpoint: Checkpoint, seed: int | None) -> Counters:
     counters = Counters(seed)
     try:
         counters.restore(checkpoint.counts, has_new_seed=seed is not None)
-    # numpy has a type of its own for each way in which a state is none
+    # numpy raises another type for each way in which a state is malformed
     except Exception as error:
         raise CheckpointDamaged(
             checkpoint.path, MANIFEST, f"cannot be understood ({error!r})"
@@ -128,7 +128,7 @@ def _counters(checkpoint: Checkpoint, seed: int | None) -> Counters:
 
 
 async def _found(path: str) -> Checkpoint:
-    """The checkpoint that is there now."""
+    """The checkpoint that the directory has now."""
     stop = CancelToken()
     return await in_thread("areplay-files", partial(Checkpoint, path, stop), stop.set)
 
@@ -139,8 +139,7 @@ def _guarded_progress(on_progress: Progress | None) -> Progress | None:
 
 
 def directory_of(path: str | os.PathLike[str]) -> str:
-    """One name for one directory, whatever it is called; it stays the same if links or the working
-    directory change."""
+    """One name for each directory. It stays the same if links or the working directory change."""
     name = os.fspath(path)
     if not isinstance(name, str):
         raise TypeError(f"a checkpoint's path must be text, got {path!r}; use os.fsdecode")

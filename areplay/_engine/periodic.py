@@ -1,4 +1,4 @@
-"""Periodic saves: a context in which a replay is saved every so many seconds."""
+"""Periodic saves: a context in which a replay is saved at a fixed interval."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """Saves of a replay every so many seconds: an async context manager, made by
-    `Replay.checkpoints`."""
+    """Saves a replay at a fixed interval: an async context manager, made by
+    `Replay.checkpoints`.
+
+    It holds the replay.
+    """
 
     def __init__(
         self,
@@ -40,12 +43,12 @@ class Checkpoints:
 
     @property
     def last(self) -> SaveResult | None:
-        """What the last save did that succeeded; None before that."""
+        """What the last successful save did; None before the first."""
         return self._schedule.last
 
     @property
     def failure(self) -> BaseException | None:
-        """Of the last save, if it failed: its error, or what its `on_progress` raised."""
+        """The error of the last save, or what its `on_progress` raised; None if it succeeded."""
         return self._schedule.failure
 
     async def __aenter__(self) -> Checkpoints:
@@ -67,8 +70,9 @@ class Checkpoints:
     ) -> None:
         """Wait for the save that runs, and make one more, as fast as it goes.
 
-        Cancelled meanwhile: what runs is stopped, the checkpoint before is whole. In a process
-        forked from the one that entered it, this returns at once and does nothing.
+        Cancelled meanwhile: the save that runs is stopped, and the checkpoint before is whole. In
+        a process forked from the one that entered the context, this returns at once and does
+        nothing.
         """
         if self._origin is forks.current:
             await self._holdings.leave(kind, self._end)
@@ -83,7 +87,7 @@ class Checkpoints:
 
 
 class _Schedule:
-    """What runs for a context of checkpoints, and does not keep it.
+    """The task that saves for a context of checkpoints. Does not keep the context.
 
     Attributes:
         last, failure: as of `Checkpoints`.
@@ -111,11 +115,11 @@ class _Schedule:
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
-        """The task's."""
+        """The loop of the task; None before `begin`."""
         return None if self._task is None else self._task.get_loop()
 
     def unwatch(self) -> None:
-        """Save nothing more. On the task's loop, or anywhere once that is closed."""
+        """Save nothing more. Call it on the loop of the task, or anywhere once that is closed."""
         if self._task is not None:
             cancel_if_open(self._task)
 

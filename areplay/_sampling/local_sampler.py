@@ -142,6 +142,6 @@ class LocalSampler:
 
 
 def _let_look_again(admission: weakref.ref[Admission]) -> None:
-    """Let writers look again for whom a plan kept rows; their replay may be gone, too."""
+    """Let writers look again that waited for a plan's rows. Their replay may be gone, too."""
     if (living := admission()) is not None:
         living.changed()
