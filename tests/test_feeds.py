@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
+from areplay._base.arrays import Array, Columns, Indices
 from areplay._ingest.admission import Admission
 from areplay._ingest.destination import Destination
 from areplay._ingest.feeds import Feed, Feeds
 from areplay._ingest.inbox import Inboxes
+from areplay._ingest.rate_controller import RateController
 from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
+from areplay.limiters import SamplesPerInsert
 from areplay.spec import Spec
 
 SPEC = Spec(number=((), "int64"))
@@ -109,6 +113,24 @@ def test_feeds_get_their_turn_in_the_order_in_which_they_joined_the_line(scene: 
     assert [inbox.used for inbox in scene.inbox] == [1, 0, 0]
     assert not scene.feeds.leave_line(first)
     assert scene.feeds.take_in_turn(first) and scene.feeds.held() == []
+
+
+def test_steps_that_found_no_block_do_not_count_as_inserted(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their limiter has room for them still; what was written stays counted."""
+    feed, *_ = scene.attach()
+    limiter = RateController(SamplesPerInsert(1.0, 1, 8.0), 2, 0, nullcontext())
+    scene.admission.add(limiter)
+    scene.hand_in(0, 0, 1, 2, 3)
+    write = feed.writer.write
+
+    def write_one(columns: Columns, start: int, stop: int, priorities: Array | None) -> Indices:
+        return write(columns, start, start + 1, priorities)
+
+    monkeypatch.setattr(feed.writer, "write", write_one)
+    assert scene.feeds.take_chunk(feed)
+    assert (limiter.statistics().inserts, feed.inbox.used, scene.streams()) == (1, 3, [[0]])
 
 
 def test_rows_are_never_out_of_sight_while_their_actor_goes(

@@ -614,6 +614,9 @@ async def test_what_a_call_lacks_is_known_while_it_waits_and_after_it_was_refuse
         await waiting
     assert scene.untouched() == before and scene.own.waits() == []
     assert scene.own.lacks is not None and scene.own.lacks.steps == 2
+    with pytest.raises(ValueError, match="do not fit into the error_buffer"):
+        await scene.own.extend(columns(5, 30), None)
+    assert scene.own.lacks is None, "another call was the last thing that happened"
     hopeless = ""
     scene.take_batch()
     await scene.own.add(row(5), None)
