@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 from kit import cancel_at_every_tick, other_task, ticks, until
 
+from areplay._base import forks
 from areplay._ingest import inbox_writer
 from areplay._ingest.actor_config import ActorConfig, ActorProgram
 from areplay._ingest.inbox import Inboxes
 from areplay._processes import waiter as waiter_module
 from areplay._processes.channel import REPORT
 from areplay.actor import Actor
-from areplay.errors import Closed, InboxFull, SpecMismatch, WaitTimeout
+from areplay.errors import Closed, InboxFull, SpecMismatch, WaitTimeout, WrongProcess
 from areplay.spec import Spec
 from areplay.weights import Weights
 
@@ -172,6 +173,22 @@ async def test_a_field_may_have_the_name_of_a_methods_first_argument() -> None:
     await actor.add(self=7)
     assert inboxes.inbox(0).peek()[0]["self"][0] == 7
     inboxes.close()
+
+
+@pytest.mark.parametrize("call", ["add", "extend"])
+async def test_a_process_that_was_forked_during_a_turn_of_the_loop_hands_no_row_in(
+    scene: Scene, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The child must not write into the inbox of its parent."""
+    scene.actor._writer._turns.period_s = 0.0
+    work = scene.actor.extend(columns(0, 2)) if call == "extend" else scene.actor.add(**row(0))
+    task = asyncio.create_task(work)
+    await asyncio.sleep(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(forks, "current", forks.Origin())
+        with pytest.raises(WrongProcess, match="this actor"):
+            await task
+    assert scene.coordinator.used == 0
 
 
 async def test_several_tasks_of_one_actor_may_add_at_once(scene: Scene) -> None:

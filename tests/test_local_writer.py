@@ -387,6 +387,29 @@ async def test_without_a_thread_nothing_stays_admitted(monkeypatch: pytest.Monke
     await scene.close()
 
 
+async def test_a_call_that_has_begun_to_write_ends_it_without_a_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All or none: where a second part gets no thread, it is written on the loop."""
+    monkeypatch.setattr(local_writer_module, "_INLINE_BYTES", 0)
+    scene = Scene(limits=False)
+    write = scene.own.writer.write
+    parts: list[int] = []
+
+    async def off_loop(work: Callable[[], Any]) -> Any:
+        """Writes two rows, then has no thread."""
+        parts.append(scene.inserted)
+        if len(parts) > 1:
+            raise ResourceUnavailable("starting a thread", "Replay.extend", "refused")
+        columns, start, _, priorities = work.args  # type: ignore[attr-defined]
+        return write(columns, start, start + 2, priorities)
+
+    monkeypatch.setattr(scene.own, "_off_loop", off_loop)
+    indices = await scene.own.extend(columns(0, 5), None)
+    assert (parts, scene.numbers(), len(set(indices.tolist()))) == ([0, 2], [0, 1, 2, 3, 4], 5)
+    await scene.close()
+
+
 @pytest.mark.parametrize("keeps", [False, True])
 async def test_more_rows_than_the_buffer_can_ever_take_are_refused(keeps: bool) -> None:
     """With nothing changed; the largest part that can be is taken in its turn."""
