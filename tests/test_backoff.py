@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from areplay._processes import backoff
-from areplay._processes.backoff import SleepBackoff, YieldTimer
+from areplay._processes.backoff import SleepBackoff, YieldTimer, poll
 
 
 def test_a_turn_is_due_once_a_period(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,3 +49,25 @@ def test_naps_grow_with_the_time_napped_and_end(monkeypatch: pytest.MonkeyPatch)
         assert not napper.nap()
         assert 0.1 < sum(naps) < 0.11
         napper.reset()
+
+
+async def test_polling_insists_after_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks once a millisecond, and says so when that has gone on for long."""
+    now = 100.0
+    pauses: list[float] = []
+    asked: list[bool] = []
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        pauses.append(seconds)
+        now += 0.4
+
+    def is_done(insist: bool) -> bool:
+        asked.append(insist)
+        return insist
+
+    monkeypatch.setattr(backoff.time, "monotonic", lambda: now)
+    monkeypatch.setattr(backoff.asyncio, "sleep", sleep)
+    await poll(is_done)
+    assert asked == [False, False, False, True]
+    assert pauses == [0.001] * 3

@@ -92,6 +92,8 @@ def test_rates_are_differences_by_the_replays_clock() -> None:
     )
     assert rates(now, before)["batches"][1]["batches_per_s"] == 3.0
     assert rates(before, now)["rows_per_s"] == 0.0, "never less than nothing"
+    stream["learner_waited_s"] += 100.0
+    assert rates(now, before)["batches"][0]["waiting_share"] == 1.0, "never more than all the time"
 
 
 def test_the_picture_shows_the_state_in_lines_that_fit() -> None:
@@ -224,6 +226,20 @@ def test_who_failed_has_the_name_that_it_has_above() -> None:
     assert sorted(named) == ["actor 0.0", "actor 2.0", "sampler 3.0", "sampler 4.0"]
     for name in named:
         assert re.search(rf"^{name} +\d+ +alive", text, re.MULTILINE), name
+
+
+def test_the_latest_failures_are_shown_in_their_order() -> None:
+    """Eight of them, the last one below: a screen has no room for all."""
+    (actor,) = WHOLE.actors
+    times = [5, 11, 3, 9, 1, 7, 2, 8, 4, 10]
+    actors = tuple(
+        dataclasses.replace(
+            actor, index=k, last_failure=areplay.ChildExit(time, 1, "boom", float(time))
+        )
+        for k, time in enumerate(times)
+    )
+    ended = re.findall(r"\(pid (\d+)\) ended with", shown(answer(actors=actors)))
+    assert [int(pid) for pid in ended] == [3, 4, 5, 7, 8, 9, 10, 11]
 
 
 def test_an_empty_replay_has_a_picture_too() -> None:
