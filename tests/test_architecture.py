@@ -269,7 +269,9 @@ def test_a_module_begins_with_what_it_is_about(module: str) -> None:
     """A docstring of its own, and none so long that it cannot be read at once."""
     text = ast.get_docstring(tree_of(module))
     assert text and len(text.splitlines()[0]) <= 120
-    assert len(PATHS[module].read_text().splitlines()) <= 760
+    # Half of `replay` is what users read of its calls.
+    longest = 560 if module == "replay" else 415
+    assert len(PATHS[module].read_text().splitlines()) <= longest
 
 
 def test_what_is_public_is_listed_and_documented() -> None:
