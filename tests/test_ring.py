@@ -718,9 +718,8 @@ def test_a_writer_that_was_lapped_before_it_had_the_lock_leaves_the_newer_block(
             assert rig.ring.block(place)[0] == 8
         return try_exclusive(place)
 
-    monkeypatch.setattr(
-        slow, "_locks", types.SimpleNamespace(try_exclusive=late, release=slow._locks.release)
-    )
+    late_locks = types.SimpleNamespace(try_exclusive=late, release=slow._locks.release)
+    monkeypatch.setattr(slow._places, "_locks", late_locks)
     slow_rows = rig.columns(8)
     number_of.update(
         zip(slow.write(slow_rows, 0, 8).tolist(), slow_rows["number"].tolist(), strict=True)

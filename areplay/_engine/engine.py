@@ -89,8 +89,7 @@ class Engine:
         self.groups: Living[ActorGroup] = Living()
         self.streams: Living[Stream] = Living()
         self.resumable: list[StreamState] = []
-        self.registry = WriterRegistry()
-        self.registry.has_given_size = config.has_given_block_rows
+        self.registry = WriterRegistry(has_given_size=config.has_given_block_rows)
         self._memory = contextlib.ExitStack()  # gives it back, what was opened last first
         with contextlib.ExitStack() as undo:
             undo.callback(self._memory.close)

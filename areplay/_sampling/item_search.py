@@ -31,10 +31,10 @@ _LEAST_SHARE = 1 / 64
 # A search with a limit may draw as many rows as for 16 items, however few it wants: some unlucky
 # draws are no reason to give up.
 _FEW_ITEMS = 16
-# After so many draws in a row of a user's selector without an item the search gives up: `sample`
-# blocks its caller's loop, and such a selector may draw a few rows at a time, or slowly.
+# The search gives up after 100 draws in a row of a user's selector without an item: `sample` blocks
+# its caller's loop, and such a selector may draw a few rows at a time, or slowly.
 _ROUNDS_OF_THE_USERS = 100
-# After each row was drawn so often on average without an item the search gives up: the probability
+# The search gives up after each row was drawn 16 times on average without an item: the probability
 # of missing an item is e^-16.
 _DRAWS_A_ROW = 16
 _LEAST_VALID_SHARE = 1e-4

@@ -23,12 +23,12 @@ _TARGET_BLOCKS = 256
 # a writer makes some 450,000 rows a second in blocks of 4, 13 million in blocks of 512
 _LEAST_ROWS = 4
 _MOST_STREAMS = 1_024  # for which blocks can be small enough in any ring that is not tiny
-_SHARE_OPEN = 12  # one row in so many may be in blocks that streams have open
-# so many more streams are expected to end in a lap as have ended; each split takes a lap to show
+_SHARE_OPEN = 12  # one row in 12 may be in blocks that streams have open
+# For each stream that ended in a lap, four more are expected to: a split takes a lap to show.
 _ENDED_AHEAD = 4
 
 FEW_STREAMS = 3
-"""So few make no blocks smaller, and nobody is warned of them: much of the ring is theirs only if
+"""Up to 3 streams make no blocks smaller and cause no warning: much of the ring is theirs only if
 it is tiny."""
 MAX_SHARE_UNUSED = 0.1
 """The share of the capacity that may stay unused before a warning says so."""
@@ -59,7 +59,7 @@ def most_streams(capacity_rows: int, block_rows: int) -> int:
 def fitting_block_rows(
     capacity_rows: int, block_rows: int, finest_rows: int, streams: int, ended: int
 ) -> int:
-    """The size of block that so many streams want: the present one, or that halved some times.
+    """The size of block that `streams` streams want: the present one, or that halved some times.
 
     Args:
         ended: streams that ended within the last lap and left a block in part empty.

@@ -92,6 +92,9 @@ class WriterRegistry:
     """What the writers of one ring share, in the owner's process: a lock, held for a few stores at
     a time.
 
+    Args:
+        has_given_size: whether the user has said how large blocks are.
+
     Attributes:
         lock: for callers for whom `with registry` is too slow.
         skipped: places of blocks that were due to be recycled, but were held or pinned. Their rows
@@ -105,7 +108,7 @@ class WriterRegistry:
             while there is no table of priorities.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_given_size: bool = False) -> None:
         self.lock = forks.register_lock(threading.Lock())
         self.skipped: set[int] = set()
         # Replaced as a whole: other threads go through them meanwhile.
@@ -120,18 +123,9 @@ class WriterRegistry:
         # Up to so many streams blocks need not be split, or cannot be.
         self._served = 0
         self._is_split_due = False
-        self._warnings = UnusedRoomWarnings()
+        self._warnings = UnusedRoomWarnings(has_given_size)
 
     # The size of blocks.
-
-    @property
-    def has_given_size(self) -> bool:
-        """Whether the user has said how large blocks are."""
-        return self._warnings.has_given_size
-
-    @has_given_size.setter
-    def has_given_size(self, has_given: bool) -> None:
-        self._warnings.has_given_size = has_given
 
     def begin_use(self, ring: RegisteredRing) -> None:
         """Begin a write, a sample or a save: blocks stay as large as they are until `end_use`.
@@ -261,7 +255,7 @@ class WriterRegistry:
             self.pins = tuple(other for other in self.pins if other is not one)
 
     def drop_pins(self) -> None:
-        """Recycle blocks from now on, whoever pins them."""
+        """Recycle all blocks from now on, pinned or not."""
         with self:
             self.pins = ()
 

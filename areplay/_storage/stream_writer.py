@@ -5,9 +5,7 @@ Who writes and who reads the shared words, and in which order, stands in `arepla
 
 from __future__ import annotations
 
-import logging
 import math
-import time
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,15 +15,12 @@ from areplay._base.arrays import Array, Columns, Indices
 from areplay._base.failpoints import failpoint
 from areplay._shm.memory_order import fence, order
 from areplay._shm.range_locks import BlockLocks
+from areplay._storage.place_claims import PlaceClaims
 from areplay._storage.registry import WriterRegistry
 from areplay._storage.ring import Ring
 from areplay._storage.row_writer import RowWriter
 from areplay.errors import WouldBlock
 
-logger = logging.getLogger(__name__)
-
-# The rest after a lap in which every block was held: few blocks, and writers in each.
-_ALL_HELD_S = 0.001
 # The last step of an episode, and its final observation.
 _FEW_ROWS = 2
 _NO_ROW = -1
@@ -46,6 +41,7 @@ class StreamWriter:
         self._ring = ring
         self._locks = locks
         self._registry = registry
+        self._places = PlaceClaims(ring, locks, registry)
         # The index of the next row, in the open block; -1 if there is no open block.
         self._next = _NO_ROW
         # The index of the last row; -1 if the stream has none.
@@ -105,7 +101,7 @@ class StreamWriter:
                 for listener in registry.listeners:
                     listener.written(at, n, part)
                 if place in registry.skipped:  # the ring passed it by while we wrote
-                    self._tell_cleared(place)
+                    self._places.tell_cleared(place)
             finally:
                 self._locks.release(place)
             written.append(np.arange(first, first + n))
@@ -262,7 +258,7 @@ class StreamWriter:
             self.close_block()  # a full block was closed when its last row was published
         return self._open_new_block()
 
-    # A new block: claim_place, retire_block, link_block.
+    # A new block: claim a place, retire_block, link_block.
 
     def _open_new_block(self) -> int:
         """Recycle the oldest block that is neither held nor pinned; its place, locked exclusively
@@ -273,7 +269,7 @@ class StreamWriter:
         """
         ring = self._ring
         registry = self._registry
-        serial = self._claim_place()
+        serial = self._places.claim(self._reserved)
         place = serial % ring.blocks
         with registry.lock:
             self._retire_block(place)
@@ -283,94 +279,10 @@ class StreamWriter:
                 registry.reserved -= 1
         # The non-temporal stores of a large copy could overtake the end of -1.
         fence()
-        self._tell_cleared(place)
+        self._places.tell_cleared(place)
         self._next = serial * ring.block_rows
         failpoint("ring.recycle")
         return place
-
-    def _claim_place(self) -> int:
-        """Take serials until the place of one can be locked exclusively; that serial.
-
-        A place that a reader or another writer holds, or that is pinned, is skipped for a lap: a
-        writer waits for no process.
-
-            serials      ... 20   21   22   23 ...          next_serial = 20
-            places            0    1    2    3
-                           pinned held free                 20 and 21 are skipped, 22 is claimed
-        """
-        ring = self._ring
-        attempt = 0
-        while True:
-            attempt += 1
-            if attempt % ring.blocks == 0:
-                time.sleep(_ALL_HELD_S)
-            with self._registry.lock:
-                serial, skipped = self._take_serial()
-            for passed in skipped:
-                self._tell_cleared(passed)
-            place = serial % ring.blocks
-            if self._locks.try_exclusive(place):
-                # Before we had the lock, others may have gone once around the ring and written a
-                # newer block there. From now on they find it locked.
-                is_lapped = serial < ring.next_serial[0] - ring.blocks
-                # Or its writer may have written more to it, and those rows are pinned.
-                if not is_lapped and not self._is_pinned(place):
-                    return serial
-                self._locks.release(place)
-                if is_lapped:
-                    continue
-            self._skip_held(place)
-
-    def _take_serial(self) -> tuple[int, list[int]]:
-        """Take the serial of the next place that is not pinned. Under the registry.
-
-        Returns:
-            the serial, and the places that are skipped from now on.
-
-        Raises:
-            WouldBlock: all places are pinned, or promised to other writers. Nothing changed.
-        """
-        ring = self._ring
-        registry = self._registry
-        serial: int = ring.next_serial[0]
-        skipped: list[int] = []
-        pinned = registry.pinned()
-        if pinned is not None:
-            if not registry.has_place_among(pinned, registry.reserved - self._reserved):
-                raise WouldBlock("all blocks are pinned")
-            free = np.flatnonzero(~pinned)
-            distance = int(((free - serial) % ring.blocks).min())
-            passed = [number % ring.blocks for number in range(serial, serial + distance)]
-            skipped = [place for place in passed if self._skip(place)]
-            serial += distance
-        ring.next_serial[0] = serial + 1
-        return serial, skipped
-
-    def _skip_held(self, place: int) -> None:
-        """Leave a block that a reader or another writer holds for another lap."""
-        with self._registry.lock:
-            is_new = self._skip(place)
-        if is_new:
-            self._tell_cleared(place)
-        # A process that does not let go is named once.
-        level = logging.WARNING if is_new else logging.DEBUG
-        logger.log(
-            level,
-            "block %d is held by process %d, left for another lap",
-            place,
-            self._locks.holder(place),
-        )
-
-    def _skip(self, place: int) -> bool:
-        """Take the block in that place out of every reader's range until it is due again; whether
-        it was in range before. Under the registry."""
-        registry = self._registry
-        registry.streams.close_place(place)
-        if place in registry.skipped:
-            return False
-        registry.skipped.add(place)
-        self._ring.rows_now[0] -= self._ring.block(place)[1]
-        return True
 
     def _retire_block(self, place: int) -> None:
         """End the block in that place. Under the registry."""
@@ -397,16 +309,3 @@ class StreamWriter:
         if last_serial >= 0 and ring.block(last_place)[0] == last_serial:
             following[last_place] = serial
         self._registry.streams.set_place(self.stream, place)
-
-    def _is_pinned(self, place: int) -> bool:
-        if not self._registry.pins:
-            return False
-        with self._registry:
-            pinned = self._registry.pinned()
-            return pinned is not None and bool(pinned[place])
-
-    def _tell_cleared(self, place: int) -> None:
-        """Tell the listeners that nothing is drawn any more by the rows in that place."""
-        block_rows = self._ring.block_rows
-        for listener in self._registry.listeners:
-            listener.cleared(place * block_rows, block_rows)

@@ -16,14 +16,16 @@ class UnusedRoomWarnings:
     """Warnings of one ring: noted under the registry's lock, and logged outside it, since a slow
     log must not hold up the writers.
 
+    Args:
+        has_given_size: whether the user has said how large blocks are.
+
     Attributes:
         unsaid: warnings that are still to be logged.
-        has_given_size: whether the user has said how large blocks are.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, has_given_size: bool) -> None:
         self.unsaid: deque[tuple[object, ...]] = deque()
-        self.has_given_size = False
+        self._has_given_size = has_given_size
         self._warned_streams = 0
 
     def note(
@@ -50,7 +52,7 @@ class UnusedRoomWarnings:
             return
         self._warned_streams = 2 * (streams + ended)
         smaller = fitting_block_rows(capacity_rows, block_rows, finest_rows, streams + ended, 0)
-        if self.has_given_size:
+        if self._has_given_size:
             remedy = f"lower block_rows from {block_rows}, or leave it out"
         # Restarts: samplers hold the size, whether they or the actors came first.
         elif smaller < block_rows and ended > streams:

@@ -32,7 +32,7 @@ class Window:
         forward: rows after it; fewer where the episode ends, and then the last one holds the final
             observation.
         period: only steps whose number in their episode is a multiple of it.
-        min_steps: only those from which so many steps can be made before the episode ends,
+        min_steps: only those from which the episode goes on for at least `min_steps` steps,
             themselves included.
         across_episodes: after an episode's end go on with the next one of the same environment,
             without its final observation.
@@ -115,8 +115,8 @@ class Windows:
 
     @property
     def steps(self) -> Indices:
-        """(B,) int64: how many steps there are from the row on, itself included; its final
-        observation is none."""
+        """(B,) int64: how many steps there are from the row on, itself included. A final
+        observation does not count."""
         if not self.spec.is_steps:
             return np.ones(len(self), np.int64)
         is_final = self.columns[NEXT_OFFSET].take(self.positions[:, -1], mode="clip") < 0
