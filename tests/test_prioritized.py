@@ -506,11 +506,24 @@ async def test_streams_that_are_gone_leave_their_exponents_to_others() -> None:
         await replay.extend({"x": np.arange(4)})
         selector = areplay.Prioritized(1.0, 0.25)
         kept = replay.batches(batch_size=4, selector=areplay.Prioritized(1.0, 0.75))
-        for _ in range(2_000):
+        for _ in range(1_100):
             replay.sample(4, selector=selector)
-        for _ in range(1_500):
-            await replay.batches(batch_size=4, selector=selector).close()
+        closed = [replay.batches(batch_size=4, selector=selector) for _ in range(2)]
+        for _ in range(1_100):
+            await closed[-1].close()
+            closed.append(replay.batches(batch_size=4, selector=selector))
         assert kept.importance_sampling_exponent == 0.75
+
+
+async def test_a_closed_stream_has_the_exponent_that_it_had_last() -> None:
+    """Though its place is another stream's by then, which it does not reach."""
+    async with areplay.Replay(PLAIN, 64, seed=3) as replay:
+        closed = replay.batches(batch_size=4, selector=areplay.Prioritized(1.0, 0.25))
+        await closed.close()
+        other = replay.batches(batch_size=4, selector=areplay.Prioritized(1.0, 0.75))
+        assert closed.importance_sampling_exponent == 0.25
+        closed.importance_sampling_exponent = 0.5
+        assert other.importance_sampling_exponent == 0.75
 
 
 def test_options_are_values() -> None:

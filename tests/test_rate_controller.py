@@ -37,6 +37,7 @@ def test_a_controller_is_named_by_the_numbers_that_hold() -> None:
     assert repr(controller).endswith("error_buffer=112)")
     controller.replace(SamplesPerInsert(2.0, 5, 7.0))
     assert repr(controller) == "SamplesPerInsert(2, min_size_to_sample=5, error_buffer=7)"
+    assert (controller.limiter, controller.buffer_steps) == (SamplesPerInsert(2.0, 5, 7.0), 7)
 
 
 def test_the_default_buffer_is_sixteen_batches_and_sixteen_inserts() -> None:
