@@ -19,6 +19,7 @@ import numpy as np
 
 import areplay
 from areplay._sampling.batch_memory import BatchArrays
+from areplay._sampling.bound_selector import UniformSelector
 from areplay._sampling.reader import Reader
 from benchmarks.flows import wait_rows
 from benchmarks.harness.figures import Figure, Target, medians, ratios
@@ -128,9 +129,9 @@ def _assembling(
     """What a sampler does for a batch: draw, find the windows, put together, check; into one
     place."""
     ring = replay._opened().ring
-    reader = Reader(
-        ring, ring.block_locks(), item, areplay.Uniform(), np.random.default_rng(0), most_at_once=8
-    )
+    selector = UniformSelector(areplay.Uniform())
+    rng = np.random.default_rng(0)
+    reader = Reader(ring, ring.block_locks(), item, selector, rng, most_at_once=8)
     out = BatchArrays.empty(options.batch_size, reader.fields)
     return lambda k: reader.fill(out)
 
