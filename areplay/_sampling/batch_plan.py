@@ -102,13 +102,15 @@ class BatchPlan:
 
 
 class LocalBatchPlan:
-    """BatchPlan to `Replay.sample`, one batch a call."""
+    """Gives the batches of a plan to `Replay.sample`, one a call."""
 
     def __init__(self, name: str, item: Item, batch_plan: BatchPlan) -> None:
-        self._name, self._batch_size = name, batch_plan.batch_size
-        # as it was at the first call
-        self._item, self._identity = item, identity(item, item.window)
-        self._batch_plan: BatchPlan | None = batch_plan  # None when it is over
+        self._name = name
+        self._batch_size = batch_plan.batch_size
+        self._item = item
+        # The item may change after the first call.
+        self._identity = identity(item, item.window)
+        self._batch_plan: BatchPlan | None = batch_plan  # None after its last batch
         self._number = 0
         self._origin = forks.current
         try:
@@ -126,7 +128,7 @@ class LocalBatchPlan:
 
     @property
     def has_batch(self) -> bool:
-        """Whether the next call would get one."""
+        """Whether the next call would get a batch."""
         return self._batch_plan is not None and self._batch_plan.has_batch(self._number)
 
     def next_rows(self, item: Item, batch_size: int) -> Indices:
@@ -166,7 +168,7 @@ class LocalBatchPlan:
         self._batch_plan.on_delivered(self._number)
 
     def close(self) -> None:
-        """Keep nothing any more, and give the memory back. May be called twice. Does nothing in a
+        """Keep no rows any more, and give the memory back. May be called twice. Does nothing in a
         forked child."""
         batch_plan, self._batch_plan = self._batch_plan, None
         if batch_plan is not None and self._origin is forks.current:

@@ -39,7 +39,7 @@ class EpochsSelector(PlannedSelector):
 
 
 class EpochsPlan(BatchPlan):
-    """All entries of the log, in a new order each epoch."""
+    """Gives all entries of the log, in a new order each epoch."""
 
     takes_in = False
 
@@ -57,11 +57,12 @@ class EpochsPlan(BatchPlan):
         self._epochs = option.epochs
         self._drop_last = option.drop_last
         self._seeds = seeds
-        self._order: tuple[int, Indices] = -1, np.empty(0, np.int64)  # of the epoch of that number
+        # The order of one epoch, and the number of that epoch.
+        self._order: tuple[int, Indices] = (-1, np.empty(0, np.int64))
 
     @property
     def _items(self) -> float:
-        """How many there are to deliver in all."""
+        """How many items there are to deliver in all."""
         if self._epochs is None:
             return math.inf if self.log.appended else 0
         items = self._epochs * self.log.appended

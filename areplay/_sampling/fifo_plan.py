@@ -52,7 +52,7 @@ class FifoSelector(PlannedSelector):
 
 
 class FifoPlan(BatchPlan):
-    """As the log goes, each batch `times` times."""
+    """Follows the order of the log, and gives each batch `times` times."""
 
     def __init__(
         self,
