@@ -323,7 +323,7 @@ def test_a_block_that_is_needed_when_its_lock_is_had_stays(rig: Rig) -> None:
         go_on.set()
         assert wrote.wait(20)
 
-    fast._locks = Locks(fast._locks, let_it_go_on)  # type: ignore[assignment]
+    fast._places._locks = Locks(fast._locks, let_it_go_on)  # type: ignore[assignment]
     rig._next = 100
     written = rig.write(fast, 1)
     go_on.set()
@@ -332,7 +332,7 @@ def test_a_block_that_is_needed_when_its_lock_is_had_stays(rig: Rig) -> None:
     assert rig.numbers() == [0, 1, 2, 3]
 
 
-# Watchers.
+# Listeners.
 
 
 def test_watchers_that_leave_while_others_are_told_take_nobody_along(rig: Rig) -> None:
