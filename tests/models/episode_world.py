@@ -201,7 +201,12 @@ class Player:
 
     def close_block(self) -> None:
         """The next row goes into a new block, as when a reader holds the open one for a moment."""
-        getattr(self._hand, "_local_writer", self._hand).writer.close_block()
+        self._hand_writer().close_block()
+
+    def _hand_writer(self) -> StreamWriter:
+        if isinstance(self._hand, OtherStream):
+            return self._hand.writer
+        return self._hand._opened().local_writer.writer
 
     async def play(self, gives_next: bool) -> None:
         """One step of each environment, handed in."""

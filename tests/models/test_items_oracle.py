@@ -625,7 +625,7 @@ def test_items_are_whole_whatever_a_writer_does_meanwhile(
                 monkeypatch.setattr(writer_module, "order", disturbance)
                 monkeypatch.setattr(search_module, "order", disturbance)
                 batches = []
-                for count in [1, 2, 20] * 8:
+                for count in [1, 2, 20] * 16:
                     out, oldest = (
                         BatchArrays.empty(count, reader.fields),
                         world.ring.index_range()[0],
