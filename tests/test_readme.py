@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import re
 import subprocess
@@ -67,15 +68,16 @@ async def test_the_readmes_streams_give_batches() -> None:
     """Each line of the third block is a stream from which a learner gets a batch, with weights if
     it says so."""
     _, _, block = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    streams = re.findall(r"^replay\.batches\((.*)\)(?:  #.*)?$", block, re.MULTILINE)
+    calls = [ast.get_source_segment(block, line) or "" for line in ast.parse(block).body]
+    streams = [call for call in calls if call.startswith("replay.batches(")]
     assert len(streams) == 4
     spec = areplay.Spec(x=((), "float32"))
-    for options in streams:
+    for stream in streams:
         async with areplay.Replay(spec, 100_000) as replay:
             await replay.extend({"x": np.arange(20_000, dtype=np.float32)})
-            async with eval(f"replay.batches({options})") as batches, asyncio.timeout(60):
+            async with eval(stream) as batches, asyncio.timeout(60):
                 batch = await anext(batches)
                 assert batch["x"].shape == (256,)
-                if "Prioritized" in options:
+                if "Prioritized" in stream:
                     assert batch.importance_weights.shape == batch.probabilities.shape == (256,)
                     assert replay.update_priorities(batch.indices, batch["x"] + 1) == (256, 0)

@@ -8,6 +8,7 @@ import math
 import resource
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -229,7 +230,9 @@ async def test_what_a_row_costs_is_the_median_time_of_a_chunk_or_batch_by_its_ro
     class Timed:
         def __init__(self) -> None:
             self.now_s, self.asked = 0.0, list[int]()
-            self._ring = self
+
+        def _opened(self) -> SimpleNamespace:
+            return SimpleNamespace(ring=self)
 
         def index_range(self) -> tuple[int, int]:
             return 100, 400

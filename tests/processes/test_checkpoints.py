@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -175,13 +176,13 @@ async def test_a_fifo_that_is_being_opened_is_saved_as_it_was(
 ) -> None:
     """A save between a load and the moment at which its successor has looked at the rows: nothing
     comes twice."""
-    begin = areplay.Batches._begin_batch_plan
+    begin = BatchPlan.begin
     is_opening, goes_on = threading.Event(), threading.Event()
 
-    def held(batches: areplay.Batches, batch_plan: BatchPlan) -> None:
+    def held(plan: BatchPlan, *args: Any) -> None:
         is_opening.set()
         assert goes_on.wait(30)
-        begin(batches, batch_plan)
+        begin(plan, *args)
 
     async with areplay.Replay(SPEC, 4_000) as replay:
         await replay.extend(rows(OWNER, 1, 0, 1_000))
@@ -191,7 +192,7 @@ async def test_a_fifo_that_is_being_opened_is_saved_as_it_was(
     async with await areplay.Replay.load(tmp_path) as replay:
         stream = replay.batches(batch_size=50, selector=areplay.Fifo(), prefetch=4)
         with monkeypatch.context() as patch:
-            patch.setattr(areplay.Batches, "_begin_batch_plan", held)
+            patch.setattr(BatchPlan, "begin", held)
             opening = asyncio.create_task(stream.__aenter__())
             await until(is_opening.is_set)
             await replay.save(tmp_path)
