@@ -119,8 +119,11 @@ async def main():
     print(actors.alive)
 
 def runs(pid):
-    with open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0] != "Z"
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):  # reaped since it was listed
+        return False
 
 if __name__ == "__main__":
     before = children()
